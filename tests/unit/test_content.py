@@ -1,0 +1,174 @@
+"""What a tool returns becomes content that the Messages API takes, and nothing is lost silently."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime as dt
+import enum
+import json
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from anabranch.content import ResultError, cut, image, text, to_content
+
+
+class Customer(BaseModel):
+    name: str
+    score: float
+
+
+@dataclasses.dataclass
+class Order:
+    id: int
+    at: dt.date
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("value", "content"),
+    [
+        ("plain", "plain"),
+        ("", ""),
+        (None, "null"),
+        (True, "true"),
+        (12, "12"),
+        ([], "[]"),
+        ({"a": 1}, '{"a":1}'),
+        ([1, "two"], '[1,"two"]'),
+        (Customer(name="Ada", score=1.5), '{"name":"Ada","score":1.5}'),
+        ([Order(1, dt.date(2024, 5, 6))], '[{"id":1,"at":"2024-05-06"}]'),
+        (Colour.RED, "red"),
+        ("żółw 🐢", "żółw 🐢"),
+    ],
+)
+def test_a_value_becomes_text_or_json(value: object, content: str) -> None:
+    assert to_content(value) == content
+
+
+def test_nan_and_infinity_become_null_so_that_the_json_is_valid() -> None:
+    found = to_content({"a": float("nan"), "b": [float("-inf")], "c": Customer(name="NaN", score=float("nan"))})
+    assert isinstance(found, str)
+    assert orjson.loads(found) == {"a": None, "b": [None], "c": {"name": "NaN", "score": None}}
+
+
+def test_a_model_configured_to_write_nan_still_gives_valid_json() -> None:
+    class Loose(BaseModel):
+        model_config = ConfigDict(ser_json_inf_nan="constants")
+        score: float
+
+    found = to_content(Loose(score=float("nan")))
+    assert isinstance(found, str)
+    assert orjson.loads(found) == {"score": None}
+
+
+def test_a_lone_surrogate_in_a_text_is_replaced() -> None:
+    found = to_content("broken \ud83d end")
+    assert found == "broken \ufffd end"
+    assert to_content("pair \ud83d\ude00") == "pair 😀"
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [(object(), "object"), ({"f": lambda: 1}, "dict"), ({"a": "\ud800"}, "dict"), (b"\xff\xfe", "bytes")],
+)
+def test_what_has_no_json_is_refused_with_its_type(value: object, named: str) -> None:
+    with pytest.raises(ResultError, match=f"returned a {named}.*should return a string") as caught:
+        to_content(value)
+    caught.value.args[0].encode()
+
+
+def test_a_circular_value_is_refused() -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(ResultError, match="Circular"):
+        to_content(value)
+
+
+def test_blocks_stay_blocks() -> None:
+    picture = image(b"\x89PNG", "image/png")
+    assert picture == {
+        "type": "image",
+        "source": {"type": "base64", "media_type": "image/png", "data": base64.b64encode(b"\x89PNG").decode()},
+    }
+    assert to_content(picture) == [picture]
+    assert to_content([text("see:"), picture]) == [{"type": "text", "text": "see:"}, picture]
+    assert to_content(("see:", picture)) == [{"type": "text", "text": "see:"}, picture]
+
+
+def test_empty_text_blocks_are_left_out_because_the_api_refuses_them() -> None:
+    picture = image(b"x", "image/gif")
+    assert to_content([text(""), picture, text(" \n")]) == [picture]
+    assert to_content([text("")]) == ""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "text", "body": "a tool's own"},
+        {"type": "image", "url": "cat.png"},
+        {"type": "image", "source": {"camera": 3}},
+        {"type": "text", "text": "x", "author": "Ada"},
+        {"type": "order", "id": 1},
+        [{"type": "text", "text": "block"}, {"id": 1}],
+    ],
+)
+def test_data_that_only_looks_like_a_block_becomes_json(value: object) -> None:
+    found = to_content(value)
+    assert isinstance(found, str)
+    assert json.loads(found) == value
+
+
+def test_a_block_that_is_no_json_is_refused() -> None:
+    with pytest.raises(ResultError, match="content block"):
+        to_content({"type": "image", "source": {"type": "base64", "data": b"raw"}})
+
+
+@pytest.mark.parametrize(("data", "media_type"), [(b"x", "image/tiff"), (b"", "image/png"), ("text", "image/png")])
+def test_an_image_that_the_api_refuses_is_refused(data: Any, media_type: str) -> None:
+    with pytest.raises(ResultError, match="image"):
+        image(data, media_type)
+
+
+def test_a_long_text_is_cut_visibly_with_its_original_size() -> None:
+    found = cut("a" * 1_234_567, 32_768)
+    assert found == "a" * 32_768 + "... [cut: 32,768 of 1,234,567 bytes shown]"
+
+
+def test_a_text_that_fits_exactly_is_left_alone() -> None:
+    assert cut("żó", 4) == "żó"
+
+
+@pytest.mark.parametrize("max_bytes", range(1, 12))
+def test_a_cut_never_splits_a_character(max_bytes: int) -> None:
+    found = cut("ż🐢ó水", max_bytes)
+    assert isinstance(found, str)
+    shown = found.split("... [cut")[0]
+    assert "ż🐢ó水".startswith(shown)
+    assert len(shown.encode()) <= max_bytes
+
+
+def test_an_image_over_the_limit_is_replaced_by_a_text_that_says_so() -> None:
+    picture = image(b"x" * 3000, "image/png")
+    size = len(orjson.dumps(picture))
+    assert cut([text("hello"), picture, text("bye")], 100) == [
+        text("hello"),
+        text(f"[image/png of {size:,} bytes not shown: the limit is 100 bytes]"),
+        text("bye"),
+    ]
+    assert cut([picture], size) == [picture]
+
+
+def test_blocks_share_one_limit_and_the_rest_is_counted() -> None:
+    found = cut([text("a" * 60), text("b" * 60), text("c"), text("d")], 100)
+    assert found == [
+        text("a" * 60),
+        text("b" * 40 + "... [cut: 40 of 60 bytes shown]"),
+        text("[cut: 2 more blocks are not shown]"),
+    ]

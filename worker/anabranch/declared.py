@@ -1,0 +1,235 @@
+"""The values that declarations are made of: Limit, Call, Tool, Agent, and the keywords of a tool.
+
+Frozen, and checked when they are made. Must never know an App. `app` makes them and hands them on to users and to
+the tool executor, who import them from there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict, cast, get_args
+
+from anabranch import definition, units
+from anabranch.definition import QUEUE_PATTERN, TOOL_PATTERN, Place
+from anabranch.errors import AnabranchError, DefinitionError
+from anabranch.messages import AgentSpec, Delivery, Json, OnError, ToolSpec
+from anabranch.schema import Arguments
+
+RunIn = Literal["loop", "thread", "process"]
+ToolRef = str | Callable[..., Any]
+"""A tool, by its name or by the decorated function."""
+
+AT_MOST_ONCE_GRACE_S = 60.0
+"""What a call that must not be repeated has beyond its timeout, if its deadline is not declared."""
+
+
+class Retryable(AnabranchError):
+    """Raised by a tool for an error that may pass; `after` is how many seconds to wait before the next try."""
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A budget that the tools of one API share: "50/s", "600/m" or calls a second; `concurrency` is calls at once."""
+
+    name: str
+    rate: str | float
+    concurrency: int | None = None
+
+    def __post_init__(self) -> None:
+        with Place.of_frame(f"limit {self.name!r}", sys._getframe(2)).named():
+            definition.check_name("limit", self.name)
+            units.rate(self.rate)
+            if self.concurrency is not None:
+                definition.whole("concurrency", self.concurrency, 1)
+
+    @property
+    def per_second(self) -> float:
+        return units.rate(self.rate)
+
+
+class _CallLog(logging.LoggerAdapter[logging.Logger]):
+    """Adds the call's fields to each record, beside those that the tool gives."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        return msg, {**kwargs, "extra": {**(self.extra or {}), **(kwargs.get("extra") or {})}}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a tool may know of the call that it serves, through a parameter annotated `Call`.
+
+    `deadline` is epoch seconds. `attempt` is the number of this try, from 1; `dispatch` is more than 1 when the
+    call was lost and published again. The idempotency key is the same for all of them. `log` writes to the
+    logger `anabranch.tool`, with these fields on each record.
+    """
+
+    id: str
+    run_id: str
+    tool: str
+    dispatch: int = 1
+    attempt: int = 1
+    deadline: float = float("inf")
+    tenant: str | None = None
+    idempotency_key: str = ""
+    log: logging.LoggerAdapter[logging.Logger] = field(
+        default=cast("logging.LoggerAdapter[logging.Logger]", None), repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if not self.idempotency_key:
+            object.__setattr__(self, "idempotency_key", self.id)
+        if cast(object, self.log) is None:
+            extra = {
+                "call_id": self.id,
+                "run_id": self.run_id,
+                "tool": self.tool,
+                "dispatch": self.dispatch,
+                "attempt": self.attempt,
+                "tenant": self.tenant,
+            }
+            object.__setattr__(self, "log", _CallLog(logging.getLogger("anabranch.tool"), extra))
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool of this App. `spec` is what agents know of it; the rest is for the worker that runs it."""
+
+    spec: ToolSpec
+    function: Callable[..., Any]
+    run_in: RunIn
+    retries: int
+    concurrency: int | None
+    limit: Limit | None
+    call_parameter: str | None
+    arguments: Arguments
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def bind(self, input: Mapping[str, Json], call: Call) -> dict[str, Any]:
+        """The function's keyword arguments, typed. Raises `ArgumentsError` with a message for the model."""
+        bound = self.arguments.bind(input)
+        return {**bound, self.call_parameter: call} if self.call_parameter else bound
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """An agent of this App."""
+
+    spec: AgentSpec
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+class _Common(TypedDict, total=False):
+    timeout: float | str
+    deadline: float | str | None
+    limit: Limit | None
+    serial_key: str | None
+    read_only: bool
+    delivery: Delivery
+    after: Sequence[ToolRef]
+    on_error: OnError
+    max_result: int | str
+
+
+class ToolOptions(_Common, total=False):
+    """The keywords of `App.tool`; durations are seconds or "10s", sizes bytes or "32kB"."""
+
+    queue: str
+    name: str | None
+    description: str | None
+    concurrency: int | None
+    retries: int
+    run_in: RunIn | None
+
+
+class RemoteOptions(_Common, total=False):
+    """The keywords of `App.remote_tool` besides the queue and the schema."""
+
+    description: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """The keywords of a tool with their defaults; `spec` checks them."""
+
+    queue: str = "default"
+    name: str | None = None
+    description: str | None = None
+    limit: Limit | None = None
+    concurrency: int | None = None
+    read_only: bool = False
+    timeout: float | str = 10.0
+    deadline: float | str | None = None
+    retries: int = 0
+    serial_key: str | None = None
+    delivery: Delivery = "at_least_once"
+    after: Sequence[ToolRef] = ()
+    on_error: OnError = "return"
+    run_in: RunIn | None = None
+    max_result: int | str = "256kB"
+
+    def spec(self, name: str, description: str | None, schema: dict[str, Json], known: Mapping[Any, str]) -> ToolSpec:
+        self._check(name, description)
+        if self.serial_key is not None and self.serial_key not in schema.get("properties", {}):
+            raise DefinitionError(f"serial_key={self.serial_key!r} is none of {list(schema.get('properties', {}))}")
+        timeout_s = definition.seconds("timeout", self.timeout)
+        grace_s = timeout_s + AT_MOST_ONCE_GRACE_S if self.delivery == "at_most_once" else None
+        return ToolSpec(
+            name=name,
+            queue=self.queue,
+            description=(description or "").strip() or name.replace("_", " "),
+            input_schema=schema,
+            timeout_s=timeout_s,
+            deadline_s=grace_s if self.deadline is None else definition.seconds("deadline", self.deadline),
+            limit=self.limit.name if self.limit else None,
+            delivery=self.delivery,
+            serial_key=self.serial_key,
+            read_only=self.read_only,
+            after=definition.tool_names("after", self.after, known),
+            on_error=self.on_error,
+            max_result=definition.size("max_result", self.max_result),
+        )
+
+    def _check(self, name: str, description: str | None) -> None:
+        definition.check_name("tool name", name, TOOL_PATTERN)
+        definition.check_name("queue", self.queue, QUEUE_PATTERN)
+        definition.one_of("delivery", self.delivery, get_args(Delivery))
+        definition.one_of("on_error", self.on_error, get_args(OnError))
+        definition.boolean("read_only", self.read_only)
+        definition.whole("retries", self.retries, 0)
+        if self.concurrency is not None:
+            definition.whole("concurrency", self.concurrency, 1)
+        if self.limit is not None and not isinstance(self.limit, Limit):
+            raise DefinitionError(f"limit={self.limit!r} must be a Limit, such as Limit('crm', '50/s')")
+        if self.delivery == "at_most_once" and self.retries:
+            raise DefinitionError(
+                f"retries={self.retries} contradicts delivery='at_most_once', which never starts a call twice: drop one"
+            )
+        if description is not None and not isinstance(description, str):
+            raise DefinitionError(f"description={description!r} must be a text")
+
+    def run_in_of(self, function: Callable[..., Any]) -> RunIn:
+        coroutine = inspect.iscoroutinefunction(function)
+        run_in = self.run_in if self.run_in is not None else ("loop" if coroutine else "thread")
+        definition.one_of("run_in", run_in, get_args(RunIn))
+        if coroutine and run_in != "loop":
+            raise DefinitionError(f"run_in={run_in!r} is for plain functions: drop `async`, or drop run_in")
+        local = "<locals>" in function.__qualname__ or function.__name__ == "<lambda>"
+        if run_in == "process" and local:
+            raise DefinitionError(
+                "run_in='process' needs a function that another process can import: move it to the top of its module"
+            )
+        return run_in

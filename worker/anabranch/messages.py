@@ -1,0 +1,494 @@
+"""What travels: requests, events of the run log, tool calls, responses, registry entries.
+
+Frozen values and nothing else: no I/O, no clock, and no import of ours. `codec` turns them into
+records and back; `schemas/` is generated from the types in `BODIES`. Times are epoch seconds as floats,
+durations are seconds, sizes are bytes, offsets are ints.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+NAME_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+_NAME = re.compile(NAME_PATTERN, re.ASCII)
+
+
+def says(text: str) -> Any:
+    """What the schemas tell of a field."""
+    return Field(description=text)
+
+
+Json = Any  # JSON that is not ours: a model's input, a tool's schema, a user's metadata
+Content = str | list[dict[str, Json]]
+Partition = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+Delivery = Literal["at_least_once", "at_most_once"]
+OnError = Literal["return", "abort"]
+ReplyOutcome = Literal["calls", "final", "pause", "stopped"]
+ResultOutcome = Literal["ok", "error", "timeout", "unknown"]
+NoteCode = Literal["rejected", "moved", "duplicate", "cancelled"]
+Status = Literal["completed", "failed", "cancelled", "expired"]
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` can be a run id, a tenant or the name of something."""
+    return _NAME.fullmatch(text) is not None
+
+
+# --- agent.requests -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyTo:
+    """The partition of `agent.responses` that a client reads."""
+
+    partition: Annotated[Partition, says("A partition of agent.responses and of agent.stream")]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """The body of a record in `agent.requests`: run an agent, or (`cancel`) stop a run."""
+
+    run_id: Annotated[Name | None, says("Chosen by the client; the same one again joins the open run")] = None
+    agent: Annotated[Name | None, says("The name of a registered agent")] = None
+    input: Annotated[Content | None, says("The first user message: text, or content blocks")] = None
+    messages: Annotated[list[dict[str, Json]] | None, says("Instead of input: a conversation to go on with")] = None
+    tenant: Annotated[Name | None, says("Whose run it is, for fairness and limits")] = None
+    deadline_s: Annotated[Positive | None, says("Seconds from admission; past it the run ends as expired")] = None
+    max_turns: Annotated[Annotated[int, Field(ge=1)] | None, says("Fewer turns than the agent allows")] = None
+    max_cost_usd: Annotated[Positive | None, says("Fewer dollars than the agent allows")] = None
+    parallel_tool_calls: Annotated[bool | None, says("false: the model may make one call a turn")] = None
+    metadata: Annotated[dict[str, Json] | None, says("Up to 4 kB, echoed in the response")] = None
+    reply_to: Annotated[ReplyTo | None, says("The client's inbox; default: by run id")] = None
+    stream: Annotated[bool | None, says("true: what the model says goes to agent.stream as it speaks")] = None
+    cancel: Annotated[Literal[True] | None, says("With run_id alone: end that run")] = None
+
+
+# --- agent.log --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and money of one model call, or the sum of several."""
+
+    input_tokens: Annotated[int, says("Tokens read at full price")] = 0
+    output_tokens: Annotated[int, says("Tokens written")] = 0
+    cache_read_input_tokens: Annotated[int, says("Tokens read from the cache")] = 0
+    cache_creation_input_tokens: Annotated[int, says("Tokens written to the cache")] = 0
+    cost_usd: Annotated[float, says("Dollars, by the configured prices")] = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cache_read_input_tokens + other.cache_read_input_tokens,
+            self.cache_creation_input_tokens + other.cache_creation_input_tokens,
+            self.cost_usd + other.cost_usd,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """The limits of one run, decided at its admission."""
+
+    max_turns: Annotated[int, says("How many turns the run may take")]
+    max_cost_usd: Annotated[float | None, says("How many dollars; null: no limit")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The body of `run.requested`. `deadline` and `requested_at` are epoch seconds."""
+
+    request: Annotated[RunRequest, says("The request as it was admitted")]
+    revision: Annotated[str, says("The agent's revision that the run keeps")]
+    deadline: Annotated[float, says("Epoch seconds")]
+    limits: Annotated[RunLimits, says("The run's own limits")]
+    requested_at: Annotated[float, says("Epoch seconds of the request's record")]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    """One entry of a reply's plan. `after` holds call ids; `rejected` is the text of an error result."""
+
+    call_id: Annotated[str, says("<run_id>/<turn>.<attempt>/<index>; opaque to all others")]
+    tool_use_id: Annotated[str, says("The model's id of the call")]
+    tool: Annotated[str, says("The tool's name")]
+    queue: Annotated[str | None, says("Where the call is published; null if it is rejected")] = None
+    key: Annotated[str | None, says("The record's key: the call id, or a hash of the serial key")] = None
+    delivery: Annotated[Delivery, says("What a crash may do to the call")] = "at_least_once"
+    deadline_s: Annotated[float | None, says("Seconds from publication; null: the run's deadline")] = None
+    on_error: Annotated[OnError, says("abort: an error of this call ends the run")] = "return"
+    after: Annotated[list[str], says("Call ids of the same batch that must have their results first")] = field(
+        default_factory=list
+    )
+    rejected: Annotated[str | None, says("Why the call is not run: the text of its error result")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequested:
+    run_id: str
+    life: str
+    after: int
+    request_offset: int
+    opening: Opening
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestNoted:
+    """A request that opened no run. `error` is null, or what its answer will say."""
+
+    run_id: str
+    life: str
+    after: int
+    request_offset: int
+    code: NoteCode
+    error: RunError | None = None
+    reply_to: ReplyTo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReplied:
+    """`body` is the provider's message, verbatim."""
+
+    run_id: str
+    life: str
+    turn: int
+    attempt: str
+    outcome: ReplyOutcome
+    plan: tuple[PlannedCall, ...]
+    usage: Usage
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFailed:
+    run_id: str
+    life: str
+    turn: int
+    attempt: str
+    error: RunError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDiscarded:
+    """A reply that was paid for and could not be used."""
+
+    run_id: str
+    life: str
+    turn: int
+    attempt: str
+    usage: Usage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReturned:
+    """`body` is a `ToolResult` in JSON; it stays bytes until the next model call needs it."""
+
+    run_id: str
+    life: str
+    call_id: str
+    outcome: ResultOutcome
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """The body of `tool.returned`. `started_at` and `finished_at` are epoch seconds."""
+
+    content: Annotated[Content, says("What the model gets: text, or content blocks")]
+    started_at: Annotated[float | None, says("Epoch seconds")] = None
+    finished_at: Annotated[float | None, says("Epoch seconds")] = None
+    tries: Annotated[int, says("How many times the call was tried, from 1")] = 1
+    worker: Annotated[str | None, says("Who executed it")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHandedOff:
+    run_id: str
+    life: str
+    turn: int
+    worker: str
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallsHandedOff:
+    """Names no run: a tool worker tells a partition which of its calls it goes on with."""
+
+    worker: str
+    for_s: float
+    calls: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallLost:
+    """`handoff` is the offset of the hand-off whose time is up."""
+
+    run_id: str
+    life: str
+    call_id: str
+    handoff: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallExpired:
+    run_id: str
+    life: str
+    call_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallDispatched:
+    run_id: str
+    life: str
+    call_id: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionReleased:
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunCancelled:
+    """The only event that may name no life: a client does not know it."""
+
+    run_id: str
+    life: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunExpired:
+    run_id: str
+    life: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownEvent:
+    """A type of a later version, or one whose body cannot be read: it parks its run."""
+
+    type: str
+    run_id: str | None
+    life: str | None
+    reason: str
+
+
+Event = (
+    RunRequested
+    | RequestNoted
+    | ModelReplied
+    | ModelFailed
+    | ModelDiscarded
+    | ToolReturned
+    | ModelHandedOff
+    | CallsHandedOff
+    | CallLost
+    | CallExpired
+    | CallDispatched
+    | PartitionReleased
+    | RunCancelled
+    | RunExpired
+    | UnknownEvent
+)
+
+
+# --- tool.calls.<queue> -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyTopic:
+    """Where a tool worker appends the result."""
+
+    topic: Annotated[str, says("The full name of the run log")]
+    partition: Annotated[Partition, says("The run's partition; to be used as it is")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """The body of a record in `tool.calls.<queue>`. `deadline` is epoch seconds."""
+
+    call_id: Annotated[str, says("Opaque, at most 200 characters")]
+    run_id: Annotated[Name, says("The run that wants the result")]
+    agent: Annotated[Name, says("Its agent")]
+    tenant: Annotated[str | None, says("Its tenant")] = None
+    tool: Annotated[str, says("The tool's name")]
+    input: Annotated[dict[str, Json], says("The arguments; they fit the tool's input_schema")]
+    dispatch: Annotated[int, says("1, and one more each time that a lost call is published again")]
+    deadline: Annotated[float, says("Epoch seconds; past it nobody waits for the result")]
+    idempotency_key: Annotated[str, says("The same for every dispatch and try")]
+    reply: Annotated[ReplyTopic, says("Where the result belongs")]
+
+
+# --- agent.responses ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RunError:
+    code: Annotated[str, says("For programs")]
+    message: Annotated[str, says("For people")]
+
+
+@dataclass(frozen=True, slots=True)
+class TotalUsage:
+    """Over all turns; `discarded` counts, in the same fields, what was paid for and thrown away."""
+
+    input_tokens: Annotated[int, says("Tokens read at full price")] = 0
+    output_tokens: Annotated[int, says("Tokens written")] = 0
+    cache_read_input_tokens: Annotated[int, says("Tokens read from the cache")] = 0
+    cache_creation_input_tokens: Annotated[int, says("Tokens written to the cache")] = 0
+    cost_usd: Annotated[float, says("Dollars, by the configured prices")] = 0.0
+    discarded: Annotated[Usage, says("What was paid for and thrown away")] = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class CallCounts:
+    total: Annotated[int, says("All calls, rejected ones too")] = 0
+    failed: Annotated[int, says("Those with an error result")] = 0
+    batches: Annotated[int, says("Turns that made calls")] = 0
+    widest: Annotated[int, says("The most calls in one turn")] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. `tools_sequential_s` is what the calls would have taken one after another."""
+
+    queued_s: Annotated[float, says("From request to admission")] = 0.0
+    model_s: Annotated[float, says("Waiting for the model")] = 0.0
+    tools_s: Annotated[float, says("Waiting for batches")] = 0.0
+    wall_s: Annotated[float, says("From request to end")] = 0.0
+    tools_sequential_s: Annotated[float, says("The calls' execution times, added up")] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunResponse:
+    """The body of a record in `agent.responses`."""
+
+    run_id: Annotated[str, says("The run")]
+    agent: Annotated[str | None, says("Its agent; null if the request was rejected")]
+    revision: Annotated[str | None, says("The agent's revision")]
+    status: Annotated[Status, says("How it ended")]
+    output: Annotated[str | None, says("The final text of a completed run")] = None
+    content: Annotated[list[dict[str, Json]] | None, says("The final blocks, verbatim, if they are more than text")] = (
+        None
+    )
+    stop_reason: Annotated[str | None, says("The provider's word, verbatim")] = None
+    error: Annotated[RunError | None, says("null if the run completed")] = None
+    usage: Annotated[TotalUsage, says("Over all turns")] = field(default_factory=TotalUsage)
+    turns: Annotated[int, says("How many replies the model gave")] = 0
+    calls: Annotated[CallCounts, says("Tool calls")] = field(default_factory=CallCounts)
+    timing: Annotated[Timing, says("Durations")] = field(default_factory=Timing)
+    metadata: Annotated[dict[str, Json] | None, says("That of the request")] = None
+
+
+# --- agent.stream ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDelta:
+    """The body of a record in `agent.stream`: a piece of text, or a call as the model asks for it."""
+
+    run_id: Annotated[str, says("The run")]
+    turn: Annotated[int, says("The turn, from 1")]
+    attempt: Annotated[str, says("Which model call of the turn; another one starts anew")]
+    type: Annotated[Literal["text", "tool_use"], says("What this is")]
+    text: Annotated[str | None, says("The next piece of text")] = None
+    tool: Annotated[str | None, says("The tool that is being called")] = None
+    tool_use_id: Annotated[str | None, says("The model's id of that call")] = None
+
+
+# --- registry ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """`tool/<name>`: what agents need to know of a tool. `max_result` is bytes; durations are seconds."""
+
+    name: Annotated[str, says("What agents call it")]
+    queue: Annotated[str, says("Its calls are in tool.calls.<queue>")]
+    description: Annotated[str, says("Told to the model")]
+    input_schema: Annotated[dict[str, Json], says("JSON Schema of the arguments")]
+    timeout_s: Annotated[float, says("For each try")] = 10.0
+    deadline_s: Annotated[float | None, says("From publication, waiting and retries included; null: the run's")] = None
+    limit: Annotated[str | None, says("The budget it shares")] = None
+    delivery: Annotated[Delivery, says("What a crash may do to a call")] = "at_least_once"
+    serial_key: Annotated[str | None, says("Calls with the same value of this argument run in order")] = None
+    read_only: Annotated[bool, says("Safe to repeat")] = False
+    after: Annotated[list[str], says("Tools of the same batch that go first")] = field(default_factory=list)
+    on_error: Annotated[OnError, says("abort: an error ends the run")] = "return"
+    max_result: Annotated[int, says("Bytes; longer results are cut")] = 262_144
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLimits:
+    """Defaults of an agent's runs. `deadline_s` counts from the admission of a run."""
+
+    max_turns: Annotated[int, says("Turns of a run")] = 20
+    deadline_s: Annotated[float, says("Seconds from admission")] = 3600.0
+    max_calls_per_turn: Annotated[int, says("Calls beyond it get an error result")] = 64
+    max_cost_usd: Annotated[float | None, says("Dollars of a run; null: no limit")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """`agent/<name>@<revision>`; the revision is a hash of the rest.
+
+    `tool_choice` is null (the model decides), `any`, `none`, or the name of the tool that is forced on the
+    first turn. `parallel` adds the sentence that asks the model for parallel calls.
+    """
+
+    name: Annotated[str, says("What requests call it")]
+    revision: Annotated[str, says("A hash of the rest")]
+    model: Annotated[str, says("The provider's name of the model")]
+    provider: Annotated[str, says("Whose API it is")] = "anthropic"
+    system: Annotated[str, says("The system prompt")] = ""
+    tools: Annotated[list[str], says("Names of tools")] = field(default_factory=list)
+    limits: Annotated[AgentLimits, says("Limits of a run")] = field(default_factory=AgentLimits)
+    max_tokens: Annotated[int, says("Of one reply")] = 8192
+    tool_choice: Annotated[str | None, says("null, any, none or the name of a tool")] = None
+    parallel_tool_calls: Annotated[bool, says("false: one call a turn")] = True
+    parallel_hint: Annotated[bool, says("Ask the model for parallel calls")] = True
+    options: Annotated[dict[str, Json], says("Further fields of the provider's request")] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """`worker/<id>`, written every few seconds; dead after 30 s without."""
+
+    id: Annotated[str, says("The worker")]
+    role: Annotated[Literal["agent", "tool"], says("What it does")]
+    version: Annotated[str, says("Of the package")]
+    started_at: Annotated[float, says("Epoch seconds")]
+    seen_at: Annotated[float, says("Epoch seconds")]
+    queue: Annotated[str | None, says("A tool worker's queue")] = None
+    running: Annotated[int, says("Model or tool calls in flight")] = 0
+    oldest_waiting_s: Annotated[float, says("How long the oldest call has waited here")] = 0.0
+
+
+BODIES: Mapping[str, type] = {
+    "run-request": RunRequest,
+    "run-response": RunResponse,
+    "tool-call": ToolCall,
+    "tool-result": ToolResult,
+    "stream-delta": StreamDelta,
+    "opening": Opening,
+    "planned-call": PlannedCall,
+    "usage": Usage,
+    "run-error": RunError,
+    "tool-spec": ToolSpec,
+    "agent-spec": AgentSpec,
+    "worker-info": WorkerInfo,
+}
+"""The bodies that have a JSON Schema in `schemas/`."""
