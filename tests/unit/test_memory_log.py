@@ -1,0 +1,401 @@
+"""The troubles that the log's double can make, in virtual time. The rest of it is in the conformance suite."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from random import Random
+
+import pytest
+from tests.support.log_worlds import Member, record_for
+from tests.support.virtual import now, virtually
+
+from anabranch.errors import TopicsError
+from anabranch.kafka.memory import Faults, MemoryBroker, MemorySubscription, Timing
+from anabranch.kafka.memory_group import range_assignment
+from anabranch.kafka.seam import Acked, Committed, Place, Subscription
+from anabranch.topics import TopicSpec
+
+LOG = Place("log", 0)
+SPECS = [TopicSpec("log", 2, {"message.timestamp.type": "LogAppendTime"}), TopicSpec("requests", 2, {})]
+
+
+def in_turn(*answers: bool) -> Callable[[], bool]:
+    """These answers one after the other, then False."""
+    left = iter(answers)
+    return lambda: next(left, False)
+
+
+def values(broker: MemoryBroker, place: Place = LOG) -> list[bytes | None]:
+    return [record.value for record in broker.records(place)]
+
+
+async def settled(condition: Callable[[], object]) -> None:
+    """Let virtual time pass until `condition()` holds."""
+    async with asyncio.timeout(3600):
+        while not condition():  # noqa: ASYNC110  # time is virtual: this waits for nothing else
+            await asyncio.sleep(0.001)
+
+
+class Process:
+    """A member of group `g`, subscribed and reading, in a process of its own."""
+
+    def __init__(self, cluster: MemoryBroker, member: Member, topics: Iterable[str] = ("log",)) -> None:
+        self.broker, self.member, self._topics = cluster.another(), member, list(topics)
+        self._leaving = asyncio.Event()
+        self._task = asyncio.create_task(self._live())
+
+    async def _live(self) -> None:
+        async with self.broker.subscribe(self._topics, "g", self.member) as subscription:
+            self.member.subscribed(subscription)
+            running = asyncio.create_task(subscription.run())
+            await self._leaving.wait()
+            subscription.stop()
+            await running
+
+    @property
+    def subscription(self) -> Subscription:
+        return self.member.subscription
+
+    async def begun(self) -> Process:
+        await settled(lambda: self._task.done() or self.member._subscription is not None)
+        return self
+
+    async def end(self) -> None:
+        self._leaving.set()
+        await self._task
+
+
+# --- appending --------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_acknowledgement_writes_the_batch_twice_in_its_order() -> None:
+    async def story() -> tuple[list[Acked], list[bytes | None]]:
+        broker = MemoryBroker(SPECS, faults=Faults(lost_ack=in_turn(True)))
+        async with broker.appender() as appender:
+            acked = await asyncio.gather(*[appender.append(record_for(LOG, value)) for value in (b"1", b"2")])
+        return acked, values(broker)
+
+    acked, written = virtually(story)
+    assert written == [b"1", b"2", b"1", b"2"]
+    assert acked == [Acked(2), Acked(3)]
+
+
+def test_a_record_is_not_written_before_the_copies_of_those_given_earlier() -> None:
+    async def story() -> list[bytes | None]:
+        broker = MemoryBroker(SPECS, faults=Faults(delay=lambda: 1.0, lost_ack=in_turn(True)))
+        async with broker.appender() as appender:
+            first = appender.append(record_for(LOG, b"1"))
+            await asyncio.sleep(1.5)
+            await asyncio.gather(first, appender.append(record_for(LOG, b"2")))
+        return values(broker)
+
+    assert virtually(story) == [b"1", b"1", b"2"]
+
+
+def test_a_blind_acknowledgement_names_no_offset() -> None:
+    async def story() -> Acked:
+        broker = MemoryBroker(SPECS, faults=Faults(blind_ack=in_turn(True)))
+        async with broker.appender() as appender:
+            return await appender.append(record_for(LOG, b"1"))
+
+    assert virtually(story) == Acked(None)
+
+
+def test_delays_take_their_time_on_the_way_there_and_back_and_the_broker_stamps_the_arrival() -> None:
+    async def story() -> tuple[float, int]:
+        broker = MemoryBroker(SPECS, clock=now, faults=Faults(delay=lambda: 2.0))
+        async with broker.appender() as appender:
+            await appender.append(record_for(LOG, b"1"))
+            return now(), broker.records(LOG)[0].timestamp
+
+    acknowledged, stamp = virtually(story)
+    assert acknowledged == pytest.approx(4.0)
+    assert stamp == 2000
+
+
+def test_without_log_append_time_a_record_has_the_time_at_which_it_was_sent() -> None:
+    async def story() -> int:
+        broker = MemoryBroker(SPECS, clock=now, faults=Faults(delay=lambda: 2.0))
+        place = Place("requests", 0)
+        async with broker.appender() as appender:
+            await asyncio.sleep(1.0)
+            await appender.append(record_for(place, b"1"))
+        return broker.records(place)[0].timestamp
+
+    assert virtually(story) == 1000
+
+
+def test_what_is_appended_while_the_link_is_cut_waits_for_it() -> None:
+    async def story() -> tuple[int, list[bytes | None], Acked]:
+        broker = MemoryBroker(SPECS)
+        async with broker.appender() as appender:
+            broker.cut()
+            future = appender.append(record_for(LOG, b"1"))
+            left, before = await appender.flush(60.0), values(broker)
+            broker.mend()
+            return left, before, await future
+
+    assert virtually(story) == (1, [], Acked(0))
+
+
+def test_a_process_that_is_cut_off_for_good_may_have_written_what_it_never_heard_of() -> None:
+    async def story() -> tuple[bool, list[bytes | None]]:
+        cluster = MemoryBroker(SPECS)
+        process = cluster.another(Faults(delay=lambda: 1.0))
+        async with process.appender() as appender:
+            future = appender.append(record_for(LOG, b"1"))
+            await asyncio.sleep(1.5)
+            process.cut()
+        return future.cancelled(), values(cluster)
+
+    assert virtually(story) == (True, [b"1"])
+
+
+# --- groups -----------------------------------------------------------------------------------------------------
+
+
+def test_an_expelled_member_goes_on_until_it_hears_of_it() -> None:
+    async def story() -> tuple[list[int], float]:
+        broker = MemoryBroker(SPECS, timing=Timing(heartbeat_s=3.0))
+        zombie = await Process(broker, Member(begin={LOG: 0})).begun()
+        assert isinstance(zombie.subscription, MemorySubscription)
+        broker.expel(zombie.subscription)
+        async with broker.appender() as appender:
+            await appender.append(record_for(LOG, b"1"))
+        await settled(lambda: zombie.member.got)
+        read = zombie.member.offsets(LOG)
+        await settled(lambda: zombie.member.revocations)
+        learnt = now()
+        await zombie.end()
+        assert [lost for _, lost in zombie.member.revocations] == [True]
+        return read, learnt
+
+    read, learnt = virtually(story)
+    assert read == [0]
+    assert learnt == pytest.approx(3.0, abs=0.1)
+
+
+def test_a_member_that_is_cut_off_is_expelled_after_its_session_and_learns_of_it_when_mended() -> None:
+    async def story() -> None:
+        broker = MemoryBroker(SPECS, timing=Timing(session_s=10.0, request_s=5.0))
+        one = await Process(broker, Member("one")).begun()
+        two = await Process(broker, Member("two")).begun()
+        one.broker.cut()
+        began = now()
+        await settled(lambda: len(two.member.places) == 2)
+        assert now() - began == pytest.approx(10.0, abs=0.1)
+        assert not await one.subscription.commit({LOG: Committed(1, "")})
+        assert one.member.revocations == [(frozenset({LOG, Place("log", 1)}), False)]
+        one.broker.mend()
+        await settled(lambda: len(one.member.places) == len(two.member.places) == 1)
+        assert [lost for _, lost in one.member.revocations] == [False, True]
+        await one.end()
+        await two.end()
+
+    virtually(story)
+
+
+def test_a_commit_that_is_under_way_when_the_generation_changes_is_refused() -> None:
+    async def story() -> bool:
+        cluster = MemoryBroker(SPECS)
+        member = Member()
+        slow = cluster.another(Faults(delay=lambda: 1.0))
+        async with slow.subscribe(["log"], "g", member) as subscription:
+            member.subscribed(subscription)
+            commit = asyncio.create_task(subscription.commit({LOG: Committed(1, "")}))
+            cluster.expel(subscription)
+            confirmed = await commit
+        assert cluster.commits("g") == {}
+        return confirmed
+
+    assert virtually(story) is False
+
+
+def test_a_lost_commit_is_kept_but_not_confirmed() -> None:
+    async def story() -> None:
+        broker = MemoryBroker(SPECS, faults=Faults(lost_commit=in_turn(True)))
+        async with broker.subscribe(["log"], "g", Member()) as subscription:
+            assert not await subscription.commit({LOG: Committed(7, "m")})
+            assert await subscription.committed([LOG]) == {LOG: Committed(7, "m")}
+
+    virtually(story)
+
+
+def test_commits_keep_no_metadata_if_the_cluster_keeps_none() -> None:
+    async def story() -> None:
+        broker = MemoryBroker(SPECS, metadata=False)
+        async with broker.subscribe(["log"], "g", Member()) as subscription:
+            assert await subscription.commit({LOG: Committed(7, "m")})
+            assert await subscription.committed([LOG]) == {LOG: Committed(7, "")}
+
+    virtually(story)
+
+
+def test_metadata_beyond_the_brokers_limit_is_refused() -> None:
+    async def story() -> bool:
+        async with MemoryBroker(SPECS).subscribe(["log"], "g", Member()) as subscription:
+            return await subscription.commit({LOG: Committed(7, "x" * 4097)})
+
+    assert virtually(story) is False
+
+
+def test_who_does_not_give_up_its_places_in_time_is_left_behind() -> None:
+    async def story() -> None:
+        broker = MemoryBroker(SPECS, timing=Timing(rebalance_s=30.0))
+        answers: list[bool] = []
+
+        async def dawdle() -> None:
+            await asyncio.sleep(40.0)
+            answers.append(await slow.subscription.commit({LOG: Committed(1, "")}))
+
+        slow = await Process(broker, Member("slow")).begun()
+        slow.member.on_revoked = dawdle
+        quick = await Process(broker, Member("quick")).begun()
+        assert now() == pytest.approx(30.0, abs=0.1)
+        assert len(quick.member.places) == 2
+        slow.member.on_revoked = None
+        await settled(lambda: len(slow.member.places) == len(quick.member.places) == 1)
+        assert answers == [False]
+        await slow.end()
+        await quick.end()
+
+    virtually(story)
+
+
+def test_a_member_that_died_behind_a_cut_is_missed_after_its_session_only() -> None:
+    async def story() -> float:
+        broker = MemoryBroker(SPECS, timing=Timing(session_s=10.0))
+        dead = await Process(broker, Member("dead")).begun()
+        dead.broker.cut()
+        await dead.end()
+        heir = await Process(broker, Member("heir")).begun()
+        assert len(heir.member.places) == 2
+        await heir.end()
+        return now()
+
+    assert virtually(story) == pytest.approx(10.0, abs=0.1)
+
+
+def test_what_a_listener_raises_ends_run() -> None:
+    class Broken(Member):
+        """Cannot take a second assignment."""
+
+        def assigned(self, places: frozenset[Place]) -> None:
+            super().assigned(places)
+            if len(self.assignments) > 1:
+                raise ZeroDivisionError
+
+    async def story() -> None:
+        broker = MemoryBroker(SPECS)
+        async with broker.subscribe(["log"], "g", Broken()) as subscription:
+            running = asyncio.create_task(subscription.run())
+            broker.expel(subscription)
+            with pytest.raises(ZeroDivisionError):
+                await running
+
+    virtually(story)
+
+
+def test_new_partitions_make_the_group_divide_them() -> None:
+    async def story() -> int:
+        broker = MemoryBroker(SPECS)
+        process = await Process(broker, Member(), ["requests"]).begun()
+        await broker.apply([TopicSpec("requests", 5, {})])
+        await settled(lambda: len(process.member.assignments) == 2)
+        await process.end()
+        return len(process.member.assignments[1])
+
+    assert virtually(story) == 5
+
+
+def test_subscribing_to_a_topic_that_is_missing_says_so() -> None:
+    async def story() -> None:
+        async with MemoryBroker(SPECS).subscribe(["other"], "g", Member()):
+            pass
+
+    with pytest.raises(TopicsError, match="other"):
+        virtually(story)
+
+
+def test_what_retention_took_is_not_delivered_and_begins_says_so() -> None:
+    async def story() -> list[int]:
+        broker = MemoryBroker(SPECS)
+        async with broker.appender() as appender:
+            await asyncio.gather(*[appender.append(record_for(LOG, b"x")) for _ in range(5)])
+        broker.trim(LOG, 3)
+        process = await Process(broker, Member(begin={LOG: 1})).begun()
+        await settled(lambda: process.member.positions.get(LOG) == 5)
+        assert await process.subscription.begins([LOG]) == {LOG: 3}
+        await process.end()
+        return process.member.offsets(LOG)
+
+    assert virtually(story) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("members", "partitions", "shares"),
+    [
+        (["a"], 3, {"a": [0, 1, 2]}),
+        (["b", "a"], 3, {"a": [0, 1], "b": [2]}),
+        (["a", "b", "c"], 2, {"a": [0], "b": [1], "c": []}),
+        (["a", "b", "c"], 8, {"a": [0, 1, 2], "b": [3, 4, 5], "c": [6, 7]}),
+    ],
+)
+def test_the_range_assignment_is_kafkas(members: list[str], partitions: int, shares: dict[str, list[int]]) -> None:
+    found = range_assignment({name: ["t"] for name in members}, {"t": partitions})
+    assert found == {name: frozenset(Place("t", n) for n in share) for name, share in shares.items()}
+
+
+# --- simulations ------------------------------------------------------------------------------------------------
+
+
+async def turmoil(seed: int) -> tuple[list[object], MemoryBroker]:
+    """Two members read what a third process writes, all with faults, while members are expelled and cut off."""
+    random = Random(seed)
+    cluster = MemoryBroker(SPECS, clock=now, random=random, faults=Faults.seeded(random, 0.0, 0.0))
+    history: list[object] = []
+
+    class Noting(Member):
+        """Reads on from the start with each assignment."""
+
+        def records(self, place: Place, records: object) -> None:
+            history.append((now(), self.name, place, repr(records)))
+
+        async def revoked(self, places: frozenset[Place], lost: bool) -> None:
+            history.append((now(), self.name, sorted(places), lost))
+            await asyncio.sleep(random.random())
+
+    places = [LOG, Place("log", 1)]
+    processes = [Process(cluster, Noting(name, dict.fromkeys(places, 0))) for name in "ab"]
+    writer = cluster.another(Faults.seeded(random, 0.2, 0.5))
+    async with writer.appender() as appender:
+        for number in range(50):
+            appender.append(record_for(random.choice(places), str(number).encode()))
+            await asyncio.sleep(random.random())
+            for member in cluster.members("g"):
+                if random.random() < 0.05:
+                    cluster.expel(member)
+        assert await appender.flush(60.0) == 0
+    for process in processes:
+        await process.end()
+    return history, cluster
+
+
+@pytest.mark.parametrize("nth", range(5))
+def test_a_seed_repeats_a_simulation_exactly(seed: int, nth: int) -> None:
+    first, _ = virtually(lambda: turmoil(seed + nth))
+    again, _ = virtually(lambda: turmoil(seed + nth))
+    assert first
+    assert first == again
+
+
+@pytest.mark.parametrize("nth", range(5))
+def test_whatever_goes_wrong_the_first_copies_lie_in_order_and_none_is_missing(seed: int, nth: int) -> None:
+    _, cluster = virtually(lambda: turmoil(seed + nth))
+    found = []
+    for place in (LOG, Place("log", 1)):
+        first_copies = [int(value or b"") for value in dict.fromkeys(values(cluster, place))]
+        assert first_copies == sorted(first_copies)
+        found += first_copies
+    assert sorted(found) == list(range(50))

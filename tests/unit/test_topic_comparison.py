@@ -1,0 +1,142 @@
+"""What counts as a deviation of a topic, how bad it is, and what `apply` may change.
+
+Responsible for: the judgement over descriptions of topics, those of large clusters included.
+Must never: need a broker.
+Called by: pytest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from anabranch.kafka.comparison import (
+    Cluster,
+    Configs,
+    Seen,
+    changes,
+    lacks,
+    partitions_to_add,
+    partitions_to_create,
+)
+from anabranch.topics import Namespace, TopicSpec
+
+SPECS = Namespace("shop").specs(["io", "agent.log"], partitions=6)
+SPEC = {spec.name: spec for spec in SPECS}
+LOG, REQUESTS, CALLS, REGISTRY = SPEC["shop.agent.log"], SPEC["shop.agent.requests"], "shop.tool.calls.io", "registry"
+
+
+def right(spec: TopicSpec, **more: str) -> Seen:
+    """`spec` as a broker would describe it, with settings added or changed (`_` for `.`)."""
+    settings = {**spec.settings, **{name.replace("_", "."): value for name, value in more.items()}}
+    return Seen(spec.partitions, replicas=1, configs=Configs(settings))
+
+
+def cluster(brokers: int = 1, **changed: Seen) -> Cluster:
+    """A cluster as it should be, but for some topics (`_` for `.`)."""
+    topics = {spec.name: right(spec) for spec in SPECS}
+    return Cluster(brokers, {**topics, **{f"shop.{name.replace('_', '.')}": seen for name, seen in changed.items()}})
+
+
+def without(*names: str) -> Cluster:
+    whole = cluster()
+    return replace(whole, topics={name: seen for name, seen in whole.topics.items() if name not in names})
+
+
+def test_topics_as_they_should_be_lack_nothing() -> None:
+    assert lacks(SPECS, cluster()) == []
+
+
+def test_a_missing_topic_is_dangerous_and_its_message_names_the_command() -> None:
+    [lack] = lacks(SPECS, without(CALLS))
+    assert (lack.topic, lack.dangerous) == (CALLS, True)
+    assert "anabranch topics apply" in lack.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "dangerous"),
+    [
+        ("cleanup_policy", "compact,delete", True),
+        ("message_timestamp_type", "CreateTime", True),
+        ("max_message_bytes", "1000", True),
+        ("retention_ms", "1000", True),
+        ("retention_bytes", "1000", False),
+    ],
+)
+def test_a_wrong_setting_of_the_log_is_named_with_its_value(name: str, value: str, dangerous: bool) -> None:
+    [lack] = lacks(SPECS, cluster(agent_log=right(LOG, **{name: value})))
+    assert (lack.topic, lack.dangerous) == (LOG.name, dangerous)
+    assert f"{name.replace('_', '.')} is {value}" in lack.message
+
+
+def test_a_short_retention_of_answers_is_reported_and_not_dangerous() -> None:
+    [lack] = lacks(SPECS, cluster(agent_responses=right(SPEC["shop.agent.responses"], retention_ms="5")))
+    assert not lack.dangerous
+    assert "must be at least 86400000" in lack.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("retention_ms", "-1"), ("retention_ms", "99999999999"), ("max_message_bytes", "2000000")]
+)
+def test_what_keeps_records_longer_or_takes_larger_ones_is_left_alone(name: str, value: str) -> None:
+    seen = right(LOG, **{name: value})
+    assert lacks(SPECS, cluster(agent_log=seen)) == []
+    assert changes(LOG, seen, new=False) == {}
+
+
+def test_settings_that_the_broker_does_not_report_are_unknown_and_not_wrong() -> None:
+    silent = Seen(6, replicas=1, configs=Configs({"cleanup.policy": "delete"}))
+    assert lacks(SPECS, cluster(agent_log=silent)) == []
+    assert changes(LOG, silent, new=False) == {}
+
+
+def test_settings_that_may_not_be_read_are_one_harmless_lack() -> None:
+    [lack] = lacks(SPECS, cluster(agent_log=Seen(6, replicas=1, configs=None)))
+    assert not lack.dangerous
+    assert "DescribeConfigs" in lack.message
+
+
+def test_requests_and_log_may_both_have_another_count_than_is_configured() -> None:
+    both = cluster(agent_log=replace(right(LOG), partitions=4), agent_requests=replace(right(REQUESTS), partitions=4))
+    assert lacks(SPECS, both) == []
+    assert partitions_to_add(LOG, SPECS, both) == 0
+
+
+def test_requests_and_log_with_different_counts_are_dangerous() -> None:
+    [lack] = lacks(SPECS, cluster(agent_requests=replace(right(REQUESTS), partitions=4)))
+    assert lack.dangerous
+    assert "shop.agent.log has 6 partitions and shop.agent.requests has 4" in lack.message
+
+
+def test_a_missing_log_is_created_with_the_count_of_its_requests() -> None:
+    half = without(LOG.name)
+    half = replace(half, topics={**half.topics, REQUESTS.name: replace(right(REQUESTS), partitions=4)})
+    assert partitions_to_create(LOG, SPECS, half) == 4
+
+
+def test_a_queue_called_like_the_log_is_a_queue() -> None:
+    queue = SPEC["shop.tool.calls.agent.log"]
+    few = cluster(tool_calls_agent_log=replace(right(queue), partitions=4))
+    assert partitions_to_add(queue, SPECS, few) == 20
+    assert [lack.dangerous for lack in lacks(SPECS, few)] == [False]
+
+
+def test_more_partitions_than_wanted_are_fine() -> None:
+    assert lacks(SPECS, cluster(tool_calls_io=replace(right(SPEC[CALLS]), partitions=48))) == []
+
+
+def test_a_cluster_of_three_brokers_should_replicate_safely() -> None:
+    unsafe = right(LOG, min_insync_replicas="1", unclean_leader_election_enable="true")
+    found = [lack for lack in lacks(SPECS, cluster(3, agent_log=unsafe)) if lack.topic == LOG.name]
+    assert [lack.dangerous for lack in found] == [False, False, False]
+    assert "replication factor 1" in found[0].message
+    assert "min.insync.replicas is 1" in found[1].message
+    assert "unclean.leader.election.enable is true" in found[2].message
+
+
+def test_a_new_replicated_topic_is_made_safe_and_an_old_one_is_left_to_its_owner() -> None:
+    seen = replace(right(LOG, min_insync_replicas="1", unclean_leader_election_enable="true"), replicas=3)
+    assert changes(LOG, seen, new=True) == {"min.insync.replicas": "2", "unclean.leader.election.enable": "false"}
+    assert changes(LOG, seen, new=False) == {}
+    assert changes(LOG, replace(seen, replicas=1), new=True) == {}

@@ -1,0 +1,403 @@
+"""Records to messages and back, validated.
+
+The only place that knows how a message lies in headers and body. It never does I/O and never repairs:
+what does not fit the contract raises `WireError`, which says which header or field was wrong.
+Replies and results are passed through as bytes; only their headers are read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, Final, Protocol, TypeVar
+from uuid import uuid4
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from anabranch import messages as m
+from anabranch.errors import InvalidRequest, WireError
+
+Headers = Sequence[tuple[str, bytes]]
+MAX_DEPTH: Final = 100
+"""How deep JSON from outside may nest: orjson reads 1,024 levels and writes 254, we add some of our own."""
+METADATA_BYTES: Final = 4096
+
+T = TypeVar("T")
+
+
+class Record(Protocol):
+    """A record as read; aiokafka's own record fits, so that none is copied. `timestamp` is milliseconds."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Headers: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A record to be sent. Without a partition, the partitioner of the Java client decides by key."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    partition: int | None = None
+
+    @property
+    def size(self) -> int:
+        head = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + head + 80
+
+
+# --- bodies -------------------------------------------------------------------------------------------
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def read(kind: type[T], body: bytes | None) -> T:
+    """`body` as a `kind`. Raises `WireError` with the path of the first wrong field."""
+    adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
+    try:
+        return adapter.validate_json(body or b"", strict=True)
+    except ValidationError as error:
+        raise WireError(explain(error)) from None
+    except RecursionError:
+        raise WireError("the JSON nests too deeply") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem in one line: `max_turns: Input should be a valid integer (got 'many')`."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    given = repr(first["input"])
+    shown = "" if first["type"] in ("json_invalid", "missing") else f" (got {given[:80]})"
+    return f"{where + ': ' if where else ''}{first['msg']}{shown}"
+
+
+def lean(value: Any) -> Any:
+    """A dataclass as JSON-able data without the fields that are null: absent and null mean the same."""
+    if is_dataclass(value) and not isinstance(value, type):
+        items = ((f.name, getattr(value, f.name)) for f in fields(value))
+        return {name: lean(item) for name, item in items if item is not None}
+    if isinstance(value, list | tuple):
+        return [lean(item) for item in value]
+    return value
+
+
+def dump(value: Any) -> bytes:
+    """JSON of a dataclass or of plain data, null fields of dataclasses left out."""
+    try:
+        return orjson.dumps(lean(value))
+    except (orjson.JSONEncodeError, RecursionError) as error:
+        raise WireError(f"cannot be written as JSON: {error}") from None
+
+
+def whole(value: Any) -> bytes:
+    """JSON of a dataclass with every field there, null or not: what is read by people's scripts."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise WireError(f"cannot be written as JSON: {error}") from None
+
+
+def depth_of(value: Any, limit: int = MAX_DEPTH) -> int:
+    """How deep `value` nests; stops counting above `limit`."""
+    level: list[Any] = [value]
+    depth = 0
+    while depth <= limit:
+        nested = [item for item in level if isinstance(item, dict | list)]
+        if not nested:
+            return depth
+        depth += 1
+        level = [child for item in nested for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def read_request(body: bytes | None) -> m.RunRequest:
+    """A request's body. Raises `InvalidRequest` with a message for whoever sent it."""
+    try:
+        data = orjson.loads(body or b"")
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InvalidRequest(f"the body must be a JSON object, not {type(data).__name__}")
+    if depth_of(data) > MAX_DEPTH:
+        raise InvalidRequest(f"the body nests deeper than {MAX_DEPTH} levels")
+    try:
+        request: m.RunRequest = _adapter(m.RunRequest).validate_json(body or b"", strict=True)
+    except ValidationError as error:
+        raise InvalidRequest(explain(error)) from None
+    if request.metadata is not None and len(orjson.dumps(request.metadata)) > METADATA_BYTES:
+        raise InvalidRequest(f"metadata: is larger than {METADATA_BYTES} bytes")
+    return request
+
+
+# --- headers ------------------------------------------------------------------------------------------
+
+
+def header(headers: Headers, name: str) -> str | None:
+    for key, value in headers:
+        if key == name:
+            return value.decode("utf-8", "replace")
+    return None
+
+
+class _Head:
+    """The headers of one record, by name."""
+
+    __slots__ = ("_by_name",)
+
+    def __init__(self, headers: Headers) -> None:
+        self._by_name = dict(headers)
+
+    def get(self, name: str) -> str | None:
+        raw = self._by_name.get(name)
+        return None if raw is None else raw.decode("utf-8", "replace")
+
+    def text(self, name: str) -> str:
+        raw = self._by_name.get(name)
+        if not raw:
+            raise WireError(f"header {name} is missing")
+        return raw.decode("utf-8", "replace")
+
+    def integer(self, name: str) -> int:
+        value = self.text(name)
+        if not value.isdecimal() or not value.isascii() or len(value) > 18:
+            raise WireError(f"header {name} must be a whole number, not {value[:40]!r}")
+        return int(value)
+
+    def seconds(self, name: str) -> float:
+        value = self.text(name)
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < 1e9:
+            raise WireError(f"header {name} must be seconds, not {value[:40]!r}")
+        return number
+
+    def one_of(self, name: str, allowed: Iterable[str]) -> Any:
+        value = self.text(name)
+        if value not in allowed:
+            raise WireError(f"header {name} must be one of {', '.join(sorted(allowed))}, not {value[:40]!r}")
+        return value
+
+    def body(self, name: str, kind: Any) -> Any:
+        try:
+            return read(kind, self._by_name.get(name))
+        except WireError as error:
+            raise WireError(f"header {name}: {error}") from None
+
+
+def _headers(kind: str, source: str, pairs: Iterable[tuple[str, str | int | None]]) -> tuple[tuple[str, bytes], ...]:
+    head = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", uuid4().hex.encode()),
+        ("ce_source", source.encode()),
+        ("ce_type", kind.encode()),
+    ]
+    head += [(name, str(value).encode()) for name, value in pairs if value is not None]
+    return tuple(head)
+
+
+def cloud_event(
+    topic: str, kind: str, source: str, key: str | None, value: bytes | None,
+    pairs: Iterable[tuple[str, str | int | None]] = (), partition: int | None = None,
+) -> Outgoing:  # fmt: skip
+    """A record with CloudEvents headers of `kind`, and `pairs` as further ones."""
+    return Outgoing(topic, key.encode() if key is not None else None, value, _headers(kind, source, pairs), partition)
+
+
+# --- events of the run log ------------------------------------------------------------------------------
+
+_REPLY_OUTCOMES: Final = frozenset({"calls", "final", "pause", "stopped"})
+_RESULT_OUTCOMES: Final = frozenset({"ok", "error", "timeout", "unknown"})
+_NOTE_CODES: Final = frozenset({"rejected", "moved", "duplicate", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    error: m.RunError | None = None
+    reply_to: m.ReplyTo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reason:
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    calls: tuple[str, ...]
+
+
+def _requested(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+    return m.RunRequested(run, life, h.integer("ce_after"), h.integer("ce_requestoffset"), read(m.Opening, body))
+
+
+def _noted(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+    note = read(_Note, body)
+    code = h.one_of("ce_code", _NOTE_CODES)
+    after, offset = h.integer("ce_after"), h.integer("ce_requestoffset")
+    return m.RequestNoted(run, life, after, offset, code, note.error, note.reply_to)
+
+
+def _replied(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+    outcome = h.one_of("ce_outcome", _REPLY_OUTCOMES)
+    plan = h.body("ce_plan", tuple[m.PlannedCall, ...])
+    usage = h.body("ce_usage", m.Usage)
+    return m.ModelReplied(run, life, h.integer("ce_turn"), h.text("ce_attempt"), outcome, plan, usage, body)
+
+
+def _failed(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+    return m.ModelFailed(run, life, h.integer("ce_turn"), h.text("ce_attempt"), read(m.RunError, body))
+
+
+def _discarded(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+    usage, reason = h.body("ce_usage", m.Usage), read(_Reason, body).reason
+    return m.ModelDiscarded(run, life, h.integer("ce_turn"), h.text("ce_attempt"), usage, reason)
+
+
+def _returned(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+    return m.ToolReturned(run, life, h.text("ce_callid"), h.one_of("ce_outcome", _RESULT_OUTCOMES), body)
+
+
+def _model_handed_off(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+    return m.ModelHandedOff(run, life, h.integer("ce_turn"), h.text("ce_worker"), h.seconds("ce_for"))
+
+
+def _call_lost(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+    return m.CallLost(run, life, h.text("ce_callid"), h.integer("ce_handoff"))
+
+
+def _call_expired(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+    return m.CallExpired(run, life, h.text("ce_callid"), read(_Reason, body).reason)
+
+
+def _dispatched(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+    return m.CallDispatched(run, life, h.text("ce_callid"), h.text("ce_token"))
+
+
+def _expired(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+    return m.RunExpired(run, life, read(_Reason, body).reason)
+
+
+_OF_A_LIFE: Final[dict[str, Callable[[str, str, _Head, bytes], m.Event]]] = {
+    "run.requested": _requested,
+    "request.noted": _noted,
+    "model.replied": _replied,
+    "model.failed": _failed,
+    "model.discarded": _discarded,
+    "tool.returned": _returned,
+    "model.handed_off": _model_handed_off,
+    "call.lost": _call_lost,
+    "call.expired": _call_expired,
+    "call.dispatched": _dispatched,
+    "run.expired": _expired,
+}
+
+
+def decode(record: Record) -> m.Event:
+    """The event in a record of `agent.log`.
+
+    A type that we do not know becomes `UnknownEvent`. Raises `WireError` if the record cannot be read.
+    """
+    h, body = _Head(record.headers), record.value or b""
+    kind = h.text("ce_type")
+    if (build := _OF_A_LIFE.get(kind)) is not None:
+        return build(h.text("ce_runid"), h.text("ce_life"), h, body)
+    if kind == "run.cancelled":
+        return m.RunCancelled(h.text("ce_runid"), h.get("ce_life"), read(_Reason, body).reason)
+    if kind == "calls.handed_off":
+        return m.CallsHandedOff(h.text("ce_worker"), h.seconds("ce_for"), read(_Calls, body).calls)
+    if kind == "partition.released":
+        return m.PartitionReleased(h.integer("ce_done"))
+    return m.UnknownEvent(kind, h.get("ce_runid"), h.get("ce_life"), f"event type {kind!r} is not known")
+
+
+_Pairs = list[tuple[str, str | int | None]]
+
+
+def _parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
+    """Type, further headers and body of an event."""
+    match event:
+        case m.RunRequested():
+            pairs: _Pairs = [("ce_after", event.after), ("ce_requestoffset", event.request_offset)]
+            return "run.requested", pairs, dump(event.opening)
+        case m.RequestNoted():
+            pairs = [
+                ("ce_after", event.after),
+                ("ce_requestoffset", event.request_offset),
+                ("ce_code", event.code),
+            ]
+            return "request.noted", pairs, dump(_Note(event.error, event.reply_to))
+        case m.ModelReplied():
+            pairs = [*_attempt(event), ("ce_outcome", event.outcome)]
+            pairs += [("ce_plan", dump(event.plan).decode()), ("ce_usage", dump(event.usage).decode())]
+            return "model.replied", pairs, event.body
+        case m.ModelFailed():
+            return "model.failed", _attempt(event), dump(event.error)
+        case m.ModelDiscarded():
+            pairs = [*_attempt(event), ("ce_usage", dump(event.usage).decode())]
+            return "model.discarded", pairs, dump(_Reason(event.reason))
+        case m.ToolReturned():
+            return "tool.returned", [("ce_callid", event.call_id), ("ce_outcome", event.outcome)], event.body
+        case _:
+            return _small_parts(event)
+
+
+def _small_parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
+    match event:
+        case m.ModelHandedOff():
+            pairs: _Pairs = [
+                ("ce_turn", event.turn),
+                ("ce_worker", event.worker),
+                ("ce_for", str(event.for_s)),
+            ]
+            return "model.handed_off", pairs, b"{}"
+        case m.CallsHandedOff():
+            pairs = [("ce_worker", event.worker), ("ce_for", str(event.for_s))]
+            return "calls.handed_off", pairs, dump(_Calls(event.calls))
+        case m.CallLost():
+            return "call.lost", [("ce_callid", event.call_id), ("ce_handoff", event.handoff)], b"{}"
+        case m.CallExpired():
+            return "call.expired", [("ce_callid", event.call_id)], dump(_Reason(event.reason))
+        case m.CallDispatched():
+            return "call.dispatched", [("ce_callid", event.call_id), ("ce_token", event.token)], b"{}"
+        case m.PartitionReleased():
+            return "partition.released", [("ce_done", event.done)], b"{}"
+        case m.RunCancelled():
+            return "run.cancelled", [], dump(_Reason(event.reason))
+        case m.RunExpired():
+            return "run.expired", [], dump(_Reason(event.reason))
+        case _:
+            raise WireError(f"{type(event).__name__} is not an event that we write")
+
+
+def _attempt(event: m.ModelReplied | m.ModelFailed | m.ModelDiscarded) -> _Pairs:
+    return [("ce_turn", event.turn), ("ce_attempt", event.attempt)]
+
+
+def encode(event: m.Event, topic: str, partition: int, source: str) -> Outgoing:
+    """The record of an event, for `partition` of the run log `topic`."""
+    kind, pairs, body = _parts(event)
+    run_id: str | None = getattr(event, "run_id", None)
+    life: str | None = getattr(event, "life", None)
+    ours: _Pairs = [("ce_runid", run_id), ("ce_life", life), *pairs]
+    return cloud_event(topic, kind, source, run_id, body, ours, partition)

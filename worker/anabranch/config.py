@@ -1,0 +1,196 @@
+"""Settings: read once, here, from a TOML file and the environment, into frozen values.
+
+`load` is called by the commands and by `App.client`; nothing else in the package looks at the environment.
+A setting `agent.model_concurrency` is `ANABRANCH_AGENT_MODEL_CONCURRENCY` in the environment and
+`[agent] model_concurrency = 64` in the file; the environment wins. Those of `kafka` and `worker` have no
+prefix of their own: `ANABRANCH_BOOTSTRAP`, `ANABRANCH_DRAIN_S`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from anabranch.errors import ConfigError
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """How to reach Kafka. `idempotent` is off only for a broker that cannot do it."""
+
+    bootstrap: str = "localhost:9092"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "GSSAPI"] = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: str | None = field(default=None, metadata={"secret": True})
+    ssl_cafile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_password: str | None = field(default=None, metadata={"secret": True})
+    idempotent: bool = True
+    session_timeout_s: Seconds = 10.0
+    replication_factor: Annotated[int, Field(ge=-1)] = -1
+    partitions: Count = 24
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What both roles have in common. `http_port` 0 means no health and metrics server."""
+
+    namespace: str | None = None
+    drain_s: Seconds = 30.0
+    commit_s: Seconds = 1.0
+    heartbeat_s: Seconds = 5.0
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per million tokens."""
+
+    input: float
+    output: float
+    cache_read: float = 0.0
+    cache_creation: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """The agent role. `model_silence_s` is how long a stream may say nothing; sizes are bytes."""
+
+    model_concurrency: Count = 256
+    model_silence_s: Seconds = 60.0
+    model_backoff_s: Seconds = 0.5
+    model_backoff_max_s: Seconds = 30.0
+    model_broken_max: Count = 5
+    max_open_bytes: Count = 512 * 1024 * 1024
+    max_partition_bytes: Count = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSettings:
+    """The tool role. `concurrency` bounds the calls that run at once in one worker."""
+
+    concurrency: Count = 1000
+    threads: Count = 64
+    processes: Count = field(default_factory=lambda: max(2, os.cpu_count() or 1))
+
+
+@dataclass(frozen=True, slots=True)
+class AnthropicSettings:
+    """The provider, as its SDK has it: `ANTHROPIC_API_KEY`, `ANTHROPIC_BASE_URL`."""
+
+    api_key: str | None = field(default=None, metadata={"secret": True})
+    auth_token: str | None = field(default=None, metadata={"secret": True})
+    base_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that is in force."""
+
+    kafka: KafkaSettings = field(default_factory=KafkaSettings)
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
+    tool: ToolSettings = field(default_factory=ToolSettings)
+    anthropic: AnthropicSettings = field(default_factory=AnthropicSettings)
+    prices: dict[str, Price] = field(default_factory=dict)
+
+
+_PREFIXES = {
+    "kafka": "ANABRANCH_",
+    "worker": "ANABRANCH_",
+    "agent": "ANABRANCH_AGENT_",
+    "tool": "ANABRANCH_TOOL_",
+    "anthropic": "ANTHROPIC_",
+}
+
+
+def load(file: str | Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of `file` (TOML), overruled by the environment. Raises `ConfigError`."""
+    data = _read(Path(file)) if file is not None else {}
+    for section, name, text in _given(os.environ if environment is None else environment):
+        table = data.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"[{section}] in {file} must be a table")
+        table[name] = text
+    where = str(file) if file is not None else "a settings file"
+    _refuse_unknown(data, where)
+    try:
+        return TypeAdapter(Settings).validate_python(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, where)) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings file {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the settings file {file} is not TOML: {error}") from None
+
+
+def _sections() -> Iterator[tuple[str, type]]:
+    hints = get_type_hints(Settings)
+    for name in _PREFIXES:
+        yield name, hints[name]
+
+
+def _given(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Section, setting and text of each variable that is set."""
+    for section, kind in _sections():
+        for item in fields(kind):
+            variable = _PREFIXES[section] + item.name.upper()
+            if (text := environment.get(variable, "")) != "":
+                yield section, item.name, text
+
+
+def _refuse_unknown(data: Mapping[str, Any], file: str) -> None:
+    known = {section: {item.name for item in fields(kind)} for section, kind in _sections()}
+    for section, table in data.items():
+        if section == "prices":
+            continue
+        if section not in known:
+            raise ConfigError(f"{file}: there is no section [{section}]; there are {', '.join([*known, 'prices'])}")
+        for name in table:
+            if name not in known[section]:
+                raise ConfigError(
+                    f"{file}: [{section}] has no setting {name!r}; it has {', '.join(sorted(known[section]))}"
+                )
+
+
+def _explain(error: ValidationError, file: str) -> str:
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    name = ".".join(path)
+    variable = _PREFIXES.get(path[0], "") + path[1].upper() if len(path) > 1 and path[0] in _PREFIXES else name
+    return f"setting {name} ({variable}, or in {file}) is {first['input']!r}: {first['msg']}"
+
+
+def shown(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The settings as plain data, secrets masked: for `anabranch config`."""
+    out: dict[str, dict[str, Any]] = {}
+    for section, kind in _sections():
+        value = getattr(settings, section)
+        out[section] = {
+            item.name: "********"
+            if item.metadata.get("secret") and getattr(value, item.name)
+            else getattr(value, item.name)
+            for item in fields(kind)
+        }
+    out["prices"] = {
+        model: {item.name: getattr(price, item.name) for item in fields(price)}
+        for model, price in settings.prices.items()
+    }
+    return out

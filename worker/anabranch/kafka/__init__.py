@@ -1,0 +1,1 @@
+"""The log: two narrow seams (`seam.py`), what implements them on Kafka, and their double in memory."""

@@ -1,0 +1,86 @@
+"""Kafka as a `Broker`: what the settings say, turned into clients.
+
+Called by whoever starts something (runtime, client, commands). It holds no connection itself: each of the
+context managers that it hands out opens its own and closes it.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from anabranch.config import KafkaSettings
+from anabranch.errors import ConfigError
+from anabranch.kafka.admin import Admin
+from anabranch.kafka.appender import KafkaAppender
+from anabranch.kafka.pump import KafkaSubscription
+from anabranch.kafka.reader import KafkaReader
+from anabranch.kafka.seam import Lack, Listener, Place, Start
+from anabranch.topics import TopicSpec
+
+
+class KafkaBroker:
+    """One Kafka cluster."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._arguments = client_arguments(settings)
+
+    @asynccontextmanager
+    async def appender(self) -> AsyncIterator[KafkaAppender]:
+        async with KafkaAppender.opened(self._arguments, self._settings.idempotent) as appender:
+            yield appender
+
+    @asynccontextmanager
+    async def subscribe(
+        self, topics: Sequence[str], group: str, listener: Listener
+    ) -> AsyncIterator[KafkaSubscription]:
+        async with Admin(self._settings, self._arguments) as admin:
+            subscription = KafkaSubscription(self._settings, self._arguments, topics, group, listener, admin)
+            async with subscription.opened():
+                yield subscription
+
+    @asynccontextmanager
+    async def reader(self, places: Sequence[Place], start: Start) -> AsyncIterator[KafkaReader]:
+        async with KafkaReader.opened(self._arguments, places, start) as reader:
+            yield reader
+
+    async def partitions(self, topic: str) -> int:
+        async with Admin(self._settings, self._arguments) as admin:
+            return await admin.partitions(topic)
+
+    async def lacks(self, specs: Sequence[TopicSpec]) -> list[Lack]:
+        async with Admin(self._settings, self._arguments) as admin:
+            return await admin.lacks(specs)
+
+    async def apply(self, specs: Sequence[TopicSpec]) -> list[str]:
+        async with Admin(self._settings, self._arguments) as admin:
+            return await admin.apply(specs)
+
+
+def client_arguments(settings: KafkaSettings) -> dict[str, Any]:
+    """What every aiokafka client is given. Raises `ConfigError` for certificates that cannot be read."""
+    arguments: dict[str, Any] = {
+        "bootstrap_servers": settings.bootstrap,
+        "security_protocol": settings.security_protocol,
+        "client_id": "anabranch",
+    }
+    if settings.security_protocol in ("SSL", "SASL_SSL"):
+        arguments["ssl_context"] = _ssl_context(settings)
+    if settings.security_protocol.startswith("SASL"):
+        arguments["sasl_mechanism"] = settings.sasl_mechanism
+        arguments["sasl_plain_username"] = settings.sasl_username
+        arguments["sasl_plain_password"] = settings.sasl_password
+    return arguments
+
+
+def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.ssl_cafile)
+        if settings.ssl_certfile is not None:
+            context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_password)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"the certificates of ANABRANCH_SSL_* cannot be read: {error}") from None
+    return context

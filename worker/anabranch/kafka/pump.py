@@ -1,0 +1,202 @@
+"""Reads as a member of a consumer group, and tells a `Listener` what is assigned, revoked and read.
+
+What is awkward about the group protocol ends here: every rebalance resets positions and forgets pauses, also
+of partitions that were kept; records may be delivered while the assignment is being handled; a lost session
+is reported as a revoke. So nothing of a place is delivered before the listener has said `seek`, and a commit
+is bounded and never crosses a generation. It decides nothing about runs or calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
+
+from anabranch.config import KafkaSettings
+from anabranch.errors import BrokerError
+from anabranch.kafka.admin import Admin
+from anabranch.kafka.seam import Committed, Listener, Place
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.1
+COMMIT_S = 5.0
+REBALANCE_S = 30.0
+
+
+class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """See `seam.Subscription`."""
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        arguments: dict[str, Any],
+        topics: Sequence[str],
+        group: str,
+        listener: Listener,
+        admin: Admin,
+    ) -> None:
+        self._topics, self._group, self._listener, self._admin = list(topics), group, listener, admin
+        self._where = settings.bootstrap
+        self._stopped = False
+        self._begun: dict[Place, int] = {}
+        self._sought: dict[Place, int] = {}
+        self._seeks = 0
+        self._commits = asyncio.Lock()
+        self._may_commit = True
+        self._reported = 0.0
+        self._consumer = AIOKafkaConsumer(
+            **arguments,
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            partition_assignment_strategy=[RangePartitionAssignor],
+            session_timeout_ms=int(settings.session_timeout_s * 1000),
+            heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 4),
+            rebalance_timeout_ms=int(REBALANCE_S * 1000),
+            request_timeout_ms=int(REBALANCE_S * 1000) + 10_000,
+            max_poll_interval_ms=600_000,
+            fetch_max_wait_ms=100,
+            max_partition_fetch_bytes=2 * 1024 * 1024,
+        )
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        self._consumer.subscribe(self._topics, listener=self)
+        try:
+            await self._consumer.start()
+            yield
+        except (KafkaError, OSError) as error:
+            raise BrokerError(f"group {self._group} at {self._where}: {error}") from error
+        finally:
+            await self._consumer.stop()
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        try:
+            while not self._stopped:
+                batches = await self._consumer.getmany(timeout_ms=int(POLL_S * 1000))
+                asked = self._seeks
+                for where, records in batches.items():
+                    place = Place(where.topic, where.partition)
+                    if self._sought.get(place, 0) <= asked:  # else it was sought while others were delivered
+                        self._deliver(place, records)
+                if not batches or time.monotonic() - self._reported > POLL_S:
+                    await self._report()
+        except (KafkaError, OSError) as error:
+            raise BrokerError(f"group {self._group} at {self._where} cannot be read: {error!r}") from error
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def _deliver(self, place: Place, records: Sequence[Any]) -> None:
+        begun = self._begun.get(place)
+        if begun is None:
+            return  # fetched before the listener said where to begin
+        if records[0].offset < begun:
+            records = [record for record in records if record.offset >= begun]
+        if records:
+            self._begun[place] = records[-1].offset + 1
+            self._listener.records(place, records)
+
+    async def _report(self) -> None:
+        """Positions move past what is not delivered too (the markers of a transaction, say)."""
+        self._reported = time.monotonic()
+        for place in list(self._begun):
+            where = TopicPartition(*place)
+            try:
+                offset = await self._consumer.position(where)
+            except IllegalStateError:
+                continue  # no longer ours
+            if place in self._begun and offset >= self._begun[place]:
+                self._begun[place] = offset
+                self._listener.position(place, offset)
+
+    def seek(self, place: Place, offset: int) -> None:
+        if self._is_ours(place):
+            self._seeks += 1
+            self._sought[place], self._begun[place] = self._seeks, offset
+            self._consumer.seek(TopicPartition(*place), offset)
+            self.resume(place)
+
+    def pause(self, place: Place) -> None:
+        if self._is_ours(place):
+            self._consumer.pause(TopicPartition(*place))
+
+    def resume(self, place: Place) -> None:
+        if self._is_ours(place):
+            self._consumer.resume(TopicPartition(*place))
+
+    def _is_ours(self, place: Place) -> bool:
+        return TopicPartition(*place) in self._consumer.assignment()
+
+    # --- the group ----------------------------------------------------------------------------------------------
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._begun.clear()
+        places = frozenset(Place(where.topic, where.partition) for where in revoked)
+        if places:
+            await self._loudly(self._listener.revoked(places, lost=self._generation() <= 0))
+        async with self._commits:  # none may be under way when the generation ends: it would count in the next
+            self._may_commit = False
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        wheres = list(assigned)
+        self._begun.clear()
+        self._may_commit = True
+        if wheres:
+            self._consumer.pause(*wheres)
+        self._listener.assigned(frozenset(Place(where.topic, where.partition) for where in wheres))
+
+    async def _loudly(self, handling: Any) -> None:
+        """aiokafka swallows what a listener raises."""
+        try:
+            await handling
+        except Exception:
+            log.exception("revoking partitions of group %s failed", self._group)
+            raise
+
+    def _generation(self) -> int:
+        return int(self._consumer._coordinator.generation)
+
+    async def committed(self, places: Iterable[Place]) -> dict[Place, Committed]:
+        return await self._admin.committed(self._group, list(places))
+
+    async def commit(self, offsets: Mapping[Place, Committed]) -> bool:
+        if not offsets:
+            return True
+        async with self._commits:
+            return self._may_commit and self._generation() > 0 and await self._commit(offsets)
+
+    async def _commit(self, offsets: Mapping[Place, Committed]) -> bool:
+        wanted = {TopicPartition(*place): OffsetAndMetadata(at.offset, at.metadata) for place, at in offsets.items()}
+        try:
+            await asyncio.wait_for(self._consumer.commit(wanted), COMMIT_S)
+        except (KafkaError, TimeoutError, ValueError) as error:
+            log.info("a commit of group %s was not confirmed: %r", self._group, error)
+            return False
+        return True
+
+    async def ends(self, places: Iterable[Place]) -> dict[Place, int]:
+        return await self._ask(self._consumer.end_offsets, places)
+
+    async def begins(self, places: Iterable[Place]) -> dict[Place, int]:
+        return await self._ask(self._consumer.beginning_offsets, places)
+
+    async def _ask(self, question: Any, places: Iterable[Place]) -> dict[Place, int]:
+        try:
+            found = await question([TopicPartition(*place) for place in places])
+        except (KafkaError, OSError) as error:
+            raise BrokerError(f"the offsets of group {self._group} cannot be had: {error!r}") from None
+        return {Place(where.topic, where.partition): offset for where, offset in found.items()}

@@ -1,0 +1,40 @@
+"""Tasks that somebody owns: none outlives its block, and the death of one is the death of the block."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+
+@asynccontextmanager
+async def alongside(work: Coroutine[Any, Any, object], name: str) -> AsyncIterator[asyncio.Task[object]]:
+    """Run `work` while the block runs, and cancel it at the end.
+
+    If it dies, the block is cancelled and its exception raised here. What the block raises comes out as it is,
+    not in a group, so that callers can catch it by its type.
+    """
+    parent = asyncio.current_task()
+    assert parent is not None, "alongside() runs in a task"
+    task: asyncio.Task[object] = asyncio.create_task(work, name=name)
+    dead: list[BaseException] = []
+
+    def ended(_: asyncio.Task[object]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            dead.append(error)
+            parent.cancel()
+
+    task.add_done_callback(ended)
+    try:
+        yield task
+    except asyncio.CancelledError:
+        if not dead:
+            raise
+        parent.uncancel()
+        raise dead[0] from None
+    finally:
+        task.remove_done_callback(ended)
+        task.cancel()
+        await asyncio.wait({task})
