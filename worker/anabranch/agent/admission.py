@@ -1,0 +1,210 @@
+"""Requests taken up, one by one and in order: what becomes a run, and what does not.
+
+While there is room, the partition's owner appends for each request one event that names the request before
+it, so that each counts once. A bad request costs nothing but itself: it is kept as a dead letter, then
+noted, and the fold of the note owes its answer. It folds nothing, and starts nothing while the owner is silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from anabranch import messages as m
+from anabranch.agent.owner import Owner
+from anabranch.agent.station import Station
+from anabranch.codec import Outgoing, Record, cloud_event, dump, encode, read_request
+from anabranch.errors import AnabranchError, InvalidRequest
+from anabranch.kafka.seam import Acked
+from anabranch.topics import BODY_BYTES, partition_of
+
+log = logging.getLogger(__name__)
+
+BUFFER: Final = 500
+"""How many requests are held ready; beyond it the partition pauses."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """A request that was taken up, and whose event is not read back yet."""
+
+    request_offset: int
+    opens: str | None  # the run that it opens
+    size: int
+
+
+class Admission:
+    """The requests of one partition. `run` is its task while the owner is live."""
+
+    def __init__(self, owner: Owner, station: Station) -> None:
+        self._owner, self._station = owner, station
+        self._buffer: deque[Record] = deque()
+        self._links: deque[_Link] = deque()
+        self._wake = asyncio.Event()
+
+    @property
+    def position(self) -> int:
+        """The next request to be taken up: the fold's, or what follows our own unread events."""
+        folded = self._owner.state.next_request or 0
+        return max(folded, self._links[-1].request_offset + 1) if self._links else folded
+
+    @property
+    def full(self) -> bool:
+        return len(self._buffer) >= BUFFER
+
+    @property
+    def hungry(self) -> bool:
+        return len(self._buffer) <= BUFFER // 2
+
+    def feed(self, records: Sequence[Record]) -> None:
+        self._buffer.extend(records)
+        self._wake.set()
+
+    def suspend(self) -> None:
+        """What is buffered will be read again."""
+        self._buffer.clear()
+
+    def folded(self) -> None:
+        """The fold has moved on: events of ours that it has passed are settled."""
+        reached = self._owner.state.next_request or 0
+        while self._links and self._links[0].request_offset < reached:
+            self._links.popleft()
+
+    async def run(self) -> None:
+        """Take requests up for ever."""
+        while True:
+            while not self._buffer:
+                self._wake.clear()
+                await self._wake.wait()
+            await self._until_there_is_room()
+            if self._buffer:
+                record = self._buffer.popleft()
+                if record.offset >= self.position:
+                    await self._take_up(record)
+
+    async def _until_there_is_room(self) -> None:
+        room, limit = self._station.room, self._station.settings.max_partition_bytes
+        while True:
+            unread = sum(link.size for link in self._links)
+            if room.used + unread < room.limit and self._owner.open_bytes + unread < limit:
+                return
+            room.freed.clear()
+            await room.freed.wait()
+
+    # --- one request -----------------------------------------------------------------------------------------
+
+    async def _take_up(self, record: Record) -> None:
+        run_id, request = _fallback_id(record), None
+        try:
+            request = read_request(record.value)
+            run_id = request.run_id or run_id
+            event = await self._decide(record, replace(request, run_id=run_id))
+        except InvalidRequest as error:
+            log.warning("%s/%d/%d: bad request: %s", record.topic, record.partition, record.offset, error)
+            await self._station.bury(record, f"{error.code}: {error}")
+            event = self._refuse(record, run_id, request, error)
+        outgoing = self._encoded(event)
+        opens = run_id if isinstance(event, m.RunRequested) else None
+        self._station.send(outgoing).add_done_callback(self._appended)
+        self._links.append(_Link(record.offset, opens, len(outgoing.value or b"")))
+
+    def _encoded(self, event: m.Event) -> Outgoing:
+        return encode(event, self._station.namespace.log, self._owner.partition, self._station.worker_id)
+
+    def _appended(self, sent: asyncio.Future[Acked]) -> None:
+        if not sent.cancelled() and (error := sent.exception()) is not None:
+            log.critical("partition %d admits nothing more: %s", self._owner.partition, error)
+
+    def _refuse(self, record: Record, run_id: str, request: m.RunRequest | None, error: InvalidRequest) -> m.Event:
+        if self._is_known(run_id):
+            return self._note(record, run_id, "duplicate", reply_to=request.reply_to if request else None)
+        told = m.RunError(error.code, str(error)[:2000])
+        return self._note(record, run_id, "rejected", told, request.reply_to if request else None)
+
+    async def _decide(self, record: Record, request: m.RunRequest) -> m.Event:
+        run_id = request.run_id or ""
+        if partition_of(run_id, self._station.partitions) != self._owner.partition:
+            await self._move(record, request)
+            return self._note(record, run_id, "moved")
+        if request.cancel:
+            return self._note(record, run_id, "cancelled")
+        if self._is_known(run_id):
+            return self._note(record, run_id, "duplicate", reply_to=request.reply_to)
+        event = self._opening(record, request)
+        if (size := len(self._encoded(event).value or b"")) > BODY_BYTES:
+            raise InvalidRequest(f"the request is too large: {size} bytes, of {BODY_BYTES} at most")
+        return event
+
+    def _is_known(self, run_id: str) -> bool:
+        return run_id in self._owner.state.runs or any(link.opens == run_id for link in self._links)
+
+    async def _move(self, record: Record, request: m.RunRequest) -> None:
+        """Publish it to its own partition; only then may it be noted as moved."""
+        run_id = request.run_id or ""
+        topic, partition = self._station.namespace.requests, partition_of(run_id, self._station.partitions)
+        moved = cloud_event(topic, "run.request", "anabranch", run_id, dump(request), partition=partition)
+        try:
+            await self._station.send(moved)
+        except AnabranchError as error:
+            raise InvalidRequest(f"the request cannot be moved to its own partition: {error}") from None
+
+    def _note(
+        self,
+        record: Record,
+        run_id: str,
+        code: m.NoteCode,
+        error: m.RunError | None = None,
+        reply_to: m.ReplyTo | None = None,
+    ) -> m.Event:
+        return m.RequestNoted(run_id, str(record.offset), self.position, record.offset, code, error, reply_to)
+
+    # --- a run ---------------------------------------------------------------------------------------------------
+
+    def _opening(self, record: Record, request: m.RunRequest) -> m.RunRequested:
+        """The event that opens the run, with everything decided that depends on configuration or a clock."""
+        agent = self._agent_of(request)
+        limits = agent.limits
+        cost = min((c for c in (request.max_cost_usd, limits.max_cost_usd) if c is not None), default=None)
+        if cost is not None and agent.model not in self._station.prices:
+            raise InvalidRequest(
+                f"max_cost_usd: no price is configured for model {agent.model!r} ([prices] in the settings)"
+            )
+        opening = m.Opening(
+            request=request,
+            revision=agent.revision,
+            deadline=self._station.clockwork.now() + min(request.deadline_s or limits.deadline_s, limits.deadline_s),
+            limits=m.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), cost),
+            requested_at=record.timestamp / 1000,
+        )
+        life = str(record.offset)
+        return m.RunRequested(request.run_id or "", life, self.position, record.offset, opening)
+
+    def _agent_of(self, request: m.RunRequest) -> m.AgentSpec:
+        if request.agent is None:
+            raise InvalidRequest("agent: is missing: name the agent that is to run")
+        agent = self._station.registry.agent(request.agent)
+        if agent is None:
+            known = ", ".join(sorted(self._station.registry.agents)) or "none"
+            raise InvalidRequest(f"there is no agent {request.agent!r}; the agents are: {known}", "unknown_agent")
+        if (request.input is None) == (request.messages is None):
+            raise InvalidRequest(
+                "give either input or messages: the first user message, or a conversation to go on with"
+            )
+        if request.input in ("", []) or request.messages == []:
+            raise InvalidRequest("input: is empty")
+        if request.reply_to is not None and request.reply_to.partition >= self._station.response_partitions:
+            top = self._station.response_partitions - 1
+            raise InvalidRequest(
+                f"reply_to.partition: is {request.reply_to.partition}, and the last partition is {top}"
+            )
+        return agent
+
+
+def _fallback_id(record: Record) -> str:
+    """The key as the run's id, or `<partition>.<offset>` if it cannot be one."""
+    key = (record.key or b"").decode("utf-8", "replace")
+    return key if m.is_name(key) else f"{record.partition}.{record.offset}"

@@ -1,0 +1,46 @@
+"""From a run to its next model call, and from the model's stream to what the client may watch. PURE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anabranch.agent.conversation import request_body
+from anabranch.agent.plan import BatchContext
+from anabranch.agent.state import Run
+from anabranch.agent.thinking import Request
+from anabranch.codec import Outgoing, cloud_event, dump
+from anabranch.errors import AnabranchError
+from anabranch.messages import StreamDelta
+from anabranch.registry import Registry
+from anabranch.topics import Namespace
+
+
+def to_request(run: Run, registry: Registry) -> Request:
+    """The model call that `run` owes. Raises if the registry no longer has the run's revision."""
+    name, revision = run.opening.request.agent or "", run.opening.revision
+    agent = registry.agent(name, revision)
+    if agent is None:
+        raise AnabranchError(
+            f"agent {name!r} at revision {revision} is not in the registry: start a worker that has it"
+        )
+    tools = [spec for tool in agent.tools if (spec := registry.tool(tool)) is not None]
+    parallel = agent.parallel_tool_calls and run.opening.request.parallel_tool_calls is not False
+    context = BatchContext(run.run_id, run.turn, "", agent, parallel, registry.tool)
+    return Request(run.life, context, run.opening.deadline, request_body(run, agent, tools))
+
+
+def stream_record(namespace: Namespace, run: Run, request: Request, event: dict[str, Any]) -> Outgoing | None:
+    """What `agent.stream` tells of one event of the provider's stream, if anything."""
+    text = tool = tool_use_id = None
+    if event.get("type") == "content_block_delta" and event["delta"].get("type") == "text_delta":
+        text = event["delta"]["text"]
+    elif event.get("type") == "content_block_start" and event["content_block"].get("type") == "tool_use":
+        tool, tool_use_id = event["content_block"].get("name"), event["content_block"].get("id")
+    else:
+        return None
+    context = request.context
+    kind = "text" if text is not None else "tool_use"
+    delta = StreamDelta(run.run_id, context.turn, context.attempt, kind, text, tool, tool_use_id)  # type: ignore[arg-type]
+    reply_to = run.opening.request.reply_to
+    partition = reply_to.partition if reply_to is not None else None
+    return cloud_event(namespace.stream, "stream.delta", "anabranch", run.run_id, dump(delta), partition=partition)

@@ -1,0 +1,140 @@
+"""The body of the next model call, from the fold of a run. PURE.
+
+After a reply with calls comes one user message: first the results, one per id, in the order of the calls,
+then nothing. Replies go back as the bytes that they came as; a result is read here for the first time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from anabranch.agent.answer import UNREADABLE, result_of
+from anabranch.agent.state import Call, Result, Run, Turn
+from anabranch.messages import AgentSpec, Content, RunRequest, ToolSpec
+
+HINT = (
+    "When you need several tools and none of them needs another's result, "
+    "call them all together in one turn: they run in parallel."
+)
+_CACHED = {"type": "ephemeral"}
+_BLOCKS = frozenset({"text", "image", "document", "search_result"})
+_MARK = b',"content":['
+
+
+def request_body(run: Run, agent: AgentSpec, tools: list[ToolSpec]) -> bytes:
+    """The JSON of `POST /v1/messages` for the turn that the run owes, as a stream."""
+    request = run.opening.request
+    parallel = agent.parallel_tool_calls and request.parallel_tool_calls is not False
+    body: dict[str, Any] = {
+        **agent.options,
+        "model": agent.model,
+        "max_tokens": agent.max_tokens,
+        "stream": True,
+        "messages": _messages(run),
+    }
+    if system := _system(agent, bool(tools) and parallel):
+        body["system"] = system
+    if tools:
+        body["tools"] = [
+            {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema} for tool in tools
+        ]
+        if choice := _tool_choice(agent, run.turn, parallel):
+            body["tool_choice"] = choice
+    return orjson.dumps(body)
+
+
+def _system(agent: AgentSpec, hint: bool) -> list[dict[str, Any]]:
+    parts = [agent.system] if agent.system else []
+    if hint and agent.parallel_hint:
+        parts.append(HINT)
+    return [{"type": "text", "text": "\n\n".join(parts), "cache_control": _CACHED}] if parts else []
+
+
+def _tool_choice(agent: AgentSpec, turn: int, parallel: bool) -> dict[str, Any] | None:
+    """A forced choice holds for the first turn: after that the model must be free to answer."""
+    wanted = agent.tool_choice
+    if wanted == "none":
+        return {"type": "none"}
+    choice: dict[str, Any] = {"type": "auto"}
+    if wanted is not None and turn == 1:
+        choice = {"type": "any"} if wanted == "any" else {"type": "tool", "name": wanted}
+    if not parallel:
+        choice["disable_parallel_tool_use"] = True
+    return None if choice == {"type": "auto"} else choice
+
+
+def _messages(run: Run) -> list[dict[str, Any]]:
+    messages = _opening(run.opening.request)
+    paused: list[bytes] = []
+    last = len(run.turns) - 1
+    for number, turn in enumerate(run.turns):
+        paused.append(content_of(turn.body))
+        if turn.outcome == "pause" and number < last:
+            continue
+        messages.append({"role": "assistant", "content": orjson.Fragment(_joined(paused))})
+        paused = []
+        if turn.calls:
+            messages.append({"role": "user", "content": _results(turn, cached=number == last)})
+    return messages
+
+
+def _opening(request: RunRequest) -> list[dict[str, Any]]:
+    if request.messages is not None:
+        return list(request.messages)
+    return [{"role": "user", "content": request.input}]
+
+
+def content_of(body: bytes) -> bytes:
+    """The content of a reply, as the bytes of a JSON list."""
+    head, mark, tail = body.partition(_MARK)
+    if mark and head.startswith(b'{"id":') and tail.endswith(b"]}"):
+        return b"[" + tail[:-1]
+    return orjson.dumps(orjson.loads(body)["content"])
+
+
+def _joined(lists: list[bytes]) -> bytes:
+    return lists[0] if len(lists) == 1 else b"[" + b",".join(part[1:-1] for part in lists if part != b"[]") + b"]"
+
+
+def _results(turn: Turn, cached: bool) -> list[dict[str, Any]]:
+    blocks = [_result(call) for call in turn.calls.values()]
+    if cached and blocks:
+        blocks[-1]["cache_control"] = _CACHED
+    return blocks
+
+
+def _result(call: Call) -> dict[str, Any]:
+    result = call.result
+    assert result is not None, "a batch is sent back only when it is complete"
+    content, failed = _said(result)
+    block: dict[str, Any] = {
+        "type": "tool_result",
+        "tool_use_id": call.planned.tool_use_id,
+        "content": _fit(content, failed),
+    }
+    if failed:
+        block["is_error"] = True
+    return block
+
+
+def _said(result: Result) -> tuple[Content, bool]:
+    """What a call came to, and whether it failed."""
+    if result.body is None:
+        return result.text or "", result.outcome != "ok"
+    told = result_of(result.body)
+    return (UNREADABLE, True) if told is None else (told.content, result.outcome != "ok")
+
+
+def _fit(content: Content, failed: bool) -> Content:
+    """Content that the provider takes: blocks of the types that a result may have, errors never empty."""
+    if isinstance(content, list) and not all(_is_block(block) for block in content):
+        content = orjson.dumps(content).decode()
+    if failed and not isinstance(content, str):
+        content = "\n".join(str(b.get("text")) for b in content if b.get("type") == "text")
+    return content or ("the tool failed and did not say why" if failed else "")
+
+
+def _is_block(block: dict[str, Any]) -> bool:
+    return block.get("type") in _BLOCKS and (block["type"] != "text" or bool(block.get("text")))

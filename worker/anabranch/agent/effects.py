@@ -1,0 +1,79 @@
+"""What must happen next, given the fold. PURE: it reads the state and decides nothing else.
+
+A *model call* is settled only by a folded reply. A *publication* (a tool call, an answer) is settled by the
+broker's acknowledgement; its `cause` is the offset of the event that made it due, and what lies below *done*
+is not made again. Every effect's key derives from the run, so doing one twice is recognised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from anabranch.agent.state import Partition, Run
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDue:
+    """The run owes the model call of `turn`."""
+
+    run_id: str
+    life: str
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallDue:
+    """A tool call to be published; `dispatch` counts how often."""
+
+    run_id: str
+    life: str
+    call_id: str
+    dispatch: int
+    cause: int
+    at_most_once: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDue:
+    """The answer of a run that has ended, for its address number `index`."""
+
+    run_id: str
+    life: str
+    index: int
+    cause: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoteDue:
+    """The error answer of a request that was rejected at `cause`."""
+
+    cause: int
+
+
+Publication = CallDue | AnswerDue | NoteDue
+
+
+def model_due(run: Run) -> ModelDue | None:
+    return ModelDue(run.run_id, run.life, run.turn) if run.owed and run.open and not run.parked else None
+
+
+def publications(run: Run) -> Iterator[Publication]:
+    """Every publication that the fold wants for this run, done before or not."""
+    if run.parked:
+        return
+    if run.ending is not None:
+        for index, address in enumerate(run.addresses):
+            yield AnswerDue(run.run_id, run.life, index, address.cause or 0)
+    elif (batch := run.batch) is not None:
+        for call_id, call in batch.calls.items():
+            if call.due is not None and call.result is None:
+                amo = call.planned.delivery == "at_most_once"
+                yield CallDue(run.run_id, run.life, call_id, call.dispatch, call.due, amo)
+
+
+def all_publications(state: Partition) -> Iterator[Publication]:
+    for run in state.runs.values():
+        yield from publications(run)
+    for cause in state.notes:
+        yield NoteDue(cause)

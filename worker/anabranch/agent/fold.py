@@ -1,0 +1,296 @@
+"""The fold: what a run is, given its events in the order of the log. PURE.
+
+The law of the whole system: no clock, no I/O, no randomness, no configuration. An event says what it
+presumes; if that does not hold here, the event changes nothing, so a copy, a zombie's or a late one is
+harmless. Time is the broker's, as it stands on the event. `Owner` calls `apply` for each record, and then
+looks at what is wanted (`effects.py`).
+
+A defect in here fails the run whose event showed it, and nothing else.
+"""
+
+from __future__ import annotations
+
+from anabranch import messages as m
+from anabranch.agent.state import Address, Call, Ending, HandOff, Partition, Result, Run, Turn
+
+__all__ = ["apply"]
+
+
+def apply(state: Partition, event: m.Event | None, offset: int, at: float) -> Run | None:
+    """Fold one event that lies at `offset` with the broker's time `at`; returns the run that it spoke of.
+
+    `None` as the event stands for a record that cannot be read: it only moves the position.
+    """
+    state.position = offset + 1
+    if event is None:
+        return None
+    run_id: str | None = getattr(event, "run_id", None)
+    try:
+        _dispatch(state, event, offset, at)
+    except Exception as error:  # noqa: BLE001 - whatever it was, only this run may suffer
+        _fail_for_defect(state, run_id, offset, at, error)
+    return state.runs.get(run_id) if run_id is not None else None
+
+
+def _fail_for_defect(state: Partition, run_id: str | None, offset: int, at: float, error: Exception) -> None:
+    run = state.runs.get(run_id) if run_id is not None else None
+    if run is not None and run.open:
+        message = f"the run could not be folded at offset {offset}: {type(error).__name__}: {error}"
+        _finish(run, Ending("failed", offset, at, m.RunError("internal", message)))
+
+
+def _dispatch(state: Partition, event: m.Event, offset: int, at: float) -> None:
+    match event:
+        case m.RunRequested() | m.RequestNoted():
+            _fold_link(state, event, offset, at)
+        case m.PartitionReleased():
+            state.done = max(state.done, event.done)
+        case m.CallsHandedOff():
+            _fold_calls_handed_off(state, event, offset)
+        case m.UnknownEvent():
+            run = _spoken_of(state, event.run_id, event.life)
+            if run is not None:
+                run.parked = event.reason
+        case m.RunCancelled():
+            run = state.runs.get(event.run_id)
+            if run is not None and run.open and not run.parked and event.life in (None, run.life):
+                _cancel(run, offset, at, event.reason)
+        case _:
+            run = _spoken_of(state, event.run_id, event.life)
+            if run is not None:
+                _fold_event(run, event, offset, at)
+
+
+def _spoken_of(state: Partition, run_id: str | None, life: str | None) -> Run | None:
+    """The open run, if the event names this very life of it."""
+    run = state.runs.get(run_id) if run_id is not None else None
+    return run if run is not None and run.open and not run.parked and run.life == life else None
+
+
+# --- what came from agent.requests: each counts once and in order ------------------------------------------
+
+
+def _fold_link(state: Partition, event: m.RunRequested | m.RequestNoted, offset: int, at: float) -> None:
+    if state.next_request is None:
+        state.next_request = event.after
+    if event.after != state.next_request:
+        return
+    state.next_request, state.link = event.request_offset + 1, offset
+    if isinstance(event, m.RunRequested):
+        _open(state, event, offset, at)
+    else:
+        _note(state, event, offset, at)
+
+
+def _open(state: Partition, event: m.RunRequested, offset: int, at: float) -> None:
+    known = state.runs.get(event.run_id)
+    if known is not None and known.open:
+        return
+    state.runs.pop(event.run_id, None)  # so that `runs` stays in the order of `first`
+    state.runs[event.run_id] = Run(
+        event.run_id,
+        event.life,
+        first=offset,
+        next_as_of_first=event.after,
+        opened_at=at,
+        opening=event.opening,
+        owed_at=at,
+        owed_offset=offset,
+        addresses=[Address(event.opening.request.reply_to)],
+        size=event.size,
+    )
+
+
+def _note(state: Partition, event: m.RequestNoted, offset: int, at: float) -> None:
+    run = state.runs.get(event.run_id)
+    if event.code == "rejected":
+        state.notes[offset] = event
+        state.note_links[offset] = event.after
+    elif event.code == "cancelled" and run is not None and run.open and not run.parked:
+        _cancel(run, offset, at, "a client asked for it")
+    elif event.code == "duplicate" and run is not None:
+        if not run.open:
+            run.addresses.append(Address(event.reply_to, offset))
+        elif all(address.reply_to != event.reply_to for address in run.addresses):
+            run.addresses.append(Address(event.reply_to))
+
+
+# --- the life of a run ---------------------------------------------------------------------------------------
+
+
+def _fold_event(run: Run, event: m.Event, offset: int, at: float) -> None:
+    match event:
+        case m.ModelReplied():
+            _fold_reply(run, event, offset, at)
+        case m.ModelFailed():
+            if run.owed and event.turn == run.turn:
+                run.model_s += at - run.owed_at
+                _finish(run, Ending("failed", offset, at, event.error))
+        case m.ModelDiscarded():
+            run.discarded += event.usage
+        case m.ModelHandedOff():
+            if run.owed and event.turn == run.turn:
+                run.hand_offs[event.worker] = HandOff(event.worker, offset, event.for_s)
+        case m.RunExpired():
+            if at > run.opening.deadline:
+                message = event.reason or "the run's deadline has passed"
+                _finish(run, Ending("expired", offset, at, m.RunError("deadline", message)))
+        case m.ToolReturned() | m.CallExpired() | m.CallLost() | m.CallDispatched():
+            call = run.call(event.call_id)
+            if call is not None and call.result is None:
+                _fold_call(run, call, event, offset, at)
+        case _:
+            raise TypeError(f"the fold has no rule for {type(event).__name__}")
+
+
+def _fold_reply(run: Run, event: m.ModelReplied, offset: int, at: float) -> None:
+    if not run.owed or event.turn != run.turn:
+        return
+    run.owed = False
+    run.hand_offs.clear()
+    run.model_s += at - run.owed_at
+    run.usage += event.usage
+    run.size += len(event.body)
+    calls = {planned.call_id: Call(planned) for planned in event.plan}
+    run.turns.append(Turn(event.turn, event.attempt, event.outcome, event.body, at, calls))
+    if event.outcome == "final":
+        _finish(run, Ending("completed", offset, at))
+    elif event.outcome == "stopped" or (event.outcome == "calls" and not calls):
+        _finish(run, Ending("failed", offset, at))
+    elif (exhausted := _exhausted(run)) is not None:
+        run.turns[-1].calls.clear()  # what nobody will read is not run
+        _finish(run, Ending("failed", offset, at, exhausted))
+    elif event.outcome == "pause":
+        _owe(run, offset, at)
+    else:
+        _open_batch(run, offset, at)
+
+
+def _exhausted(run: Run) -> m.RunError | None:
+    """Why the run may not go on after this reply, if so."""
+    limits = run.opening.limits
+    if run.turn >= limits.max_turns:
+        return m.RunError("max_turns", f"the model wanted to go on after {limits.max_turns} turns")
+    spent = run.usage.cost_usd + run.discarded.cost_usd
+    if limits.max_cost_usd is not None and spent >= limits.max_cost_usd:
+        return m.RunError("budget_exceeded", f"${spent:.4f} of ${limits.max_cost_usd:.4f} is spent")
+    return None
+
+
+def _owe(run: Run, offset: int, at: float) -> None:
+    """The next model call is owed."""
+    run.turn += 1
+    run.owed, run.owed_at, run.owed_offset = True, at, offset
+
+
+# --- a batch ---------------------------------------------------------------------------------------------------
+
+
+def _open_batch(run: Run, offset: int, at: float) -> None:
+    for call in run.turns[-1].calls.values():
+        if call.planned.rejected is not None:
+            call.result = Result("error", at, text=call.planned.rejected)
+            if call.planned.on_error == "abort":
+                return _abort(run, call, offset, at)
+    return _advance(run, offset, at)
+
+
+def _fold_call(run: Run, call: Call, event: m.Event, offset: int, at: float) -> None:
+    """An event of a call that has no result yet."""
+    match event:
+        case m.ToolReturned():
+            run.size += len(event.body)
+            _settle(run, call, Result(event.outcome, at, body=event.body), offset, at)
+        case m.CallExpired():
+            if call.due is not None and at > run.deadline_of(call):
+                _settle(run, call, _expired(call, event.reason, at), offset, at)
+        case m.CallLost():
+            if call.hand_off is None or call.hand_off.offset != event.handoff:
+                return
+            if call.planned.delivery == "at_most_once":
+                _settle(run, call, Result("unknown", at, text=UNKNOWN), offset, at)
+            else:
+                call.due, call.due_at, call.hand_off = offset, at, None
+                call.dispatch += 1
+        case m.CallDispatched():
+            call.token = call.token or event.token
+
+
+UNKNOWN = (
+    "outcome unknown: the worker that had this call was lost. It may or may not have taken effect, "
+    "and it is not repeated. Check before you try again."
+)
+
+
+def _expired(call: Call, reason: str, at: float) -> Result:
+    if call.planned.delivery == "at_most_once" and call.token is not None:
+        return Result("unknown", at, text=UNKNOWN)
+    return Result("timeout", at, text=reason or "the call's deadline passed before it had a result")
+
+
+def _settle(run: Run, call: Call, result: Result, offset: int, at: float) -> None:
+    call.result, call.hand_off = result, None
+    if call.failed and call.planned.on_error == "abort":
+        _abort(run, call, offset, at)
+    else:
+        _advance(run, offset, at)
+
+
+def _advance(run: Run, offset: int, at: float) -> None:
+    """Level by level: publish what has become ready, fail what never will, and see whether all are in."""
+    batch = run.turns[-1]
+    moved = True
+    while moved:
+        moved = False
+        for call in batch.calls.values():
+            if call.due is None and call.result is None:
+                moved |= _release(batch, call, offset, at)
+    if batch.complete:
+        batch.finished_at = at
+        run.tools_s += at - batch.replied_at
+        _owe(run, offset, at)
+
+
+def _release(batch: Turn, call: Call, offset: int, at: float) -> bool:
+    """Decide a call that waits for others, if they are all in. True if it got a result by that."""
+    before = [batch.calls[call_id] for call_id in call.planned.after if call_id in batch.calls]
+    if any(other.result is None for other in before):
+        return False
+    if failed := sorted({other.planned.tool for other in before if other.failed}):
+        names = ", ".join(failed)
+        call.result = Result("error", at, text=f"not run: it comes after {names}, which failed")
+        return True
+    call.due, call.due_at = offset, at
+    return False
+
+
+def _fold_calls_handed_off(state: Partition, event: m.CallsHandedOff, offset: int) -> None:
+    for call_id in event.calls:
+        run = state.runs.get(run_of(call_id))
+        call = run.call(call_id) if run is not None and not run.parked else None
+        if call is not None and call.result is None and call.due is not None:
+            call.hand_off = HandOff(event.worker, offset, event.for_s)
+
+
+def run_of(call_id: str) -> str:
+    """The run of a call id, `<run_id>/<turn>.<attempt>/<index>`."""
+    return call_id.rsplit("/", 2)[0]
+
+
+# --- endings ------------------------------------------------------------------------------------------------------
+
+
+def _abort(run: Run, call: Call, offset: int, at: float) -> None:
+    message = f"tool {call.planned.tool} failed, and its on_error is 'abort'"
+    _finish(run, Ending("failed", offset, at, m.RunError("tool_aborted", message)))
+
+
+def _cancel(run: Run, offset: int, at: float, reason: str) -> None:
+    _finish(run, Ending("cancelled", offset, at, m.RunError("cancelled", reason or "the run was cancelled")))
+
+
+def _finish(run: Run, ending: Ending) -> None:
+    run.owed = False
+    run.hand_offs.clear()
+    run.ending = ending
+    run.addresses = [Address(address.reply_to, ending.offset) for address in run.addresses]

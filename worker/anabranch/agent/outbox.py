@@ -1,0 +1,64 @@
+"""The records of an owner's publications: tool calls and answers. PURE, but for what `Station` names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+
+from anabranch.agent.conversation import content_of
+from anabranch.agent.state import Run, Turn
+from anabranch.agent.station import Station
+from anabranch.codec import Outgoing, cloud_event
+from anabranch.messages import ReplyTo, ReplyTopic, ToolCall
+
+
+def call_record(station: Station, partition: int, run: Run, call_id: str) -> Outgoing | None:
+    """The record for `tool.calls.<queue>`, or None if the call is no longer out."""
+    call, batch, request = run.call(call_id), run.batch, run.opening.request
+    if call is None or batch is None:
+        return None
+    planned, queue = call.planned, call.planned.queue
+    if queue is None:
+        return None
+    body = ToolCall(
+        call_id=call_id,
+        run_id=run.run_id,
+        agent=request.agent or "",
+        tenant=request.tenant,
+        tool=planned.tool,
+        input=_inputs(batch).get(planned.tool_use_id, {}),
+        dispatch=call.dispatch,
+        deadline=run.deadline_of(call),
+        idempotency_key=call_id,
+        reply=ReplyTopic(station.namespace.log, partition),
+    )
+    topic = station.namespace.calls(queue)
+    pairs = [("ce_runid", run.run_id), ("ce_life", run.life), ("ce_callid", call_id)]
+    return cloud_event(topic, "tool.call", station.worker_id, planned.key or call_id, _json(body), pairs)
+
+
+def _inputs(turn: Turn) -> dict[str, dict[str, Any]]:
+    """The inputs of a reply's calls, by tool_use id; read once for all calls of the batch."""
+    if turn.inputs is None:
+        blocks = json.loads(content_of(turn.body))
+        turn.inputs = {b["id"]: b["input"] for b in blocks if b.get("type") == "tool_use"}
+    return turn.inputs
+
+
+def _json(body: ToolCall) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:  # an integer of more than 64 bits
+        return json.dumps(asdict(body)).encode()
+
+
+def response_record(station: Station, run_id: str, reply_to: ReplyTo | None, body: bytes) -> Outgoing:
+    """The record for `agent.responses`."""
+    partition = reply_to.partition if reply_to is not None else None
+    if partition is not None and partition >= station.response_partitions:
+        partition = None  # the topic is smaller than the client thought: it is found by its run id
+    topic = station.namespace.responses
+    return cloud_event(topic, "run.response", station.worker_id, run_id, body, partition=partition)

@@ -1,0 +1,142 @@
+"""The plan of a batch: what becomes of each call that the model asked for. PURE.
+
+It is made once, when the reply arrives, from the registry and the agent's limits as they are then, and it
+is appended together with the reply; so whoever folds the log later needs neither. A call that cannot be run
+is rejected here, with a text that tells the model why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jsonschema_rs
+
+from anabranch.agent.reply import RequestedCall
+from anabranch.messages import AgentSpec, PlannedCall, ToolSpec
+
+SHOWN = 2000
+"""How much of an error's text the model gets to see, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchContext:
+    """What a plan depends on. `tool` finds a registered tool by name."""
+
+    run_id: str
+    turn: int
+    attempt: str
+    agent: AgentSpec
+    parallel: bool
+    tool: Callable[[str], ToolSpec | None]
+
+
+def plan(calls: Sequence[RequestedCall], context: BatchContext) -> tuple[PlannedCall, ...]:
+    """One entry a call, in the order of the calls."""
+    specs = [_offered(call, context) for call in calls]
+    planned = [
+        _planned(index, call, spec, context) for index, (call, spec) in enumerate(zip(calls, specs, strict=True))
+    ]
+    ordered = [replace(entry, after=_predecessors(i, specs, planned)) for i, entry in enumerate(planned)]
+    return tuple(_without_cycles(ordered))
+
+
+def _offered(call: RequestedCall, context: BatchContext) -> ToolSpec | None:
+    return context.tool(call.tool) if call.tool in context.agent.tools else None
+
+
+def _planned(index: int, call: RequestedCall, spec: ToolSpec | None, context: BatchContext) -> PlannedCall:
+    call_id = f"{context.run_id}/{context.turn}.{context.attempt}/{index}"
+    allowed = context.agent.limits.max_calls_per_turn if context.parallel else 1
+    if index >= allowed:
+        text = f"not run: a turn may make {allowed} call{'s' if allowed != 1 else ''}, and this is number {index + 1}"
+        return PlannedCall(call_id, call.tool_use_id, call.tool[:128], rejected=text)
+    if spec is None:
+        return PlannedCall(call_id, call.tool_use_id, call.tool[:128], rejected=_unknown(call.tool, context))
+    refused = call.refused or unfit(spec, call.input)
+    return PlannedCall(
+        call_id,
+        call.tool_use_id,
+        spec.name,
+        queue=spec.queue,
+        key=_key(call_id, spec, call.input),
+        delivery=spec.delivery,
+        deadline_s=_deadline(spec),
+        on_error=spec.on_error,
+        rejected=f"invalid arguments for {spec.name}: {refused}"[:SHOWN] if refused else None,
+    )
+
+
+def _unknown(name: str, context: BatchContext) -> str:
+    known = sorted(tool for tool in context.agent.tools if context.tool(tool) is not None)
+    if name in context.agent.tools:
+        return f"tool {name!r} is not available at present: no worker has registered it"
+    return f"there is no tool {name[:128]!r}; the tools are: {', '.join(known) or 'none'}"[:SHOWN]
+
+
+def _deadline(spec: ToolSpec) -> float | None:
+    if spec.deadline_s is None and spec.delivery == "at_most_once":
+        return spec.timeout_s + 60
+    return spec.deadline_s
+
+
+def _key(call_id: str, spec: ToolSpec, arguments: dict[str, Any]) -> str:
+    """What decides the partition: the call, or the hash of its serial key."""
+    if spec.serial_key is None:
+        return call_id
+    value = json.dumps(arguments.get(spec.serial_key), sort_keys=True)
+    return hashlib.sha256(f"{spec.serial_key}={value}".encode()).hexdigest()[:16]
+
+
+def _predecessors(index: int, specs: Sequence[ToolSpec | None], planned: Sequence[PlannedCall]) -> list[str]:
+    spec = specs[index]
+    if spec is None or not spec.after or planned[index].rejected is not None:
+        return []
+    return [entry.call_id for i, entry in enumerate(planned) if i != index and entry.tool in spec.after]
+
+
+def _without_cycles(planned: list[PlannedCall]) -> list[PlannedCall]:
+    """Calls that wait for one another would wait for ever: they are rejected."""
+    waiting = {entry.call_id: set(entry.after) for entry in planned}
+    while free := {call_id for call_id, after in waiting.items() if not after & waiting.keys()}:
+        for call_id in free:
+            del waiting[call_id]
+    text = "not run: the tools of this turn wait for one another in a circle (see their 'after')"
+    return [replace(e, after=[], rejected=e.rejected or text) if e.call_id in waiting else e for e in planned]
+
+
+# --- arguments ---------------------------------------------------------------------------------------------
+
+
+class _Validators:
+    """Compiled schemas, by the identity of their registered spec."""
+
+    def __init__(self) -> None:
+        self._compiled: dict[str, tuple[ToolSpec, Any]] = {}
+
+    def of(self, spec: ToolSpec) -> Any:
+        known = self._compiled.get(spec.name)
+        if known is None or known[0] is not spec:
+            known = (spec, jsonschema_rs.validator_for(spec.input_schema))
+            self._compiled[spec.name] = known
+        return known[1]
+
+
+_validators = _Validators()
+
+
+def unfit(spec: ToolSpec, arguments: dict[str, Any]) -> str | None:
+    """Why `arguments` do not fit the tool's schema, or None."""
+    try:
+        errors = list(_validators.of(spec).iter_errors(arguments))
+    except ValueError as error:
+        return f"the tool's own schema is not valid: {error}"
+    return "; ".join(_shown(error) for error in errors[:5]) or None
+
+
+def _shown(error: Any) -> str:
+    path = ".".join(str(part) for part in error.instance_path)
+    return f"{path}: {error.message}" if path else str(error.message)

@@ -1,0 +1,158 @@
+"""What the fold has made of a partition's log: its runs, their turns, their calls.
+
+Plain values that only `fold` changes. Everything here follows from the log alone, so two workers that read
+the same records hold the same state. Replies and results stay bytes. `at` is always the broker's time of an
+event in epoch seconds, `offset` its place in the log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from anabranch.messages import (
+    Json,
+    Opening,
+    PlannedCall,
+    ReplyOutcome,
+    ReplyTo,
+    RequestNoted,
+    ResultOutcome,
+    RunError,
+    Status,
+    Usage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a call came to: a tool's `body`, or a `text` that the fold gives in a tool's stead."""
+
+    outcome: ResultOutcome
+    at: float
+    body: bytes | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HandOff:
+    """Somebody who lost a partition goes on with a call for `for_s` seconds from the event at `offset`."""
+
+    worker: str
+    offset: int
+    for_s: float
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a batch. `due` is the offset that made its publication due; None: it waits for others."""
+
+    planned: PlannedCall
+    due: int | None = None
+    due_at: float = 0.0
+    dispatch: int = 1
+    token: str | None = None
+    hand_off: HandOff | None = None
+    result: Result | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.result is not None and self.result.outcome != "ok"
+
+
+@dataclass(slots=True)
+class Turn:
+    """A reply that won, and the calls that it asked for, by call id and in their order."""
+
+    number: int
+    attempt: str
+    outcome: ReplyOutcome
+    body: bytes
+    replied_at: float
+    calls: dict[str, Call] = field(default_factory=dict)
+    finished_at: float | None = None
+    inputs: dict[str, dict[str, Json]] | None = None  # what `body` says; read when first needed
+
+    @property
+    def complete(self) -> bool:
+        return all(call.result is not None for call in self.calls.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended, and where. Without an error a failed run's code is in its last reply's stop reason."""
+
+    status: Status
+    offset: int
+    at: float
+    error: RunError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Somebody who wants the answer. `cause` is the offset that made it due, once the run has ended."""
+
+    reply_to: ReplyTo | None
+    cause: int | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """One life of a run. It is open until `ending`; `first` is the oldest event that it needs."""
+
+    run_id: str
+    life: str
+    first: int
+    next_as_of_first: int
+    opened_at: float
+    opening: Opening
+    turn: int = 1
+    owed: bool = True
+    owed_at: float = 0.0
+    owed_offset: int = 0
+    turns: list[Turn] = field(default_factory=list)
+    hand_offs: dict[str, HandOff] = field(default_factory=dict)
+    addresses: list[Address] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    discarded: Usage = field(default_factory=Usage)
+    model_s: float = 0.0
+    tools_s: float = 0.0
+    size: int = 0
+    ending: Ending | None = None
+    parked: str | None = None
+
+    @property
+    def open(self) -> bool:
+        return self.ending is None
+
+    @property
+    def batch(self) -> Turn | None:
+        """The turn whose calls are out, if any."""
+        return self.turns[-1] if self.turns and not self.owed and self.open else None
+
+    def call(self, call_id: str) -> Call | None:
+        """The call of that id in the batch that is out."""
+        batch = self.batch
+        return batch.calls.get(call_id) if batch else None
+
+    def deadline_of(self, call: Call) -> float:
+        """When a published call is past its time, in epoch seconds."""
+        own = call.planned.deadline_s
+        return self.opening.deadline if own is None else min(self.opening.deadline, call.due_at + own)
+
+
+@dataclass(slots=True)
+class Partition:
+    """A partition of the run log, folded up to `position`, from `began` on.
+
+    `link` is where `next_request` last moved. `notes` are the rejected requests by their event's offset, and
+    `names` where each is to be answered; runs that have ended stay in `runs` until the owner forgets them.
+    """
+
+    began: int = 0
+    position: int = 0
+    next_request: int | None = None
+    link: int | None = None
+    done: int = 0
+    runs: dict[str, Run] = field(default_factory=dict)
+    notes: dict[int, RequestNoted] = field(default_factory=dict)
+    note_links: dict[int, int] = field(default_factory=dict)

@@ -1,0 +1,55 @@
+"""Deadlines of one owner: what is to be looked at again, and when. Rebuilt from the fold, never stored."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Hashable
+
+
+class Timers:
+    """Calls `ring(key)` once the time of `key` has come. Times are epoch seconds, by the clock given."""
+
+    def __init__(self, now: Callable[[], float], ring: Callable[[Hashable], None]) -> None:
+        self._now, self._ring = now, ring
+        self._heap: list[tuple[float, int, Hashable]] = []
+        self._armed: dict[Hashable, float] = {}
+        self._count = 0
+        self._handle: asyncio.TimerHandle | None = None
+
+    def arm(self, key: Hashable, when: float) -> None:
+        """Ring for `key` at `when`; one that is armed already keeps its time."""
+        if key in self._armed:
+            return
+        self._armed[key] = when
+        self._count += 1
+        heapq.heappush(self._heap, (when, self._count, key))
+        if self._heap[0][2] == key:
+            self._schedule()
+
+    def disarm(self, key: Hashable) -> None:
+        self._armed.pop(key, None)
+
+    def clear(self) -> None:
+        self._heap.clear()
+        self._armed.clear()
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _schedule(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        if self._heap:
+            delay = max(0.0, self._heap[0][0] - self._now())
+            self._handle = asyncio.get_running_loop().call_later(min(delay, 3600.0), self._due)
+
+    def _due(self) -> None:
+        now = self._now()
+        while self._heap and (self._heap[0][0] <= now or self._heap[0][2] not in self._armed):
+            when, _, key = heapq.heappop(self._heap)
+            if self._armed.get(key) == when:
+                del self._armed[key]
+                self._ring(key)
+        self._schedule()

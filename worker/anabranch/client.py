@@ -1,0 +1,256 @@
+"""The client: submits runs, awaits their answers, watches and cancels them.
+
+It reads one partition of `agent.responses`, its inbox, and tells its runs from others' by their ids. It holds
+no state that matters: a client that dies loses only its waiting, and one that submits the same run id again
+joins the run. Made by `App.client()`; the commands use it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Generator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from anabranch.codec import cloud_event, dump, encode, read, read_request
+from anabranch.config import KafkaSettings, Settings, load
+from anabranch.errors import AnabranchError, BrokerError, InvalidRequest, RunFailed, WireError
+from anabranch.kafka.connect import KafkaBroker
+from anabranch.kafka.seam import Acked, Appender, Broker, Place
+from anabranch.messages import Content, Json, ReplyTo, RunCancelled, RunRequest, RunResponse, StreamDelta
+from anabranch.topics import Namespace, partition_of
+from anabranch.units import duration
+from anabranch.view import LogView, RunEvent
+
+if TYPE_CHECKING:
+    from anabranch.app import App
+
+log = logging.getLogger(__name__)
+
+POLL_S: Final = 0.5
+BACK_S: Final = 60.0
+"""How far back a watcher begins, in seconds before the submission: clocks differ."""
+
+
+class Run:
+    """A run that was submitted. `await run` gives its `RunResponse`."""
+
+    def __init__(self, client: Client, run_id: str, answer: asyncio.Future[RunResponse]) -> None:
+        self.run_id = run_id
+        self._client, self._answer = client, answer
+        self._submitted_at = time.time()
+
+    def __await__(self) -> Generator[Any, None, RunResponse]:
+        return asyncio.shield(self._answer).__await__()
+
+    @property
+    def done(self) -> bool:
+        return self._answer.done()
+
+    async def output(self) -> str:
+        """The final text. Raises `RunFailed` if the run did not complete."""
+        response = await self
+        if response.status != "completed":
+            error = response.error
+            code, message = (error.code, error.message) if error is not None else (response.status, "")
+            raise RunFailed(self.run_id, response.status, code, message)
+        return response.output or ""
+
+    async def events(self) -> AsyncIterator[RunEvent]:
+        """What happens to the run, from its admission to its end, as it happens."""
+        async for event in self._client.events(self.run_id, since=self._submitted_at - BACK_S):
+            yield event
+
+    async def cancel(self, reason: str = "cancelled by its client") -> None:
+        await self._client.cancel(self.run_id, reason)
+
+
+class Client:
+    """See the module. Use it as `async with app.client() as client`."""
+
+    def __init__(self, namespace: Namespace, broker: Broker) -> None:
+        self.namespace, self._broker = namespace, broker
+        self._id = f"client-{secrets.token_hex(6)}"
+        self._waiting: dict[str, list[asyncio.Future[RunResponse]]] = {}
+        self._exit = AsyncExitStack()
+        self._appender: Appender | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._partitions = 0
+        self._inbox = 0
+
+    @classmethod
+    def for_app(
+        cls,
+        app: App | None = None,
+        *,
+        settings: Settings | None = None,
+        bootstrap: str | None = None,
+        namespace: str | None = None,
+        broker: Broker | None = None,
+    ) -> Client:
+        """A client of the App's namespace; what is not given comes from the settings."""
+        settings = settings or load()
+        kafka: KafkaSettings = settings.kafka
+        if bootstrap is not None:
+            kafka = replace(kafka, bootstrap=bootstrap)
+        name = namespace or settings.worker.namespace or (app.namespace if app is not None else "")
+        return cls(Namespace(name.lower()), broker or KafkaBroker(kafka))
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self._partitions = await self._broker.partitions(self.namespace.requests)
+            self._inbox = secrets.randbelow(await self._broker.partitions(self.namespace.responses))
+            self._appender = await stack.enter_async_context(self._broker.appender())
+            inbox = [Place(self.namespace.responses, self._inbox)]
+            reader = await stack.enter_async_context(self._broker.reader(inbox, "end"))
+            self._reading = asyncio.create_task(self._read(reader), name="client inbox")
+            stack.push_async_callback(self._stop_reading)
+            self._exit = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._exit.aclose()
+
+    # --- runs ---------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        agent: str,
+        input: Content | None = None,
+        *,
+        messages: list[dict[str, Json]] | None = None,
+        run_id: str | None = None,
+        tenant: str | None = None,
+        deadline: float | str | None = None,
+        max_turns: int | None = None,
+        max_cost_usd: float | None = None,
+        parallel_tool_calls: bool | None = None,
+        metadata: Mapping[str, Json] | None = None,
+        stream: bool | None = None,
+    ) -> Run:
+        """Ask for a run; returns when Kafka has the request. `deadline` is seconds, or "1h".
+
+        Raises `InvalidRequest` for what no worker would take, `BrokerError` if Kafka does not take it.
+        """
+        run_id = run_id or f"run-{secrets.token_hex(10)}"
+        request = RunRequest(
+            run_id=run_id,
+            agent=agent,
+            input=input,
+            messages=messages,
+            tenant=tenant,
+            deadline_s=None if deadline is None else duration(deadline),
+            max_turns=max_turns,
+            max_cost_usd=max_cost_usd,
+            parallel_tool_calls=parallel_tool_calls,
+            metadata=dict(metadata) if metadata is not None else None,
+            reply_to=ReplyTo(self._inbox),
+            stream=stream,
+        )
+        answer = self._expect(run_id)
+        try:
+            await self._request(request)
+        except BaseException:
+            self._waiting.pop(run_id, None)
+            raise
+        return Run(self, run_id, answer)
+
+    async def cancel(self, run_id: str, reason: str = "cancelled by its client") -> None:
+        """End a run. It is heard at once by an open run, and by one that still waits to be admitted."""
+        partition = partition_of(run_id, self._partitions)
+        event = RunCancelled(run_id, None, reason)
+        await self._append(encode(event, self.namespace.log, partition, self._id))
+        await self._request(RunRequest(run_id=run_id, cancel=True))
+
+    async def events(self, run_id: str, since: float | None = None) -> AsyncIterator[RunEvent]:
+        """The events of a run, up to its end; from the log's start, or from `since` in epoch seconds."""
+        place = Place(self.namespace.log, partition_of(run_id, self._partitions))
+        view = LogView(only=run_id)
+        async with self._broker.reader([place], "begin" if since is None else since) as reader:
+            while True:
+                for event in view.take(await reader.read(POLL_S)):
+                    yield event
+                    if event.run is not None and not event.run.open:
+                        return
+                self._raise_if_dead()
+
+    async def speech(self, run_id: str) -> AsyncIterator[StreamDelta]:
+        """What the model says, as it says it, of a run submitted with `stream=True`; ends with its answer."""
+        answer = self._expect(run_id)
+        place = Place(self.namespace.stream, self._inbox)
+        async with self._broker.reader([place], time.time() - BACK_S) as reader:
+            while True:
+                over = answer.done()
+                for record in await reader.read(POLL_S):
+                    if record.key == run_id.encode():
+                        yield read(StreamDelta, record.value)
+                if over:
+                    return
+                self._raise_if_dead()
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _expect(self, run_id: str) -> asyncio.Future[RunResponse]:
+        answer: asyncio.Future[RunResponse] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        self._waiting.setdefault(run_id, []).append(answer)
+        return answer
+
+    async def _request(self, request: RunRequest) -> None:
+        body, run_id = dump(request), request.run_id or ""
+        read_request(body)
+        partition = partition_of(run_id, self._partitions)
+        await self._append(
+            cloud_event(self.namespace.requests, "run.request", self._id, run_id, body, partition=partition)
+        )
+
+    async def _append(self, record: Any) -> Acked:
+        if self._appender is None:
+            raise AnabranchError("the client is not open: use it as `async with app.client() as client`")
+        self._raise_if_dead()
+        try:
+            return await self._appender.append(record)
+        except AnabranchError as error:
+            if isinstance(error, BrokerError):
+                raise
+            raise InvalidRequest(f"the request cannot be sent: {error}") from None
+
+    async def _read(self, reader: Any) -> None:
+        try:
+            while True:
+                for record in await reader.read(POLL_S):
+                    self._take(record)
+        finally:
+            for futures in self._waiting.values():
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(BrokerError("the client was closed before the answer came"))
+
+    def _take(self, record: Any) -> None:
+        run_id = (record.key or b"").decode("utf-8", "replace")
+        futures = self._waiting.pop(run_id, [])
+        if not futures:
+            return
+        try:
+            response = read(RunResponse, record.value)
+        except WireError as error:
+            log.error("the answer of run %s cannot be read: %s", run_id, error)
+            self._waiting[run_id] = futures
+            return
+        for future in futures:
+            if not future.done():
+                future.set_result(response)
+
+    def _raise_if_dead(self) -> None:
+        if self._reading is not None and self._reading.done():
+            error = None if self._reading.cancelled() else self._reading.exception()
+            raise BrokerError(f"the client no longer reads its inbox: {error!r}")
+
+    async def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait({self._reading})

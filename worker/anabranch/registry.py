@@ -1,0 +1,128 @@
+"""What is registered: tools, agents and the workers that are alive, read from the `registry` topic.
+
+A view in memory of a compacted topic. Both roles, the client and the commands follow it; a worker registers
+what its App declares when it starts. It decides nothing: who uses it looks a name up and copes with its absence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Final
+
+from anabranch.codec import Outgoing, Record, cloud_event, dump, read
+from anabranch.errors import WireError
+from anabranch.kafka.seam import Appender, Broker, Place
+from anabranch.messages import AgentSpec, ToolSpec, WorkerInfo
+from anabranch.topics import Namespace
+
+log = logging.getLogger(__name__)
+
+POLL_S: Final = 0.5
+
+
+class Registry:
+    """Tools by name, agents by name and revision, workers by id."""
+
+    def __init__(self) -> None:
+        self.tools: dict[str, ToolSpec] = {}
+        self.agents: dict[str, AgentSpec] = {}
+        self.revisions: dict[tuple[str, str], AgentSpec] = {}
+        self.workers: dict[str, WorkerInfo] = {}
+
+    def tool(self, name: str) -> ToolSpec | None:
+        return self.tools.get(name)
+
+    def agent(self, name: str, revision: str | None = None) -> AgentSpec | None:
+        """That revision, or the one that was registered last."""
+        return self.agents.get(name) if revision is None else self.revisions.get((name, revision))
+
+    def add(self, tools: Iterable[ToolSpec] = (), agents: Iterable[AgentSpec] = ()) -> None:
+        """What this process declares itself is known at once."""
+        self.tools.update({tool.name: tool for tool in tools})
+        for agent in agents:
+            self.agents[agent.name] = self.revisions[agent.name, agent.revision] = agent
+
+    def take(self, record: Record) -> None:
+        """One record of the topic. What cannot be read is logged and skipped."""
+        kind, _, name = (record.key or b"").decode("utf-8", "replace").partition("/")
+        try:
+            if kind == "tool":
+                self._take_tool(name, record.value)
+            elif kind == "agent":
+                self._take_agent(name, record.value)
+            elif kind == "worker":
+                self._take_worker(name, record.value)
+        except WireError as error:
+            log.warning("registry record %r at offset %d cannot be read: %s", record.key, record.offset, error)
+
+    def _take_tool(self, name: str, value: bytes | None) -> None:
+        if value is None:
+            self.tools.pop(name, None)
+            return
+        spec = read(ToolSpec, value)
+        if self.tools.get(spec.name) != spec:  # the same spec keeps its identity, and its compiled schema
+            self.tools[spec.name] = spec
+
+    def _take_agent(self, key: str, value: bytes | None) -> None:
+        name, _, revision = key.rpartition("@")
+        if value is None:
+            self.revisions.pop((name, revision), None)
+            return
+        self.add(agents=[read(AgentSpec, value)])
+
+    def _take_worker(self, name: str, value: bytes | None) -> None:
+        if value is None:
+            self.workers.pop(name, None)
+        else:
+            self.workers[name] = read(WorkerInfo, value)
+
+
+async def follow(broker: Broker, namespace: Namespace, registry: Registry, ready: asyncio.Event) -> None:
+    """Read the topic for ever; `ready` is set when all that was there at the start has been read."""
+    place = Place(namespace.registry, 0)
+    async with broker.reader([place], "begin") as reader:
+        end = (await reader.ends())[place]
+        while True:
+            if reader.position(place) >= end:
+                ready.set()
+            for record in await reader.read(POLL_S):
+                registry.take(record)
+
+
+async def snapshot(broker: Broker, namespace: Namespace) -> Registry:
+    """What is registered now."""
+    registry, place = Registry(), Place(namespace.registry, 0)
+    async with broker.reader([place], "begin") as reader:
+        end = (await reader.ends())[place]
+        while reader.position(place) < end:
+            for record in await reader.read(POLL_S):
+                registry.take(record)
+    return registry
+
+
+async def register(
+    appender: Appender, namespace: Namespace, source: str, tools: Iterable[ToolSpec], agents: Iterable[AgentSpec]
+) -> None:
+    """Announce tools and agents; returns when the broker has them."""
+    entries = [_entry(namespace, source, f"tool/{tool.name}", "registry.tool", dump(tool)) for tool in tools]
+    entries += [
+        _entry(namespace, source, f"agent/{agent.name}@{agent.revision}", "registry.agent", dump(agent))
+        for agent in agents
+    ]
+    await asyncio.gather(*(appender.append(entry) for entry in entries))
+
+
+def worker_entry(namespace: Namespace, info: WorkerInfo) -> Outgoing:
+    """The sign of life of a worker."""
+    return _entry(namespace, info.id, f"worker/{info.id}", "registry.worker", dump(info))
+
+
+def worker_gone(namespace: Namespace, worker_id: str) -> Outgoing:
+    """The tombstone of a worker that stops cleanly."""
+    return _entry(namespace, worker_id, f"worker/{worker_id}", "registry.worker", None)
+
+
+def _entry(namespace: Namespace, source: str, key: str, kind: str, value: bytes | None) -> Outgoing:
+    return cloud_event(namespace.registry, kind, source, key, value, partition=0)

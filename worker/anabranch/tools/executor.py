@@ -1,0 +1,175 @@
+"""Runs one call of one tool: arguments typed, under its timeout, in the loop, a thread or a process.
+
+Whatever the tool does, what comes out is a result for the model: an error's text says what was wrong. It
+knows no Kafka and no queue; `worker.py` paces the calls and appends what comes out of here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+import anyio
+import anyio.to_process
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from anabranch.app import Call, Retryable, Tool
+from anabranch.config import ToolSettings
+from anabranch.content import cut, to_content
+from anabranch.errors import AnabranchError
+from anabranch.messages import Content, ResultOutcome
+from anabranch.schema import ArgumentsError
+
+log = logging.getLogger(__name__)
+
+BACKOFF_S: Final = (0.2, 10.0)
+SHOWN: Final = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What a call came to. Times are epoch seconds; `tries` counts from 1."""
+
+    outcome: ResultOutcome
+    content: Content
+    started_at: float
+    finished_at: float
+    tries: int
+
+
+class Executor:
+    """The places where tools run: the loop, a pool of threads, a pool of processes."""
+
+    def __init__(self, settings: ToolSettings, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="tool")
+        self._thread_slots = asyncio.Semaphore(settings.threads)
+        self._process_slots = asyncio.Semaphore(settings.processes)
+        self._process_limit = anyio.CapacityLimiter(settings.processes)
+        self.busy_threads = 0
+
+    def close(self) -> None:
+        """A thread that hangs cannot be stopped, and is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def execute(self, tool: Tool, arguments: dict[str, Any], call: Call) -> Execution:
+        """Run the call, with the retries that its tool asks for."""
+        started = self._now()
+        tries = 0
+        try:
+            async for attempt in self._retrying(tool, call):
+                tries = attempt.retry_state.attempt_number
+                with attempt:
+                    value = await self._try(tool, arguments, replace(call, attempt=tries))
+            outcome, content = self._success(tool, value)
+        except TimeoutError:
+            outcome, content = "timeout", f"{tool.name} timed out: it gave no result within {tool.spec.timeout_s:g} s"
+        except ArgumentsError as error:
+            outcome, content = "error", f"invalid arguments for {tool.name}: {error}"
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _are_we_cancelled():
+                raise
+            call.log.warning("%s failed: %r", tool.name, error, exc_info=error)
+            outcome, content = "error", f"{tool.name} failed: {_described(error)}"
+        return Execution(outcome, content, started, self._now(), max(1, tries))
+
+    def _success(self, tool: Tool, value: Any) -> tuple[ResultOutcome, Content]:
+        try:
+            return "ok", cut(to_content(value), tool.spec.max_result)
+        except AnabranchError as error:
+            return "error", f"{tool.name} returned what cannot be sent to the model: {error}"
+
+    def _retrying(self, tool: Tool, call: Call) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception_type(Retryable),
+            stop=partial(self._is_over, stop_after_attempt(tool.retries + 1), call),
+            wait=_wait,
+            reraise=True,
+        )
+
+    def _is_over(self, enough: Callable[[RetryCallState], bool], call: Call, state: RetryCallState) -> bool:
+        """No retry begins past the call's deadline."""
+        return enough(state) or self._now() + state.upcoming_sleep >= call.deadline
+
+    async def _try(self, tool: Tool, arguments: dict[str, Any], call: Call) -> Any:
+        bound = tool.bind(arguments, call)
+        limit = min(tool.spec.timeout_s, max(0.0, call.deadline - self._now()))
+        match tool.run_in:
+            case "thread":
+                return await self._in_thread(tool, bound, limit)
+            case "process":
+                return await self._in_process(tool, bound, limit)
+            case _:
+                async with _Timeout(limit):
+                    value = tool.function(**bound)
+                    return await value if inspect.isawaitable(value) else value
+
+    async def _in_thread(self, tool: Tool, bound: dict[str, Any], limit: float) -> Any:
+        """A thread that outlives its timeout keeps its slot: it is as busy as before."""
+        await self._thread_slots.acquire()
+        self.busy_threads += 1
+        loop = asyncio.get_running_loop()
+        running = self._threads.submit(copy_context().run, partial(tool.function, **bound))
+        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._thread_is_free))
+        async with _Timeout(limit):
+            value = await asyncio.wrap_future(running)
+            return await value if inspect.isawaitable(value) else value
+
+    def _thread_is_free(self) -> None:
+        self.busy_threads -= 1
+        self._thread_slots.release()
+
+    async def _in_process(self, tool: Tool, bound: dict[str, Any], limit: float) -> Any:
+        """A process that outlives its timeout is killed."""
+        async with self._process_slots, _Timeout(limit):
+            return await anyio.to_process.run_sync(
+                partial(tool.function, **bound), cancellable=True, limiter=self._process_limit
+            )
+
+
+class _Timeout:
+    """`asyncio.timeout`, but only its own expiry is a `TimeoutError` to us: a tool's own is an error like any."""
+
+    def __init__(self, seconds: float) -> None:
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, TimeoutError):
+            await self._timeout.__aexit__(None, None, None)
+            raise _ToolsOwn(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error
+        await self._timeout.__aexit__(kind, error, trace)
+
+
+def _are_we_cancelled() -> bool:
+    """Or has the tool let a CancelledError of its own escape?"""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+class _ToolsOwn(Exception):
+    """A TimeoutError that the tool raised itself."""
+
+
+def _wait(state: RetryCallState) -> float:
+    """Full jitter, or what the tool asks for."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    pause = wait_random_exponential(multiplier=BACKOFF_S[0], max=BACKOFF_S[1])(state)
+    return max(pause, error.after) if isinstance(error, Retryable) and error.after is not None else pause
+
+
+def _described(error: BaseException) -> str:
+    if isinstance(error, _ToolsOwn | Retryable):
+        return str(error)[:SHOWN]
+    text = str(error)
+    return f"{type(error).__name__}: {text}"[:SHOWN] if text else type(error).__name__
