@@ -1,0 +1,216 @@
+"""What each kind of record looks like: its topic, its headers and its body. Data, in one place.
+
+The schemas, the AsyncAPI document and the test of `docs/wire.md` are made from these tables. `codec` writes and
+reads the records themselves; a test encodes one of each kind and holds it against them. It must never do I/O.
+Used by `schemagen`, `asyncapi` and the tests, by nothing on the path of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, get_args
+
+from anabranch import messages as m
+from anabranch import topics
+
+Schema = dict[str, Any]
+
+# --- headers: their values are text --------------------------------------------------------------------------
+
+
+def _text(description: str, **more: Any) -> Schema:
+    return {"type": "string", "minLength": 1, "description": description, **more}
+
+
+def _whole(description: str) -> Schema:
+    return {"type": "string", "pattern": "^[0-9]{1,18}$", "description": description}
+
+
+def _one_of(kind: Any, description: str) -> Schema:
+    return {"type": "string", "enum": list(get_args(kind)), "description": description}
+
+
+def _json(description: str, content: Schema) -> Schema:
+    return _text(description, contentMediaType="application/json", contentSchema=content)
+
+
+EVERYWHERE: Final[Mapping[str, Schema]] = {
+    "ce_specversion": {"type": "string", "const": "1.0", "description": "The version of CloudEvents"},
+    "ce_id": _text("Of this record: another one each time that it is written"),
+    "ce_source": _text("Who wrote it"),
+}
+"""Before `ce_type`, on every record that has headers."""
+
+TRACE: Final[Mapping[str, Schema]] = {
+    "traceparent": {
+        "type": "string",
+        "pattern": "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+        "description": "W3C trace context, where there is a trace",
+    }
+}
+"""The one header that any record may have or not."""
+
+RUN: Final[Mapping[str, Schema]] = {
+    "ce_runid": _text("The run", pattern=m.NAME_PATTERN),
+    "ce_life": _text("The request offset that opened the run"),
+}
+
+HEADERS: Final[Mapping[str, Schema]] = {
+    "ce_after": _whole("The request offset at which the next request was expected"),
+    "ce_requestoffset": _whole("The offset of the request in agent.requests"),
+    "ce_code": _one_of(m.NoteCode, "Why the request opened no run"),
+    "ce_turn": _whole("The turn, from 1"),
+    "ce_attempt": _text("Which model call of the turn; opaque"),
+    "ce_plan": _json("What becomes of each call", {"type": "array", "items": {"$ref": "planned-call.json"}}),
+    "ce_usage": _json("What the model call used", {"$ref": "usage.json"}),
+    "ce_callid": _text("The call; opaque", maxLength=200),
+    "ce_worker": _text("Who goes on with the work"),
+    "ce_for": {
+        "type": "string",
+        "pattern": r"^[0-9]+(\.[0-9]+)?(e-?[0-9]+)?$",
+        "description": "For how many seconds, from when the event is read",
+    },
+    "ce_handoff": _whole("The offset of the hand-off whose time is up"),
+    "ce_token": _text("Of the process that may publish the call"),
+    "ce_done": _whole("Below it every publication is settled"),
+    "ce_outcome": {},  # depends on the kind of event
+}
+"""The further headers of events, by name."""
+
+# --- bodies -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """A body that is some fields of an event; the others are headers."""
+
+    event: type
+    names: tuple[str, ...]
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Anything:
+    """A body that is not ours: a JSON object."""
+
+    description: str
+
+
+BODIES: Final[Mapping[str, type | Some | Anything]] = {
+    **m.BODIES,
+    "request-note": Some(m.RequestNoted, ("error", "reply_to"), "Of request.noted: what a rejected request is told"),
+    "reason": Some(m.RunCancelled, ("reason",), "Why something ended, for people"),
+    "handed-off-calls": Some(m.CallsHandedOff, ("calls",), "Of calls.handed_off: the ids of the calls"),
+    "nothing": Some(m.CallLost, (), "An empty object: the headers say it all"),
+    "model-message": Anything("The provider's message, verbatim"),
+}
+"""Every body that has a schema, by its file's name in `schemas/`."""
+
+# --- kinds of records -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of record. `name` is its `ce_type`; `headers` are those beside `EVERYWHERE`, in order."""
+
+    name: str
+    topic: str
+    body: str
+    says: str
+    headers: Mapping[str, Schema] = field(default_factory=dict)
+    event: type | None = None
+    may_lack: frozenset[str] = frozenset()
+    """Headers that this kind need not have."""
+
+    def header_schema(self) -> Schema:
+        """The schema of the record's headers, by name, each value as text."""
+        own = {"type": "string", "const": self.name, "description": "The kind of record"}
+        always = {**EVERYWHERE, "ce_type": own, **self.headers}
+        required = [name for name in always if name not in self.may_lack]
+        return {"type": "object", "properties": {**always, **TRACE}, "required": required}
+
+
+def _event(
+    event: type, kind: str, body: str, says: str, further: str = "", outcome: Any = None, of_a_run: bool = True
+) -> Kind:
+    headers = {name: HEADERS[name] for name in further.split()}
+    if outcome is not None:
+        headers["ce_outcome"] = _one_of(outcome, "How it went")
+    life = frozenset({"ce_life"}) if event is m.RunCancelled else frozenset[str]()
+    return Kind(kind, topics.LOG, body, says, {**(RUN if of_a_run else {}), **headers}, event, life)
+
+
+_CALL: Final = "ce_callid"
+_ASKED: Final = "ce_turn ce_attempt"
+
+EVENTS: Final[tuple[Kind, ...]] = (
+    _event(m.RunRequested, "run.requested", "opening", "A run was admitted", "ce_after ce_requestoffset"),
+    _event(
+        m.RequestNoted, "request.noted", "request-note", "A request opened no run", "ce_after ce_requestoffset ce_code"
+    ),
+    _event(
+        m.ModelReplied,
+        "model.replied",
+        "model-message",
+        "The model's reply, with the plan of its calls",
+        f"{_ASKED} ce_outcome ce_plan ce_usage",
+        m.ReplyOutcome,
+    ),
+    _event(m.ModelFailed, "model.failed", "run-error", "No reply is to be had", _ASKED),
+    _event(m.ModelDiscarded, "model.discarded", "reason", "A reply was paid for and not used", f"{_ASKED} ce_usage"),
+    _event(m.ToolReturned, "tool.returned", "tool-result", "A call's result", f"{_CALL} ce_outcome", m.ResultOutcome),
+    _event(
+        m.ModelHandedOff,
+        "model.handed_off",
+        "nothing",
+        "A worker that leaves goes on with its model call",
+        "ce_turn ce_worker ce_for",
+    ),
+    _event(
+        m.CallsHandedOff,
+        "calls.handed_off",
+        "handed-off-calls",
+        "A tool worker that leaves goes on with these calls",
+        "ce_worker ce_for",
+        of_a_run=False,
+    ),
+    _event(m.CallLost, "call.lost", "nothing", "A call that was handed off gave no result", f"{_CALL} ce_handoff"),
+    _event(m.CallExpired, "call.expired", "reason", "A call's deadline is past", _CALL),
+    _event(m.CallDispatched, "call.dispatched", "nothing", "Who may publish an at-most-once call", f"{_CALL} ce_token"),
+    _event(
+        m.PartitionReleased,
+        "partition.released",
+        "nothing",
+        "An owner leaves; its publications below are settled",
+        "ce_done",
+        of_a_run=False,
+    ),
+    _event(m.RunCancelled, "run.cancelled", "reason", "The run is to end; a client names no life"),
+    _event(m.RunExpired, "run.expired", "reason", "The run's deadline is past"),
+)
+"""The events of the run log."""
+
+OTHERS: Final[tuple[Kind, ...]] = (
+    Kind(
+        "run.request",
+        topics.REQUESTS,
+        "run-request",
+        "A request; all its headers may be left out",
+        may_lack=frozenset({*EVERYWHERE, "ce_type"}),
+    ),
+    Kind("tool.call", topics.CALLS, "tool-call", "A call to be executed", {**RUN, _CALL: HEADERS[_CALL]}),
+    Kind("run.response", topics.RESPONSES, "run-response", "The answer of a run"),
+    Kind("stream.delta", topics.STREAM, "stream-delta", "What the model says, as it speaks"),
+    Kind("registry.tool", topics.REGISTRY, "tool-spec", "A tool; the key is tool/<name>"),
+    Kind("registry.agent", topics.REGISTRY, "agent-spec", "An agent; the key is agent/<name>@<revision>"),
+    Kind("registry.worker", topics.REGISTRY, "worker-info", "A worker; the key is worker/<id>, no body: it has gone"),
+)
+"""The records of the other topics. A dead letter has the headers and the body of what it was."""
+
+KINDS: Final[tuple[Kind, ...]] = (*EVENTS, *OTHERS)
+
+
+def kinds_of(topic: str) -> Iterable[Kind]:
+    """The kinds of records in a topic, named without its namespace."""
+    return (kind for kind in KINDS if kind.topic == topic)

@@ -1,0 +1,117 @@
+"""Examples of every body and of every event, for the schemas and for those who read them.
+
+Values of the message types, so that they cannot fall behind. Tests encode, decode and validate each of them.
+Used by `schemagen`, `asyncapi` and the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from anabranch import messages as m
+from anabranch.codec import dump
+
+AT: Final = 1767225600.0
+RUN: Final = "order-1234"
+LIFE: Final = "17"
+ATTEMPT: Final = "9f86d081884c7d65"
+CALL: Final = f"{RUN}/1.{ATTEMPT}/0"
+WORKER: Final = "tool-4f2a"
+
+_request = m.RunRequest(
+    run_id=RUN,
+    agent="analyst",
+    input="Review order 1234",
+    tenant="acme",
+    deadline_s=600.0,
+    metadata={"ticket": 7},
+    reply_to=m.ReplyTo(3),
+)
+_cancel = m.RunRequest(run_id=RUN, cancel=True)
+_opening = m.Opening(_request, "5d41402abc4b2a76", AT + 600, m.RunLimits(20, 0.5), AT)
+_planned = m.PlannedCall(CALL, "toolu_01", "get_customer", queue="io", key=CALL)
+_refused = m.PlannedCall(f"{CALL[:-1]}1", "toolu_02", "get_weather", rejected="there is no tool 'get_weather'")
+_usage = m.Usage(input_tokens=812, output_tokens=64, cost_usd=0.0034)
+_result = m.ToolResult("Ada Example, customer since 2019", AT + 1, AT + 1.4, 1, WORKER)
+_pictured = m.ToolResult([{"type": "text", "text": "a chart"}], AT + 1, AT + 2, 2, WORKER)
+_error = m.RunError("invalid_request", "max_turns: Input should be a valid integer (got 'many')")
+_call = m.ToolCall(
+    call_id=CALL,
+    run_id=RUN,
+    agent="analyst",
+    tenant="acme",
+    tool="get_customer",
+    input={"customer_id": 1234},
+    dispatch=1,
+    deadline=AT + 600,
+    idempotency_key=CALL,
+    reply=m.ReplyTopic("shop.agent.log", 11),
+)
+_response = m.RunResponse(
+    RUN,
+    "analyst",
+    "5d41402abc4b2a76",
+    "completed",
+    output="Nothing to complain of.",
+    stop_reason="end_turn",
+    usage=m.TotalUsage(1700, 130, cost_usd=0.007),
+    turns=2,
+    calls=m.CallCounts(3, 0, 1, 3),
+    timing=m.Timing(0.01, 2.1, 0.6, 2.8, 1.5),
+    metadata={"ticket": 7},
+)
+_schema = {"type": "object", "properties": {"customer_id": {"type": "integer"}}, "required": ["customer_id"]}
+_tool = m.ToolSpec("get_customer", "io", "Fetch a customer by id.", _schema, limit="crm", read_only=True)
+_agent = m.AgentSpec("analyst", "5d41402abc4b2a76", "claude-sonnet-4-5", system="Be brief.", tools=["get_customer"])
+_message = {
+    "id": "msg_01",
+    "type": "message",
+    "role": "assistant",
+    "stop_reason": "tool_use",
+    "content": [{"type": "tool_use", "id": "toolu_01", "name": "get_customer", "input": {"customer_id": 1234}}],
+}
+
+EXAMPLES: Final[Mapping[str, tuple[Any, ...]]] = {
+    "run-request": (m.RunRequest(agent="analyst", input="Review order 1234"), _request, _cancel),
+    "run-response": (_response, m.RunResponse(RUN, None, None, "failed", error=_error)),
+    "tool-call": (_call,),
+    "tool-result": (_result, _pictured),
+    "stream-delta": (
+        m.StreamDelta(RUN, 2, ATTEMPT, "text", text="Nothing to "),
+        m.StreamDelta(RUN, 1, ATTEMPT, "tool_use", tool="get_customer", tool_use_id="toolu_01"),
+    ),
+    "opening": (_opening,),
+    "planned-call": (_planned, _refused),
+    "usage": (_usage,),
+    "run-error": (_error,),
+    "tool-spec": (_tool,),
+    "agent-spec": (_agent,),
+    "worker-info": (m.WorkerInfo(WORKER, "tool", "0.1.0", AT, AT + 30, queue="io", running=2),),
+    "request-note": ({"error": _error, "reply_to": m.ReplyTo(3)}, {}),
+    "reason": ({"reason": "cancelled by its client"},),
+    "handed-off-calls": ({"calls": [CALL]},),
+    "nothing": ({},),
+    "model-message": (_message,),
+}
+"""By the body's name; a field that is null is left out when it is written."""
+
+EVENTS: Final[tuple[m.Event, ...]] = (
+    m.RunRequested(RUN, LIFE, 17, 17, _opening),
+    m.RequestNoted(RUN, "18", 18, 18, "rejected", _error, m.ReplyTo(3)),
+    m.RequestNoted(RUN, "19", 19, 19, "duplicate"),
+    m.ModelReplied(RUN, LIFE, 1, ATTEMPT, "calls", (_planned, _refused), _usage, dump(_message)),
+    m.ModelFailed(RUN, LIFE, 1, ATTEMPT, m.RunError("model_unavailable", "no reply before the deadline")),
+    m.ModelDiscarded(RUN, LIFE, 1, ATTEMPT, _usage, "the reply broke off"),
+    m.ToolReturned(RUN, LIFE, CALL, "ok", dump(_result)),
+    m.ModelHandedOff(RUN, LIFE, 1, "agent-77b0", 42.5),
+    m.CallsHandedOff(WORKER, 12.0, (CALL,)),
+    m.CallLost(RUN, LIFE, CALL, 4711),
+    m.CallExpired(RUN, LIFE, CALL, "no result before the deadline"),
+    m.CallDispatched(RUN, LIFE, CALL, "c0ffee"),
+    m.PartitionReleased(4711),
+    m.RunCancelled(RUN, None, "cancelled by its client"),
+    m.RunCancelled(RUN, LIFE, "cancelled by its client"),
+    m.RunExpired(RUN, LIFE, "past its deadline"),
+)
+"""At least one of each kind of event that we write."""
