@@ -1,5 +1,4 @@
-// A tool worker in Go: it serves the tool "pollen" on the queue "go", knowing nothing of Anabranch but
-// docs/wire.md. It reads tool.call records and appends one tool.returned for each to where the call says.
+// A tool worker in Go: it serves the tool "pollen" on the queue "go", knowing nothing of Anabranch but docs/wire.md.
 package main
 
 import (
@@ -7,34 +6,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
+	"hash/crc32"
 	"log"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-)
-
-const queue = "go"
-
-type call struct {
-	Tool  string          `json:"tool"`
-	Input json.RawMessage `json:"input"`
-	Reply struct {
-		Topic     string `json:"topic"`
-		Partition *int32 `json:"partition"`
-	} `json:"reply"`
-}
-
-var (
-	tools = map[string]func(json.RawMessage) (string, error){"pollen": pollen}
-	// What the broker may hold against one record; anything else it says is about this worker.
-	recordFaults = []*kerr.Error{kerr.UnknownTopicOrPartition, kerr.InvalidTopicException, kerr.MessageTooLarge}
 )
 
 // pollen makes its figures up, but the same ones for the same city.
@@ -43,123 +24,97 @@ func pollen(input json.RawMessage) (string, error) {
 	if err := json.Unmarshal(input, &in); err != nil || strings.TrimSpace(in.City) == "" {
 		return "", fmt.Errorf(`pollen wants {"city": "<name>"}, not %.200s`, input)
 	}
-	h := fnv.New32a()
-	h.Write([]byte(strings.ToLower(strings.TrimSpace(in.City))))
-	grains := h.Sum32() % 160
+	grains := crc32.ChecksumIEEE([]byte(strings.ToLower(strings.TrimSpace(in.City)))) % 160
 	level := []string{"low", "moderate", "high", "very high"}[grains/40]
 	out, err := json.Marshal(map[string]any{"city": in.City, "level": level, "grains_per_m3": grains})
 	return string(out), err
 }
 
-// answer turns a tool.call record into its tool.returned record; an error means that nobody can be answered.
-func answer(record *kgo.Record, worker string) (*kgo.Record, error) {
-	var c call
-	if err := json.Unmarshal(record.Value, &c); err != nil {
-		return nil, fmt.Errorf("its body is not a tool call: %w", err)
-	}
-	from := map[string][]byte{}
-	for _, h := range record.Headers {
-		from[h.Key] = h.Value
-	}
-	for _, name := range []string{"ce_runid", "ce_life", "ce_callid"} {
-		if from[name] == nil {
-			return nil, fmt.Errorf("it has no header %s", name)
+func now() float64 { return float64(time.Now().UnixMicro()) / 1e6 }
+
+// answer executes a tool.call and returns its tool.returned; an error means that nobody can be answered.
+func answer(call *kgo.Record) (*kgo.Record, error) {
+	var body struct {
+		Tool  string
+		Input json.RawMessage
+		Reply struct {
+			Topic     string
+			Partition *int32
 		}
 	}
-	if c.Reply.Topic == "" || c.Reply.Partition == nil {
-		return nil, errors.New("it does not say where to reply")
+	if err := json.Unmarshal(call.Value, &body); err != nil || body.Reply.Topic == "" || body.Reply.Partition == nil {
+		return nil, fmt.Errorf("it does not say where to reply (%v)", err)
 	}
-	started, outcome := time.Now(), "ok"
-	content, err := "", fmt.Errorf("this worker has no tool %q; it serves: pollen", c.Tool)
-	if tool, known := tools[c.Tool]; known {
-		content, err = tool(c.Input)
+	started, outcome := now(), "ok"
+	content, err := "", fmt.Errorf("this worker has no tool %q; it serves: pollen", body.Tool)
+	if body.Tool == "pollen" {
+		content, err = pollen(body.Input)
 	}
-	if err != nil {
+	if err != nil { // a failure is a result too: its text is for the model
 		content, outcome = err.Error(), "error"
 	}
-	body, err := json.Marshal(map[string]any{"content": content, "started_at": epoch(started),
-		"finished_at": epoch(time.Now()), "tries": 1, "worker": worker})
-	headers := []kgo.RecordHeader{
-		{Key: "ce_specversion", Value: []byte("1.0")},
-		{Key: "ce_id", Value: append([]byte("result/"), from["ce_callid"]...)},
-		{Key: "ce_source", Value: []byte("/tools/" + worker)},
-		{Key: "ce_type", Value: []byte("tool.returned")},
-		{Key: "ce_runid", Value: from["ce_runid"]},
-		{Key: "ce_life", Value: from["ce_life"]},
-		{Key: "ce_callid", Value: from["ce_callid"]},
-		{Key: "ce_outcome", Value: []byte(outcome)},
+	headers := map[string]string{"ce_runid": "", "ce_life": "", "ce_callid": ""} // what is copied from the call
+	for _, h := range call.Headers {
+		if _, copied := headers[h.Key]; copied {
+			headers[h.Key] = string(h.Value)
+		}
 	}
-	return &kgo.Record{Topic: c.Reply.Topic, Partition: *c.Reply.Partition, Key: from["ce_runid"],
-		Value: body, Headers: headers}, err
+	result := &kgo.Record{Topic: body.Reply.Topic, Partition: *body.Reply.Partition, Key: []byte(headers["ce_runid"])}
+	headers["ce_specversion"], headers["ce_type"], headers["ce_outcome"] = "1.0", "tool.returned", outcome
+	headers["ce_source"], headers["ce_id"] = "go-tool-worker", fmt.Sprintf("%d/%d", call.Partition, call.Offset)
+	for name, value := range headers {
+		if value == "" {
+			return nil, errors.New("it has no header " + name)
+		}
+		result.Headers = append(result.Headers, kgo.RecordHeader{Key: name, Value: []byte(value)})
+	}
+	result.Value, err = json.Marshal(map[string]any{
+		"content": content, "started_at": started, "finished_at": now(), "tries": 1, "worker": "go-tool-worker"})
+	return result, err
 }
 
-func epoch(t time.Time) float64 { return float64(t.UnixMicro()) / 1e6 }
-
-// serve answers what one poll brought. It commits only when every result is acknowledged, so that a crash
-// repeats a call and never loses one. A record that cannot be answered is logged and passed over; an error
-// means that nothing is committed and the next worker serves these calls again.
-func serve(ctx context.Context, client *kgo.Client, fetched kgo.Fetches, worker string) error {
-	fetched.EachError(func(topic string, p int32, err error) { log.Printf("reading %s/%d: %v", topic, p, err) })
-	var results []*kgo.Record
-	fetched.EachRecord(func(r *kgo.Record) {
-		if result, err := answer(r, worker); err != nil {
-			log.Printf("passing over %s/%d/%d: %v", r.Topic, r.Partition, r.Offset, err)
-		} else {
-			results = append(results, result)
-		}
-	})
-	for _, sent := range client.ProduceSync(ctx, results...) {
-		var refused *kerr.Error
-		r, err := sent.Record, sent.Err
-		if ctx.Err() != nil || errors.As(err, &refused) && !slices.Contains(recordFaults, refused) {
-			return fmt.Errorf("writing to %s/%d: %w", r.Topic, r.Partition, err)
-		} else if err != nil {
-			log.Printf("passing over a call of run %s: writing to %s/%d: %v", r.Key, r.Topic, r.Partition, err)
-		}
+// serve executes the calls of one poll at the same time, and commits when every result is acknowledged: a crash
+// repeats a call and loses none. What cannot be answered is passed over.
+func serve(client *kgo.Client, calls []*kgo.Record) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second) // a signal does not interrupt it
+	defer cancel()
+	var running sync.WaitGroup
+	for _, call := range calls {
+		running.Add(1)
+		go func() {
+			defer running.Done()
+			result, err := answer(call)
+			if err == nil {
+				err = client.ProduceSync(ctx, result).FirstErr()
+			}
+			if ctx.Err() != nil {
+				log.Fatalf("the broker takes no results (%v): these calls are for the next worker", err)
+			} else if err != nil {
+				log.Printf("passing over %s/%d/%d: %v", call.Topic, call.Partition, call.Offset, err)
+			}
+		}()
 	}
-	if err := client.CommitRecords(ctx, fetched.Records()...); err != nil {
+	running.Wait()
+	if err := client.CommitRecords(ctx, calls...); err != nil {
 		log.Printf("committing: %v; these calls may be repeated", err)
-	}
-	return nil
-}
-
-func run(ctx context.Context, namespace, bootstrap string) error {
-	host, _ := os.Hostname()
-	worker := fmt.Sprintf("go-%s-%d", host, os.Getpid())
-	client, err := kgo.NewClient(
-		kgo.SeedBrokers(strings.Split(bootstrap, ",")...),
-		kgo.ConsumeTopics(namespace+".tool.calls."+queue),
-		kgo.ConsumerGroup(namespace+".tools."+queue),
-		kgo.DisableAutoCommit(),
-		kgo.BlockRebalanceOnPoll(),                        // no partition moves between its poll and its commit
-		kgo.RecordPartitioner(kgo.ManualPartitioner()),    // the call says where its answer goes
-		kgo.ProducerBatchCompression(kgo.NoCompression()), // the default, snappy, is not for every reader
-	)
-	if err != nil {
-		return err
-	}
-	defer client.CloseAllowingRebalance()
-	log.Printf("%s serves pollen on %s.tool.calls.%s", worker, namespace, queue)
-	for {
-		fetched := client.PollFetches(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err := serve(ctx, client, fetched, worker); err != nil {
-			return err
-		}
-		client.AllowRebalance()
 	}
 }
 
 func main() {
-	namespace, bootstrap := os.Getenv("ANABRANCH_NAMESPACE"), os.Getenv("ANABRANCH_BOOTSTRAP")
-	if namespace == "" || bootstrap == "" {
-		log.Fatal("set ANABRANCH_NAMESPACE (such as weather) and ANABRANCH_BOOTSTRAP (such as localhost:9092)")
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, namespace, bootstrap); err != nil && ctx.Err() == nil {
-		log.Fatal(err)
+	namespace := os.Getenv("ANABRANCH_NAMESPACE")
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(os.Getenv("ANABRANCH_BOOTSTRAP"), ",")...),
+		kgo.ConsumeTopics(namespace+".tool.calls.go"), kgo.ConsumerGroup(namespace+".tools.go"),
+		kgo.DisableAutoCommit(), kgo.BlockRebalanceOnPoll(), // no partition moves between its poll and its commit
+		kgo.RecordPartitioner(kgo.ManualPartitioner())) // the call says where its answer goes
+	if namespace == "" || err != nil {
+		log.Fatalf("set ANABRANCH_NAMESPACE (weather, say) and ANABRANCH_BOOTSTRAP (%v)", err)
+	}
+	defer client.CloseAllowingRebalance()
+	for fetched := client.PollFetches(ctx); ctx.Err() == nil; fetched = client.PollFetches(ctx) {
+		fetched.EachError(func(topic string, p int32, err error) { log.Printf("reading %s/%d: %v", topic, p, err) })
+		serve(client, fetched.Records())
+		client.AllowRebalance()
 	}
 }

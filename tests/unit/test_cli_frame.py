@@ -1,0 +1,139 @@
+"""What the commands share: lazy loading, exit statuses, options over settings, text that is safe to print.
+
+Responsible for: `cli/frame.py` and the pure helpers of the commands beside it.
+Must never: reach for a broker.
+Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+from anabranch.cli import anabranch, deadletters, dev, frame, registered
+from anabranch.config import sources
+from anabranch.deadletters import KEPT
+from anabranch.errors import AnabranchError, BrokerError
+from anabranch.messages import WorkerInfo
+from anabranch.topics import Namespace
+
+HEAVY = "aiokafka", "anthropic", "pydantic", "rich", "aiohttp"
+
+
+def raising(error: BaseException) -> click.Command:
+    def command() -> None:
+        raise error
+
+    return click.command()(command)
+
+
+def test_help_loads_neither_a_client_nor_a_command() -> None:
+    code = f"""
+import sys
+from anabranch.cli import anabranch, frame
+assert frame.invoke(anabranch, ["--help"]) == 0
+sys.exit(", ".join(name for name in {HEAVY!r} if name in sys.modules))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.stderr.strip() == ""
+    assert "dlq" in ended.stdout
+
+
+@pytest.mark.parametrize("name", ["dev", "worker", "topics", "agents", "tools", "workers", "dlq", "config"])
+def test_every_listed_command_is_there_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert frame.invoke(anabranch, [name, "--help"]) == 0
+    assert f"anabranch {name}" in capsys.readouterr().out
+
+
+def test_an_error_of_ours_is_one_line_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    group = BaseExceptionGroup("tasks", [BrokerError("no \x1b[31mKafka"), BrokerError("no \x1b[31mKafka")])
+    assert frame.invoke(raising(group), []) == 1
+    assert capsys.readouterr().err == "error: no ?[31mKafka\n"
+
+
+def test_a_defect_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert frame.invoke(raising(ExceptionGroup("tasks", [AnabranchError("x"), ZeroDivisionError("y")])), []) == 1
+    assert "ZeroDivisionError: y" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130_and_says_nothing_of_python(capsys: pytest.CaptureFixture[str]) -> None:
+    assert frame.invoke(raising(KeyboardInterrupt()), []) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert frame.invoke(anabranch, ["nonsense"]) == 2
+    assert frame.invoke(anabranch, ["config", "--nonsense"]) == 2
+    assert "No such command" in capsys.readouterr().err
+
+
+def test_a_command_without_a_namespace_says_how_to_give_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ANABRANCH_NAMESPACE", raising=False)
+    with pytest.raises(AnabranchError, match=r"--namespace NAME or --app APP, or set ANABRANCH_NAMESPACE"):
+        frame.Frame().namespace()
+
+
+def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANABRANCH_NAMESPACE", "from-environment")
+    monkeypatch.setenv("ANABRANCH_BOOTSTRAP", "elsewhere:1")
+    common = frame.Frame(namespace_option="Shop", bootstrap="here:2")
+    assert common.namespace() == Namespace("shop")
+    assert common.settings.kafka.bootstrap == "here:2"
+    assert sources()["kafka", "bootstrap"] == "ANABRANCH_BOOTSTRAP"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-1, "0 s"), (3, "3 s"), (89, "89 s"), (600, "10 min"), (7200, "2 h"), (864_000, "10 d")]
+)
+def test_a_duration_is_short(seconds: float, text: str) -> None:
+    assert frame.ago(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("bootstrap", "port"),
+    [
+        ("localhost:9092", 9092),
+        ("127.0.0.1:1,other:2", 1),
+        ("[::1]:9", 9),
+        ("kafka.example.com:9092", None),
+        ("localhost", None),
+        ("localhost:99999", None),
+    ],
+)
+def test_dev_takes_the_port_of_a_bootstrap_on_this_machine(bootstrap: str, port: int | None) -> None:
+    assert dev.port_of(bootstrap) == port
+
+
+def test_a_worker_is_dead_after_30_s_of_silence() -> None:
+    worker = WorkerInfo("w", "tool", "1", started_at=0.0, seen_at=100.0)
+    assert registered.is_alive(worker, 130.0)
+    assert not registered.is_alive(worker, 130.1)
+
+
+def letter(origin: str, value: bytes = b"{}") -> deadletters.Letter:
+    return deadletters.Letter(origin, "reason", 0.0, b"key", value, (("x", b"y"),))
+
+
+@pytest.mark.parametrize("topic", ["shop.agent.requests", "shop.tool.calls.io"])
+def test_a_request_and_a_call_go_back_to_where_they_were(topic: str) -> None:
+    record = deadletters.original(letter(f"{topic}/3/9"), Namespace("shop"))
+    assert (record.topic, record.partition, record.key, record.value) == (topic, 3, b"key", b"{}")
+    assert record.headers == (("x", b"y"),)
+
+
+@pytest.mark.parametrize(
+    ("dead", "why"),
+    [
+        (letter("shop.agent.log/3/9"), "only requests and tool calls"),
+        (letter("other.agent.requests/3/9"), "only requests and tool calls of shop"),
+        (letter("shop.agent.requests/3/9", b"z" * KEPT), "first 65536 bytes"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused(dead: deadletters.Letter, why: str) -> None:
+    with pytest.raises(AnabranchError, match=why):
+        deadletters.original(dead, Namespace("shop"))

@@ -1,0 +1,43 @@
+"""The command line: `anabranch COMMAND`, one file a command, each loaded only when it is used.
+
+Responsible for: which commands there are, and what a command's end means for the process (`frame.invoke`).
+Must never: import a client of Kafka or of a model, or anything slow, before a command needs it.
+Called by: the script `anabranch`, and `python -m anabranch.cli`.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import click
+
+from anabranch.cli import frame
+
+_COMMANDS = (
+    frame.Lazy("dev", "anabranch.cli.dev:dev", "Broker, agents and tools in one process."),
+    frame.Lazy("worker", "anabranch.cli.worker:worker", "Run one role: agent or tool."),
+    frame.Lazy("topics", "anabranch.cli.topics:topics", "Compare the topics with what an App needs; create and alter."),
+    frame.Lazy("run", "anabranch.cli.run:run", "Submit one run, watch its steps, print its answer."),
+    frame.Lazy("enrich", "anabranch.cli.enrich:enrich", "One run for each record of a JSONL or CSV file."),
+    frame.Lazy("runs", "anabranch.cli.runs:runs", "List, show, watch, cancel and replay runs."),
+    frame.Lazy("agents", "anabranch.cli.registered:agents", "The agents that are registered."),
+    frame.Lazy("tools", "anabranch.cli.registered:tools", "The tools that are registered."),
+    frame.Lazy("workers", "anabranch.cli.registered:workers", "The workers, and whether they are alive."),
+    frame.Lazy("dlq", "anabranch.cli.deadletters:dlq", "Look at dead letters, and replay them."),
+    frame.Lazy("config", "anabranch.cli.config:config", "The settings in force, secrets masked."),
+)
+
+
+@click.group(cls=frame.Commands, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="anabranch", message="anabranch %(version)s")
+def anabranch() -> None:
+    """LLM agents on Kafka: every tool call of a turn in parallel, nothing lost.
+
+    APP is module:attribute, or path.py (then its `app`). Settings come from ANABRANCH_* in the environment, or from
+    a TOML file given by --config; `anabranch config` prints them.
+    """
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line (`sys.argv` unless given) and end the process with its status."""
+    frame.finish(frame.invoke(anabranch, arguments))

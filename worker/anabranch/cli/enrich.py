@@ -1,0 +1,244 @@
+"""`anabranch enrich`: one run for each record of a file.
+
+Responsible for: the command line of it, opening what is read and written, and what is said at the end. The work is
+done by `enrichment.py`. Must never read a whole file. Called by the command line, and `enrich_file` by the
+demonstration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, Literal
+
+import click
+from rich.console import Console
+
+from anabranch.cli import frame
+from anabranch.cli import records as r
+from anabranch.cli.enrichment import Enrichment, Order, Screen, Stop, Submitter, at_hand, waited_for
+from anabranch.cli.outfile import OutFile
+from anabranch.cli.progress import print_summary, screen_for
+from anabranch.cli.tally import Tally, as_json
+from anabranch.errors import AnabranchError
+from anabranch.messages import is_name
+from anabranch.units import duration
+
+HINT_S: Final = 15
+"""After how many seconds without any answer the user is asked whether there are workers."""
+Format = Literal["jsonl", "csv"]
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is read: a path, or "-" for stdin."""
+
+    path: str
+    format: Format
+
+    @property
+    def name(self) -> str:
+        return "stdin" if self.path == STDIN else Path(self.path).name
+
+    @contextmanager
+    def records(self) -> Iterator[Iterator[r.Record | r.BadLine]]:
+        """The records while the file is open. Raises `AnabranchError` if it cannot be read."""
+        with self._opened() as file:
+            yield r.read_csv(file) if self.format == "csv" else r.read_jsonl(file)
+
+    def count(self) -> int | None:
+        """How many records there are, bad ones too; None if that is not known before they are read."""
+        if self.path == STDIN or not Path(self.path).is_file():
+            return None
+        with self._opened() as file:
+            if self.format == "csv":
+                return sum(1 for _ in r.read_csv(file))
+            return sum(1 for line in file if line.strip())
+
+    def _opened(self) -> IO[bytes]:
+        try:
+            # A reader of our own for stdin: the one of `sys` must not be busy in a thread when Python ends.
+            return open(0, "rb", closefd=False) if self.path == STDIN else open(self.path, "rb")
+        except OSError as error:
+            raise AnabranchError(f"cannot read {self.path}: {error.strerror}") from None
+
+
+def source_of(path: str, kind: str | None) -> Source:
+    """The source with its format, by its suffix unless given. Raises `click.UsageError` if neither says it."""
+    suffix = Path(path).suffix.lower()
+    by_suffix: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+    if kind is None and path == STDIN:
+        return Source(path, "jsonl")
+    if kind is None and suffix not in by_suffix:
+        raise click.UsageError(f"{path} ends in neither .jsonl nor .csv: give --format")
+    return Source(path, "csv" if kind == "csv" or (kind is None and by_suffix[suffix] == "csv") else "jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it ended: the counts, the seconds, and whether it was stopped with runs `abandoned`."""
+
+    tally: Tally
+    wall_s: float
+    stopped: bool
+    abandoned: int
+
+    @property
+    def status(self) -> int:
+        if self.stopped:
+            return frame.INTERRUPTED
+        return 0 if self.tally.flawless else frame.FAILED
+
+
+async def enrich_file(
+    source: Source,
+    recipe: r.Recipe,
+    out_path: Path,
+    order: Order,
+    client: Submitter,
+    console: Console,
+    stop: Stop,
+    quiet: bool = False,
+) -> Outcome:
+    """Enrich `source` into `out_path`, and show it on `console`. Raises `AnabranchError` for files and Kafka."""
+    tally = Tally(total=source.count())
+    screen = screen_for(console, source.name, quiet)
+    with OutFile.opened(out_path, recipe.mark) as out, source.records() as records:
+        jobs = r.jobs(records, recipe)
+        enrichment = Enrichment(order, client, out, tally, screen, stop)
+        stop.on_ask(lambda: screen.say(_stopping(stop, tally, order.drain_s)))
+        started = time.monotonic()
+        with screen.shown():
+            ticking = asyncio.create_task(_tick(screen, tally), name="screen")
+            try:
+                await enrichment.run(waited_for(jobs) if source.path == STDIN else at_hand(jobs))
+            finally:
+                ticking.cancel()
+                screen.update(tally)
+        return Outcome(tally, time.monotonic() - started, stop.asked.is_set(), enrichment.abandoned)
+
+
+async def _tick(screen: Screen, tally: Tally) -> None:
+    """Keeps the screen moving while nothing happens, and wonders why nothing does."""
+    for seconds in itertools.count():
+        screen.update(tally)
+        if seconds == HINT_S and tally.ran == 0 and tally.running:
+            screen.say("nothing has come back yet: is an agent worker running? (anabranch workers)")
+        await asyncio.sleep(1)
+
+
+def _stopping(stop: Stop, tally: Tally, drain_s: float) -> str:
+    if stop.hurry.is_set():
+        return "Stopping at once."
+    return f"Stopping: waiting up to {drain_s:.0f} s for {tally.running:,} runs. Once more to stop at once."
+
+
+def print_outcome(console: Console, outcome: Outcome, source: Source, out_path: Path, again: str) -> None:
+    """The summary; and how to go on with `again` if there is something left to do."""
+    tally = outcome.tally
+    if outcome.stopped:
+        word = "Stopped"
+    else:
+        word = "Enriched" if tally.ran or not tally.there else "Nothing left to do"
+    print_summary(console, f"{word}: {source.name} -> {out_path}", tally, outcome.wall_s)
+    if outcome.abandoned:
+        console.print(f"{outcome.abandoned:,} runs were not waited for: they go on, and their answers are picked up.")
+    if outcome.stopped:
+        console.print(f"To go on: {again}")
+    elif tally.failed:
+        console.print(f"To try those again that failed: {again}")
+
+
+_HELP = """Run an agent once for each record of IN, a JSONL or CSV file (- is stdin).
+
+OUT gets a line for each record: {"record", "output", "run_id", "status", "usage"}, and "error" if it failed.
+Output that is JSON is parsed.
+
+The same command goes on where it stopped: records that are completed in OUT are not run again, records that failed
+are run again, under new run ids, and their lines in OUT are replaced at the end. Ctrl-C waits for what runs; a second
+one does not.
+
+The template is the prompt, with fields of the record in braces: {name}, {address.city}, {tags[0]}; {{ and }} are
+braces. Without one, the prompt is the record as JSON. Lines that are no records, or that lack a field of the template,
+are reported and skipped.
+
+A run's id derives from the namespace, the agent, the template, the record, and its line. With --id-field it is the
+value of that field instead of the line, so that lines can be added or moved."""
+
+
+@click.command("enrich", help=_HELP)
+@click.argument("source", metavar="IN")
+@click.option("--agent", required=True, metavar="NAME", help="The agent that is run.")
+@click.option("--out", "out_path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSONL file.")
+@click.option("--template", metavar="TEXT", help="The prompt, with {fields} of the record.")
+@click.option(
+    "--template-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The same, in a file."
+)
+@click.option("--concurrency", type=click.IntRange(1, 100_000), default=200, show_default=True, metavar="N",
+              help="How many runs are out at once.")  # fmt: skip
+@click.option("--ordered", is_flag=True, help="Keep the order of IN in OUT.")
+@click.option("--id-field", metavar="FIELD", help="The field that names a record, instead of its line.")
+@click.option("--format", "kind", type=click.Choice(["jsonl", "csv"]), help="Of IN, if its name does not say it.")
+@click.option("--tenant", metavar="NAME", help="On whose behalf, for fairness and limits.")
+@click.option("--deadline", metavar="DURATION", help="Of each run, such as 90s or 10m.")
+@click.option("--quiet", is_flag=True, help="No progress, no summary.")
+@frame.options(app=True, listing=True)
+def enrich(
+    common: frame.Frame,
+    source: str,
+    agent: str,
+    out_path: Path,
+    template: str | None,
+    template_file: Path | None,
+    concurrency: int,
+    ordered: bool,
+    id_field: str | None,
+    kind: str | None,
+    tenant: str | None,
+    deadline: str | None,
+    quiet: bool,
+) -> int:
+    _check(agent, tenant, deadline)
+    recipe = r.Recipe(common.namespace().name, agent, _template(template, template_file), id_field)
+    order = Order(agent, concurrency, ordered, tenant, deadline, common.settings.worker.drain_s)
+    wanted = source_of(source, kind)
+    outcome = frame.run_async(_enrich(common, wanted, recipe, out_path, order, quiet))
+    if common.as_json:
+        frame.print_json(as_json(outcome.tally, outcome.wall_s))
+    elif not quiet:
+        print_outcome(frame.stderr(), outcome, wanted, out_path, "the same command")
+    return outcome.status
+
+
+async def _enrich(
+    common: frame.Frame, source: Source, recipe: r.Recipe, out_path: Path, order: Order, quiet: bool
+) -> Outcome:
+    from anabranch.client import Client
+
+    client: Any = Client(common.namespace(), common.broker())
+    async with client, Stop().on_signals() as stop:
+        return await enrich_file(source, recipe, out_path, order, client, frame.stderr(), stop, quiet)
+
+
+def _check(agent: str, tenant: str | None, deadline: str | None) -> None:
+    """Once, rather than for each record."""
+    for option, value in (("--agent", agent), ("--tenant", tenant)):
+        if value is not None and not is_name(value):
+            raise click.UsageError(f"{option} {value!r}: 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-'")
+    if deadline is not None and duration(deadline) <= 0:
+        raise click.UsageError(f"--deadline {deadline!r} leaves no time at all")
+
+
+def _template(text: str | None, file: Path | None) -> r.Template:
+    if text is not None and file is not None:
+        raise click.UsageError("give --template or --template-file, not both")
+    try:
+        return r.Template(file.read_text(encoding="utf-8") if file is not None else text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise AnabranchError(f"cannot read the template {file}: {error}") from None

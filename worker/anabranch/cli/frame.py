@@ -1,0 +1,356 @@
+"""What all commands have in common: options, settings, output, logging, exit statuses.
+
+The statuses: 0 for success, 1 for a failure that is explained on stderr, 2 for wrong usage, 130 after Ctrl-C.
+A command returns its status, or None for 0, and raises an `AnabranchError` for what the user can mend. Results go
+to stdout and nothing else does; messages and logs go to stderr. Must never import anything slow at its head:
+`anabranch --help` comes through here. Called by every file of this folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, update_wrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
+
+import click
+
+from anabranch.errors import AnabranchError, ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from anabranch.app import App
+    from anabranch.config import Settings
+    from anabranch.kafka.seam import Broker
+    from anabranch.topics import Namespace
+
+T = TypeVar("T")
+
+FAILED: Final = 1
+INTERRUPTED: Final = 130
+THREADS_S: Final = 0.5
+"""How long threads that are still at work when all is done are waited for."""
+_OTHERS: Final = {
+    "aiokafka": logging.ERROR,  # it alone says why a connection failed
+    "aiokafka.producer.sender": logging.CRITICAL,  # what became of a send, the appender says
+    "aiohttp": logging.WARNING,
+    "anthropic": logging.WARNING,
+    "httpx": logging.WARNING,
+    "httpx2": logging.WARNING,
+    "httpcore": logging.WARNING,
+}
+
+
+# --- commands ---------------------------------------------------------------------------------------------------
+
+
+class Lazy(NamedTuple):
+    """A command that is imported when it is used: `target` is module:attribute, `help` its line in the list."""
+
+    name: str
+    target: str
+    help: str
+
+
+class Commands(click.Group):
+    """A group of `Lazy` commands (and of plain ones), in the order in which they are given."""
+
+    def __init__(self, *arguments: Any, lazy: Sequence[Lazy] = (), **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._lazy = {command.name: command for command in lazy}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self._lazy, *(name for name in self.commands if name not in self._lazy)]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        lazy = self._lazy.get(name)
+        if lazy is None:
+            return super().get_command(ctx, name)
+        module, _, attribute = lazy.target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self._line(ctx, name)) for name in self.list_commands(ctx)])
+
+    def _line(self, ctx: click.Context, name: str) -> str:
+        if name in self._lazy:
+            return self._lazy[name].help
+        command = self.get_command(ctx, name)
+        return command.get_short_help_str(100) if command is not None else ""
+
+
+# --- options ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the common options say. `as_json`: print JSON instead of a table."""
+
+    config: Path | None = None
+    namespace_option: str | None = None
+    bootstrap: str | None = None
+    app_option: str | None = None
+    as_json: bool = False
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings in force: the options, then the environment, then the file. Raises `ConfigError`."""
+        from anabranch.config import load
+
+        settings = load(self.config)
+        if self.bootstrap is not None:
+            settings = replace(settings, kafka=replace(settings.kafka, bootstrap=self.bootstrap))
+        if self.namespace_option is not None:
+            settings = replace(settings, worker=replace(settings.worker, namespace=self.namespace_option))
+        return settings
+
+    def app(self, reference: str | None = None) -> App | None:
+        """The App at `reference`, or that of --app; None if neither is given. Raises `AppNotFound`."""
+        from anabranch.loading import load_app
+
+        reference = reference or self.app_option
+        return load_app(reference) if reference is not None else None
+
+    def namespace(self, app: App | None = None) -> Namespace:
+        """The one that is set, or that of `app` or --app. Raises `ConfigError` if there is none."""
+        from anabranch.topics import Namespace
+
+        name = self.settings.worker.namespace
+        if name is None and (app := app or self.app()) is not None:
+            name = app.namespace
+        if name is None:
+            raise ConfigError("no namespace: give --namespace NAME or --app APP, or set ANABRANCH_NAMESPACE")
+        return Namespace(name.lower())
+
+    def broker(self) -> Broker:
+        """The Kafka of the settings; nothing is connected yet."""
+        from anabranch.kafka.connect import KafkaBroker
+
+        return KafkaBroker(self.settings.kafka)
+
+
+_CONFIG = click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE", help="Settings, in TOML."
+)
+_NAMESPACE = click.option(
+    "--namespace", "namespace_option", metavar="NAME", help="Instead of ANABRANCH_NAMESPACE or the App's."
+)
+_BOOTSTRAP = click.option("--bootstrap", metavar="HOST:PORT", help="Kafka, instead of ANABRANCH_BOOTSTRAP.")
+_APP = click.option("--app", "app_option", metavar="APP", help="Take the namespace of this App.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def options(
+    *, app: bool = False, listing: bool = False, least: str = "warning"
+) -> Callable[[Callable[..., int | None]], Callable[..., Any]]:
+    """Adds the common options to a command, which gets them as a `Frame`, its first argument.
+
+    `app` adds --app, for commands that need a namespace but no App; `listing` adds --json. `least` is the level of
+    its log: "warning" for a command that shows its work itself, "debug" for one whose log is what it shows.
+    """
+    chosen = [_CONFIG, _NAMESPACE, _BOOTSTRAP, *([_APP] if app else []), *([_JSON] if listing else [])]
+
+    def decorate(function: Callable[..., int | None]) -> Callable[..., Any]:
+        def command(
+            config: Path | None,
+            namespace_option: str | None,
+            bootstrap: str | None,
+            app_option: str | None = None,
+            as_json: bool = False,
+            **rest: Any,
+        ) -> int | None:
+            frame = Frame(config, namespace_option, bootstrap, app_option, as_json)
+            log_to_stderr(frame.settings, least=least)
+            return function(frame, **rest)
+
+        wrapped: Callable[..., Any] = update_wrapper(command, function)
+        for option in reversed(chosen):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
+
+
+# --- output -----------------------------------------------------------------------------------------------------
+
+
+def stdout() -> Console:
+    """For results. Colours and boxes on a terminal alone; elsewhere no line is wrapped or cut."""
+    return _console(sys.stdout)
+
+
+def stderr() -> Console:
+    """For messages, progress and whatever else is not the result."""
+    return _console(sys.stderr)
+
+
+def _console(file: Any) -> Console:
+    from rich.console import Console
+
+    width = None if file.isatty() else 100_000
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=not file.isatty())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
+    """A table on stdout. A cell is a rich `Text`, or anything else: then its text, made printable.
+
+    A column whose name begins with ">" is right-justified. Without rows, `empty` goes to stderr.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    console, lines = stdout(), list(rows)
+    if not lines:
+        say(empty)
+        return
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, header_style="bold")
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in line))
+    console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """Any plain value or dataclass as JSON on stdout; a list is one array."""
+    import orjson
+
+    flags = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
+    sys.stdout.write(orjson.dumps(value, default=str, option=flags).decode())
+
+
+def say(message: str) -> None:
+    """A message for the user, on stderr."""
+    if message:
+        click.echo(message, err=True)
+
+
+def printable(text: str) -> str:
+    """What came from elsewhere, made safe for a terminal: control characters (escape sequences!) are shown as `?`."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+def ago(seconds: float) -> str:
+    """A duration in at most two figures and a unit: `3 s`, `12 min`, `5 h`, `3 d`."""
+    seconds = max(0.0, seconds)
+    for limit, unit, size in ((90.0, "s", 1), (5400.0, "min", 60), (129_600.0, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+# --- logging ----------------------------------------------------------------------------------------------------
+
+
+def log_to_stderr(settings: Settings, *, least: str = "debug") -> None:
+    """One line a record, from the level of the settings on; from `least` on if that is higher, unless it is debug."""
+    names = logging.getLevelNamesMapping()
+    level = names[settings.worker.log_level.upper()]
+    if level > logging.DEBUG:
+        level = max(level, names[least.upper()])
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name, quiet in _OTHERS.items():
+        logging.getLogger(name).setLevel(logging.DEBUG if level == logging.DEBUG else quiet)
+
+
+class _OneLine(logging.Formatter):
+    """A record is a line, so that tools which collect logs see one record. A traceback keeps its lines."""
+
+    converter = time.gmtime  # type: ignore[assignment]  # typeshed describes a narrower default
+    default_msec_format = "%s.%03dZ"
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).replace("\n", " | ")
+
+
+# --- running ----------------------------------------------------------------------------------------------------
+
+
+class _Unwaited(ThreadPoolExecutor):
+    """Threads of `asyncio.to_thread`. One that hangs must not keep the loop from closing."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end; Ctrl-C cancels it."""
+
+    async def running() -> T:
+        asyncio.get_running_loop().set_default_executor(_Unwaited(thread_name_prefix="asyncio"))
+        return await work
+
+    return asyncio.run(running())
+
+
+def invoke(command: click.Command, arguments: list[str] | None = None) -> int:
+    """Run a command line, explain its failure on stderr, and return its status."""
+    try:
+        status = command.main(arguments, prog_name="anabranch", standalone_mode=False)
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 (the outermost: what is not explained has its traceback printed)
+        return _explain(error)
+    return status if isinstance(status, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    leaves = list(_leaves(error))
+    if all(isinstance(leaf, AnabranchError) for leaf in leaves):
+        for message in dict.fromkeys(str(leaf) for leaf in leaves):
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(printable(message), err=True)
+    else:
+        traceback.print_exception(error)
+    return FAILED
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """What went wrong, without the groups that tasks wrap around it."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def finish(status: int) -> NoReturn:
+    """End the process. Python waits for threads, and one of a tool may hang: then the process ends without it."""
+    deadline = time.monotonic() + THREADS_S
+    others = [t for t in threading.enumerate() if not t.daemon and t is not threading.current_thread()]
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in others):
+        logging.shutdown()
+        _flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _flush() -> None:
+    for file in (sys.stdout, sys.stderr):
+        try:
+            file.flush()
+        except (OSError, ValueError):
+            continue  # its reader is gone

@@ -1,0 +1,149 @@
+"""Reads the log of a namespace for the commands: one run, or all of them.
+
+Responsible for: where a run lies, reading up to the end or as events come, and folding what is read. It never
+appends. Called by `run` and `runs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from anabranch.agent.state import Run
+from anabranch.codec import header
+from anabranch.errors import AnabranchError
+from anabranch.kafka.seam import Broker, Place, Reader, Start
+from anabranch.messages import RequestNoted
+from anabranch.topics import Namespace, partition_of
+from anabranch.view import LogView, RunEvent
+
+POLL_S: Final = 0.5
+
+
+class RunLog:
+    """The events of one run, folded as they are read. `last_at` is the time of the newest one."""
+
+    def __init__(self, run_id: str, place: Place, reader: Reader) -> None:
+        self.run_id, self.place, self.last_at = run_id, place, 0.0
+        self.view = LogView(only=run_id)
+        self._reader = reader
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, broker: Broker, namespace: Namespace, run_id: str, start: Start) -> AsyncIterator[RunLog]:
+        """Of `run_id`, from `start` on. Raises `BrokerError`."""
+        place = Place(namespace.log, partition_of(run_id, await broker.partitions(namespace.log)))
+        async with broker.reader([place], start) as reader:
+            yield cls(run_id, place, reader)
+
+    @property
+    def run(self) -> Run | None:
+        """The run as far as it is read; its last life, if it had several."""
+        return self.view.state.runs.get(self.run_id)
+
+    @property
+    def note(self) -> RequestNoted | None:
+        """Why the request was rejected, if the last one was."""
+        notes = [note for note in self.view.state.notes.values() if note.run_id == self.run_id]
+        return notes[-1] if notes else None
+
+    async def read(self, timeout_s: float = POLL_S) -> list[RunEvent]:
+        """The next events, or none after `timeout_s`."""
+        events = self.view.take(await self._reader.read(timeout_s))
+        self.last_at = max([self.last_at, *(event.at for event in events)])
+        return events
+
+    async def to_end(self) -> AsyncIterator[RunEvent]:
+        """Each event up to where the log ends now; meanwhile `run` is as that event left it."""
+        end = (await self._reader.ends())[self.place]
+        while self._reader.position(self.place) < end:
+            for record in await self._reader.read(POLL_S):
+                for event in self.view.take([record]):
+                    self.last_at = max(self.last_at, event.at)
+                    yield event
+
+    async def catch_up(self) -> Run | None:
+        """Read to the end; returns the run."""
+        async for _ in self.to_end():
+            pass
+        return self.run
+
+
+async def is_waiting(broker: Broker, namespace: Namespace, log: RunLog) -> bool:
+    """Whether a request for the run lies in `agent.requests` and nobody has taken it yet."""
+    place = Place(namespace.requests, log.place.partition)
+    taken = log.view.state.next_request or 0
+    async with broker.reader([place], "begin") as reader:
+        end = (await reader.ends())[place]
+        while reader.position(place) < end:
+            for record in await reader.read(POLL_S):
+                named = header(record.headers, "ce_runid") or (record.key or b"").decode("utf-8", "replace")
+                if record.offset >= taken and named == log.run_id:
+                    return True
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One run in a list; times are epoch seconds, `ended_at` is None while it runs."""
+
+    run_id: str
+    agent: str
+    status: str
+    opened_at: float
+    ended_at: float | None
+    turns: int
+    calls: int
+    failed_calls: int
+    input_tokens: int
+    output_tokens: int
+    tenant: str | None
+
+
+def summary_of(run: Run, status: str) -> Summary:
+    request, used = run.opening.request, run.usage
+    calls = [call for turn in run.turns for call in turn.calls.values()]
+    return Summary(
+        run.run_id,
+        request.agent or "",
+        status,
+        run.opened_at,
+        run.ending.at if run.ending is not None else None,
+        len(run.turns),
+        len(calls),
+        sum(call.failed for call in calls),
+        used.input_tokens + used.cache_read_input_tokens + used.cache_creation_input_tokens,
+        used.output_tokens,
+        request.tenant,
+    )
+
+
+async def fold_all(broker: Broker, namespace: Namespace) -> AsyncIterator[Run]:
+    """Every run of the log: those that have ended as they do, and are forgotten; then those that are open."""
+    count = await broker.partitions(namespace.log)
+    places = [Place(namespace.log, number) for number in range(count)]
+    views = {number: LogView() for number in range(count)}
+    async with broker.reader(places, "begin") as reader:
+        ends = await reader.ends()
+        while any(reader.position(place) < ends[place] for place in places):
+            for record in await reader.read(POLL_S):
+                for event in views[record.partition].take([record]):
+                    if event.run is not None and not event.run.open:
+                        yield views[record.partition].state.runs.pop(event.run.run_id)
+    for view in views.values():
+        for run in view.state.runs.values():
+            yield run
+
+
+def not_found(namespace: Namespace, log: RunLog) -> AnabranchError:
+    """What is said of a run that the log does not have."""
+    note = log.note
+    if note is not None:
+        why = f"{note.error.code}: {note.error.message}" if note.error is not None else note.code
+        return AnabranchError(f"the request for run {log.run_id!r} was not admitted: {why}")
+    return AnabranchError(
+        f"there is no run {log.run_id!r} in namespace {namespace.name} (the log goes back 7 days, unless its "
+        "retention was changed): `anabranch runs list` shows those that there are"
+    )

@@ -1,0 +1,117 @@
+"""A run as `run` and `runs show|watch` picture it: its head, its waterfall, how it ended. PURE.
+
+Responsible for what is said of one run, as lines of `rich` and as JSON. Called by `run` and `runs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from anabranch.agent.answer import response
+from anabranch.agent.state import Run
+from anabranch.cli.frame import printable
+from anabranch.cli.tally import span
+from anabranch.cli.waterfall import Row, draw, legend, waterfall
+from anabranch.codec import lean
+from anabranch.messages import RunResponse
+
+STATUS_STYLES = {"completed": "bold green", "failed": "bold red", "expired": "bold red", "cancelled": "bold yellow"}
+_OPEN_STYLE = "bold cyan"
+ROOM = 6
+"""Lines of the screen that a live picture leaves for the rest."""
+
+
+def status_of(run: Run) -> str:
+    """How it ended; or that it is parked, or running."""
+    if run.ending is not None:
+        return run.ending.status
+    return "parked" if run.parked else "running"
+
+
+def status_text(status: str) -> Text:
+    return Text(status, STATUS_STYLES.get(status, "bold yellow" if status == "parked" else _OPEN_STYLE))
+
+
+def head(run: Run) -> Text:
+    """Its id, agent and state."""
+    text = (
+        Text().append(printable(run.run_id), "bold").append(f"  {printable(run.opening.request.agent or '')}  ", "dim")
+    )
+    return text.append_text(status_text(status_of(run)))
+
+
+def moving(run: Run, now: float, width: int, height: int) -> Group:
+    """The picture while the run goes on: the last rows that fit on the screen."""
+    axis, *rows = draw(waterfall(run, now), width)
+    room = max(3, height - ROOM)
+    hidden = len(rows) - room
+    more = [Text(f"  ({hidden} more above)", "dim")] if hidden > 0 else []
+    return Group(head(run), axis, *more, *rows[-room:])
+
+
+def whole(run: Run, now: float, width: int, *, answer: bool = True) -> Group:
+    """The whole picture, with how it ended; `answer`: and what it said."""
+    lines = [head(run), Text(), *draw(waterfall(run, now), width), Text(), legend(), *_facts(run, now)]
+    if run.parked:
+        lines.append(Text(f"parked: {printable(run.parked)}", "bold yellow"))
+    told = response(run) if run.ending is not None else None
+    if told is not None and told.error is not None:
+        lines += [Text(), error_text(told)]
+    if answer and told is not None and told.output is not None:
+        lines += [Text(), Text(printable(told.output))]
+    return Group(*lines)
+
+
+def error_text(told: RunResponse) -> Text:
+    code, message = (told.error.code, told.error.message) if told.error else (told.status, "")
+    return Text().append(f"{told.status}: {code}: ", "bold red").append(printable(message))
+
+
+def _facts(run: Run, now: float) -> Iterator[Text]:
+    calls = [call for turn in run.turns for call in turn.calls.values()]
+    failed = sum(call.failed for call in calls)
+    wall = (run.ending.at if run.ending is not None else now) - run.opened_at
+    used = run.usage
+    read = used.input_tokens + used.cache_read_input_tokens + used.cache_creation_input_tokens
+    turns = len(run.turns)
+    parts = [f"{turns} turn{'' if turns == 1 else 's'}", f"{len(calls)} call{'' if len(calls) == 1 else 's'}"]
+    parts += [f"{failed} failed"] if failed else []
+    parts += [f"{read:,} tokens in, {used.output_tokens:,} out"]
+    parts += [f"${used.cost_usd + run.discarded.cost_usd:.4f}"] if used.cost_usd else []
+    parts += [f"{span(max(0.0, wall))} in all"]
+    if run.ending is not None and calls:
+        timing = response(run).timing
+        parts += [f"{span(timing.model_s + timing.tools_sequential_s)} one after another"]
+    yield Text(" · ".join(parts))
+
+
+def as_json(run: Run, now: float) -> dict[str, Any]:
+    """The run for scripts: `rows` as the waterfall has them, `response` (null while it runs) as it was sent."""
+    picture = waterfall(run, now)
+    return {
+        "run_id": run.run_id,
+        "agent": run.opening.request.agent,
+        "status": status_of(run),
+        "opened_at": run.opened_at,
+        "ended_at": run.ending.at if run.ending is not None else None,
+        "parked": run.parked,
+        "turns": len(run.turns),
+        "rows": [_row_json(row) for row in picture.rows],
+        "usage": lean(run.usage),
+        "response": lean(response(run)) if run.ending is not None else None,
+    }
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    kind = "call" if row.call_id is not None else "admission" if row.label == "admission" else "model"
+    start = min(bar.start for bar in row.bars)
+    out: dict[str, Any] = {"kind": kind, "name": row.label, "outcome": row.outcome, "start_s": round(start, 6)}
+    if kind == "call":
+        out |= {"call_id": row.call_id, "queue_s": round(row.seconds("wait"), 6), "run_s": round(row.seconds("run"), 6)}
+    else:
+        out["took_s"] = round(row.took, 6)
+    return out

@@ -1,0 +1,102 @@
+"""`anabranch agents`, `anabranch tools` and `anabranch workers`: what the registry of a namespace says.
+
+It reads and shows, and decides one thing: when a worker counts as dead.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from anabranch.cli import frame
+
+if TYPE_CHECKING:
+    from anabranch.messages import AgentSpec, ToolSpec, WorkerInfo
+    from anabranch.registry import Registry
+
+DEAD_S: Final = 30.0
+"""How long a worker may be silent, in seconds, before it counts as dead."""
+
+
+@click.command()
+@frame.options(app=True, listing=True)
+def agents(common: frame.Frame) -> None:
+    """List the agents that are registered, each in its newest revision."""
+    found = sorted(_read(common).agents.values(), key=lambda agent: agent.name)
+    if common.as_json:
+        frame.print_json(found)
+        return
+    columns = ("agent", "model", "tools", ">turns", ">deadline", "revision")
+    frame.print_table(columns, map(_agent, found), empty=_nothing(common, "agent", "anabranch worker agent APP"))
+
+
+@click.command()
+@frame.options(app=True, listing=True)
+def tools(common: frame.Frame) -> None:
+    """List the tools that are registered, with the queue that each is called through."""
+    found = sorted(_read(common).tools.values(), key=lambda tool: (tool.queue, tool.name))
+    if common.as_json:
+        frame.print_json(found)
+        return
+    columns = ("tool", "queue", ">timeout", "delivery", "limit", "description")
+    frame.print_table(columns, map(_tool, found), empty=_nothing(common, "tool", "anabranch worker tool APP --queue Q"))
+
+
+@click.command()
+@frame.options(app=True, listing=True)
+def workers(common: frame.Frame) -> None:
+    """List the workers; one that has given no sign of life for 30 s is shown as dead."""
+    now = time.time()
+    found = sorted(_read(common).workers.values(), key=lambda worker: (worker.role, worker.queue or "", worker.id))
+    if common.as_json:
+        frame.print_json([{**asdict(worker), "alive": is_alive(worker, now)} for worker in found])
+        return
+    columns = ("worker", "role", "queue", "state", ">running", ">oldest waiting", ">up for", "version")
+    rows = [_worker(worker, now) for worker in found]
+    frame.print_table(columns, rows, empty=_nothing(common, "worker", "anabranch worker agent APP"))
+
+
+def is_alive(worker: WorkerInfo, now: float) -> bool:
+    """Whether it has given a sign of life lately; `now` is epoch seconds."""
+    return now - worker.seen_at <= DEAD_S
+
+
+def _read(common: frame.Frame) -> Registry:
+    from anabranch.registry import snapshot
+
+    broker, namespace = common.broker(), common.namespace()
+
+    async def reading() -> Registry:
+        await broker.partitions(namespace.registry)  # says so, if there is no such topic
+        return await snapshot(broker, namespace)
+
+    return frame.run_async(reading())
+
+
+def _nothing(common: frame.Frame, what: str, mend: str) -> str:
+    return f"no {what} is registered in namespace {common.namespace().name}: {mend} registers them"
+
+
+def _agent(agent: AgentSpec) -> tuple[object, ...]:
+    tools = ", ".join(agent.tools) or "-"
+    return agent.name, agent.model, tools, agent.limits.max_turns, f"{agent.limits.deadline_s:g} s", agent.revision
+
+
+def _tool(tool: ToolSpec) -> tuple[object, ...]:
+    description = tool.description.strip().partition("\n")[0]
+    return tool.name, tool.queue, f"{tool.timeout_s:g} s", tool.delivery, tool.limit or "-", description
+
+
+def _worker(worker: WorkerInfo, now: float) -> tuple[object, ...]:
+    from rich.text import Text
+
+    if is_alive(worker, now):
+        state = Text("alive", style="green")
+    else:
+        state = Text(f"dead, seen {frame.ago(now - worker.seen_at)} ago", style="red")
+    waiting = f"{worker.oldest_waiting_s:.1f} s" if worker.oldest_waiting_s else "-"
+    up = frame.ago(worker.seen_at - worker.started_at)
+    return worker.id, worker.role, worker.queue or "-", state, worker.running, waiting, up, worker.version

@@ -1,0 +1,226 @@
+"""`anabranch runs list|show|watch|cancel|replay`: what the log says of runs.
+
+Responsible for the command lines and their tables; reading is `logs.py`, pictures are `portrait.py`, words are
+`steps.py`. Only `cancel` writes, through the client.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from anabranch.cli import frame
+from anabranch.errors import AnabranchError
+
+if TYPE_CHECKING:
+    from anabranch.agent.state import Run
+    from anabranch.cli.logs import RunLog, Summary
+
+STATUSES = ("running", "parked", "completed", "failed", "cancelled", "expired")
+
+
+@click.group(cls=frame.Commands)
+def runs() -> None:
+    """List, show, watch, cancel and replay runs."""
+
+
+# --- list -------------------------------------------------------------------------------------------------------
+
+
+@runs.command("list")
+@click.option("--status", type=click.Choice(STATUSES), help="Only those that are in this state.")
+@click.option("--agent", metavar="NAME", help="Only those of this agent.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Only the newest.")
+@frame.options(app=True, listing=True)
+def list_runs(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> None:
+    """List runs, the newest first. Reads the whole log of the namespace."""
+    found = frame.run_async(_newest(common, status, agent, limit))
+    if common.as_json:
+        frame.print_json(found)
+        return
+    columns = ("run", "agent", "status", "admitted", ">took", ">turns", ">calls")
+    which = " like that" if status or agent else ""
+    frame.print_table(columns, map(_cells, found), empty=f"no runs{which} in namespace {common.namespace().name}")
+
+
+async def _newest(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> list[Summary]:
+    from anabranch.cli.logs import fold_all, summary_of
+    from anabranch.cli.portrait import status_of
+
+    newest: list[tuple[float, str, Summary]] = []
+    async for run in fold_all(common.broker(), common.namespace()):
+        is_in = status_of(run)
+        if status not in (None, is_in) or agent not in (None, run.opening.request.agent):
+            continue
+        entry = (run.opened_at, f"{run.run_id} {run.life}", summary_of(run, is_in))
+        if len(newest) < limit:
+            heapq.heappush(newest, entry)
+        else:
+            heapq.heappushpop(newest, entry)
+    return [summary for *_, summary in sorted(newest, key=lambda entry: entry[:2], reverse=True)]
+
+
+def _cells(run: Summary) -> tuple[object, ...]:
+    from anabranch.cli.portrait import status_text
+    from anabranch.cli.tally import span
+
+    took = span((run.ended_at if run.ended_at is not None else max(time.time(), run.opened_at)) - run.opened_at)
+    calls = f"{run.calls} ({run.failed_calls} failed)" if run.failed_calls else run.calls
+    return run.run_id, run.agent, status_text(run.status), _moment(run.opened_at, brief=True), took, run.turns, calls
+
+
+def _moment(at: float, *, brief: bool = False) -> str:
+    """In the user's time zone; `brief` leaves out today's date."""
+    moment = datetime.fromtimestamp(at, UTC).astimezone()
+    today = datetime.now(UTC).astimezone().date()
+    return moment.strftime("%H:%M:%S" if brief and moment.date() == today else "%Y-%m-%d %H:%M:%S")
+
+
+# --- show, watch ------------------------------------------------------------------------------------------------
+
+
+@runs.command()
+@click.argument("run_id", metavar="ID")
+@frame.options(app=True, listing=True)
+def show(common: frame.Frame, run_id: str) -> None:
+    """Draw a run as a waterfall: the model's time, and each call's wait and execution."""
+    from anabranch.cli import portrait
+
+    run, now = frame.run_async(_read(common, run_id)), time.time()
+    if common.as_json:
+        frame.print_json(portrait.as_json(run, now))
+        return
+    console = frame.stdout()
+    console.print(portrait.whole(run, now, console.width if console.is_terminal else PLAIN_WIDTH))
+
+
+PLAIN_WIDTH = 100
+"""Columns of a waterfall that goes into a file."""
+
+
+async def _read(common: frame.Frame, run_id: str) -> Run:
+    from anabranch.cli.logs import RunLog, not_found
+
+    broker, namespace = common.broker(), common.namespace()
+    async with RunLog.opened(broker, namespace, run_id, "begin") as log:
+        run = await log.catch_up()
+        if run is None:
+            if await _waits(common, log):
+                raise AnabranchError(
+                    f"run {run_id!r} waits to be admitted: `anabranch runs watch {run_id}` waits for it"
+                )
+            raise not_found(namespace, log)
+        return run
+
+
+async def _waits(common: frame.Frame, log: RunLog) -> bool:
+    from anabranch.cli.logs import is_waiting
+
+    return await is_waiting(common.broker(), common.namespace(), log)
+
+
+@runs.command()
+@click.argument("run_id", metavar="ID")
+@frame.options(app=True)
+def watch(common: frame.Frame, run_id: str) -> int:
+    """Show a run's steps as they happen, until it ends. Exits 1 unless it completed."""
+    status = frame.run_async(_watch(common, run_id))
+    return 0 if status == "completed" else frame.FAILED
+
+
+async def _watch(common: frame.Frame, run_id: str) -> str:
+    from anabranch.cli.logs import RunLog, not_found
+    from anabranch.cli.portrait import status_of
+    from anabranch.cli.watching import Watch
+
+    broker, namespace = common.broker(), common.namespace()
+    async with RunLog.opened(broker, namespace, run_id, "begin") as log:
+        console = frame.stdout()
+        watch = Watch(log, console)
+        await watch.catch_up()
+        if log.run is None and not await _waits(common, log):
+            raise not_found(namespace, log)
+        await watch.until(lambda: log.note is not None)
+        watch.finish(answer=True)
+        if log.run is None:
+            raise not_found(namespace, log)
+        return status_of(log.run)
+
+
+# --- cancel -----------------------------------------------------------------------------------------------------
+
+
+@runs.command()
+@click.argument("run_id", metavar="ID")
+@click.option("--reason", default="cancelled by an operator", show_default=True, help="What its answer will say.")
+@frame.options(app=True)
+def cancel(common: frame.Frame, run_id: str, reason: str) -> None:
+    """End a run: one that is open, or one that still waits to be admitted."""
+    frame.run_async(_cancel(common, run_id, reason))
+
+
+async def _cancel(common: frame.Frame, run_id: str, reason: str) -> None:
+    from anabranch.cli.logs import RunLog, not_found
+    from anabranch.client import Client
+
+    broker, namespace = common.broker(), common.namespace()
+    async with RunLog.opened(broker, namespace, run_id, "begin") as log:
+        run = await log.catch_up()
+        if run is None and not await _waits(common, log):
+            raise not_found(namespace, log)
+        if run is not None:
+            _refuse_ended(run)
+        async with Client(namespace, broker) as client:
+            await client.cancel(run_id, reason)
+        run = await log.catch_up()
+        if run is None:
+            frame.say(f"run {run_id} was not admitted yet: it will be cancelled when it is")
+            return
+        if run.ending is not None and run.ending.status != "cancelled":
+            _refuse_ended(run)
+        frame.say(f"run {run_id} is cancelled")
+
+
+def _refuse_ended(run: Run) -> None:
+    if run.ending is not None:
+        ago = frame.ago(time.time() - run.ending.at)
+        raise AnabranchError(f"run {run.run_id!r} has ended already: {run.ending.status}, {ago} ago")
+
+
+# --- replay -----------------------------------------------------------------------------------------------------
+
+
+@runs.command()
+@click.argument("run_id", metavar="ID")
+@frame.options(app=True)
+def replay(common: frame.Frame, run_id: str) -> None:
+    """Fold a run's events again, one by one, and print what each changed. Writes nothing."""
+    frame.run_async(_replay(common, run_id))
+
+
+async def _replay(common: frame.Frame, run_id: str) -> None:
+    from anabranch.cli import portrait
+    from anabranch.cli.logs import RunLog, not_found
+    from anabranch.cli.steps import concerns, facts, replayed
+
+    broker, namespace, console = common.broker(), common.namespace(), frame.stdout()
+    async with RunLog.opened(broker, namespace, run_id, "begin") as log:
+        before, zero = None, 0.0
+        async for event in log.to_end():
+            if not concerns(event.event, run_id):
+                continue
+            if not zero:
+                zero = event.at
+                console.print(f"{log.place.topic}, partition {log.place.partition}, from {_moment(zero)}")
+            after = facts(log.run)
+            for line in replayed(event, before, after, log.run, zero):
+                console.print(line)
+            before = after
+        if log.run is None:
+            raise not_found(namespace, log)
+        console.print()
+        console.print(portrait.whole(log.run, time.time(), console.width if console.is_terminal else PLAIN_WIDTH))

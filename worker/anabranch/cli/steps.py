@@ -1,0 +1,228 @@
+"""What an event of a run says, and what it changed, in words. PURE.
+
+Responsible for the lines of `run` where there is no terminal, and of `runs replay`. It compares the run before and
+after an event, and never judges an event by itself: the fold does. Called by `run` and `runs`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from anabranch import messages as m
+from anabranch.agent.answer import result_of
+from anabranch.agent.state import Call, Run
+from anabranch.cli.frame import printable
+from anabranch.cli.tally import span
+from anabranch.view import RunEvent
+
+EXCERPT = 160
+"""How many characters of a failed call's result are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A run at one moment, by value: the run itself changes under the fold. `calls`: state by call id."""
+
+    life: str
+    turn: int
+    owed: bool
+    owed_at: float
+    calls: dict[str, str]
+    status: str
+    parked: str | None
+    spent: tuple[m.Usage, m.Usage]
+    addresses: int
+    hand_offs: int
+
+
+def facts(run: Run | None) -> Facts | None:
+    """What can change about `run`, as it is now."""
+    if run is None:
+        return None
+    calls = {call_id: _state(call) for turn in run.turns for call_id, call in turn.calls.items()}
+    status = run.ending.status if run.ending is not None else "running"
+    spent, addresses = (run.usage, run.discarded), len(run.addresses)
+    hand_offs = len(run.hand_offs)
+    return Facts(
+        run.life, run.turn, run.owed, run.owed_at, calls, status, run.parked, spent, addresses, hand_offs
+    )  # fmt: skip
+
+
+def _state(call: Call) -> str:
+    if call.result is not None:
+        return call.result.outcome
+    if call.due is None:
+        return "waits"
+    return "handed off" if call.hand_off is not None else f"published {call.dispatch}" + (" claimed" * bool(call.token))
+
+
+# --- what an event says -------------------------------------------------------------------------------------------
+
+
+def told(event: m.Event, before: Facts | None, at: float) -> str:
+    """The event in a line; `at` is its time."""
+    match event:
+        case m.RunRequested():
+            opening = event.opening
+            tenant = f", tenant {opening.request.tenant}" if opening.request.tenant else ""
+            waited = max(0.0, at - (opening.requested_at or at))
+            return f"admitted after {span(waited)}: agent {opening.request.agent}{tenant}"
+        case m.ModelReplied():
+            took = f" after {span(max(0.0, at - before.owed_at))}" if before is not None else ""
+            return f"turn {event.turn}: the model replied{took}: {_reply(event)}"
+        case m.ModelFailed():
+            return f"turn {event.turn}: the model failed: {event.error.code}: {event.error.message}"
+        case m.ModelDiscarded():
+            return f"turn {event.turn}: a reply was thrown away: {event.reason}"
+        case m.RunCancelled() | m.RunExpired():
+            return event.reason or ("cancelled" if isinstance(event, m.RunCancelled) else "past its deadline")
+        case m.UnknownEvent():
+            return event.reason
+        case _:
+            return _told_of_calls(event)
+
+
+def _reply(event: m.ModelReplied) -> str:
+    names = [call.tool for call in event.plan]
+    if not names:
+        return {"final": "its answer", "pause": "it pauses", "calls": "no calls"}.get(event.outcome, "it stopped")
+    counted = [f"{name} ×{names.count(name)}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
+    return f"{len(names)} call{'' if len(names) == 1 else 's'}: {', '.join(counted)}"
+
+
+def _told_of_calls(event: m.Event) -> str:
+    match event:
+        case m.ToolReturned():
+            return _returned(event)
+        case m.CallExpired():
+            return f"call {_short(event.call_id)} is past its deadline" + (f": {event.reason}" if event.reason else "")
+        case m.CallLost():
+            return f"call {_short(event.call_id)} is lost: nobody finished it in the time of the hand-off"
+        case m.CallDispatched():
+            return f"call {_short(event.call_id)} is claimed for publication"
+        case m.ModelHandedOff():
+            return f"turn {event.turn}: {event.worker} goes on with the model call for {event.for_s:g} s"
+        case m.CallsHandedOff():
+            return f"{event.worker} goes on with {len(event.calls)} calls for {event.for_s:g} s"
+        case m.RequestNoted():
+            return f"a request was noted as {event.code}" + (f": {event.error.message}" if event.error else "")
+        case _:
+            return ""
+
+
+def _returned(event: m.ToolReturned) -> str:
+    result = result_of(event.body)
+    text = f"call {_short(event.call_id)}: {event.outcome}"
+    if result is None:
+        return f"{text}, with a result that cannot be read"
+    if result.started_at is not None and result.finished_at is not None:
+        text += f" in {span(max(0.0, result.finished_at - result.started_at))}"
+    text += f", {result.tries} tries" if result.tries > 1 else ""
+    return text if event.outcome == "ok" else f"{text}: {excerpt(result.content)}"
+
+
+def excerpt(content: m.Content) -> str:
+    words = content if isinstance(content, str) else " ".join(str(block.get("text", "")) for block in content)
+    words = " ".join(words.split())
+    return words if len(words) <= EXCERPT else f"{words[: EXCERPT - 1]}…"
+
+
+def _short(call_id: str) -> str:
+    """`<turn>/<index>`: within a run it says enough."""
+    parts = call_id.rsplit("/", 2)
+    return f"{parts[1].partition('.')[0]}/{parts[2]}" if len(parts) == 3 else call_id
+
+
+def named(text: str, run: Run | None) -> str:
+    """`text` with the tools' names instead of `call 1/0`; the place stays where a turn has a tool twice."""
+    for turn in run.turns if run is not None else []:
+        tools = [call.planned.tool for call in turn.calls.values()]
+        for call_id, call in turn.calls.items():
+            place, tool = _short(call_id), call.planned.tool
+            name = tool if tools.count(tool) == 1 else f"{tool} {place}"
+            text = text.replace(f"call {place}:", f"{name}:").replace(f"call {place} ", f"{name} ")
+    return text
+
+
+# --- what an event changed ----------------------------------------------------------------------------------------
+
+
+def changes(before: Facts | None, after: Facts | None) -> list[str]:
+    """What is different afterwards; nothing if the event changed nothing."""
+    if after is None or after == before:
+        return []
+    if before is None or before.life != after.life:
+        return [f"the run opens (life {after.life})", f"turn {after.turn} owes a model call"]
+    found: list[str] = []
+    found += _of_calls(before, after)
+    if (after.turn, after.owed) != (before.turn, before.owed) and after.status == "running":
+        if after.owed:
+            found.append(f"turn {after.turn} owes a model call")
+        else:
+            found.insert(0, f"turn {after.turn} has its reply")
+    if after.spent[0] != before.spent[0]:
+        found.append(f"usage {_tokens(before.spent[0], after.spent[0])}")
+    if after.spent[1] != before.spent[1]:
+        found.append(f"discarded {_tokens(before.spent[1], after.spent[1])}")
+    if after.addresses != before.addresses:
+        found.append(f"{after.addresses} want the answer")
+    if after.hand_offs > before.hand_offs:
+        found.append("the model call is somebody else's for now")
+    if after.parked != before.parked:
+        found.append("the run is parked")
+    return [*found, f"the run is {after.status}"] if after.status != before.status else found
+
+
+def _of_calls(before: Facts, after: Facts) -> list[str]:
+    new = [call for call in after.calls if call not in before.calls]
+    moved = [call for call in after.calls if call in before.calls and after.calls[call] != before.calls[call]]
+    found: list[str] = []
+    if new:
+        states = [after.calls[call] for call in new]
+        ready, waiting = sum(s.startswith("published") for s in states), states.count("waits")
+        found.append(f"a batch of {len(new)} opens: {ready} to be published" + (f", {waiting} wait" if waiting else ""))
+    results = {"ok", "error", "timeout", "unknown"}
+    for call in moved:
+        state = after.calls[call]
+        verb = (
+            "has its result" if state in results else "is to be published" if state == "published 1" else f"is {state}"
+        )
+        found.append(f"call {_short(call)} {verb}")
+    if any(after.calls[call] in results for call in moved):
+        turn = _turn_of(moved[0])
+        batch = [state for call, state in after.calls.items() if _turn_of(call) == turn]
+        missing = sum(state not in results for state in batch)
+        found.append("the batch is complete" if not missing else f"{missing} of {len(batch)} to come")
+    return found
+
+
+def _turn_of(call_id: str) -> str:
+    return call_id.rsplit("/", 2)[1]
+
+
+def _tokens(before: m.Usage, after: m.Usage) -> str:
+    return f"+{after.input_tokens - before.input_tokens} in, +{after.output_tokens - before.output_tokens} out"
+
+
+# --- replay -------------------------------------------------------------------------------------------------------
+
+
+def concerns(event: m.Event, run_id: str) -> bool:
+    """Whether an event speaks of the run: those of a whole partition may not."""
+    if isinstance(event, m.CallsHandedOff):
+        return any(call_id.rsplit("/", 2)[0] == run_id for call_id in event.calls)
+    return getattr(event, "run_id", None) == run_id
+
+
+def replayed(event: RunEvent, before: Facts | None, after: Facts | None, run: Run | None, zero: float) -> list[Text]:
+    """An event with what it says, and a line for each thing that it changed; `zero` is when the first one happened."""
+    head = Text().append(f"{event.offset:>8}", "dim").append(f"  {event.at - zero:9.3f} s  ")
+    head.append(f"{event.type:<18}", "bold cyan").append(
+        f" {printable(named(told(event.event, before, event.at), run))}", "default"
+    )
+    found = [named(change, run) for change in changes(before, after)]
+    if not found:
+        return [head, Text(f"{'':24}changed nothing", "yellow")]
+    return [head, *(Text(f"{'':24}→ {printable(change)}", "green") for change in found)]

@@ -1,0 +1,223 @@
+"""A run as bars on a time axis. PURE.
+
+Responsible for: when the model was asked, when each call waited and ran, from the fold of a run; and drawing that in
+a given width. Clocks differ: the log's time is the broker's, a call's own times are its worker's, so that what a
+worker says is moved to where the broker saw it. Must never read a clock: `now` is given.
+Called by `run` and `runs show|watch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from rich.text import Text
+
+from anabranch.agent.answer import result_of
+from anabranch.agent.state import Call, Run, Turn
+
+# "out": published and not back yet; only its result will tell how much of that it waited.
+Phase = Literal["admission", "model", "out", "wait", "run", "return"]
+GLYPHS: Final[dict[Phase, str]] = {"admission": "┄", "model": "▓", "out": "▒", "wait": "░", "run": "█", "return": "·"}
+_STYLES: Final[dict[Phase, str]] = {
+    "admission": "dim",
+    "model": "magenta",
+    "out": "cyan",
+    "wait": "yellow",
+    "return": "dim",
+}
+_RUN_STYLES: Final = {"ok": "green", "error": "red", "timeout": "bright_red", "unknown": "red", "open": "cyan"}
+MARKS: Final = {"ok": "✓", "error": "✗", "timeout": "✗", "unknown": "?", "open": "…"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Seconds since the run was asked for, `start` <= `end`."""
+
+    phase: Phase
+    start: float
+    end: float
+
+    @property
+    def length(self) -> float:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line: a model call, or (`call_id`) a tool call. `outcome` is `open` until there is a result."""
+
+    label: str
+    outcome: str
+    bars: tuple[Bar, ...]
+    note: str = ""
+    call_id: str | None = None
+
+    def seconds(self, phase: Phase) -> float:
+        return sum(bar.length for bar in self.bars if bar.phase == phase)
+
+    @property
+    def took(self) -> float:
+        """What the row is about: execution of a call, or the model's time; from end to end if it never ran."""
+        main = [bar for bar in self.bars if bar.phase in ("run", "model")]
+        return sum(bar.length for bar in main or self.bars)
+
+
+@dataclass(frozen=True, slots=True)
+class Waterfall:
+    """All rows of a run, and how long the axis is, in seconds."""
+
+    rows: tuple[Row, ...]
+    length: float
+
+
+# --- from a run to bars -------------------------------------------------------------------------------------------
+
+
+def waterfall(run: Run, now: float) -> Waterfall:
+    """The rows of `run`; what is not over yet goes on until `now` (epoch seconds)."""
+    opened = run.opened_at
+    zero = min(run.opening.requested_at or opened, opened)
+    now = run.ending.at if run.ending is not None else max(now, opened)
+    rows: list[Row] = []
+    if opened - zero >= 0.001:
+        rows.append(Row("admission", "ok", (Bar("admission", 0.0, opened - zero),)))
+    owed_at = opened
+    for turn in run.turns:
+        rows.append(_model_row(turn, owed_at - zero, turn.replied_at - zero))
+        rows += [_call_row(run, turn, call, zero, now) for call in turn.calls.values()]
+        owed_at = turn.finished_at if turn.finished_at is not None else turn.replied_at
+    if run.owed or _failed_at_the_model(run):
+        outcome = "open" if run.owed else "error"
+        rows.append(Row(f"turn {run.turn}", outcome, (_bar("model", owed_at - zero, now - zero),)))
+    ends = [bar.end for row in rows for bar in row.bars]
+    return Waterfall(tuple(rows), max([now - zero, *ends, 0.001]))
+
+
+def _failed_at_the_model(run: Run) -> bool:
+    """Whether the run ended while a reply was owed: every turn before it has its reply and its results."""
+    return run.ending is not None and len(run.turns) < run.turn
+
+
+def _model_row(turn: Turn, start: float, end: float) -> Row:
+    count = len(turn.calls)
+    note = (
+        f"{count} calls" if count > 1 else "1 call" if count else {"final": "answers"}.get(turn.outcome, turn.outcome)
+    )
+    return Row(f"turn {turn.number}", "ok", (_bar("model", start, end),), note)
+
+
+def _call_row(run: Run, turn: Turn, call: Call, zero: float, now: float) -> Row:
+    label, planned = call.planned.tool, call.planned
+    result = call.result
+    published = call.due is not None
+    begin = call.due_at if published else turn.replied_at
+    end = max(begin, result.at if result is not None else now)
+    body = result_of(result.body) if result is not None and result.body is not None else None
+    if body is None or body.started_at is None:
+        phase: Phase = "return" if not published else "wait" if result is not None else "out"
+        outcome = result.outcome if result is not None else "open" if run.open else "unknown"
+        note = "" if published or result is None else "not run" if planned.rejected is None else "rejected"
+        return Row(label, outcome, (_bar(phase, begin - zero, end - zero),), note, planned.call_id)
+    started, finished = clamped(body.started_at, body.finished_at or body.started_at, begin, end)
+    bars = (
+        _bar("wait", begin - zero, started - zero),
+        _bar("run", started - zero, finished - zero),
+        _bar("return", finished - zero, end - zero),
+    )
+    note = f"{body.tries} tries" if body.tries > 1 else ""
+    return Row(label, result.outcome if result is not None else "open", bars, note, planned.call_id)
+
+
+def _bar(phase: Phase, start: float, end: float) -> Bar:
+    start = max(0.0, start)
+    return Bar(phase, start, max(start, end))
+
+
+def clamped(started: float, finished: float, begin: float, end: float) -> tuple[float, float]:
+    """What a worker's clock says, moved into `begin`..`end` of the broker's; its length is kept if it fits."""
+    length = min(max(0.0, finished - started), end - begin)
+    started = min(max(started, begin), end - length)
+    return started, started + length
+
+
+# --- from bars to text ----------------------------------------------------------------------------------------------
+
+LABELS: Final = (12, 30)
+"""The least and the most columns that names take."""
+_TIME_WIDTH, _NOTE_WIDTH = 9, 10
+
+
+def draw(picture: Waterfall, width: int) -> list[Text]:
+    """One line for each row, below an axis, `width` columns wide (at least 50)."""
+    longest = max((len(row.label) + 4 for row in picture.rows), default=0)
+    width = max(width, 50)
+    labels = min(max(longest, LABELS[0]), LABELS[1], width // 3)
+    cells = max(10, width - labels - _TIME_WIDTH - _NOTE_WIDTH - 2)
+    lines = [_axis(picture.length, labels, cells)]
+    for row in picture.rows:
+        line = _label(row, labels).append(" ")
+        line.append_text(_cells(row, picture.length, cells))
+        line.append(f"{row.took:>{_TIME_WIDTH - 2}.2f} s", "bold" if row.call_id is None else "")
+        lines.append(line.append(f" {row.note}", "red" if row.note in ("rejected", "not run") else "dim"))
+    return lines
+
+
+def legend() -> Text:
+    """What the glyphs mean."""
+    text = Text()
+    names: Sequence[tuple[Phase, str]] = (("model", "model"), ("wait", "waits in its queue"), ("run", "runs"))
+    for phase, name in names:
+        text.append(f"{GLYPHS[phase] * 2} ", _STYLES.get(phase, "green")).append(f"{name}   ", "dim")
+    return text.append(f"{GLYPHS['return'] * 2} result on its way", "dim")
+
+
+def _axis(length: float, labels: int, cells: int) -> Text:
+    ticks = [" "] * (cells + 8)
+    count = max(2, cells // 16)
+    for tick in range(count + 1):
+        place, name = round(tick * (cells - 1) / count), f"{tick * length / count:.2f}"
+        begin = min(place, cells - len(name)) if tick else 0
+        ticks[begin : begin + len(name)] = name
+    return Text(" " * (labels + 1) + "".join(ticks[:cells]) + " seconds", "dim")
+
+
+def _label(row: Row, width: int) -> Text:
+    if row.call_id is None:
+        return Text().append(row.label[:width].ljust(width), "bold")
+    text = Text("  ").append(MARKS.get(row.outcome, "?"), _RUN_STYLES.get(row.outcome, ""))
+    name = row.label if len(row.label) <= width - 4 else row.label[: width - 5] + "…"
+    return text.append(f" {name}".ljust(width - 3))
+
+
+def _cells(row: Row, length: float, cells: int) -> Text:
+    """Each cell shows what took most of its time; and what was shorter than a cell but ran still gets one."""
+    filled: list[Phase | None] = [None] * cells
+    order: Sequence[Phase] = ("return", "admission", "out", "wait", "model", "run")
+    for phase in order:
+        for bar in row.bars:
+            if bar.phase == phase:
+                _fill(filled, bar, length)
+    text = Text()
+    for cell in filled:
+        if cell is None:
+            text.append(" ")
+        else:
+            text.append(GLYPHS[cell], _style(cell, row))
+    return text
+
+
+def _fill(filled: list[Any], bar: Bar, length: float) -> None:
+    cells = len(filled)
+    first = min(cells - 1, int(bar.start / length * cells + 0.5))
+    last = min(cells, int(bar.end / length * cells + 0.5))
+    if last <= first and bar.phase in ("run", "model"):
+        last = first + 1
+    filled[first:last] = [bar.phase] * (last - first)
+
+
+def _style(phase: Phase, row: Row) -> str:
+    if phase == "run":
+        return _RUN_STYLES.get(row.outcome, "")
+    return "red" if phase == "model" and row.outcome == "error" else _STYLES[phase]

@@ -1,0 +1,123 @@
+"""`anabranch worker agent APP` and `anabranch worker tool APP --queue Q`: one role, until a signal.
+
+Responsible for what signals mean: the first drains, the second ends the process quickly, and a process that was
+asked to end does end, whatever its tools do. The roles themselves are in `runtime.py`. `dev.py` uses `serve` too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from anabranch.cli import frame
+
+if TYPE_CHECKING:
+    from anabranch.app import App
+    from anabranch.runtime import Shutdown
+
+log = logging.getLogger(__name__)
+
+GRACE_S: Final = 15.0
+"""What a drain may take beyond its time: the last records, leaving the group, closing."""
+HURRY_S: Final = 4.0
+"""What the second signal leaves."""
+
+
+@click.group(cls=frame.Commands)
+def worker() -> None:
+    """Run one role against Kafka, until SIGTERM or Ctrl-C.
+
+    The first signal drains: what is in flight is finished, for ANABRANCH_DRAIN_S seconds at most. The second one
+    ends the worker quickly. Either way no run is lost: what was not finished is taken up by another worker.
+    """
+
+
+@worker.command("agent")
+@click.argument("reference", metavar="APP")
+@frame.options(least="debug")
+def agent(common: frame.Frame, reference: str) -> int:
+    """Run the agents of APP: read requests, call the model, send tool calls out, answer."""
+    from anabranch.runtime import serve_agent
+
+    app, settings = _app(common, reference), common.settings
+    log.info("agent worker of namespace %s at %s", common.namespace(app).name, settings.kafka.bootstrap)
+    serving = serve(lambda shutdown: serve_agent(app, settings, shutdown), settings.worker.drain_s)
+    return _ended(frame.run_async(serving), "model call")
+
+
+@worker.command("tool")
+@click.argument("reference", metavar="APP")
+@click.option("--queue", required=True, metavar="Q", help="Serve the tools of this queue.")
+@frame.options(least="debug")
+def tool(common: frame.Frame, reference: str, queue: str) -> int:
+    """Run the tools of APP that are in one queue. It needs no key for the model."""
+    from anabranch.runtime import serve_tools
+
+    app, settings = _app(common, reference), common.settings
+    where = common.namespace(app).name, settings.kafka.bootstrap
+    log.info("tool worker of queue %s of namespace %s at %s", queue, *where)
+    serving = serve(lambda shutdown: serve_tools(app, queue, settings, shutdown), settings.worker.drain_s)
+    return _ended(frame.run_async(serving), "tool call")
+
+
+def _app(common: frame.Frame, reference: str) -> App:
+    app = common.app(reference)
+    assert app is not None, "the argument is required"
+    return app
+
+
+def _ended(abandoned: int, what: str) -> int:
+    """A drain that ran out of time is no failure: what it left behind is done again elsewhere."""
+    if abandoned:
+        calls = f"1 {what}" if abandoned == 1 else f"{abandoned} {what}s"
+        frame.say(f"{calls} did not finish in time and were abandoned: another worker makes them again")
+    return 0
+
+
+async def serve(work: Callable[[Shutdown], Awaitable[int]], drain_s: float) -> int:
+    """Do `work` until it ends by itself or signals end it; returns what it returns, how much was abandoned."""
+    from anabranch.runtime import Shutdown
+
+    shutdown = Shutdown()
+    async with shutdown.on_signals(), asyncio.TaskGroup() as tasks:
+        serving = asyncio.ensure_future(work(shutdown))
+        ending = tasks.create_task(_see_to_the_end(serving, shutdown, drain_s), name="signals")
+        try:
+            return await serving
+        except asyncio.CancelledError:
+            if not shutdown.asked.is_set():
+                raise
+            return 0  # asked before it was up: there was nothing to drain
+        finally:
+            ending.cancel()
+
+
+async def _see_to_the_end(serving: asyncio.Future[int], shutdown: Shutdown, drain_s: float) -> None:
+    await shutdown.asked.wait()
+    if not shutdown.ready.is_set():
+        serving.cancel()
+    _end_after(drain_s + GRACE_S)
+    await shutdown.hurry.wait()
+    _end_after(HURRY_S)
+
+
+def _end_after(seconds: float) -> None:
+    """A thread, because a tool may block the loop, or swallow its cancellation."""
+    timer = threading.Timer(seconds, _end, [seconds])
+    timer.daemon = True
+    timer.start()
+
+
+def _end(seconds: float) -> None:
+    sys.stderr.write(
+        f"still not at an end after {seconds:g} s: ending at once; what was not finished is done elsewhere\n"
+    )
+    sys.stderr.flush()
+    os._exit(frame.FAILED)
