@@ -1,0 +1,70 @@
+"""The App that is measured, and its model, which answers at once.
+
+Responsible for: one agent, one tool, and the two replies of every run: three calls, then the answer.
+Must never: cost time of its own, beyond finding out which of the replies is wanted.
+Called by: `worker.py`, in the workers' processes; `anabranch_run.py`, in the client's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cache
+from typing import Any, Final
+
+import orjson
+
+from anabranch import App
+from anabranch.agent.model import OnEvent
+from anabranch.agent.reply import Reply, reply_of
+from tests.bench import workload
+
+AGENT: Final = "bench"
+QUEUE: Final = "bench"
+
+app = App("bench")
+
+
+@app.tool(queue=QUEUE)
+async def look_up(wait_ms: int, note: str) -> str:
+    """Finds something after a while."""
+    if wait_ms:
+        await asyncio.sleep(wait_ms / 1000)
+    return workload.RESULT
+
+
+app.agent(AGENT, model="instant", system="You are measured.", tools=[look_up], max_turns=2)
+
+
+class InstantModel:
+    """A `Model` without latency: its replies are made once."""
+
+    async def reply(self, body: bytes, on_event: OnEvent) -> Reply:
+        return _answer() if b'"tool_result"' in body else _calls(workload.tool_ms_of(body))
+
+
+@cache
+def _calls(tool_ms: int) -> Reply:
+    inputs = {"wait_ms": tool_ms, "note": workload.NOTE}
+    blocks = [
+        {"type": "tool_use", "id": f"toolu_{number:024}", "name": look_up.__name__, "input": inputs}
+        for number in range(workload.CALLS)
+    ]
+    return reply_of(orjson.dumps(_message("tool_use", blocks)))
+
+
+@cache
+def _answer() -> Reply:
+    return reply_of(orjson.dumps(_message("end_turn", [{"type": "text", "text": workload.ANSWER}])))
+
+
+def _message(stop_reason: str, blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "id": "msg_000000000000000000000000",
+        "type": "message",
+        "role": "assistant",
+        "model": "instant",
+        "stop_reason": stop_reason,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 100, "output_tokens": 50},
+        "content": blocks,
+    }
