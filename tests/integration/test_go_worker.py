@@ -1,8 +1,8 @@
 """The example tool worker in Go, built and run against a real Kafka, by nothing but docs/wire.md.
 
 Responsible for: that a tool worker in another language works with what the wire promises, and that the example is
-formatted, vetted and does what its comments say.
-Must never: use our own workers, which have tests of their own.
+formatted, vetted and does what its comments say; one run goes the whole way, with our own workers around it.
+Must never: test our own workers, which have tests of their own.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
+from tests.support.fleet import fleet, settings_for
 from tests.support.kafka_admin import admin_of
 from tests.support.need import need_tool
 from tests.support.process import Command, GuardedProcess, tail
 from tests.support.wait import until
+
+from anabranch.loading import load_app
+from anabranch.messages import ToolReturned
+from anabranch.testing import last_results, result_text, text, tool_use, turn_of
 
 pytestmark = pytest.mark.timeout(300)  # the first build may have to fetch and compile its modules
 
@@ -136,8 +141,15 @@ async def wire(kafka: str, namespace: str) -> AsyncIterator[Wire]:
 
 @contextmanager
 def running(binary: Path, wire: Wire, log: Path) -> Iterator[GuardedProcess]:
+    """The worker on `wire`."""
+    with running_at(binary, wire.bootstrap, wire.namespace, log) as process:
+        yield process
+
+
+@contextmanager
+def running_at(binary: Path, bootstrap: str, namespace: str, log: Path) -> Iterator[GuardedProcess]:
     """The worker, from start to an orderly stop; its log goes to standard output, for the report of a failure."""
-    env = {"ANABRANCH_BOOTSTRAP": wire.bootstrap, "ANABRANCH_NAMESPACE": wire.namespace}
+    env = {"ANABRANCH_BOOTSTRAP": bootstrap, "ANABRANCH_NAMESPACE": namespace}
     process = GuardedProcess(Command([str(binary)], env), log)
     try:
         yield process
@@ -246,3 +258,30 @@ async def test_it_ends_by_itself_when_told_to_stop(binary: Path, wire: Wire, tmp
 
     assert time.monotonic() - started < 15
     assert "panic" not in log.read_text()
+
+
+def forecast(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Plays the forecaster: asks for both tools at once, then answers with what came back."""
+    if turn_of(request) == 1:
+        return [tool_use("pollen", {"city": "Ghent"}), tool_use("weather", {"city": "Ghent"})]
+    return [text("\n".join(result_text(result) for result in last_results(request).values()))]
+
+
+async def test_a_run_has_one_tool_in_python_and_one_in_go(
+    binary: Path, kafka: str, namespace: str, tmp_path: Path
+) -> None:
+    app = load_app(str(SOURCE.parent / "weather.py"))
+    async with fleet(app, forecast, settings_for(kafka, namespace), queues=["io"]) as running_fleet:
+        with running_at(binary, kafka, namespace, tmp_path / "worker.log"):
+            run = await running_fleet.client.submit("forecaster", "Hay fever in Ghent tomorrow?")
+            answer = await asyncio.wait_for(run, 60)
+            events = [seen.event async for seen in run.events()]
+
+    assert (answer.status, answer.turns) == ("completed", 2)
+    assert (answer.calls.total, answer.calls.failed) == (2, 0)
+    pollen, weather = (json.loads(line) for line in (answer.output or "").splitlines())
+    assert pollen.keys() == {"city", "level", "grains_per_m3"}
+    assert weather.keys() == {"city", "sky", "high_celsius"}
+    results = [event.body for event in events if isinstance(event, ToolReturned)]
+    last = [json.loads(body)["worker"] == "go-tool-worker" for body in results]
+    assert last == [False, True]  # pollen waited for the weather, although it was asked for first

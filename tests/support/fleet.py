@@ -73,10 +73,10 @@ class Fleet:
         """What the model was asked last."""
         return self.model.requests[-1]
 
-    async def ask(self, agent: str, input: Any = "hi", **options: Any) -> RunResponse:
-        """Submit a run and await its answer."""
-        run = await self.client.submit(agent, input, **options)
-        return await asyncio.wait_for(_answer(run), ANSWER_S)
+    async def ask(self, agent: str, input: Any = "hi", *, within_s: float = ANSWER_S, **options: Any) -> RunResponse:
+        """Submit a run and await its answer, `within_s` seconds."""
+        async with asyncio.timeout(within_s):
+            return await (await self.client.submit(agent, input, **options))
 
     async def ask_all(self, agent: str, inputs: Sequence[str], **options: Any) -> list[RunResponse]:
         """Submit many runs at once and await their answers, in the order of `inputs`."""
@@ -121,6 +121,7 @@ async def fleet(
     `also` are Apps of the same namespace, whose topics are made too. Fails if the model refused a request, unless
     `refusals` says that the test wants that.
     """
+    failed: Exception | None = None
     for each in (app, *also):
         await broker_of(settings).apply(topic_specs(each, settings))
     async with ScriptedModel(script, models=tuple(models)) as model:
@@ -134,12 +135,11 @@ async def fleet(
                 await running.add_tools(queue)
             try:
                 yield running
+            except Exception as error:  # noqa: BLE001 - raised below, without the task group around it
+                failed = error
             finally:
                 for worker in running.running:
                     worker.ask()
+        if failed is not None:
+            raise failed
         assert refusals or not model.refusals, f"the model refused: {model.refusals}"
-
-
-async def _answer(run: Any) -> RunResponse:
-    response: RunResponse = await run
-    return response

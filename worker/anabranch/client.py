@@ -21,7 +21,16 @@ from anabranch.config import KafkaSettings, Settings, load
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest, RunFailed, WireError
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.seam import Acked, Appender, Broker, Place
-from anabranch.messages import Content, Json, ReplyTo, RunCancelled, RunRequest, RunResponse, StreamDelta
+from anabranch.messages import (
+    Content,
+    Json,
+    ReplyTo,
+    RequestNoted,
+    RunCancelled,
+    RunRequest,
+    RunResponse,
+    StreamDelta,
+)
 from anabranch.topics import Namespace, partition_of
 from anabranch.units import duration
 from anabranch.view import LogView, RunEvent
@@ -155,7 +164,7 @@ class Client:
         try:
             await self._request(request)
         except BaseException:
-            self._waiting.pop(run_id, None)
+            self._forget(run_id, answer)
             raise
         return Run(self, run_id, answer)
 
@@ -172,10 +181,15 @@ class Client:
         view = LogView(only=run_id)
         async with self._broker.reader([place], "begin" if since is None else since) as reader:
             while True:
-                for event in view.take(await reader.read(POLL_S)):
-                    yield event
-                    if event.run is not None and not event.run.open:
-                        return
+                for record in await reader.read(POLL_S):  # one by one: each event shows the run as of then
+                    for event in view.take([record]):
+                        if since is not None and _is_older(event):
+                            async for earlier in self.events(run_id):
+                                yield earlier
+                            return
+                        yield event
+                        if _is_last(event):
+                            return
                 self._raise_if_dead()
 
     async def speech(self, run_id: str) -> AsyncIterator[StreamDelta]:
@@ -199,6 +213,12 @@ class Client:
         answer.add_done_callback(lambda done: None if done.cancelled() else done.exception())
         self._waiting.setdefault(run_id, []).append(answer)
         return answer
+
+    def _forget(self, run_id: str, answer: asyncio.Future[RunResponse]) -> None:
+        """Only this one: others here may wait for the same run."""
+        left = [other for other in self._waiting.pop(run_id, []) if other is not answer]
+        if left:
+            self._waiting[run_id] = left
 
     async def _request(self, request: RunRequest) -> None:
         body, run_id = dump(request), request.run_id or ""
@@ -254,3 +274,15 @@ class Client:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait({self._reading})
+
+
+def _is_last(event: RunEvent) -> bool:
+    """Whether the run has ended, or never began because its request was rejected."""
+    if event.run is not None:
+        return not event.run.open
+    return isinstance(event.event, RequestNoted) and event.event.code == "rejected"
+
+
+def _is_older(event: RunEvent) -> bool:
+    """Whether the request met a run that began before we started to look."""
+    return event.run is None and isinstance(event.event, RequestNoted) and event.event.code == "duplicate"

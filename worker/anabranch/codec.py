@@ -7,8 +7,9 @@ Replies and results are passed through as bytes; only their headers are read her
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, Final, Protocol, TypeVar
 from uuid import uuid4
@@ -112,7 +113,14 @@ def whole(value: Any) -> bytes:
     """JSON of a dataclass with every field there, null or not: what is read by people's scripts."""
     try:
         return orjson.dumps(value)
-    except orjson.JSONEncodeError as error:
+    except orjson.JSONEncodeError:  # an integer of more than 64 bits
+        return _slowly(value)
+
+
+def _slowly(value: Any) -> bytes:
+    try:
+        return json.dumps(asdict(value), separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
         raise WireError(f"cannot be written as JSON: {error}") from None
 
 
@@ -143,18 +151,44 @@ def read_request(body: bytes | None) -> m.RunRequest:
         request: m.RunRequest = _adapter(m.RunRequest).validate_json(body or b"", strict=True)
     except ValidationError as error:
         raise InvalidRequest(explain(error)) from None
-    if request.metadata is not None and len(orjson.dumps(request.metadata)) > METADATA_BYTES:
-        raise InvalidRequest(f"metadata: is larger than {METADATA_BYTES} bytes")
+    _refuse_unwritable(request)
     return request
+
+
+def sender_of(body: bytes | None) -> tuple[str | None, m.ReplyTo | None]:
+    """The run id and the inbox that a bad request names all the same, so that its sender can be told."""
+    try:
+        data = orjson.loads(body or b"")
+    except orjson.JSONDecodeError:
+        return None, None
+    named = data if isinstance(data, dict) else {}
+    run_id, inbox = named.get("run_id"), named.get("reply_to")
+    partition = inbox.get("partition") if isinstance(inbox, dict) else None
+    told = run_id if isinstance(run_id, str) and m.is_name(run_id) else None
+    if isinstance(partition, int) and not isinstance(partition, bool) and partition >= 0:
+        return told, m.ReplyTo(partition)
+    return told, None
+
+
+def _refuse_unwritable(request: m.RunRequest) -> None:
+    """What is read here is written again, into the log and the answer: an integer beyond 64 bits could not be."""
+    try:
+        size = len(orjson.dumps(request.metadata))
+        orjson.dumps(request)
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequest(f"the body cannot be kept: {error}") from None
+    if size > METADATA_BYTES:
+        raise InvalidRequest(f"metadata: is larger than {METADATA_BYTES} bytes")
 
 
 # --- headers ------------------------------------------------------------------------------------------
 
 
 def header(headers: Headers, name: str) -> str | None:
+    """The header as text; None if it is not there, or null."""
     for key, value in headers:
         if key == name:
-            return value.decode("utf-8", "replace")
+            return None if value is None else value.decode("utf-8", "replace")
     return None
 
 
@@ -248,7 +282,8 @@ class _Calls:
 
 
 def _requested(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    return m.RunRequested(run, life, h.integer("ce_after"), h.integer("ce_requestoffset"), read(m.Opening, body))
+    after, offset = h.integer("ce_after"), h.integer("ce_requestoffset")
+    return m.RunRequested(run, life, after, offset, read(m.Opening, body), size=len(body))
 
 
 def _noted(run: str, life: str, h: _Head, body: bytes) -> m.Event:

@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from anabranch.errors import ConfigError
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -58,10 +59,10 @@ class WorkerSettings:
 class Price:
     """US dollars per million tokens."""
 
-    input: float
-    output: float
-    cache_read: float = 0.0
-    cache_creation: float = 0.0
+    input: Dollars
+    output: Dollars
+    cache_read: Dollars = 0.0
+    cache_creation: Dollars = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,10 @@ def _given(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
 def _refuse_unknown(data: Mapping[str, Any], file: str) -> None:
     known = {section: {item.name for item in fields(kind)} for section, kind in _sections()}
     for section, table in data.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}: {section} must be a table, such as [{section}], not {type(table).__name__}")
         if section == "prices":
+            _refuse_unknown_prices(table, file)
             continue
         if section not in known:
             raise ConfigError(f"{file}: there is no section [{section}]; there are {', '.join([*known, 'prices'])}")
@@ -168,6 +172,14 @@ def _refuse_unknown(data: Mapping[str, Any], file: str) -> None:
                 raise ConfigError(
                     f"{file}: [{section}] has no setting {name!r}; it has {', '.join(sorted(known[section]))}"
                 )
+
+
+def _refuse_unknown_prices(prices: Mapping[str, Any], file: str) -> None:
+    known = {item.name for item in fields(Price)}
+    for model, price in prices.items():
+        if isinstance(price, dict) and (unknown := price.keys() - known):
+            names = ", ".join(sorted(known))
+            raise ConfigError(f"{file}: [prices.{model}] has no setting {sorted(unknown)[0]!r}; it has {names}")
 
 
 def _explain(error: ValidationError, file: str) -> str:
@@ -194,3 +206,12 @@ def shown(settings: Settings) -> dict[str, dict[str, Any]]:
         for model, price in settings.prices.items()
     }
     return out
+
+
+def sources(file: str | Path | None = None, environment: Mapping[str, str] | None = None) -> dict[tuple[str, str], str]:
+    """Where each setting (section, name) that is not the default comes from: a variable's name, or the file's."""
+    data = _read(Path(file)) if file is not None else {}
+    found = {(section, name): str(file) for section, table in data.items() for name in table}
+    for section, name, _ in _given(os.environ if environment is None else environment):
+        found[section, name] = _PREFIXES[section] + name.upper()
+    return found

@@ -20,6 +20,7 @@ def dead_letter(namespace: Namespace, record: Record, reason: str) -> Outgoing:
         if room >= 0:
             kept.append((name, raw))
     ours = [("ce_reason", reason[:2000].encode("utf-8", "replace")), ("ce_origin", origin.encode())]
-    value = record.value[:KEPT] if record.value is not None else None
     key = record.key[:KEPT] if record.key is not None else None
+    nothing = b"" if key is None else None  # aiokafka sends no record that has neither key nor value
+    value = record.value[:KEPT] if record.value is not None else nothing
     return Outgoing(namespace.dead_letters, key, value, (*kept, *ours))

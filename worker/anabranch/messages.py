@@ -337,6 +337,8 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class RunError:
+    """Why something failed."""
+
     code: Annotated[str, says("For programs")]
     message: Annotated[str, says("For people")]
 

@@ -68,7 +68,9 @@ class Registry:
     def _take_agent(self, key: str, value: bytes | None) -> None:
         name, _, revision = key.rpartition("@")
         if value is None:
-            self.revisions.pop((name, revision), None)
+            gone = self.revisions.pop((name, revision), None)
+            if gone is not None and self.agents.get(name) is gone:
+                del self.agents[name]
             return
         self.add(agents=[read(AgentSpec, value)])
 

@@ -20,7 +20,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from importlib.metadata import version
 from typing import Final, Literal, Protocol
 
-from anabranch.agent.model import AnthropicModel, Model
+from anabranch.agent.model import Model
 from anabranch.agent.station import Room, Station
 from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.agent.worker import AgentWorker
@@ -170,6 +170,8 @@ async def serve_tools(
 def _model(settings: Settings, model: Model | None) -> AbstractAsyncContextManager[Model]:
     if model is not None:
         return _given(model)
+    from anabranch.agent.anthropic_model import AnthropicModel  # a second of imports that tool workers are spared
+
     return AnthropicModel.opened(settings.anthropic, settings.agent.model_silence_s)
 
 

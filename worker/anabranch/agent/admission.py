@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -17,7 +17,7 @@ from typing import Final
 from anabranch import messages as m
 from anabranch.agent.owner import Owner
 from anabranch.agent.station import Station
-from anabranch.codec import Outgoing, Record, cloud_event, dump, encode, read_request
+from anabranch.codec import Outgoing, Record, cloud_event, dump, encode, read_request, sender_of
 from anabranch.errors import AnabranchError, InvalidRequest
 from anabranch.kafka.seam import Acked
 from anabranch.topics import BODY_BYTES, partition_of
@@ -44,6 +44,8 @@ class Admission:
         self._owner, self._station = owner, station
         self._buffer: deque[Record] = deque()
         self._links: deque[_Link] = deque()
+        self._opened: Counter[str] = Counter()  # the runs that `_links` open
+        self._unread = 0  # the bytes of `_links`
         self._wake = asyncio.Event()
 
     @property
@@ -72,7 +74,15 @@ class Admission:
         """The fold has moved on: events of ours that it has passed are settled."""
         reached = self._owner.state.next_request or 0
         while self._links and self._links[0].request_offset < reached:
-            self._links.popleft()
+            self._read_back(self._links.popleft())
+
+    def _read_back(self, link: _Link) -> None:
+        self._unread -= link.size
+        self._station.room.freed.set()
+        if link.opens is not None and self._opened[link.opens] > 1:
+            self._opened[link.opens] -= 1
+        elif link.opens is not None:
+            del self._opened[link.opens]
 
     async def run(self) -> None:
         """Take requests up for ever."""
@@ -89,8 +99,7 @@ class Admission:
     async def _until_there_is_room(self) -> None:
         room, limit = self._station.room, self._station.settings.max_partition_bytes
         while True:
-            unread = sum(link.size for link in self._links)
-            if room.used + unread < room.limit and self._owner.open_bytes + unread < limit:
+            if room.used + self._unread < room.limit and self._owner.open_bytes + self._unread < limit:
                 return
             room.freed.clear()
             await room.freed.wait()
@@ -98,7 +107,7 @@ class Admission:
     # --- one request -----------------------------------------------------------------------------------------
 
     async def _take_up(self, record: Record) -> None:
-        run_id, request = _fallback_id(record), None
+        run_id = _fallback_id(record)
         try:
             request = read_request(record.value)
             run_id = request.run_id or run_id
@@ -106,11 +115,18 @@ class Admission:
         except InvalidRequest as error:
             log.warning("%s/%d/%d: bad request: %s", record.topic, record.partition, record.offset, error)
             await self._station.bury(record, f"{error.code}: {error}")
-            event = self._refuse(record, run_id, request, error)
+            named, reply_to = sender_of(record.value)
+            event = self._refuse(record, named or run_id, reply_to, error)
         outgoing = self._encoded(event)
-        opens = run_id if isinstance(event, m.RunRequested) else None
         self._station.send(outgoing).add_done_callback(self._appended)
-        self._links.append(_Link(record.offset, opens, len(outgoing.value or b"")))
+        opens = run_id if isinstance(event, m.RunRequested) else None
+        self._remember(_Link(record.offset, opens, len(outgoing.value or b"")))
+
+    def _remember(self, link: _Link) -> None:
+        self._links.append(link)
+        self._unread += link.size
+        if link.opens is not None:
+            self._opened[link.opens] += 1
 
     def _encoded(self, event: m.Event) -> Outgoing:
         return encode(event, self._station.namespace.log, self._owner.partition, self._station.worker_id)
@@ -119,11 +135,10 @@ class Admission:
         if not sent.cancelled() and (error := sent.exception()) is not None:
             log.critical("partition %d admits nothing more: %s", self._owner.partition, error)
 
-    def _refuse(self, record: Record, run_id: str, request: m.RunRequest | None, error: InvalidRequest) -> m.Event:
+    def _refuse(self, record: Record, run_id: str, reply_to: m.ReplyTo | None, error: InvalidRequest) -> m.Event:
         if self._is_known(run_id):
-            return self._note(record, run_id, "duplicate", reply_to=request.reply_to if request else None)
-        told = m.RunError(error.code, str(error)[:2000])
-        return self._note(record, run_id, "rejected", told, request.reply_to if request else None)
+            return self._note(record, run_id, "duplicate", reply_to=reply_to)
+        return self._note(record, run_id, "rejected", m.RunError(error.code, str(error)[:2000]), reply_to)
 
     async def _decide(self, record: Record, request: m.RunRequest) -> m.Event:
         run_id = request.run_id or ""
@@ -140,7 +155,7 @@ class Admission:
         return event
 
     def _is_known(self, run_id: str) -> bool:
-        return run_id in self._owner.state.runs or any(link.opens == run_id for link in self._links)
+        return run_id in self._owner.state.runs or run_id in self._opened
 
     async def _move(self, record: Record, request: m.RunRequest) -> None:
         """Publish it to its own partition; only then may it be noted as moved."""

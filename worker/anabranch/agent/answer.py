@@ -45,7 +45,7 @@ def response(run: Run) -> RunResponse:
     assert run.ending is not None, "only a run that has ended has an answer"
     stop, blocks = _last_words(run.turns)
     completed = run.ending.status == "completed"
-    text = "".join(block.get("text") or "" for block in blocks if block.get("type") == "text")
+    text = "".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text")
     only_text = all(block.get("type") == "text" for block in blocks)
     return RunResponse(
         run_id=run.run_id,
@@ -77,10 +77,20 @@ def _last_words(turns: list[Turn]) -> tuple[str | None, list[dict[str, Any]]]:
     for number, turn in enumerate(reversed(turns)):
         if number > 0 and turn.outcome != "pause":
             break
-        message = json.loads(turn.body)
-        stop = message.get("stop_reason") if number == 0 else stop
-        blocks = [*message.get("content", []), *blocks]
+        last, content = _said(turn.body)
+        stop = last if number == 0 else stop
+        blocks = [*content, *blocks]
     return stop, blocks
+
+
+def _said(body: bytes) -> tuple[str | None, list[dict[str, Any]]]:
+    """Stop reason and blocks of a reply; nothing, if it is no message."""
+    try:
+        message = json.loads(body)
+        stop, content = message.get("stop_reason"), message.get("content") or []
+        return str(stop) if stop is not None else None, [block for block in content if isinstance(block, dict)]
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return None, []
 
 
 def _error(run: Run, stop: str | None) -> RunError | None:

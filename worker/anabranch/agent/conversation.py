@@ -6,11 +6,13 @@ then nothing. Replies go back as the bytes that they came as; a result is read h
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import orjson
 
 from anabranch.agent.answer import UNREADABLE, result_of
+from anabranch.agent.reply import exact
 from anabranch.agent.state import Call, Result, Run, Turn
 from anabranch.messages import AgentSpec, Content, RunRequest, ToolSpec
 
@@ -19,7 +21,6 @@ HINT = (
     "call them all together in one turn: they run in parallel."
 )
 _CACHED = {"type": "ephemeral"}
-_BLOCKS = frozenset({"text", "image", "document", "search_result"})
 _MARK = b',"content":['
 
 
@@ -40,7 +41,7 @@ def request_body(run: Run, agent: AgentSpec, tools: list[ToolSpec]) -> bytes:
         body["tools"] = [
             {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema} for tool in tools
         ]
-        if choice := _tool_choice(agent, run.turn, parallel):
+        if choice := _tool_choice(agent, {tool.name for tool in tools}, run.turn, parallel):
             body["tool_choice"] = choice
     return orjson.dumps(body)
 
@@ -52,14 +53,19 @@ def _system(agent: AgentSpec, hint: bool) -> list[dict[str, Any]]:
     return [{"type": "text", "text": "\n\n".join(parts), "cache_control": _CACHED}] if parts else []
 
 
-def _tool_choice(agent: AgentSpec, turn: int, parallel: bool) -> dict[str, Any] | None:
-    """A forced choice holds for the first turn: after that the model must be free to answer."""
+def _tool_choice(agent: AgentSpec, tools: set[str], turn: int, parallel: bool) -> dict[str, Any] | None:
+    """A forced choice holds for the first turn: after that the model must be free to answer.
+
+    A tool that nobody has registered cannot be forced: the provider would refuse the request.
+    """
     wanted = agent.tool_choice
     if wanted == "none":
         return {"type": "none"}
     choice: dict[str, Any] = {"type": "auto"}
-    if wanted is not None and turn == 1:
-        choice = {"type": "any"} if wanted == "any" else {"type": "tool", "name": wanted}
+    if turn == 1 and wanted == "any":
+        choice = {"type": "any"}
+    elif turn == 1 and wanted in tools:
+        choice = {"type": "tool", "name": wanted}
     if not parallel:
         choice["disable_parallel_tool_use"] = True
     return None if choice == {"type": "auto"} else choice
@@ -89,9 +95,18 @@ def _opening(request: RunRequest) -> list[dict[str, Any]]:
 def content_of(body: bytes) -> bytes:
     """The content of a reply, as the bytes of a JSON list."""
     head, mark, tail = body.partition(_MARK)
-    if mark and head.startswith(b'{"id":') and tail.endswith(b"]}"):
+    if mark and tail.endswith(b"]}") and _is_whole(head + b"}"):
         return b"[" + tail[:-1]
-    return orjson.dumps(orjson.loads(body)["content"])
+    return orjson.dumps(exact(body)["content"])
+
+
+def _is_whole(head: bytes) -> bool:
+    """Whether the mark was the message's own, and not one inside something."""
+    try:
+        orjson.loads(head)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _joined(lists: list[bytes]) -> bytes:
@@ -129,12 +144,31 @@ def _said(result: Result) -> tuple[Content, bool]:
 
 def _fit(content: Content, failed: bool) -> Content:
     """Content that the provider takes: blocks of the types that a result may have, errors never empty."""
-    if isinstance(content, list) and not all(_is_block(block) for block in content):
-        content = orjson.dumps(content).decode()
+    if isinstance(content, list) and not (all(map(_is_block, content)) and _is_writable(content)):
+        content = json.dumps(content, ensure_ascii=False)
     if failed and not isinstance(content, str):
-        content = "\n".join(str(b.get("text")) for b in content if b.get("type") == "text")
-    return content or ("the tool failed and did not say why" if failed else "")
+        content = "\n".join(block["text"] for block in content if block["type"] == "text")
+    if failed and not str(content).strip():
+        return "the tool failed and did not say why"
+    return content or ""
 
 
 def _is_block(block: dict[str, Any]) -> bool:
-    return block.get("type") in _BLOCKS and (block["type"] != "text" or bool(block.get("text")))
+    """Whether it has the one field without which the provider refuses the whole conversation."""
+    match block.get("type"):
+        case "text":
+            return isinstance(block.get("text"), str) and bool(block["text"].strip())
+        case "image" | "document":
+            return isinstance(block.get("source"), dict)
+        case "search_result":
+            return isinstance(block.get("source"), str) and isinstance(block.get("content"), list)
+        case _:
+            return False
+
+
+def _is_writable(content: list[dict[str, Any]]) -> bool:
+    try:
+        orjson.dumps(content)
+    except orjson.JSONEncodeError:  # an integer of more than 64 bits
+        return False
+    return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from anabranch.agent.state import Partition, Run
+from anabranch.agent.state import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,3 @@ def publications(run: Run) -> Iterator[Publication]:
             if call.due is not None and call.result is None:
                 amo = call.planned.delivery == "at_most_once"
                 yield CallDue(run.run_id, run.life, call_id, call.dispatch, call.due, amo)
-
-
-def all_publications(state: Partition) -> Iterator[Publication]:
-    for run in state.runs.values():
-        yield from publications(run)
-    for cause in state.notes:
-        yield NoteDue(cause)

@@ -127,7 +127,9 @@ def _fold_event(run: Run, event: m.Event, offset: int, at: float) -> None:
                 run.model_s += at - run.owed_at
                 _finish(run, Ending("failed", offset, at, event.error))
         case m.ModelDiscarded():
-            run.discarded += event.usage
+            if event.attempt not in run.discards:  # an append may be written twice
+                run.discards.add(event.attempt)
+                run.discarded += event.usage
         case m.ModelHandedOff():
             if run.owed and event.turn == run.turn:
                 run.hand_offs[event.worker] = HandOff(event.worker, offset, event.for_s)

@@ -1,32 +1,17 @@
-"""One call of the model, and what its failure means. The only import of `anthropic`.
+"""The seam to a provider: one call of its model, and the two ways in which it can fail.
 
-The SDK does transport, authentication and errors. It does not retry (we do, under the run's deadline, in
-`thinking.py`), and it does not parse the stream: its repairs would turn a broken reply into a plausible
-one, so `reply.py` reads the raw events. Called by `Thinker`, and by nobody else.
+`anthropic_model.py` implements it; `thinking.py` calls it, and retries. Imports no provider's library.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
-import anthropic
-from anthropic import AsyncStream
-
-from anabranch.agent.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
-from anabranch.config import AnthropicSettings
-from anabranch.errors import ConfigError
+from anabranch.agent.reply import Reply
 
 OnEvent = Callable[[dict[str, Any]], None]
-
-CONNECT_S: Final = 10.0
-_TRANSIENT: Final = frozenset({408, 409, 429})
-_TRANSIENT_KINDS: Final = frozenset({"overloaded_error", "api_error", "rate_limit_error", "timeout_error"})
-_NO_CURE: Final = "enforced_spend_limit_reached"
 
 
 @dataclass(eq=False)
@@ -53,116 +38,3 @@ class Model(Protocol):
     async def reply(self, body: bytes, on_event: OnEvent) -> Reply:
         """One attempt. Raises `Transient` or `Hopeless`."""
         ...
-
-
-class AnthropicModel:
-    """The Messages API, streamed."""
-
-    def __init__(self, client: anthropic.AsyncAnthropic, silence_s: float) -> None:
-        self._client, self._silence_s = client, silence_s
-
-    @classmethod
-    @asynccontextmanager
-    async def opened(cls, settings: AnthropicSettings, silence_s: float) -> AsyncIterator[AnthropicModel]:
-        """Raises `ConfigError` if there is no key."""
-        if not settings.api_key and not settings.auth_token:
-            raise ConfigError("no key for the model: set ANTHROPIC_API_KEY (tool workers need none)")
-        client = anthropic.AsyncAnthropic(
-            api_key=settings.api_key,
-            auth_token=settings.auth_token,
-            base_url=settings.base_url,
-            max_retries=0,
-            timeout=anthropic.Timeout(None, connect=CONNECT_S),
-            http_client=anthropic.DefaultAioHttpClient(limits=anthropic.DEFAULT_CONNECTION_LIMITS),
-        )
-        async with client:
-            yield cls(client, silence_s)
-
-    async def reply(self, body: bytes, on_event: OnEvent) -> Reply:
-        builder = ReplyBuilder()
-        try:
-            async with asyncio.timeout(self._silence_s) as silence:
-                return await self._read(body, builder, on_event, silence)
-        except BrokenReply as error:
-            raise Transient(error.reason, broken=True, usage=error.usage) from None
-        except ProviderError as error:
-            raise _from_event(error) from None
-        except anthropic.APIStatusError as error:
-            raise _from_status(error) from None
-        except TimeoutError:
-            raise Transient(f"the model said nothing for {self._silence_s:g} s", usage=builder.usage) from None
-        except (anthropic.APIError, OSError, EOFError) as error:
-            raise Transient(f"{type(error).__name__}: {error}", usage=builder.usage) from None
-        except Exception as error:
-            if type(error).__module__.split(".")[0] not in _TRANSPORT:
-                raise
-            raise Transient(f"the connection broke: {error!r}", usage=builder.usage) from None
-
-    async def _read(self, body: bytes, builder: ReplyBuilder, on_event: OnEvent, silence: asyncio.Timeout) -> Reply:
-        loop = asyncio.get_running_loop()
-        stream = await self._client.post(
-            "/v1/messages",
-            cast_to=object,
-            content=body,
-            options={"headers": {"content-type": "application/json", "accept": "text/event-stream"}},
-            stream=True,
-            stream_cls=AsyncStream[object],
-        )
-        async with stream:
-            if "json" in stream.response.headers.get("content-type", ""):
-                return _document(await stream.response.aread())
-            async for sse in AsyncStream.raw_events(stream.response):
-                if not sse.data or sse.event == "ping":
-                    continue  # pings come for ever: they are no sign of life
-                on_event(builder.feed(sse.data))
-                silence.reschedule(loop.time() + self._silence_s)
-                if builder.stopped:
-                    break
-        return builder.finish()
-
-
-_TRANSPORT: Final = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "anyio", "h11", "builtins"})
-
-
-def _document(raw: bytes) -> Reply:
-    """From a server that answers with the whole message, although a stream was asked for."""
-    try:
-        message = json.loads(raw)
-    except ValueError as error:
-        raise BrokenReply(f"the reply is not JSON: {error}") from None
-    if not isinstance(message, dict):
-        raise BrokenReply("the reply is not a JSON object")
-    return reply_of(message)
-
-
-def _from_event(error: ProviderError) -> Exception:
-    if error.kind in _TRANSIENT_KINDS:
-        return Transient(f"{error.kind}: {error.message}", usage=error.usage)
-    return Hopeless("model_rejected", f"{error.kind}: {error.message}")
-
-
-def _from_status(error: anthropic.APIStatusError) -> Exception:
-    status, message = error.status_code, _message(error)
-    if status == 429 and _NO_CURE in str(error.body):
-        return Hopeless("model_unavailable", f"the spend limit is reached: {message}")
-    if status in _TRANSIENT or status >= 500:
-        return Transient(f"{status}: {message}", _retry_after(error))
-    code = "context_exceeded" if "prompt is too long" in message else "model_rejected"
-    return Hopeless(code, f"{status}: {message}")
-
-
-def _message(error: anthropic.APIStatusError) -> str:
-    body = error.body
-    inner = body.get("error") if isinstance(body, dict) else None
-    if isinstance(inner, dict) and isinstance(inner.get("message"), str):
-        return str(inner["message"])[:2000]
-    return error.message[:2000]
-
-
-def _retry_after(error: anthropic.APIStatusError) -> float | None:
-    """Seconds; a date or rubbish counts as not said."""
-    try:
-        seconds = float(error.response.headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds < 1e7 else None

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
-
-import orjson
 
 from anabranch.agent.conversation import content_of
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.station import Station
-from anabranch.codec import Outgoing, cloud_event
+from anabranch.codec import Outgoing, cloud_event, whole
 from anabranch.messages import ReplyTo, ReplyTopic, ToolCall
 
 
@@ -37,7 +34,7 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
     )
     topic = station.namespace.calls(queue)
     pairs = [("ce_runid", run.run_id), ("ce_life", run.life), ("ce_callid", call_id)]
-    return cloud_event(topic, "tool.call", station.worker_id, planned.key or call_id, _json(body), pairs)
+    return cloud_event(topic, "tool.call", station.worker_id, planned.key or call_id, whole(body), pairs)
 
 
 def _inputs(turn: Turn) -> dict[str, dict[str, Any]]:
@@ -46,13 +43,6 @@ def _inputs(turn: Turn) -> dict[str, dict[str, Any]]:
         blocks = json.loads(content_of(turn.body))
         turn.inputs = {b["id"]: b["input"] for b in blocks if b.get("type") == "tool_use"}
     return turn.inputs
-
-
-def _json(body: ToolCall) -> bytes:
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError:  # an integer of more than 64 bits
-        return json.dumps(asdict(body)).encode()
 
 
 def response_record(station: Station, run_id: str, reply_to: ReplyTo | None, body: bytes) -> Outgoing:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -60,11 +60,13 @@ class Owner:
         self._token = station.clockwork.new_id()
         self._jobs: dict[Life, tuple[int, Job]] = {}
         self._unread: dict[Life, str] = {}  # the attempt of our reply that is not read back yet
-        self._dispatching: set[CallDue] = set()
+        self._dispatching: set[str] = set()
         self._sending: set[Hashable] = set()
-        self._acked: set[Publication] = set()
+        self._acked: dict[Life, set[Publication]] = {}
+        self._needed: dict[Life, Run] = {}  # the runs that are open, or not answered yet
         self._sizes: dict[Life, int] = {}
         self._answered: dict[Life, bytes] = {}
+        self._remembered: dict[Life, None] = {}  # the runs that nobody waits for any more, the oldest first
         self._timers = Timers(station.clockwork.now, self._ring)
         self.open_bytes = 0
 
@@ -74,9 +76,11 @@ class Owner:
         """Fold anew, from the commit or the log's start; returns the offset to read from."""
         low = max(commit.low, log_begin) if commit is not None else log_begin
         self.state = Partition(began=low, position=low)
+        self._first_request = requests_begin
         if commit is not None and commit.next_request >= 0:
-            self.state.next_request = commit.next_request
-        self._requests_begin = requests_begin
+            self._first_request = max(requests_begin, commit.next_request)
+            if commit.low >= log_begin:  # else it was of a record that is gone: the log itself must tell
+                self.state.next_request = commit.next_request
         self._done = commit.done if commit is not None else 0
         return self.resume(end)
 
@@ -106,10 +110,10 @@ class Owner:
     def _go_live(self) -> None:
         self.live = True
         if self.state.next_request is None:
-            self.state.next_request = self._requests_begin
+            self.state.next_request = self._first_request
         for run in list(self.state.runs.values()):
             self._act(run)
-        for offset in self.state.notes:
+        for offset in list(self.state.notes):
             self._publish(NoteDue(offset))
         self._on_live(self)
 
@@ -137,7 +141,10 @@ class Owner:
             if record.offset >= self._done:
                 log.error("%s/%d/%d cannot be read: %s", record.topic, record.partition, record.offset, error)
                 self._station.send(dead_letter(self._station.namespace, record, str(error)))
+        before = self.state.runs.get(getattr(event, "run_id", None) or "")
         run = fold.apply(self.state, event, record.offset, record.timestamp / 1000)
+        if before is not None and before is not run:
+            self._replaced(before)
         self._read_back(event)
         if isinstance(event, m.RequestNoted) and event.code == "rejected" and record.offset in self.state.notes:
             self._publish(NoteDue(record.offset))
@@ -154,11 +161,19 @@ class Owner:
                 if self._unread.get((event.run_id, event.life)) == event.attempt:
                     del self._unread[event.run_id, event.life]
             case m.CallDispatched():
-                self._dispatching = {due for due in self._dispatching if due.call_id != event.call_id}
+                self._dispatching.discard(event.call_id)
+
+    def _replaced(self, run: Run) -> None:
+        """Another life of it was opened: whatever this one still wanted is wanted no more."""
+        life = (run.run_id, run.life)
+        self._needed.pop(life, None)
+        if (known := self._jobs.pop(life, None)) is not None:
+            self._station.thinker.cancel(known[1])
 
     def _account(self, run: Run) -> None:
         """Keep count of the bytes of open runs."""
         life = (run.run_id, run.life)
+        self._needed[life] = run
         size = run.size if run.open else 0
         change = size - self._sizes.get(life, 0)
         if run.open:
@@ -238,13 +253,15 @@ class Owner:
     # --- publications ---------------------------------------------------------------------------------------------
 
     def _is_settled(self, due: Publication) -> bool:
-        if due in self._acked:
+        if not isinstance(due, NoteDue) and due in self._acked.get((due.run_id, due.life), ()):
             return True
         amo = isinstance(due, CallDue) and due.at_most_once
         return not amo and due.cause < max(self._done, self.state.done)
 
     def _publish(self, due: Publication) -> None:
         if not self.live or due in self._sending or self._is_settled(due):
+            return
+        if isinstance(due, NoteDue) and due.cause not in self.state.notes:
             return
         if isinstance(due, CallDue) and due.at_most_once and not self._may_publish(due):
             return
@@ -259,24 +276,36 @@ class Owner:
         """At most once: only the token that the log has accepted, and only once."""
         run = self.state.runs[due.run_id]
         call = run.call(due.call_id)
-        if call is None or due in self._dispatching:
+        if call is None or due.call_id in self._dispatching:
             return False
         if call.token is None:
-            self._dispatching.add(due)
+            self._dispatching.add(due.call_id)
             event = m.CallDispatched(due.run_id, due.life, due.call_id, self._token)
             self._station.append(self.partition, event)
             return False
         if call.token == self._token:
-            self._acked.add(due)  # even if no acknowledgement ever comes
+            self._settle(due)  # even if no acknowledgement ever comes
             return True
         return False
 
+    def _settle(self, due: CallDue | AnswerDue) -> None:
+        self._acked.setdefault((due.run_id, due.life), set()).add(due)
+
     def _record(self, due: Publication) -> Outgoing | None:
+        """What is to be sent, or None if it is no longer wanted or cannot be made."""
+        try:
+            return self._made(due)
+        except Exception as error:
+            log.exception("%s cannot be made", due)
+            self._not_published(due, error)
+            return None
+
+    def _made(self, due: Publication) -> Outgoing | None:
         if isinstance(due, NoteDue):
             note = self.state.notes[due.cause]
             return response_record(self._station, note.run_id, note.reply_to, note_answer(note))
         run = self.state.runs.get(due.run_id)
-        if run is None:
+        if run is None or run.life != due.life:
             return None
         if isinstance(due, CallDue):
             return call_record(self._station, self.partition, run, due.call_id)
@@ -291,22 +320,25 @@ class Owner:
 
     def _published(self, due: Publication, sent: asyncio.Future[Acked]) -> None:
         self._sending.discard(due)
-        error = None if sent.cancelled() else sent.exception()
-        if error is not None:
+        if sent.cancelled():  # as good as lost: it may not count as published
+            return
+        if (error := sent.exception()) is not None:
             self._not_published(due, error)
             return
-        self._acked.add(due)
         if isinstance(due, NoteDue):
             self.state.notes.pop(due.cause, None)
             self.state.note_links.pop(due.cause, None)
-        elif isinstance(due, AnswerDue) and (run := self.state.runs.get(due.run_id)) is not None:
+            return
+        run = self.state.runs.get(due.run_id)
+        if run is not None and run.life == due.life:
+            self._settle(due)
             self._close(run)
 
     def _not_published(self, due: Publication, error: BaseException) -> None:
         """Nothing was written, and sending it again as it is would not help."""
         log.error("%s could not be published: %s", due, error)
         if isinstance(due, CallDue):
-            if due.at_most_once:
+            if due.at_most_once and isinstance(error, BrokerError):
                 return  # it may have been: its deadline answers "outcome unknown"
             body = dump(m.ToolResult(f"the call could not be handed to a worker: {error}"))
             event = m.ToolReturned(due.run_id, due.life, due.call_id, "error", body)
@@ -326,21 +358,27 @@ class Owner:
         """Once it is answered, keep no more of a run than its answer, and of those not too many."""
         if run.open or self._unanswered(run):
             return
+        life = (run.run_id, run.life)
+        self._needed.pop(life, None)
         for call_id in [call_id for turn in run.turns for call_id in turn.calls]:
-            self._timers.disarm(("call", run.run_id, run.life, call_id))
-        self._timers.disarm(("run", run.run_id, run.life))
-        self._acked = {due for due in self._acked if not isinstance(due, CallDue) or due.run_id != run.run_id}
-        run.turns.clear()
-        while len(self._answered) > REMEMBERED:
-            self._forget(next(iter(self._answered)))
+            self._timers.disarm(("call", *life, call_id))
+        self._timers.disarm(("run", *life))
+        if life in self._answered:  # else it was answered before our time, and may be asked for again
+            run.turns.clear()
+        self._acked[life] = {due for due in self._acked.get(life, ()) if isinstance(due, AnswerDue)}
+        self._remembered[life] = None
+        while len(self._remembered) > REMEMBERED:
+            self._forget(next(iter(self._remembered)))
 
     def _forget(self, life: Life) -> None:
-        del self._answered[life]
+        del self._remembered[life]
         run = self.state.runs.get(life[0])
-        if run is not None and run.life == life[1] and not run.open:
+        if run is not None and run.life == life[1]:
+            if self._unanswered(run):
+                return  # somebody has asked for it again: it comes back when that is answered
             del self.state.runs[life[0]]
-            for index, address in enumerate(run.addresses):
-                self._acked.discard(AnswerDue(*life, index, address.cause or 0))
+        self._answered.pop(life, None)
+        self._acked.pop(life, None)
 
     # --- timers -------------------------------------------------------------------------------------------------------
 
@@ -392,10 +430,16 @@ class Owner:
         firsts += [(offset, self.state.note_links[offset]) for offset in self.state.notes]
         return min(firsts, default=(self.state.position, self.state.next_request or 0))
 
+    def _wanted(self) -> Iterator[Publication]:
+        for run in self._needed.values():
+            yield from effects.publications(run)
+        for cause in self.state.notes:
+            yield NoteDue(cause)
+
     def _done_now(self) -> int:
         wanted = (
             due.cause
-            for due in effects.all_publications(self.state)
+            for due in self._wanted()
             if not (isinstance(due, CallDue) and due.at_most_once) and not self._is_settled(due)
         )
         return min(wanted, default=self.state.position)

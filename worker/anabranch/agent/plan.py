@@ -111,6 +111,11 @@ def _without_cycles(planned: list[PlannedCall]) -> list[PlannedCall]:
 # --- arguments ---------------------------------------------------------------------------------------------
 
 
+def _no_retrieval(uri: str) -> Any:
+    """A registered schema may name any address: nothing is fetched, here or while the loop waits."""
+    raise ValueError(f"{uri} is outside the schema, and is not fetched")
+
+
 class _Validators:
     """Compiled schemas, by the identity of their registered spec."""
 
@@ -120,7 +125,7 @@ class _Validators:
     def of(self, spec: ToolSpec) -> Any:
         known = self._compiled.get(spec.name)
         if known is None or known[0] is not spec:
-            known = (spec, jsonschema_rs.validator_for(spec.input_schema))
+            known = (spec, jsonschema_rs.validator_for(spec.input_schema, retriever=_no_retrieval))
             self._compiled[spec.name] = known
         return known[1]
 

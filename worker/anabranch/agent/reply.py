@@ -86,22 +86,23 @@ class ReplyBuilder:
         """Take one event. Raises `BrokenReply` or `ProviderError`."""
         try:
             event = orjson.loads(data)
-            self._take(event)
+            self._take(event, data)
         except orjson.JSONDecodeError as error:
             raise BrokenReply(f"an event of the stream is not JSON: {error}", self.usage) from None
-        except (KeyError, TypeError, AttributeError) as error:
+        except _MISSHAPEN as error:
             raise BrokenReply(f"an event of the stream has the wrong shape: {error!r}", self.usage) from None
         return dict(event)
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _take(self, event: dict[str, Any], data: str | bytes) -> None:
         match event["type"]:
             case "message_start":
                 self._message = dict(event["message"])
                 self._count(self._message.get("usage"))
             case "content_block_start":
-                self._start(event["index"], event["content_block"])
+                self._start(event["index"], dict(exact(data)["content_block"]))
             case "content_block_delta":
-                self._delta(self._block(event["index"]), event["delta"])
+                delta = event["delta"]
+                self._delta(self._block(event["index"]), exact(data)["delta"] if "citation" in delta else delta)
             case "content_block_stop":
                 self._block(event["index"]).stopped = True
             case "message_delta":
@@ -137,9 +138,9 @@ class ReplyBuilder:
         kind = delta["type"]
         if kind in _TEXT_DELTAS:
             name, source = _TEXT_DELTAS[kind]
-            block.texts.setdefault(name, []).append(delta[source])
+            block.texts.setdefault(name, []).append(_text(delta[source]))
         elif kind == "input_json_delta":
-            block.partial.append(delta["partial_json"])
+            block.partial.append(_text(delta["partial_json"]))
         elif kind == "citations_delta":
             block.citations.append(delta["citation"])
         else:
@@ -152,17 +153,45 @@ class ReplyBuilder:
             raise BrokenReply("the stream ended in the middle of the reply", self.usage)
         if not all(block.stopped for block in self._blocks):
             raise BrokenReply("the stream ended in the middle of a block", self.usage)
-        return _reply(message, [_content(block) for block in self._blocks], self.usage)
+        try:
+            return _reply(message, [_content(block) for block in self._blocks], self.usage)
+        except _MISSHAPEN as error:
+            raise BrokenReply(f"the reply has the wrong shape: {error!r}", self.usage) from None
 
 
-def reply_of(message: dict[str, Any]) -> Reply:
-    """The reply that came as one JSON document, not as a stream."""
-    blocks = message.get("content")
-    if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
-        raise BrokenReply("the reply has no list of content blocks", {})
-    usage = {key: value for key, value in (message.get("usage") or {}).items() if value is not None}
-    pairs = [(block, orjson.dumps(block["input"]).decode() if "input" in block else None) for block in blocks]
-    return _reply(message, pairs, usage)
+def reply_of(document: str | bytes) -> Reply:
+    """The reply that came as one JSON document, not as a stream. Raises `BrokenReply`."""
+    try:
+        message = orjson.loads(document)
+        if not isinstance(message, dict):
+            raise BrokenReply("the reply is not a JSON object")
+        blocks = exact(document).get("content")
+        if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+            raise BrokenReply("the reply has no list of content blocks")
+        usage = {key: value for key, value in (message.get("usage") or {}).items() if value is not None}
+        return _reply(message, [(block, _raw_input(block)) for block in blocks], usage)
+    except orjson.JSONDecodeError as error:
+        raise BrokenReply(f"the reply is not JSON: {error}") from None
+    except _MISSHAPEN as error:
+        raise BrokenReply(f"the reply has the wrong shape: {error!r}") from None
+
+
+def exact(data: str | bytes) -> Any:
+    """JSON whose numbers stay the text that they are, for `orjson.dumps` to write as it came."""
+    return json.loads(data, parse_int=orjson.Fragment, parse_float=orjson.Fragment)
+
+
+_MISSHAPEN = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+def _raw_input(block: dict[str, Any]) -> str | None:
+    return orjson.dumps(block["input"]).decode() if "input" in block else None
 
 
 _Pair = tuple[dict[str, Any], str | None]  # a block, and the raw JSON of its input
@@ -174,9 +203,7 @@ def _content(block: _Block) -> _Pair:
         whole[name] = (whole.get(name) or "") + "".join(pieces)
     if block.citations:
         whole["citations"] = [*(whole.get("citations") or []), *block.citations]
-    if "input" not in whole:
-        return whole, None
-    return whole, "".join(block.partial) or orjson.dumps(whole["input"]).decode()
+    return whole, "".join(block.partial) or _raw_input(whole) if "input" in whole else None
 
 
 def _reply(message: dict[str, Any], pairs: list[_Pair], usage: dict[str, Any]) -> Reply:
@@ -240,7 +267,4 @@ _KEPT = ("id", "type", "role", "model", "stop_reason", "stop_sequence", "stop_de
 def _body(message: dict[str, Any], usage: dict[str, Any], content: list[Any]) -> bytes:
     """The message in JSON. Content comes last, so that it can be cut out without being read."""
     head = {key: message[key] for key in _KEPT if key in message}
-    try:
-        return orjson.dumps({**head, "usage": usage, "content": content})
-    except orjson.JSONEncodeError as error:
-        raise BrokenReply(f"the reply cannot be written as JSON: {error}", usage) from None
+    return orjson.dumps({**head, "usage": usage, "content": content})

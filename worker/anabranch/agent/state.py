@@ -114,6 +114,7 @@ class Run:
     addresses: list[Address] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     discarded: Usage = field(default_factory=Usage)
+    discards: set[str] = field(default_factory=set)  # the attempts that are in `discarded`
     model_s: float = 0.0
     tools_s: float = 0.0
     size: int = 0

@@ -13,12 +13,14 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from anabranch import messages as m
 from anabranch.agent.model import Hopeless, Model, Transient
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply
+from anabranch.codec import dump
 from anabranch.config import AgentSettings, Price
 from anabranch.topics import BODY_BYTES
 
@@ -81,6 +83,8 @@ class Thinker:
             task.cancel()
         elif (queue := self._waiting.get(job.tenant)) is not None and job in queue:
             queue.remove(job)
+            if not queue:
+                del self._waiting[job.tenant]
 
     def stop(self) -> None:
         """Start nothing more; what runs goes on."""
@@ -113,10 +117,10 @@ class Thinker:
             return None
         tenant, queue = next(iter(self._waiting.items()))
         del self._waiting[tenant]
-        job = queue.popleft() if queue else None
+        job = queue.popleft()
         if queue:
             self._waiting[tenant] = queue
-        return job if job is not None else self._next()
+        return job
 
     # --- one call ------------------------------------------------------------------------------------------
 
@@ -138,7 +142,8 @@ class Thinker:
         while True:
             context = replace(request.context, attempt=self._clockwork.new_id())
             try:
-                reply = await self._model.reply(request.body, lambda event: job.on_event(request, event))
+                told = partial(job.on_event, replace(request, context=context))
+                reply = await self._model.reply(request.body, told)
                 return self._replied(request, context, reply)
             except Transient as error:
                 tries, broken = tries + 1, broken + error.broken
@@ -165,7 +170,7 @@ class Thinker:
 
     def _replied(self, request: Request, context: BatchContext, reply: Reply) -> m.Event:
         planned = plan(reply.calls, context)
-        plan_bytes = sum(len(entry.call_id) + len(entry.rejected or "") + 250 for entry in planned)
+        plan_bytes = len(dump(planned))
         if len(reply.body) > BODY_BYTES - HEADER_BYTES or plan_bytes > HEADER_BYTES:
             size = len(reply.body) + plan_bytes
             raise Hopeless(

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Hashable
+from typing import Final
+
+SLACK: Final = 1000
+"""How many disarmed times are kept, at least, until they would have come."""
 
 
 class Timers:
@@ -28,7 +32,9 @@ class Timers:
             self._schedule()
 
     def disarm(self, key: Hashable) -> None:
-        self._armed.pop(key, None)
+        if self._armed.pop(key, None) is not None and len(self._heap) > 2 * len(self._armed) + SLACK:
+            self._heap = [entry for entry in self._heap if self._armed.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)
 
     def clear(self) -> None:
         self._heap.clear()
@@ -47,9 +53,11 @@ class Timers:
 
     def _due(self) -> None:
         now = self._now()
-        while self._heap and (self._heap[0][0] <= now or self._heap[0][2] not in self._armed):
-            when, _, key = heapq.heappop(self._heap)
-            if self._armed.get(key) == when:
-                del self._armed[key]
-                self._ring(key)
-        self._schedule()
+        try:
+            while self._heap and (self._heap[0][0] <= now or self._heap[0][2] not in self._armed):
+                when, _, key = heapq.heappop(self._heap)
+                if self._armed.get(key) == when:
+                    del self._armed[key]
+                    self._ring(key)
+        finally:
+            self._schedule()

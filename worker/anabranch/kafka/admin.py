@@ -23,6 +23,7 @@ from aiokafka.errors import (
     GroupAuthorizationFailedError,
     IncompatibleBrokerVersion,
     InvalidReplicationFactorError,
+    KafkaConnectionError,
     KafkaError,
     NoError,
     TopicAlreadyExistsError,
@@ -40,6 +41,8 @@ from anabranch.kafka.comparison import APPLY, Cluster, Configs, Seen
 from anabranch.kafka.seam import Committed, Lack, Place
 from anabranch.topics import TopicSpec
 
+CONNECT_S: Final = 15.0
+"""How long the first connection may take."""
 DEADLINE_S: Final = 30.0
 """How long a request is repeated, and how long a change may take to be seen."""
 PAUSE_S: Final = 0.1
@@ -75,7 +78,8 @@ class Admin:
     async def __aenter__(self) -> Self:
         try:
             self._client = AIOKafkaAdminClient(**self._arguments)
-            await self._client.start()
+            async with asyncio.timeout(CONNECT_S):
+                await self._client.start()
         except (KafkaError, OSError, TimeoutError, ValueError) as error:
             await self._close()
             raise self._unreachable(error) from error
@@ -312,6 +316,8 @@ class Admin:
 
     def _unreachable(self, error: Exception) -> BrokerError:
         at = self._settings.bootstrap
+        if isinstance(error, KafkaConnectionError | TimeoutError):  # what it says names no reason; its log does
+            error = TimeoutError("no answer")
         return BrokerError(f"cannot connect to Kafka at {at}: {error}. Is it up, and does it speak to us? {_NAMED}")
 
     async def _close(self) -> None:

@@ -56,7 +56,8 @@ if os.getppid() == int(sys.argv[1]):
 class EmbeddedBroker:
     """A broker for as long as the block lasts: `async with EmbeddedBroker() as broker: broker.bootstrap`.
 
-    It listens on `port` if that is free, else on one that is. Enter it from a thread that outlives the block. Raises `BrokerError` if the program is missing or does not come up.
+    It listens on `port` if that is free, else on one that is. Enter it from a thread that outlives the block. Raises
+    `BrokerError` if the program is missing or does not come up.
     """
 
     def __init__(self, port: int | None = None) -> None:

@@ -17,13 +17,13 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from anabranch.config import KafkaSettings
 from anabranch.errors import BrokerError
 from anabranch.kafka.admin import Admin
+from anabranch.kafka.assignor import make_assignor
 from anabranch.kafka.seam import Committed, Listener, Place
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
-            partition_assignment_strategy=[RangePartitionAssignor],
+            partition_assignment_strategy=[make_assignor()],
             session_timeout_ms=int(settings.session_timeout_s * 1000),
             heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 4),
             rebalance_timeout_ms=int(REBALANCE_S * 1000),
@@ -147,7 +147,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         self._begun.clear()
         places = frozenset(Place(where.topic, where.partition) for where in revoked)
         if places:
-            await self._loudly(self._listener.revoked(places, lost=self._generation() <= 0))
+            await self._loudly(self._listener.revoked(places, lost=self._generation() < 0))
         async with self._commits:  # none may be under way when the generation ends: it would count in the next
             self._may_commit = False
 
@@ -177,7 +177,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         if not offsets:
             return True
         async with self._commits:
-            return self._may_commit and self._generation() > 0 and await self._commit(offsets)
+            return self._may_commit and self._generation() >= 0 and await self._commit(offsets)
 
     async def _commit(self, offsets: Mapping[Place, Committed]) -> bool:
         wanted = {TopicPartition(*place): OffsetAndMetadata(at.offset, at.metadata) for place, at in offsets.items()}

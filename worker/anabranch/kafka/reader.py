@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -44,7 +45,8 @@ class KafkaReader:
             where = arguments["bootstrap_servers"]
             raise BrokerError(f"cannot read {places[0].topic} from Kafka at {where}: {error}") from error
         finally:
-            await consumer.stop()
+            # As a task: if the broker is gone, `stop` lets the CancelledError of a fetch escape as if it were ours.
+            await asyncio.wait([asyncio.ensure_future(consumer.stop())])
 
     async def _begin(self, start: Start) -> None:
         self._consumer.assign(self._places)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +29,7 @@ from anabranch.content import cut, to_content
 from anabranch.errors import AnabranchError
 from anabranch.messages import Content, ResultOutcome
 from anabranch.schema import ArgumentsError
+from anabranch.tools.contained import Escaped, contained
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +77,9 @@ class Executor:
             outcome, content = "timeout", f"{tool.name} timed out: it gave no result within {tool.spec.timeout_s:g} s"
         except ArgumentsError as error:
             outcome, content = "error", f"invalid arguments for {tool.name}: {error}"
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _are_we_cancelled():
                 raise
             call.log.warning("%s failed: %r", tool.name, error, exc_info=error)
@@ -100,39 +105,55 @@ class Executor:
         return enough(state) or self._now() + state.upcoming_sleep >= call.deadline
 
     async def _try(self, tool: Tool, arguments: dict[str, Any], call: Call) -> Any:
-        bound = tool.bind(arguments, call)
-        limit = min(tool.spec.timeout_s, max(0.0, call.deadline - self._now()))
+        function = partial(tool.function, **tool.bind(arguments, call))
         match tool.run_in:
             case "thread":
-                return await self._in_thread(tool, bound, limit)
+                return await self._in_thread(tool, function, call)
             case "process":
-                return await self._in_process(tool, bound, limit)
+                return await self._in_process(tool, function, call)
             case _:
-                async with _Timeout(limit):
-                    value = tool.function(**bound)
+                async with _Timeout(self._limit(tool, call)):
+                    value = function()
                     return await value if inspect.isawaitable(value) else value
 
-    async def _in_thread(self, tool: Tool, bound: dict[str, Any], limit: float) -> Any:
+    def _limit(self, tool: Tool, call: Call) -> float:
+        return min(tool.spec.timeout_s, max(0.0, call.deadline - self._now()))
+
+    async def _slot(self, slots: asyncio.Semaphore, call: Call) -> None:
+        """Wait for a place: as long as the call has, and without counting it as the tool's time."""
+        left = max(0.0, call.deadline - self._now())
+        async with asyncio.timeout(left if math.isfinite(left) else None):
+            await slots.acquire()
+
+    async def _in_thread(self, tool: Tool, function: Callable[[], Any], call: Call) -> Any:
         """A thread that outlives its timeout keeps its slot: it is as busy as before."""
-        await self._thread_slots.acquire()
+        await self._slot(self._thread_slots, call)
         self.busy_threads += 1
         loop = asyncio.get_running_loop()
-        running = self._threads.submit(copy_context().run, partial(tool.function, **bound))
-        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._thread_is_free))
-        async with _Timeout(limit):
+        running = self._threads.submit(copy_context().run, contained, function)
+        running.add_done_callback(lambda _: self._tell(loop))
+        async with _Timeout(self._limit(tool, call)):
             value = await asyncio.wrap_future(running)
             return await value if inspect.isawaitable(value) else value
+
+    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        with suppress(RuntimeError):  # the thread has outlived the loop
+            loop.call_soon_threadsafe(self._thread_is_free)
 
     def _thread_is_free(self) -> None:
         self.busy_threads -= 1
         self._thread_slots.release()
 
-    async def _in_process(self, tool: Tool, bound: dict[str, Any], limit: float) -> Any:
+    async def _in_process(self, tool: Tool, function: Callable[[], Any], call: Call) -> Any:
         """A process that outlives its timeout is killed."""
-        async with self._process_slots, _Timeout(limit):
-            return await anyio.to_process.run_sync(
-                partial(tool.function, **bound), cancellable=True, limiter=self._process_limit
-            )
+        await self._slot(self._process_slots, call)
+        try:
+            async with _Timeout(self._limit(tool, call)):
+                return await anyio.to_process.run_sync(
+                    contained, function, cancellable=True, limiter=self._process_limit
+                )
+        finally:
+            self._process_slots.release()
 
 
 class _Timeout:
@@ -169,7 +190,7 @@ def _wait(state: RetryCallState) -> float:
 
 
 def _described(error: BaseException) -> str:
-    if isinstance(error, _ToolsOwn | Retryable):
+    if isinstance(error, _ToolsOwn | Escaped | Retryable):
         return str(error)[:SHOWN]
     text = str(error)
     return f"{type(error).__name__}: {text}"[:SHOWN] if text else type(error).__name__

@@ -14,6 +14,7 @@ class Progress:
 
     def __init__(self, position: int) -> None:
         self.position = position
+        self._floor = position
         self._open: set[int] = set()
         self._heap: list[int] = []
         self._finished: set[int] = set()
@@ -21,7 +22,7 @@ class Progress:
     def take(self, offset: int) -> bool:
         """Accept `offset`; False if it runs or is finished already."""
         self.position = max(self.position, offset + 1)
-        if offset in self._open or offset in self._finished:
+        if offset < self._floor or offset in self._open or offset in self._finished:
             return False
         self._open.add(offset)
         heapq.heappush(self._heap, offset)
@@ -46,6 +47,7 @@ class Progress:
         """Everything below is finished."""
         while self._heap and self._heap[0] not in self._open:
             heapq.heappop(self._heap)
-        low = min(self._heap[0], self.position) if self._heap else self.position
-        self._finished = {offset for offset in self._finished if offset >= low} if self._finished else self._finished
-        return low
+        self._floor = min(self._heap[0], self.position) if self._heap else self.position
+        if self._finished:
+            self._finished = {offset for offset in self._finished if offset >= self._floor}
+        return self._floor

@@ -240,8 +240,8 @@ class ToolWorker:
             self._executing[job.call.call_id] = job
             try:
                 execution = await self._execute(job.call, tool)
-                if await self._return(job, execution):
-                    lane.progress.finish(job.record.offset)
+                await self._return(job, execution)
+                lane.progress.finish(job.record.offset)
             finally:
                 self._executing.pop(job.call.call_id, None)
 
@@ -279,21 +279,30 @@ class ToolWorker:
         )
         return await self._bench.executor.execute(tool, call.input, told)
 
-    async def _return(self, job: _Job, execution: Execution) -> bool:
-        """Append the result; True when it counts as delivered."""
+    async def _return(self, job: _Job, execution: Execution) -> None:
+        """Append the result. A call whose result can never be delivered, by its own fault, is a dead letter."""
         try:
-            await self._bench.appender.append(self._result(job, execution))
-        except TooLarge as error:
-            text = f"the result of {job.call.tool} is too large to be sent: {error}"
-            shorter = Execution("error", text, execution.started_at, execution.finished_at, execution.tries)
-            await self._bench.appender.append(self._result(job, shorter))
+            await self._send(job, execution)
         except AnabranchError as error:
             log.error("the result of call %s cannot be delivered: %s", job.call.call_id, error)
-            return False
+            await self._bury(job.record, f"its result cannot be delivered: {error}")
         self._seen[job.call.call_id] = job.call.dispatch
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
-        return True
+
+    async def _send(self, job: _Job, execution: Execution) -> None:
+        try:
+            await self._bench.appender.append(self._result(job, execution))
+        except (TooLarge, WireError) as error:
+            text = f"the result of {job.call.tool[:128]} cannot be sent: {error}"
+            shorter = Execution("error", text, execution.started_at, execution.finished_at, execution.tries)
+            await self._bench.appender.append(self._result(job, shorter))
+
+    async def _bury(self, record: Record, reason: str) -> None:
+        try:
+            await self._bench.appender.append(dead_letter(self._bench.namespace, record, reason))
+        except AnabranchError as error:
+            log.error("%s/%d/%d is not kept: %s", record.topic, record.partition, record.offset, error)
 
     def _result(self, job: _Job, execution: Execution) -> Outgoing:
         call, worker = job.call, self._bench.worker_id

@@ -1,0 +1,162 @@
+"""An owner of a partition on a desk: what it appends is written down, and acknowledged when the test says so.
+
+Responsible for: a log in a list, an appender under control, a thinker that only collects jobs.
+Must never: run a broker, a model or a clock of its own.
+Called by: tests of `Owner` and `Admission`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import orjson
+
+from anabranch import messages as m
+from anabranch.agent.owner import Commit, Owner
+from anabranch.agent.station import Room, Station
+from anabranch.agent.thinking import Clockwork, Job, Thinker
+from anabranch.codec import Outgoing, decode, encode, header
+from anabranch.config import AgentSettings
+from anabranch.kafka.seam import Acked, Appender
+from anabranch.registry import Registry
+from anabranch.topics import Namespace
+from tests.support import builders as b
+
+NAMESPACE = Namespace("t")
+
+
+class Sent:
+    """An appender: everything is in `records`, and nothing is acknowledged before `ack` or `fail`."""
+
+    def __init__(self) -> None:
+        self.records: list[Outgoing] = []
+        self.futures: list[asyncio.Future[Acked]] = []
+
+    def append(self, record: Outgoing, once: bool = False) -> asyncio.Future[Acked]:
+        future: asyncio.Future[Acked] = asyncio.get_running_loop().create_future()
+        self.records.append(record)
+        self.futures.append(future)
+        return future
+
+    async def flush(self, timeout_s: float) -> int:
+        return sum(not future.done() for future in self.futures)
+
+    def to(self, topic: str) -> list[Outgoing]:
+        return [record for record in self.records if record.topic == topic]
+
+    async def ack(self, topic: str | None = None) -> None:
+        """The broker has all that is outstanding (of this topic)."""
+        await self._settle(topic, None)
+
+    async def fail(self, error: Exception, topic: str | None = None) -> None:
+        await self._settle(topic, error)
+
+    async def _settle(self, topic: str | None, error: Exception | None) -> None:
+        for record, future in zip(list(self.records), list(self.futures), strict=True):
+            if not future.done() and topic in (None, record.topic):
+                future.set_result(Acked(0)) if error is None else future.set_exception(error)
+        await asyncio.sleep(0)
+
+
+@dataclass
+class Jobs:
+    """In the place of a thinker: `due` are the model calls that were submitted and not cancelled."""
+
+    due: list[Job] = field(default_factory=list)
+    cancelled: list[Job] = field(default_factory=list)
+
+    def submit(self, job: Job) -> None:
+        self.due.append(job)
+
+    def cancel(self, job: Job) -> None:
+        self.cancelled.append(job)
+        if job in self.due:
+            self.due.remove(job)
+
+
+@dataclass
+class Clock:
+    now: float = 10.0
+
+
+class Log:
+    """The partition's log, which outlives its owners."""
+
+    def __init__(self) -> None:
+        self.records: list[b.Read] = []
+
+    @property
+    def end(self) -> int:
+        return len(self.records)
+
+    def write(self, *events: m.Event, at: float = 1.0) -> None:
+        for event in events:
+            self.take(encode(event, NAMESPACE.log, 0, "elsewhere"), at)
+
+    def take(self, sent: Outgoing, at: float = 1.0) -> None:
+        self.records.append(b.as_read(sent, self.end, at))
+
+
+class Desk:
+    """An owner with what it needs. Make it inside of a running loop."""
+
+    def __init__(self, log: Log | None = None, settings: AgentSettings | None = None, partitions: int = 1) -> None:
+        self.log, self.sent, self.jobs, self.clock = log or Log(), Sent(), Jobs(), Clock()
+        self.registry, self.lives = Registry(), 0
+        self.registry.add([b.tool()], [b.agent()])
+        ids = itertools.count(1)
+        clockwork = Clockwork(lambda: self.clock.now, lambda: f"id{next(ids)}", random.Random(1))
+        settings = settings or AgentSettings()
+        self.station = Station(
+            NAMESPACE, "w", cast(Appender, self.sent), cast(Thinker, self.jobs), self.registry, settings, {}, clockwork,
+            Room(settings.max_open_bytes), partitions, response_partitions=4,
+        )  # fmt: skip
+        self.owner = Owner(0, self.station, self._count_live)
+        self._landed = 0
+
+    def _count_live(self, owner: Owner) -> None:
+        self.lives += 1
+
+    def begin(self, commit: Commit | None = None, end: int | None = None) -> Desk:
+        """The partition is assigned."""
+        position = self.owner.begin(commit, 0, self.log.end if end is None else end, 0)
+        self.owner.caught_up(position)
+        return self
+
+    def read(self, up_to: int | None = None) -> Desk:
+        """What lies in the log is read."""
+        self.owner.fold(self.log.records[self.owner.state.position : up_to])
+        return self
+
+    def land(self) -> Desk:
+        """What was appended to the log since the last time lies in it now; it is not read yet."""
+        fresh, self._landed = self.sent.records[self._landed :], len(self.sent.records)
+        for record in fresh:
+            if record.topic == NAMESPACE.log:
+                self.log.take(record)
+        return self
+
+    def write(self, *events: m.Event, at: float = 1.0) -> Desk:
+        """Others append, and it is read."""
+        self.log.write(*events, at=at)
+        return self.read()
+
+    # --- what it did ---------------------------------------------------------------------------------------
+
+    @property
+    def appended(self) -> list[m.Event]:
+        return [decode(b.as_read(record, 0)) for record in self.sent.to(NAMESPACE.log)]
+
+    @property
+    def called(self) -> list[str]:
+        """The ids of the calls that were published."""
+        sent = self.sent.to(NAMESPACE.calls("q"))
+        return [header(record.headers, "ce_callid") or "" for record in sent]
+
+    @property
+    def answers(self) -> list[Any]:
+        return [orjson.loads(record.value or b"") for record in self.sent.to(NAMESPACE.responses)]

@@ -1,0 +1,93 @@
+"""Settings: from a file and the environment, refused with the name of what is wrong, shown without secrets.
+
+Responsible for: `config.py`.
+Must never: look at the environment of the test itself.
+Called by: pytest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anabranch.config import Price, Settings, load, shown
+from anabranch.errors import ConfigError
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "settings.toml"
+    file.write_text(text)
+    return file
+
+
+def test_without_anything_the_defaults_are_in_force() -> None:
+    assert load(environment={}) == Settings()
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, '[kafka]\nbootstrap = "file:1"\npartitions = 3\n[agent]\nmodel_concurrency = 5\n')
+    found = load(file, {"ANABRANCH_BOOTSTRAP": "env:2", "ANABRANCH_AGENT_MODEL_CONCURRENCY": "7"})
+    assert (found.kafka.bootstrap, found.kafka.partitions, found.agent.model_concurrency) == ("env:2", 3, 7)
+
+
+def test_every_prefix_reaches_its_section() -> None:
+    found = load(
+        environment={
+            "ANABRANCH_DRAIN_S": "2.5", "ANABRANCH_IDEMPOTENT": "false", "ANABRANCH_TOOL_THREADS": "4",
+            "ANTHROPIC_API_KEY": "k", "ANABRANCH_HTTP_PORT": "",
+        }
+    )  # fmt: skip
+    assert (found.worker.drain_s, found.kafka.idempotent, found.tool.threads) == (2.5, False, 4)
+    assert (found.anthropic.api_key, found.worker.http_port) == ("k", 0)
+
+
+def test_prices_come_from_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, '[prices."m-1"]\ninput = 3\noutput = 15.5\n')
+    assert load(file, {}).prices == {"m-1": Price(3.0, 15.5)}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[kafka", "is not TOML"),
+        ("[levitation]\nx = 1", r"there is no section \[levitation\]"),
+        ("[kafka]\nbootstarp = 'x'", "has no setting 'bootstarp'"),
+        ("kafka = 5", "kafka must be a table"),
+        ("prices = 5", "prices must be a table"),
+        ("[prices.m]\ninput = 1\noutput = 1\ncache_reed = 1", "has no setting 'cache_reed'"),
+        ("[prices.m]\ninput = 1", r"prices.m.output"),
+        ("[prices.m]\ninput = -1\noutput = 1", r"prices.m.input"),
+        ("[agent]\nmodel_concurrency = 0", r"agent.model_concurrency \(ANABRANCH_AGENT_MODEL_CONCURRENCY"),
+        ("[worker]\ndrain_s = inf", "worker.drain_s"),
+        ("[worker]\nlog_level = 'loud'", "'loud'"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load(written(tmp_path, text), {})
+
+
+def test_a_mistake_in_the_environment_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"kafka.partitions \(ANABRANCH_PARTITIONS.*'many'"):
+        load(environment={"ANABRANCH_PARTITIONS": "many"})
+
+
+@pytest.mark.parametrize("section", ["kafka", "worker"])
+def test_a_variable_beside_a_section_that_is_no_table_is_told(tmp_path: Path, section: str) -> None:
+    environment = {"ANABRANCH_BOOTSTRAP": "x", "ANABRANCH_DRAIN_S": "1"}
+    with pytest.raises(ConfigError, match="must be a table"):
+        load(written(tmp_path, f"{section} = 1"), environment)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the settings file"):
+        load(tmp_path / "none.toml", {})
+
+
+def test_secrets_are_masked() -> None:
+    found = shown(load(environment={"ANTHROPIC_API_KEY": "sk-1", "ANABRANCH_SASL_PASSWORD": "pw"}))
+    assert "sk-1" not in str(found)
+    assert "pw" not in str(found)
+    assert found["anthropic"]["api_key"] == "********"
+    assert found["anthropic"]["auth_token"] is None

@@ -1,0 +1,192 @@
+"""The body of the next model call: what the provider insists on, and what must come back as it came.
+
+Responsible for: `agent/conversation.py`.
+Must never: open a connection.
+Called by: pytest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from tests.support import builders as b
+
+from anabranch import messages as m
+from anabranch.agent.conversation import HINT, content_of, request_body
+
+CACHED = {"type": "ephemeral"}
+
+
+def body_after(*events: m.Event, tools: list[m.ToolSpec] | None = None, opens: Any = None, **fields: Any) -> Any:
+    run = b.run_after(*events, opens=opens)
+    return orjson.loads(request_body(run, b.agent(**fields), [b.tool()] if tools is None else tools))
+
+
+def results_after(*bodies: bytes, outcome: m.ResultOutcome = "ok") -> list[Any]:
+    plan = [b.planned(i) for i in range(len(bodies))]
+    events = [b.returned(i, outcome, body=body) for i, body in enumerate(bodies)]
+    sent: list[Any] = body_after(b.calls(*plan), *events)["messages"][-1]["content"]
+    return sent
+
+
+# --- the request -------------------------------------------------------------------------------------------
+
+
+def test_the_first_call_has_the_input_the_tools_and_the_agents_settings() -> None:
+    body = body_after(system="Be brief.", max_tokens=99, options={"thinking": {"type": "adaptive"}})
+    assert body["messages"] == [{"role": "user", "content": "hello"}]
+    assert body["tools"] == [{"name": "t", "description": "d", "input_schema": {"type": "object"}}]
+    assert (body["model"], body["max_tokens"], body["stream"]) == ("m", 99, True)
+    assert body["thinking"] == {"type": "adaptive"}
+    assert "tool_choice" not in body
+
+
+def test_a_conversation_to_go_on_with_comes_first() -> None:
+    messages = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    assert body_after(opens=b.opening(request=b.request(input=None, messages=messages)))["messages"] == messages
+
+
+def test_the_hint_asks_for_parallel_calls_and_is_cached_with_the_system_prompt() -> None:
+    assert body_after(system="Be brief.")["system"] == [
+        {"type": "text", "text": f"Be brief.\n\n{HINT}", "cache_control": CACHED}
+    ]
+
+
+@pytest.mark.parametrize("fields", [{"parallel_hint": False}, {"parallel_tool_calls": False}, {"tools": []}])
+def test_there_is_no_hint_where_nothing_could_follow_it(fields: Any) -> None:
+    assert "system" not in body_after(**fields)
+
+
+def test_without_tools_nothing_of_tools_is_said() -> None:
+    assert not {"tools", "tool_choice"} & body_after(tools=[], tool_choice="any").keys()
+
+
+# --- tool_choice ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first", "second"),
+    [
+        (None, None, None),
+        ("any", {"type": "any"}, None),
+        ("t", {"type": "tool", "name": "t"}, None),
+        ("none", {"type": "none"}, {"type": "none"}),
+        ("nobody-has-it", None, None),
+    ],
+)
+def test_a_forced_choice_holds_for_the_first_turn_and_a_forbidden_one_always(
+    wanted: str | None, first: Any, second: Any
+) -> None:
+    assert body_after(tool_choice=wanted).get("tool_choice") == first
+    assert body_after(b.calls(), b.returned(), tool_choice=wanted).get("tool_choice") == second
+
+
+@pytest.mark.parametrize("where", ["agent", "request"])
+def test_parallel_calls_are_turned_off_in_the_providers_words(where: str) -> None:
+    opens = b.opening(request=b.request(parallel_tool_calls=where != "request"))
+    body = body_after(opens=opens, parallel_tool_calls=where != "agent")
+    assert body["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
+    forced = body_after(opens=opens, parallel_tool_calls=where != "agent", tool_choice="any")
+    assert forced["tool_choice"] == {"type": "any", "disable_parallel_tool_use": True}
+
+
+# --- results -------------------------------------------------------------------------------------------------
+
+
+def test_all_results_go_back_in_one_user_message_in_the_order_of_the_calls() -> None:
+    plan = [b.planned(0), b.planned(1, rejected="no such tool"), b.planned(2)]
+    messages = body_after(b.calls(*plan), b.returned(2), b.returned(0, "error"))["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert messages[-1]["content"] == [
+        {"type": "tool_result", "tool_use_id": "tu10", "content": "fine", "is_error": True},
+        {"type": "tool_result", "tool_use_id": "tu11", "content": "no such tool", "is_error": True},
+        {"type": "tool_result", "tool_use_id": "tu12", "content": "fine", "cache_control": CACHED},
+    ]
+
+
+def test_only_the_last_results_are_a_breakpoint_of_the_cache() -> None:
+    messages = body_after(b.calls(), b.returned(), b.calls(turn=2), b.returned(turn=2))["messages"]
+    assert ["cache_control" in message["content"][-1] for message in messages[2::2]] == [False, True]
+
+
+@pytest.mark.parametrize("content", ["", "  \n", [], [{"type": "image", "source": {}}]])
+def test_an_error_is_never_empty(content: Any) -> None:
+    (sent,) = results_after(b.result(content), outcome="error")
+    assert sent["is_error"]
+    assert sent["content"] == "the tool failed and did not say why"
+
+
+def test_the_text_of_an_errors_blocks_is_kept() -> None:
+    (sent,) = results_after(b.result([b.text("a"), b.text("b")]), outcome="error")
+    assert sent["content"] == "a\nb"
+
+
+@pytest.mark.parametrize("content", ["", "x", [b.text("x"), {"type": "image", "source": {"type": "url", "url": "u"}}]])
+def test_what_the_provider_takes_is_passed_on(content: Any) -> None:
+    assert results_after(b.result(content))[0]["content"] == content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"a": 1}],
+        [{"type": "text"}],
+        [{"type": "text", "text": 5}],
+        [{"type": "text", "text": " "}],
+        [{"type": ["text"]}],
+        [{"type": "image"}],
+        [{"type": "tool_use", "id": "x"}],
+        [b.text("x"), {"type": "levitation"}],
+    ],
+)
+def test_blocks_that_the_provider_would_refuse_become_text(content: Any) -> None:
+    sent = results_after(b.result(content))[0]["content"]
+    assert isinstance(sent, str)
+    assert orjson.loads(sent) == content
+
+
+def test_a_block_with_a_number_that_cannot_be_written_becomes_text() -> None:
+    body = b'{"content":[{"type":"text","text":"x","n":12345678901234567890123}]}'
+    assert "12345678901234567890123" in results_after(body)[0]["content"]
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"{}", b'{"content":5}', b"\xff", b"[" * 3000])
+def test_a_result_that_cannot_be_read_is_an_error_of_its_call_alone(body: bytes) -> None:
+    bad, good = results_after(body, b.result())
+    assert bad["is_error"]
+    assert "cannot be read" in bad["content"]
+    assert good["content"] == "fine"
+
+
+# --- replies ---------------------------------------------------------------------------------------------------
+
+
+def test_paused_turns_go_back_as_one_assistant_message() -> None:
+    def pause(turn: int, *content: Any) -> m.Event:
+        return b.replied("pause", turn, body=b.message(content, "pause_turn"))
+
+    messages = body_after(pause(1, b.text("a")), pause(2), pause(3, b.text("c")))["messages"]
+    assert messages[1:] == [{"role": "assistant", "content": [b.text("a"), b.text("c")]}]
+
+
+def test_a_pause_that_ends_in_calls_is_one_turn_with_them() -> None:
+    paused = b.replied("pause", 1, body=b.message([b.text("a")], "pause_turn"))
+    messages = body_after(paused, b.calls(turn=2), b.returned(turn=2))["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert [block["type"] for block in messages[1]["content"]] == ["text", "tool_use"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id":"m","usage":{},"content":[{"n":1.10}]}',
+        b'{"type":"message","usage":{},"content":[{"n":1.10}]}',
+        b'{"content":[{"n":1.10}],"id":"m","usage":{"x":1.0}}',
+        b'{"id":"m","stop_details":{"a":1,"content":[1]},"content":[{"n":1.10}]}',
+        b'{"id":"m","stop_sequence":"\\",\\"content\\":[","content":[{"n":1.10}]}',
+    ],
+)
+def test_the_content_of_a_reply_is_cut_out_whatever_stands_around_it(body: bytes) -> None:
+    assert content_of(body) == b'[{"n":1.10}]'

@@ -1,0 +1,42 @@
+"""The metadata of a commit: what is written is read, in little room."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anabranch.errors import WireError
+from anabranch.tools.marks import FULL, Marks, read, write
+
+OFFSETS = st.frozensets(st.integers(0, 3000))
+
+
+@given(st.integers(0, 2**40), OFFSETS, OFFSETS)
+def test_what_is_written_is_read(low: int, finished: frozenset[int], begun: frozenset[int]) -> None:
+    marks = Marks(frozenset(low + n for n in finished), frozenset(low + n for n in begun))
+    assert read(low, write(low, marks)) == marks
+
+
+def test_what_the_commit_says_itself_is_left_out() -> None:
+    assert read(10, write(10, Marks(frozenset({3, 9, 12})))) == Marks(frozenset({12}))
+
+
+def test_no_marks_need_no_metadata() -> None:
+    assert write(7, Marks()) == ""
+    assert read(7, "") == Marks()
+
+
+def test_four_thousand_calls_in_flight_fit() -> None:
+    every_other = frozenset(range(0, 8000, 2))
+    assert len(write(0, Marks(every_other))) < FULL
+
+
+def test_one_long_run_takes_a_few_bytes() -> None:
+    assert len(write(0, Marks(frozenset(range(1, 100_000))))) < 20
+
+
+@pytest.mark.parametrize("metadata", ["2 r0.1 ", "1 r0.1", "nonsense", "1 r0 ", "1 m! ", "1 rz.zzzzzz "])
+def test_metadata_of_another_version_is_refused(metadata: str) -> None:
+    with pytest.raises(WireError, match="commit metadata"):
+        read(0, metadata)

@@ -1,0 +1,145 @@
+"""The plan of a batch: who is rejected and why, keys, deadlines, predecessors.
+
+Responsible for: `agent/plan.py`.
+Must never: call a tool.
+Called by: pytest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.support import builders as b
+
+from anabranch.agent.plan import BatchContext, plan, unfit
+from anabranch.agent.reply import RequestedCall
+from anabranch.messages import AgentLimits, PlannedCall, ToolSpec
+
+NUMBER = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0}}, "required": ["n"]}
+
+
+def planned(
+    *asked: RequestedCall,
+    tools: list[ToolSpec] | None = None,
+    named: list[str] | None = None,
+    parallel: bool = True,
+    **fields: Any,
+) -> tuple[PlannedCall, ...]:
+    known = {spec.name: spec for spec in ([b.tool()] if tools is None else tools)}
+    agent = b.agent(tools=list(known) if named is None else named, **fields)
+    return plan(asked, BatchContext("r", 2, "att", agent, parallel, known.get))
+
+
+def call(name: str = "t", number: int = 0, **arguments: Any) -> RequestedCall:
+    return RequestedCall(f"tu{number}", name, arguments)
+
+
+def test_a_call_is_planned_with_all_that_depends_on_its_tool() -> None:
+    spec = b.tool(queue="io", deadline_s=7.0, on_error="abort")
+    assert planned(call(), tools=[spec]) == (
+        PlannedCall("r/2.att/0", "tu0", "t", "io", "r/2.att/0", "at_least_once", 7.0, "abort"),
+    )
+
+
+def test_the_plan_has_the_order_of_the_calls() -> None:
+    assert [entry.tool_use_id for entry in planned(call(number=2), call(number=0), call(number=1))] == [
+        "tu2",
+        "tu0",
+        "tu1",
+    ]
+
+
+def test_an_unknown_tool_is_told_which_tools_there_are() -> None:
+    (entry,) = planned(call("nope"))
+    assert entry.rejected == "there is no tool 'nope'; the tools are: t"
+    assert entry.queue is None
+
+
+def test_a_tool_of_another_agent_is_unknown() -> None:
+    (entry,) = planned(call("u"), tools=[b.tool(), b.tool("u")], named=["t"])
+    assert "there is no tool 'u'" in (entry.rejected or "")
+
+
+def test_a_tool_that_nobody_has_registered_is_not_available() -> None:
+    (entry,) = planned(call("u"), named=["t", "u"])
+    assert "no worker has registered it" in (entry.rejected or "")
+
+
+def test_a_name_of_any_length_gives_a_short_error() -> None:
+    (entry,) = planned(call("x" * 100_000))
+    assert len(entry.tool) == 128
+    assert len(entry.rejected or "") < 2001
+
+
+def test_arguments_that_do_not_fit_are_rejected_with_the_field() -> None:
+    (entry,) = planned(call(n=-1), tools=[b.tool(input_schema=NUMBER)])
+    assert (entry.rejected or "").startswith("invalid arguments for t: n: -1 is less than the minimum")
+
+
+def test_an_integer_of_any_size_is_an_integer() -> None:
+    assert unfit(b.tool(input_schema=NUMBER), {"n": 12345678901234567890123}) is None
+
+
+def test_what_the_reply_refused_is_rejected_with_its_reason() -> None:
+    (entry,) = planned(RequestedCall("tu0", "t", {}, "the arguments are not valid JSON"))
+    assert entry.rejected == "invalid arguments for t: the arguments are not valid JSON"
+
+
+def test_a_schema_that_is_none_is_told_and_not_raised() -> None:
+    for schema in ({"type": 5}, {"pattern": "("}, {"$ref": "#/nope"}):
+        assert "schema is not valid" in (unfit(b.tool(input_schema=schema), {}) or "")
+
+
+def test_no_address_in_a_schema_is_fetched() -> None:
+    assert "not fetched" in (unfit(b.tool(input_schema={"$ref": "http://127.0.0.1:9/x"}), {}) or "")
+
+
+def test_a_tool_that_is_registered_anew_is_checked_by_its_new_schema() -> None:
+    assert unfit(b.tool(input_schema=NUMBER), {"n": 1}) is None
+    assert unfit(b.tool(input_schema={"type": "object", "required": ["m"]}), {"n": 1}) == '"m" is a required property'
+
+
+def test_calls_beyond_the_agents_limit_are_rejected() -> None:
+    entries = planned(call(number=0), call(number=1), call(number=2), limits=AgentLimits(max_calls_per_turn=2))
+    assert [entry.rejected for entry in entries] == [
+        None,
+        None,
+        "not run: a turn may make 2 calls, and this is number 3",
+    ]
+
+
+def test_a_turn_that_may_not_be_parallel_makes_one_call() -> None:
+    entries = planned(call(number=0), call(number=1), parallel=False)
+    assert [entry.rejected for entry in entries] == [None, "not run: a turn may make 1 call, and this is number 2"]
+
+
+def test_at_most_once_has_a_deadline_always() -> None:
+    (entry,) = planned(call(), tools=[b.tool(delivery="at_most_once", timeout_s=5.0)])
+    assert (entry.delivery, entry.deadline_s) == ("at_most_once", 65.0)
+
+
+def test_a_serial_key_is_a_hash_of_the_argument() -> None:
+    spec = b.tool(serial_key="k")
+    one, same, other, none = planned(call(k=1, x=1), call(k=1, x=2), call(k="1"), call(), tools=[spec])
+    assert one.key == same.key
+    assert len({one.key, other.key, none.key}) == 3
+    assert len(one.key or "") == 16
+
+
+def test_calls_wait_for_the_tools_that_theirs_comes_after() -> None:
+    entries = planned(call("u"), call("t"), call("t"), tools=[b.tool(), b.tool("u", after=["t", "v"])])
+    assert [entry.after for entry in entries] == [["r/2.att/1", "r/2.att/2"], [], []]
+
+
+def test_a_rejected_call_waits_for_nobody_and_is_waited_for() -> None:
+    specs = [b.tool(input_schema=NUMBER), b.tool("u", after=["t"])]
+    entries = planned(call("t"), call("u"), tools=specs)
+    assert entries[0].rejected
+    assert entries[1].after == ["r/2.att/0"]
+
+
+def test_calls_that_wait_in_a_circle_are_rejected_with_those_behind_them() -> None:
+    specs = [b.tool("a", after=["b"]), b.tool("b", after=["a"]), b.tool("c", after=["a"]), b.tool("d")]
+    entries = planned(call("a"), call("b"), call("c"), call("d"), tools=specs)
+    assert ["circle" in (entry.rejected or "") for entry in entries] == [True, True, True, False]
+    assert all(not entry.after for entry in entries)

@@ -1,0 +1,161 @@
+"""The model calls of one partition, through all of its assignments in this process.
+
+A model call is settled only by a reply that has been folded. So a call is not made while one of ours is in
+flight, or its reply is not read back yet; nor while somebody who gave the partition up goes on with it. What
+is in flight when the partition is given up goes on, is handed off to the next owner in the log, and is
+appended as always. `Owner` says what is due; `Thinker` makes the calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from anabranch import messages as m
+from anabranch.agent.asking import stream_record, to_request
+from anabranch.agent.effects import ModelDue
+from anabranch.agent.state import Run
+from anabranch.agent.station import Station
+from anabranch.agent.thinking import Job, Request
+from anabranch.kafka.seam import Acked
+
+log = logging.getLogger(__name__)
+
+MARGIN: Final = 0.1
+"""The part of a hand-off's time that the giver leaves unused: clocks and networks are not perfect."""
+
+Life = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Call:
+    turn: int
+    job: Job
+    started: bool = False
+
+
+@dataclass(slots=True)
+class _Unread:
+    """An event of ours that settles a call, and has not been read back."""
+
+    turn: int
+    attempt: str
+    acked: bool = False
+
+
+class ModelCalls:
+    """See the module. `wanted` gives the run that owes this model call, if it is ours to make now."""
+
+    def __init__(self, partition: int, station: Station) -> None:
+        self._partition, self._station = partition, station
+        self._calls: dict[Life, _Call] = {}
+        self._unread: dict[Life, _Unread] = {}
+        self.wanted: Callable[[Life, int], Run | None] = lambda life, turn: None
+
+    def begin(self) -> None:
+        """A new fold begins: it will read what has been acknowledged before it gets to the log's end."""
+        self._unread = {life: unread for life, unread in self._unread.items() if not unread.acked}
+
+    def want(self, run: Run, due: ModelDue | None) -> None:
+        """Make the call that is due, unless it is being made; end one that no longer is."""
+        life = (run.run_id, run.life)
+        known = self._calls.get(life)
+        if known is not None and (due is None or known.turn != due.turn):
+            self.drop(life)
+            known = None
+        if due is None or known is not None or life in self._unread:
+            return
+        job = Job(
+            run.opening.request.tenant or "",
+            prepare=partial(self._prepare, life, due.turn),
+            append=partial(self._append, life),
+            on_event=partial(self._speak, run),
+        )
+        self._calls[life] = _Call(due.turn, job)
+        self._station.thinker.submit(job)
+
+    def drop(self, life: Life) -> None:
+        """Its reply is no longer wanted."""
+        if (known := self._calls.pop(life, None)) is not None:
+            self._station.thinker.cancel(known.job)
+
+    def read_back(self, event: m.ModelReplied | m.ModelFailed) -> None:
+        life = (event.run_id, event.life)
+        unread = self._unread.get(life)
+        if unread is not None and unread.attempt == event.attempt:
+            del self._unread[life]
+
+    # --- giving up ----------------------------------------------------------------------------------------------
+
+    def hand_off(self, for_s: float, may_go_on: Callable[[], bool]) -> list[asyncio.Future[Acked]]:
+        """Tell the next owner of each call in flight, or finished but not yet appended.
+
+        What has not begun is dropped. Each call ends a margin before its time, unless `may_go_on` by then: the
+        partition has come back.
+        """
+        for life in [life for life, call in self._calls.items() if not call.started]:
+            self.drop(life)
+        held = [(life, call.turn) for life, call in self._calls.items()]
+        held += [(life, unread.turn) for life, unread in self._unread.items() if not unread.acked]
+        loop = asyncio.get_running_loop()
+        for life, call in self._calls.items():
+            loop.call_later(for_s * (1 - MARGIN), self._time_is_up, life, call, may_go_on)
+        worker = self._station.worker_id
+        return [
+            self._station.append(self._partition, m.ModelHandedOff(life[0], life[1], turn, worker, for_s))
+            for life, turn in held
+        ]
+
+    def _time_is_up(self, life: Life, call: _Call, may_go_on: Callable[[], bool]) -> None:
+        if self._calls.get(life) is call and not may_go_on():
+            log.warning("run %s: a model call that was handed off takes too long, and is given up", life[0])
+            self.drop(life)
+
+    # --- one call -------------------------------------------------------------------------------------------------
+
+    def _prepare(self, life: Life, turn: int) -> Request | None:
+        """The model call, if it is still ours to make."""
+        run = self.wanted(life, turn)
+        if run is None:
+            self._calls.pop(life, None)
+            return None
+        try:
+            request = to_request(run, self._station.registry)
+        except Exception as error:  # noqa: BLE001 - whatever it was, only this run may suffer
+            self._append(life, self._failure(life, turn, f"the model call could not be prepared: {error}"))
+            return None
+        self._calls[life].started = True
+        return request
+
+    def _append(self, life: Life, event: m.Event) -> None:
+        """A reply counts when it is read back; until then the call is not made again."""
+        if isinstance(event, m.ModelReplied | m.ModelFailed):
+            self._calls.pop(life, None)
+            self._unread[life] = _Unread(event.turn, event.attempt)
+        self._station.append(self._partition, event).add_done_callback(partial(self._appended, life, event))
+
+    def _appended(self, life: Life, event: m.Event, sent: asyncio.Future[Acked]) -> None:
+        if sent.cancelled():
+            return
+        unread, error = self._unread.get(life), sent.exception()
+        if error is None:
+            if unread is not None and unread.attempt == getattr(event, "attempt", None):
+                unread.acked = True
+            return
+        log.error("run %s: %s could not be appended: %s", life[0], type(event).__name__, error)
+        if isinstance(event, m.ModelReplied):
+            self._append(life, self._failure(life, event.turn, f"the reply could not be written to the log: {error}"))
+
+    def _failure(self, life: Life, turn: int, message: str) -> m.ModelFailed:
+        attempt = self._station.clockwork.new_id()
+        return m.ModelFailed(life[0], life[1], turn, attempt, m.RunError("internal", message))
+
+    def _speak(self, run: Run, request: Request, event: dict[str, Any]) -> None:
+        if run.opening.request.stream:
+            record = stream_record(self._station.namespace, run, request, event)
+            if record is not None:
+                self._station.send(record)

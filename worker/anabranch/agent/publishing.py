@@ -1,0 +1,177 @@
+"""The publications of one fold: tool calls and answers, each made until the broker has it.
+
+A publication is settled by its acknowledgement, or by lying below *done*, which an owner before us has told.
+At-most-once calls follow `call.dispatched` alone: only the token that the log has accepted publishes, once,
+and never again. `Owner` says what the fold wants; nothing is decided about a run here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from anabranch import messages as m
+from anabranch.agent.answer import answer, note_answer
+from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication
+from anabranch.agent.outbox import call_record, response_record
+from anabranch.agent.state import Partition, Run
+from anabranch.agent.station import Station
+from anabranch.codec import Outgoing, dump
+from anabranch.errors import BrokerError
+from anabranch.kafka.seam import Acked
+
+log = logging.getLogger(__name__)
+
+AGAIN_S: Final = 5.0
+
+Life = tuple[str, str]
+
+
+class Publisher:
+    """See the module. `on_settled` hears of each run one of whose publications has been acknowledged."""
+
+    def __init__(
+        self, partition: int, station: Station, state: Partition, done: int, on_settled: Callable[[Run], None]
+    ) -> None:
+        self._partition, self._station, self._state, self._done = partition, station, state, done
+        self._on_settled = on_settled
+        self._token = station.clockwork.new_id()  # of this process and takeover
+        self._sending: dict[Publication, asyncio.Future[Acked]] = {}
+        self._acked: dict[Life, set[Publication]] = {}
+        self._dispatching: set[str] = set()
+        self._answers: dict[Life, bytes] = {}
+        self._again: dict[Publication, asyncio.TimerHandle] = {}
+
+    # --- what is settled ------------------------------------------------------------------------------------------
+
+    def is_settled(self, due: Publication) -> bool:
+        if not isinstance(due, NoteDue) and due in self._acked.get((due.run_id, due.life), ()):
+            return True
+        amo = isinstance(due, CallDue) and due.at_most_once
+        return not amo and due.cause < max(self._done, self._state.done)
+
+    def under_way(self) -> list[asyncio.Future[Acked]]:
+        """What has been sent, and not been acknowledged."""
+        return list(self._sending.values())
+
+    @property
+    def dispatching(self) -> bool:
+        """Whether a `call.dispatched` of ours has not been read back."""
+        return bool(self._dispatching)
+
+    def read_back(self, event: m.CallDispatched) -> None:
+        self._dispatching.discard(event.call_id)
+
+    def has_answer(self, life: Life) -> bool:
+        return life in self._answers
+
+    def keep_answers_only(self, life: Life) -> None:
+        """The run is over: what its calls came to is of no more interest."""
+        self._acked[life] = {due for due in self._acked.get(life, ()) if isinstance(due, AnswerDue)}
+
+    def forget(self, life: Life) -> None:
+        self._answers.pop(life, None)
+        self._acked.pop(life, None)
+
+    def stop(self) -> None:
+        for timer in self._again.values():
+            timer.cancel()
+        self._again.clear()
+
+    # --- publishing -------------------------------------------------------------------------------------------------
+
+    def publish(self, due: Publication, may_dispatch: bool = True) -> None:
+        """Send it, unless it is settled or under way."""
+        if due in self._sending or self.is_settled(due):
+            return
+        if isinstance(due, NoteDue) and due.cause not in self._state.notes:
+            return
+        if isinstance(due, CallDue) and due.at_most_once and not self._may_publish(due, may_dispatch):
+            return
+        record = self._record(due)
+        if record is None:
+            return
+        once = isinstance(due, CallDue) and due.at_most_once
+        sent = self._sending[due] = self._station.send(record, once)
+        sent.add_done_callback(partial(self._published, due))
+
+    def _may_publish(self, due: CallDue, may_dispatch: bool) -> bool:
+        """At most once: only the token that the log has accepted, and only once."""
+        call = self._state.runs[due.run_id].call(due.call_id)
+        if call is None or due.call_id in self._dispatching:
+            return False
+        if call.token is None and may_dispatch:
+            self._dispatching.add(due.call_id)
+            event = m.CallDispatched(due.run_id, due.life, due.call_id, self._token)
+            self._station.append(self._partition, event)
+        if call.token != self._token:
+            return False
+        self._settle(due)  # even if no acknowledgement ever comes
+        return True
+
+    def _settle(self, due: CallDue | AnswerDue) -> None:
+        self._acked.setdefault((due.run_id, due.life), set()).add(due)
+
+    def _record(self, due: Publication) -> Outgoing | None:
+        """What is to be sent, or None if it is no longer wanted or cannot be made."""
+        try:
+            return self._made(due)
+        except Exception as error:
+            log.exception("%s cannot be made", due)
+            self._not_published(due, error)
+            return None
+
+    def _made(self, due: Publication) -> Outgoing | None:
+        if isinstance(due, NoteDue):
+            note = self._state.notes[due.cause]
+            return response_record(self._station, note.run_id, note.reply_to, note_answer(note))
+        run = self._state.runs.get(due.run_id)
+        if run is None or run.life != due.life:
+            return None
+        if isinstance(due, CallDue):
+            return call_record(self._station, self._partition, run, due.call_id)
+        return response_record(self._station, run.run_id, run.addresses[due.index].reply_to, self._answer(run))
+
+    def _answer(self, run: Run) -> bytes:
+        life = (run.run_id, run.life)
+        if (body := self._answers.get(life)) is None:
+            body = self._answers[life] = answer(run)
+        return body
+
+    def _published(self, due: Publication, sent: asyncio.Future[Acked]) -> None:
+        self._sending.pop(due, None)
+        if sent.cancelled():  # as good as lost: it may not count as published
+            return
+        if (error := sent.exception()) is not None:
+            self._not_published(due, error)
+            return
+        if isinstance(due, NoteDue):
+            self._state.notes.pop(due.cause, None)
+            self._state.note_links.pop(due.cause, None)
+            return
+        run = self._state.runs.get(due.run_id)
+        if run is not None and run.life == due.life:
+            self._settle(due)
+            self._on_settled(run)
+
+    def _not_published(self, due: Publication, error: BaseException) -> None:
+        """Nothing was written, and sending it again as it is would not help."""
+        log.error("%s could not be published: %s", due, error)
+        if isinstance(due, CallDue):
+            if due.at_most_once:
+                return  # it may have been: its deadline answers "outcome unknown"
+            body = dump(m.ToolResult(f"the call could not be handed to a worker: {error}"))
+            event = m.ToolReturned(due.run_id, due.life, due.call_id, "error", body)
+            self._station.append(self._partition, event)
+        elif isinstance(error, BrokerError):
+            self._again[due] = asyncio.get_running_loop().call_later(AGAIN_S, self._try_again, due)
+        elif isinstance(due, AnswerDue) and (run := self._state.runs.get(due.run_id)) is not None:
+            self._answers[run.run_id, run.life] = answer(run, brief=True)
+            self.publish(due)
+
+    def _try_again(self, due: Publication) -> None:
+        self._again.pop(due, None)
+        self.publish(due)

@@ -1,0 +1,96 @@
+"""Who gets which partitions: co-partitioned and sticky, so that a rebalance moves as few as possible.
+
+Range is the only assignor of aiokafka's that gives partition 7 of every topic to one member, and it moves
+about 40 % of all partitions when a member joins. This one moves what balance demands and nothing else: each
+member tells in its join what it had, and keeps it up to its fair share. `share` is pure; the class around it
+is made anew for each consumer, for aiokafka calls it by its class, and its state is the consumer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import orjson
+from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
+
+NAME: Final = "anabranch-sticky"
+
+Owned = tuple[int, frozenset[int]]
+"""The round of an assignment, and the partitions that it gave: a later round's claim is the better one."""
+
+
+def share(numbers: Iterable[int], members: Mapping[str, Owned]) -> dict[str, list[int]]:
+    """Divide partition `numbers` evenly among `members`, of whom each keeps what it had up to its share."""
+    claimed = _claims(set(numbers), members)
+    ordered = sorted(members, key=lambda member: (-len(claimed[member]), member))
+    few, more = divmod(len(set(numbers)), len(ordered))
+    sizes = {member: few + (place < more) for place, member in enumerate(ordered)}
+    given = {member: sorted(claimed[member])[: sizes[member]] for member in ordered}
+    free = sorted(set(numbers) - {number for kept in given.values() for number in kept})
+    for member in ordered:
+        room = sizes[member] - len(given[member])
+        given[member], free = sorted([*given[member], *free[:room]]), free[room:]
+    return given
+
+
+def _claims(numbers: set[int], members: Mapping[str, Owned]) -> dict[str, set[int]]:
+    """What each had, where two claim the same the later round's; and no partition that is no more."""
+    best: dict[int, tuple[int, str]] = {}
+    for member, (round_, owned) in members.items():
+        for number in owned & numbers:
+            best[number] = max(best.get(number, (-1, "")), (round_, member))
+    claimed: dict[str, set[int]] = {member: set() for member in members}
+    for number, (_, member) in best.items():
+        claimed[member].add(number)
+    return claimed
+
+
+def make_assignor() -> type[AbstractPartitionAssignor]:
+    """An assignor for one consumer."""
+
+    class StickyAssignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka has no types
+        """Its class attributes are the memory of one consumer."""
+
+        name = NAME
+        version = 0
+        round_ = 0
+        owned: frozenset[int] = frozenset()
+
+        @classmethod
+        def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
+            told = orjson.dumps({"round": cls.round_, "owned": sorted(cls.owned)})
+            return ConsumerProtocolMemberMetadata(cls.version, sorted(topics), told)
+
+        @classmethod
+        def assign(cls, cluster: Any, members: Mapping[str, Any]) -> dict[str, ConsumerProtocolMemberAssignment]:
+            topics = sorted({topic for member in members.values() for topic in member.subscription})
+            partitions = {topic: set(cluster.partitions_for_topic(topic) or ()) for topic in topics}
+            told = {member: _told(metadata.user_data) for member, metadata in members.items()}
+            given = share(set().union(*partitions.values()), told)
+            next_round = orjson.dumps({"round": 1 + max(round_ for round_, _ in told.values())})
+            return {
+                member: ConsumerProtocolMemberAssignment(
+                    cls.version,
+                    [(topic, sorted(partitions[topic] & set(given[member]))) for topic in metadata.subscription],
+                    next_round,
+                )
+                for member, metadata in members.items()
+            }
+
+        @classmethod
+        def on_assignment(cls, assignment: ConsumerProtocolMemberAssignment) -> None:
+            cls.round_ = _told(assignment.user_data)[0]
+            cls.owned = frozenset(where.partition for where in assignment.partitions())
+
+    return StickyAssignor
+
+
+def _told(user_data: bytes) -> Owned:
+    """What a member tells of itself; rubbish counts as nothing."""
+    try:
+        told = orjson.loads(user_data)
+        return int(told["round"]), frozenset(int(number) for number in told.get("owned", ()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 0, frozenset()

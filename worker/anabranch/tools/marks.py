@@ -1,0 +1,102 @@
+"""The metadata of a queue partition's commit: which offsets above the committed one are done, or begun. PURE.
+
+Finished calls leave gaps, so a commit is a set: all below the offset, and those named here. *Begun* are the
+at-most-once calls that may have been started. A set is written as run lengths or as a bitmap, whichever is
+shorter. Kafka takes 4,096 bytes; `FULL` of them is when intake has to pause.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
+
+from anabranch.errors import WireError
+
+FULL: Final = 3000
+_VERSION: Final = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Offsets above the committed one. `finished` are over; `begun` may have been started, and must not be again."""
+
+    finished: frozenset[int] = frozenset()
+    begun: frozenset[int] = frozenset()
+
+
+def write(low: int, marks: Marks) -> str:
+    """The metadata for a commit at `low`. Offsets below `low` are left out: the commit itself says them."""
+    sets = (_pack(low, marks.finished), _pack(low, marks.begun))
+    return " ".join((_VERSION, *sets)) if any(sets) else ""
+
+
+def read(low: int, metadata: str) -> Marks:
+    """The marks of a commit at `low`. Raises `WireError` for what another version wrote."""
+    if not metadata:
+        return Marks()
+    version, *sets = metadata.split(" ")
+    if version != _VERSION or len(sets) != 2:
+        raise WireError(f"commit metadata {metadata[:40]!r} is of another version")
+    try:
+        return Marks(_unpack(low, sets[0]), _unpack(low, sets[1]))
+    except ValueError as error:
+        raise WireError(f"commit metadata {metadata[:40]!r} cannot be read: {error}") from None
+
+
+def _pack(low: int, offsets: Iterable[int]) -> str:
+    places = sorted(offset - low for offset in offsets if offset >= low)
+    if not places:
+        return ""
+    return min(_as_runs(places), _as_bitmap(places), key=len)
+
+
+def _unpack(low: int, text: str) -> frozenset[int]:
+    if not text:
+        return frozenset()
+    places = _from_runs(text[1:]) if text[0] == "r" else _from_bitmap(text[1:])
+    return frozenset(low + place for place in places)
+
+
+def _as_runs(places: list[int]) -> str:
+    """Alternating lengths of gaps and runs, from the committed offset on, in base 36."""
+    lengths: list[int] = []
+    end = 0
+    for _, group in groupby(enumerate(places), key=lambda pair: pair[1] - pair[0]):
+        run = [place for _, place in group]
+        lengths += [run[0] - end, len(run)]
+        end = run[-1] + 1
+    return "r" + ".".join(_base36(length) for length in lengths)
+
+
+def _from_runs(text: str) -> Iterable[int]:
+    lengths = [int(part, 36) for part in text.split(".")]
+    if len(lengths) % 2 or sum(lengths) > 1_000_000:
+        raise ValueError("the run lengths make no sense")
+    place = 0
+    for gap, run in zip(lengths[::2], lengths[1::2], strict=True):
+        yield from range(place + gap, place + gap + run)
+        place += gap + run
+
+
+def _as_bitmap(places: list[int]) -> str:
+    raw = bytearray(places[-1] // 8 + 1)
+    for place in places:
+        raw[place >> 3] |= 1 << (place & 7)
+    return "m" + base64.b64encode(raw).decode().rstrip("=")
+
+
+def _from_bitmap(text: str) -> Iterable[int]:
+    raw = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    return [8 * index + bit for index, byte in enumerate(raw) for bit in range(8) if byte >> bit & 1]
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while True:
+        number, digit = divmod(number, 36)
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
+        if not number:
+            return digits
