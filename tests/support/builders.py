@@ -17,6 +17,7 @@ from anabranch import messages as m
 from anabranch.agent import fold
 from anabranch.agent.state import Partition, Run
 from anabranch.codec import Outgoing, encode
+from anabranch.specs import AgentSpec, ToolSpec
 
 RUN, LIFE, DEADLINE = "r", "0", 1000.0
 LOG = "t.agent.log"
@@ -34,12 +35,12 @@ def opening(**fields: Any) -> m.Opening:
     return m.Opening(**{**given, "requested_at": 0.0, **fields})
 
 
-def agent(**fields: Any) -> m.AgentSpec:
-    return m.AgentSpec(**{"name": "a", "revision": "rev", "model": "m", "tools": ["t"], **fields})
+def agent(**fields: Any) -> AgentSpec:
+    return AgentSpec(**{"name": "a", "revision": "rev", "model": "m", "tools": ["t"], **fields})
 
 
-def tool(name: str = "t", **fields: Any) -> m.ToolSpec:
-    return m.ToolSpec(**{"name": name, "queue": "q", "description": "d", "input_schema": {"type": "object"}, **fields})
+def tool(name: str = "t", **fields: Any) -> ToolSpec:
+    return ToolSpec(**{"name": name, "queue": "q", "description": "d", "input_schema": {"type": "object"}, **fields})
 
 
 # --- events -----------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from tests.support.wait import until
 from anabranch import messages as m
 from anabranch.agent.admission import Admission
 from anabranch.agent.effects import model_due
-from anabranch.codec import read
+from anabranch.bodies import read
 from anabranch.config import AgentSettings
+from anabranch.specs import AgentLimits
 from anabranch.topics import partition_of
 
 GOOD: dict[str, Any] = {"agent": "a", "input": "hello"}
@@ -73,7 +74,7 @@ async def test_what_was_taken_up_is_not_taken_up_again() -> None:
 
 async def test_an_opening_decides_all_that_depends_on_clock_and_agent() -> None:
     desk = Desk().begin()
-    limits = m.AgentLimits(max_turns=5, deadline_s=60.0)
+    limits = AgentLimits(max_turns=5, deadline_s=60.0)
     desk.registry.add(agents=[b.agent(limits=limits, revision="rev2")])
     events = await taken(desk, good(0, max_turns=50, deadline_s=9e9), good(1, max_turns=2, deadline_s=1))
     assert [(e.opening.limits.max_turns, e.opening.deadline, e.opening.revision) for e in events] == [

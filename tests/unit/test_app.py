@@ -16,7 +16,7 @@ import pytest
 
 import anabranch
 from anabranch import App, Call, DefinitionError, Limit, Retryable
-from anabranch.messages import AgentLimits, ToolSpec
+from anabranch.specs import AgentLimits, ToolSpec
 
 CALL = Call(id="run-1/1.ab/0", run_id="run-1", tool="refund", attempt=2, tenant="acme")
 

@@ -17,7 +17,7 @@ from anabranch.cli import anabranch, deadletters, dev, frame, registered
 from anabranch.config import sources
 from anabranch.deadletters import KEPT
 from anabranch.errors import AnabranchError, BrokerError
-from anabranch.messages import WorkerInfo
+from anabranch.specs import WorkerInfo
 from anabranch.topics import Namespace
 
 HEAVY = "aiokafka", "anthropic", "pydantic", "rich", "aiohttp"

@@ -18,19 +18,8 @@ from hypothesis import strategies as st
 from tests.support import builders as b
 
 from anabranch import messages as m
-from anabranch.codec import (
-    MAX_DEPTH,
-    Outgoing,
-    decode,
-    depth_of,
-    dump,
-    encode,
-    header,
-    read,
-    read_request,
-    sender_of,
-    whole,
-)  # fmt: skip
+from anabranch.bodies import MAX_DEPTH, depth_of, dump, read, read_request, sender_of, whole
+from anabranch.codec import Outgoing, decode, encode, header
 from anabranch.deadletters import KEPT, dead_letter
 from anabranch.errors import InvalidRequest, WireError
 from anabranch.topics import Namespace

@@ -15,11 +15,12 @@ from tests.support import builders as b
 
 from anabranch import messages as m
 from anabranch.agent.conversation import HINT, content_of, request_body
+from anabranch.specs import ToolSpec
 
 CACHED = {"type": "ephemeral"}
 
 
-def body_after(*events: m.Event, tools: list[m.ToolSpec] | None = None, opens: Any = None, **fields: Any) -> Any:
+def body_after(*events: m.Event, tools: list[ToolSpec] | None = None, opens: Any = None, **fields: Any) -> Any:
     run = b.run_after(*events, opens=opens)
     return orjson.loads(request_body(run, b.agent(**fields), [b.tool()] if tools is None else tools))
 

@@ -25,7 +25,8 @@ from anabranch.agent.fold import apply
 from anabranch.agent.outbox import call_record, response_record
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
-from anabranch.codec import Outgoing, cloud_event, decode, dump, encode, read, read_request
+from anabranch.bodies import dump, read, read_request
+from anabranch.codec import Outgoing, cloud_event, decode, encode
 from anabranch.contract import BODIES, EVENTS, KINDS, Anything, Kind, Some
 from anabranch.contract_examples import AT, ATTEMPT, CALL, EXAMPLES, LIFE, RUN
 from anabranch.contract_examples import EVENTS as EXAMPLE_EVENTS

@@ -30,8 +30,9 @@ from anabranch.declared import (
 )
 from anabranch.definition import TOOL_PATTERN, Place
 from anabranch.errors import ConfigError, DefinitionError
-from anabranch.messages import AgentLimits, AgentSpec, Json, ToolSpec
+from anabranch.messages import Json
 from anabranch.schema import check_schema, describe
+from anabranch.specs import AgentLimits, AgentSpec, ToolSpec
 from anabranch.topics import Namespace
 
 if TYPE_CHECKING:

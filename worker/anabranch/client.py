@@ -16,21 +16,13 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from anabranch.codec import cloud_event, dump, encode, read, read_request
+from anabranch.bodies import dump, read, read_request
+from anabranch.codec import cloud_event, encode
 from anabranch.config import KafkaSettings, Settings, load
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest, RunFailed, WireError
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.seam import Acked, Appender, Broker, Place
-from anabranch.messages import (
-    Content,
-    Json,
-    ReplyTo,
-    RequestNoted,
-    RunCancelled,
-    RunRequest,
-    RunResponse,
-    StreamDelta,
-)
+from anabranch.messages import Content, Json, ReplyTo, RequestNoted, RunCancelled, RunRequest, RunResponse, StreamDelta
 from anabranch.topics import Namespace, partition_of
 from anabranch.units import duration
 from anabranch.view import LogView, RunEvent

@@ -7,25 +7,16 @@ Replies and results are passed through as bytes; only their headers are read her
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import cache
-from typing import Any, Final, Protocol, TypeVar
-from uuid import uuid4
-
-import orjson
-from pydantic import TypeAdapter, ValidationError
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 from anabranch import messages as m
-from anabranch.errors import InvalidRequest, WireError
+from anabranch.bodies import dump, read
+from anabranch.errors import WireError
 
 Headers = Sequence[tuple[str, bytes]]
-MAX_DEPTH: Final = 100
-"""How deep JSON from outside may nest: orjson reads 1,024 levels and writes 254, we add some of our own."""
-METADATA_BYTES: Final = 4096
-
-T = TypeVar("T")
 
 
 class Record(Protocol):
@@ -61,124 +52,6 @@ class Outgoing:
     def size(self) -> int:
         head = sum(len(name) + len(value) + 4 for name, value in self.headers)
         return len(self.key or b"") + len(self.value or b"") + head + 80
-
-
-# --- bodies -------------------------------------------------------------------------------------------
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def read(kind: type[T], body: bytes | None) -> T:
-    """`body` as a `kind`. Raises `WireError` with the path of the first wrong field."""
-    adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
-    try:
-        return adapter.validate_json(body or b"", strict=True)
-    except ValidationError as error:
-        raise WireError(explain(error)) from None
-    except RecursionError:
-        raise WireError("the JSON nests too deeply") from None
-
-
-def explain(error: ValidationError) -> str:
-    """The first problem in one line: `max_turns: Input should be a valid integer (got 'many')`."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    given = repr(first["input"])
-    shown = "" if first["type"] in ("json_invalid", "missing") else f" (got {given[:80]})"
-    return f"{where + ': ' if where else ''}{first['msg']}{shown}"
-
-
-def lean(value: Any) -> Any:
-    """A dataclass as JSON-able data without the fields that are null: absent and null mean the same."""
-    if is_dataclass(value) and not isinstance(value, type):
-        items = ((f.name, getattr(value, f.name)) for f in fields(value))
-        return {name: lean(item) for name, item in items if item is not None}
-    if isinstance(value, list | tuple):
-        return [lean(item) for item in value]
-    return value
-
-
-def dump(value: Any) -> bytes:
-    """JSON of a dataclass or of plain data, null fields of dataclasses left out."""
-    try:
-        return orjson.dumps(lean(value))
-    except (orjson.JSONEncodeError, RecursionError) as error:
-        raise WireError(f"cannot be written as JSON: {error}") from None
-
-
-def whole(value: Any) -> bytes:
-    """JSON of a dataclass with every field there, null or not: what is read by people's scripts."""
-    try:
-        return orjson.dumps(value)
-    except orjson.JSONEncodeError:  # an integer of more than 64 bits
-        return _slowly(value)
-
-
-def _slowly(value: Any) -> bytes:
-    try:
-        return json.dumps(asdict(value), separators=(",", ":"), allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise WireError(f"cannot be written as JSON: {error}") from None
-
-
-def depth_of(value: Any, limit: int = MAX_DEPTH) -> int:
-    """How deep `value` nests; stops counting above `limit`."""
-    level: list[Any] = [value]
-    depth = 0
-    while depth <= limit:
-        nested = [item for item in level if isinstance(item, dict | list)]
-        if not nested:
-            return depth
-        depth += 1
-        level = [child for item in nested for child in (item.values() if isinstance(item, dict) else item)]
-    return depth
-
-
-def read_request(body: bytes | None) -> m.RunRequest:
-    """A request's body. Raises `InvalidRequest` with a message for whoever sent it."""
-    try:
-        data = orjson.loads(body or b"")
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise InvalidRequest(f"the body must be a JSON object, not {type(data).__name__}")
-    if depth_of(data) > MAX_DEPTH:
-        raise InvalidRequest(f"the body nests deeper than {MAX_DEPTH} levels")
-    try:
-        request: m.RunRequest = _adapter(m.RunRequest).validate_json(body or b"", strict=True)
-    except ValidationError as error:
-        raise InvalidRequest(explain(error)) from None
-    _refuse_unwritable(request)
-    return request
-
-
-def sender_of(body: bytes | None) -> tuple[str | None, m.ReplyTo | None]:
-    """The run id and the inbox that a bad request names all the same, so that its sender can be told."""
-    try:
-        data = orjson.loads(body or b"")
-    except orjson.JSONDecodeError:
-        return None, None
-    named = data if isinstance(data, dict) else {}
-    run_id, inbox = named.get("run_id"), named.get("reply_to")
-    partition = inbox.get("partition") if isinstance(inbox, dict) else None
-    told = run_id if isinstance(run_id, str) and m.is_name(run_id) else None
-    if isinstance(partition, int) and not isinstance(partition, bool) and partition >= 0:
-        return told, m.ReplyTo(partition)
-    return told, None
-
-
-def _refuse_unwritable(request: m.RunRequest) -> None:
-    """What is read here is written again, into the log and the answer: an integer beyond 64 bits could not be."""
-    try:
-        size = len(orjson.dumps(request.metadata))
-        orjson.dumps(request)
-    except orjson.JSONEncodeError as error:
-        raise InvalidRequest(f"the body cannot be kept: {error}") from None
-    if size > METADATA_BYTES:
-        raise InvalidRequest(f"metadata: is larger than {METADATA_BYTES} bytes")
 
 
 # --- headers ------------------------------------------------------------------------------------------
@@ -242,7 +115,7 @@ class _Head:
 def _headers(kind: str, source: str, pairs: Iterable[tuple[str, str | int | None]]) -> tuple[tuple[str, bytes], ...]:
     head = [
         ("ce_specversion", b"1.0"),
-        ("ce_id", uuid4().hex.encode()),
+        ("ce_id", os.urandom(16).hex().encode()),
         ("ce_source", source.encode()),
         ("ce_type", kind.encode()),
     ]

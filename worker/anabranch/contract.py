@@ -13,6 +13,7 @@ from typing import Any, Final, get_args
 
 from anabranch import messages as m
 from anabranch import topics
+from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
 
 Schema = dict[str, Any]
 
@@ -98,7 +99,18 @@ class Anything:
 
 
 BODIES: Final[Mapping[str, type | Some | Anything]] = {
-    **m.BODIES,
+    "run-request": m.RunRequest,
+    "run-response": m.RunResponse,
+    "tool-call": m.ToolCall,
+    "tool-result": m.ToolResult,
+    "stream-delta": m.StreamDelta,
+    "opening": m.Opening,
+    "planned-call": m.PlannedCall,
+    "usage": m.Usage,
+    "run-error": m.RunError,
+    "tool-spec": ToolSpec,
+    "agent-spec": AgentSpec,
+    "worker-info": WorkerInfo,
     "request-note": Some(m.RequestNoted, ("error", "reply_to"), "Of request.noted: what a rejected request is told"),
     "reason": Some(m.RunCancelled, ("reason",), "Why something ended, for people"),
     "handed-off-calls": Some(m.CallsHandedOff, ("calls",), "Of calls.handed_off: the ids of the calls"),

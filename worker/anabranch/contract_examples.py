@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from anabranch import messages as m
-from anabranch.codec import dump
+from anabranch.bodies import dump
+from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
 
 AT: Final = 1767225600.0
 RUN: Final = "order-1234"
@@ -62,8 +63,8 @@ _response = m.RunResponse(
     metadata={"ticket": 7},
 )
 _schema = {"type": "object", "properties": {"customer_id": {"type": "integer"}}, "required": ["customer_id"]}
-_tool = m.ToolSpec("get_customer", "io", "Fetch a customer by id.", _schema, limit="crm", read_only=True)
-_agent = m.AgentSpec("analyst", "5d41402abc4b2a76", "claude-sonnet-4-5", system="Be brief.", tools=["get_customer"])
+_tool = ToolSpec("get_customer", "io", "Fetch a customer by id.", _schema, limit="crm", read_only=True)
+_agent = AgentSpec("analyst", "5d41402abc4b2a76", "claude-sonnet-4-5", system="Be brief.", tools=["get_customer"])
 _message = {
     "id": "msg_01",
     "type": "message",
@@ -87,7 +88,7 @@ EXAMPLES: Final[Mapping[str, tuple[Any, ...]]] = {
     "run-error": (_error,),
     "tool-spec": (_tool,),
     "agent-spec": (_agent,),
-    "worker-info": (m.WorkerInfo(WORKER, "tool", "0.1.0", AT, AT + 30, queue="io", running=2),),
+    "worker-info": (WorkerInfo(WORKER, "tool", "0.1.0", AT, AT + 30, queue="io", running=2),),
     "request-note": ({"error": _error, "reply_to": m.ReplyTo(3)}, {}),
     "reason": ({"reason": "cancelled by its client"},),
     "handed-off-calls": ({"calls": [CALL]},),

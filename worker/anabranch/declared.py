@@ -16,8 +16,9 @@ from typing import Any, Literal, TypedDict, cast, get_args
 from anabranch import definition, units
 from anabranch.definition import QUEUE_PATTERN, TOOL_PATTERN, Place
 from anabranch.errors import AnabranchError, DefinitionError
-from anabranch.messages import AgentSpec, Delivery, Json, OnError, ToolSpec
+from anabranch.messages import Delivery, Json, OnError
 from anabranch.schema import Arguments
+from anabranch.specs import AgentSpec, ToolSpec
 
 RunIn = Literal["loop", "thread", "process"]
 ToolRef = str | Callable[..., Any]

@@ -20,7 +20,8 @@ import orjson
 
 from anabranch import units
 from anabranch.errors import DefinitionError
-from anabranch.messages import NAME_PATTERN, AgentSpec, Json
+from anabranch.messages import NAME_PATTERN, Json
+from anabranch.specs import AgentSpec
 
 TOOL_PATTERN: Final = r"[a-zA-Z0-9_-]{1,64}"
 """What the Messages API takes as the name of a tool."""

@@ -11,10 +11,11 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
-from anabranch.codec import Outgoing, Record, cloud_event, dump, read
+from anabranch.bodies import dump, read
+from anabranch.codec import Outgoing, Record, cloud_event
 from anabranch.errors import WireError
 from anabranch.kafka.seam import Appender, Broker, Place
-from anabranch.messages import AgentSpec, ToolSpec, WorkerInfo
+from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
 from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)

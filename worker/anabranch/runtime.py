@@ -29,8 +29,8 @@ from anabranch.config import Settings
 from anabranch.errors import ConfigError, TopicsError
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.seam import Appender, Broker, Subscription
-from anabranch.messages import WorkerInfo
 from anabranch.registry import Registry, follow, register, worker_entry, worker_gone
+from anabranch.specs import WorkerInfo
 from anabranch.tools.executor import Executor
 from anabranch.tools.worker import Bench, ToolWorker
 from anabranch.topics import Namespace, TopicSpec

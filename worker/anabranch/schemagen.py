@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from anabranch import asyncapi
-from anabranch.codec import lean
+from anabranch.bodies import lean
 from anabranch.contract import BODIES, Anything, Schema, Some
 from anabranch.contract_examples import EXAMPLES
 from anabranch.messages import RunResponse

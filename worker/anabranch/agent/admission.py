@@ -17,9 +17,11 @@ from typing import Final
 from anabranch import messages as m
 from anabranch.agent.owner import Owner
 from anabranch.agent.station import Station
-from anabranch.codec import Outgoing, Record, cloud_event, dump, encode, read_request, sender_of
+from anabranch.bodies import dump, read_request, sender_of
+from anabranch.codec import Outgoing, Record, cloud_event, encode
 from anabranch.errors import AnabranchError, InvalidRequest
 from anabranch.kafka.seam import Acked
+from anabranch.specs import AgentSpec
 from anabranch.topics import BODY_BYTES, partition_of
 
 log = logging.getLogger(__name__)
@@ -198,7 +200,7 @@ class Admission:
         life = str(record.offset)
         return m.RunRequested(request.run_id or "", life, self.position, record.offset, opening)
 
-    def _agent_of(self, request: m.RunRequest) -> m.AgentSpec:
+    def _agent_of(self, request: m.RunRequest) -> AgentSpec:
         if request.agent is None:
             raise InvalidRequest("agent: is missing: name the agent that is to run")
         agent = self._station.registry.agent(request.agent)

@@ -12,17 +12,9 @@ from typing import Any
 import orjson
 
 from anabranch.agent.state import Call, Run, Turn
-from anabranch.codec import read, whole
+from anabranch.bodies import read, whole
 from anabranch.errors import WireError
-from anabranch.messages import (
-    CallCounts,
-    RequestNoted,
-    RunError,
-    RunResponse,
-    Timing,
-    ToolResult,
-    TotalUsage,
-)
+from anabranch.messages import CallCounts, RequestNoted, RunError, RunResponse, Timing, ToolResult, TotalUsage
 
 _STOPS = {
     "max_tokens": ("max_tokens", "the reply was cut off at its max_tokens"),

@@ -8,7 +8,8 @@ from anabranch.agent.conversation import request_body
 from anabranch.agent.plan import BatchContext
 from anabranch.agent.state import Run
 from anabranch.agent.thinking import Request
-from anabranch.codec import Outgoing, cloud_event, dump
+from anabranch.bodies import dump
+from anabranch.codec import Outgoing, cloud_event
 from anabranch.errors import AnabranchError
 from anabranch.messages import StreamDelta
 from anabranch.registry import Registry

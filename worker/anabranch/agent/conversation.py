@@ -14,7 +14,8 @@ import orjson
 from anabranch.agent.answer import UNREADABLE, result_of
 from anabranch.agent.reply import exact
 from anabranch.agent.state import Call, Result, Run, Turn
-from anabranch.messages import AgentSpec, Content, RunRequest, ToolSpec
+from anabranch.messages import Content, RunRequest
+from anabranch.specs import AgentSpec, ToolSpec
 
 HINT = (
     "When you need several tools and none of them needs another's result, "

@@ -8,7 +8,8 @@ from typing import Any
 from anabranch.agent.conversation import content_of
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.station import Station
-from anabranch.codec import Outgoing, cloud_event, whole
+from anabranch.bodies import whole
+from anabranch.codec import Outgoing, cloud_event
 from anabranch.messages import ReplyTo, ReplyTopic, ToolCall
 
 

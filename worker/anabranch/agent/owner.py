@@ -25,7 +25,8 @@ from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
 from anabranch.agent.thinking import Job, Request
 from anabranch.agent.timers import Timers
-from anabranch.codec import Outgoing, Record, decode, dump
+from anabranch.bodies import dump
+from anabranch.codec import Outgoing, Record, decode
 from anabranch.deadletters import dead_letter
 from anabranch.errors import BrokerError, WireError
 from anabranch.kafka.seam import Acked

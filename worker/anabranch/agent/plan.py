@@ -16,7 +16,8 @@ from typing import Any
 import jsonschema_rs
 
 from anabranch.agent.reply import RequestedCall
-from anabranch.messages import AgentSpec, PlannedCall, ToolSpec
+from anabranch.messages import PlannedCall
+from anabranch.specs import AgentSpec, ToolSpec
 
 SHOWN = 2000
 """How much of an error's text the model gets to see, in characters."""

@@ -19,7 +19,8 @@ from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication
 from anabranch.agent.outbox import call_record, response_record
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
-from anabranch.codec import Outgoing, dump
+from anabranch.bodies import dump
+from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError
 from anabranch.kafka.seam import Acked
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from anabranch.codec import MAX_DEPTH, depth_of
+from anabranch.bodies import MAX_DEPTH, depth_of
 from anabranch.messages import Json, ReplyOutcome
 
 FINAL = frozenset({"end_turn", "stop_sequence"})

@@ -20,7 +20,7 @@ from anabranch import messages as m
 from anabranch.agent.model import Hopeless, Model, Transient
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply
-from anabranch.codec import dump
+from anabranch.bodies import dump
 from anabranch.config import AgentSettings, Price
 from anabranch.topics import BODY_BYTES
 

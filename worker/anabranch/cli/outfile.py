@@ -18,8 +18,8 @@ from typing import IO, Final
 
 import orjson
 
+from anabranch.bodies import lean
 from anabranch.cli.records import Try, read_run_id
-from anabranch.codec import lean
 from anabranch.errors import AnabranchError
 from anabranch.messages import Json, RunResponse
 

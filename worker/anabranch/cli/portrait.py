@@ -13,10 +13,10 @@ from rich.text import Text
 
 from anabranch.agent.answer import response
 from anabranch.agent.state import Run
+from anabranch.bodies import lean
 from anabranch.cli.frame import printable
 from anabranch.cli.tally import span
 from anabranch.cli.waterfall import Row, draw, legend, waterfall
-from anabranch.codec import lean
 from anabranch.messages import RunResponse
 
 STATUS_STYLES = {"completed": "bold green", "failed": "bold red", "expired": "bold red", "cancelled": "bold yellow"}

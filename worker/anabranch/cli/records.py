@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from anabranch.codec import MAX_DEPTH, depth_of
+from anabranch.bodies import MAX_DEPTH, depth_of
 from anabranch.errors import AnabranchError
 from anabranch.messages import Json
 

@@ -14,8 +14,8 @@ import click
 from anabranch.cli import frame
 
 if TYPE_CHECKING:
-    from anabranch.messages import AgentSpec, ToolSpec, WorkerInfo
     from anabranch.registry import Registry
+    from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
 
 DEAD_S: Final = 30.0
 """How long a worker may be silent, in seconds, before it counts as dead."""

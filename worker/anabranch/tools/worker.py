@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from anabranch.app import App, Call, Tool
-from anabranch.codec import Outgoing, Record, cloud_event, depth_of, dump, header, read
+from anabranch.bodies import depth_of, dump, read
+from anabranch.codec import Outgoing, Record, cloud_event, header
 from anabranch.config import ToolSettings
 from anabranch.deadletters import dead_letter
 from anabranch.errors import AnabranchError, TooLarge, WireError

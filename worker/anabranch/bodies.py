@@ -1,0 +1,148 @@
+"""Bodies of records: JSON read into messages and written from them, and a request's looked at closely.
+
+Pure, and the only place that decides what JSON from outside may be. What does not fit raises `WireError`, or
+`InvalidRequest` with a message for whoever sent it. `codec` puts bodies together with headers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields, is_dataclass
+from functools import cache
+from typing import Any, Final, TypeVar
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from anabranch import messages as m
+from anabranch.errors import InvalidRequest, WireError
+
+MAX_DEPTH: Final = 100
+"""How deep JSON from outside may nest: orjson reads 1,024 levels and writes 254, we add some of our own."""
+METADATA_BYTES: Final = 4096
+
+T = TypeVar("T")
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def read(kind: type[T], body: bytes | None) -> T:
+    """`body` as a `kind`. Raises `WireError` with the path of the first wrong field."""
+    adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
+    try:
+        return adapter.validate_json(body or b"", strict=True)
+    except ValidationError as error:
+        raise WireError(explain(error)) from None
+    except RecursionError:
+        raise WireError("the JSON nests too deeply") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem in one line: `max_turns: Input should be a valid integer (got 'many')`."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    given = repr(first["input"])
+    shown = "" if first["type"] in ("json_invalid", "missing") else f" (got {given[:80]})"
+    return f"{where + ': ' if where else ''}{first['msg']}{shown}"
+
+
+_PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None), dict})
+_FIELDS: Final[dict[type, tuple[str, ...]]] = {}
+
+
+def lean(value: Any) -> Any:
+    """A dataclass as JSON-able data without the fields that are null: absent and null mean the same."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is list or kind is tuple:
+        return [lean(item) for item in value]
+    if (names := _FIELDS.get(kind)) is None:
+        if not is_dataclass(kind):
+            return value
+        names = _FIELDS[kind] = tuple(field.name for field in fields(kind))
+    items = ((name, getattr(value, name)) for name in names)
+    return {name: item if type(item) in _PLAIN else lean(item) for name, item in items if item is not None}
+
+
+def dump(value: Any) -> bytes:
+    """JSON of a dataclass or of plain data, null fields of dataclasses left out."""
+    try:
+        return orjson.dumps(lean(value))
+    except (orjson.JSONEncodeError, RecursionError) as error:
+        raise WireError(f"cannot be written as JSON: {error}") from None
+
+
+def whole(value: Any) -> bytes:
+    """JSON of a dataclass with every field there, null or not: what is read by people's scripts."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:  # an integer of more than 64 bits
+        return _slowly(value)
+
+
+def _slowly(value: Any) -> bytes:
+    try:
+        return json.dumps(asdict(value), separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WireError(f"cannot be written as JSON: {error}") from None
+
+
+def depth_of(value: Any, limit: int = MAX_DEPTH) -> int:
+    """How deep `value` nests; stops counting above `limit`."""
+    level: list[Any] = [value]
+    depth = 0
+    while depth <= limit:
+        nested = [item for item in level if isinstance(item, dict | list)]
+        if not nested:
+            return depth
+        depth += 1
+        level = [child for item in nested for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def read_request(body: bytes | None) -> m.RunRequest:
+    """A request's body. Raises `InvalidRequest` with a message for whoever sent it."""
+    try:
+        data = orjson.loads(body or b"")
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InvalidRequest(f"the body must be a JSON object, not {type(data).__name__}")
+    if depth_of(data) > MAX_DEPTH:
+        raise InvalidRequest(f"the body nests deeper than {MAX_DEPTH} levels")
+    try:
+        request: m.RunRequest = _adapter(m.RunRequest).validate_json(body or b"", strict=True)
+    except ValidationError as error:
+        raise InvalidRequest(explain(error)) from None
+    _refuse_unwritable(request)
+    return request
+
+
+def sender_of(body: bytes | None) -> tuple[str | None, m.ReplyTo | None]:
+    """The run id and the inbox that a bad request names all the same, so that its sender can be told."""
+    try:
+        data = orjson.loads(body or b"")
+    except orjson.JSONDecodeError:
+        return None, None
+    named = data if isinstance(data, dict) else {}
+    run_id, inbox = named.get("run_id"), named.get("reply_to")
+    partition = inbox.get("partition") if isinstance(inbox, dict) else None
+    told = run_id if isinstance(run_id, str) and m.is_name(run_id) else None
+    if isinstance(partition, int) and not isinstance(partition, bool) and partition >= 0:
+        return told, m.ReplyTo(partition)
+    return told, None
+
+
+def _refuse_unwritable(request: m.RunRequest) -> None:
+    """What is read here is written again, into the log and the answer: an integer beyond 64 bits could not be."""
+    try:
+        size = len(orjson.dumps(request.metadata))
+        orjson.dumps(request)
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequest(f"the body cannot be kept: {error}") from None
+    if size > METADATA_BYTES:
+        raise InvalidRequest(f"metadata: is larger than {METADATA_BYTES} bytes")
