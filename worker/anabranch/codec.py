@@ -183,7 +183,9 @@ def _discarded(run: str, life: str, h: _Head, body: bytes) -> m.Event:
 
 
 def _returned(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    return m.ToolReturned(run, life, h.text("ce_callid"), h.one_of("ce_outcome", _RESULT_OUTCOMES), body)
+    said = h.get("ce_outcome") is not None  # a worker in another language may leave it out
+    outcome: m.ResultOutcome = h.one_of("ce_outcome", _RESULT_OUTCOMES) if said else "ok"
+    return m.ToolReturned(run, life, h.text("ce_callid"), outcome, body)
 
 
 def _model_handed_off(run: str, life: str, h: _Head, body: bytes) -> m.Event:

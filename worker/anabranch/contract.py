@@ -149,8 +149,15 @@ def _event(
     headers = {name: HEADERS[name] for name in further.split()}
     if outcome is not None:
         headers["ce_outcome"] = _one_of(outcome, "How it went")
-    life = frozenset({"ce_life"}) if event is m.RunCancelled else frozenset[str]()
-    return Kind(kind, topics.LOG, body, says, {**(RUN if of_a_run else {}), **headers}, event, life)
+    return Kind(
+        kind, topics.LOG, body, says, {**(RUN if of_a_run else {}), **headers}, event, _MAY_LACK.get(event, frozenset())
+    )
+
+
+_MAY_LACK: Final[Mapping[type, frozenset[str]]] = {
+    m.RunCancelled: frozenset({"ce_life"}),  # a client does not know it
+    m.ToolReturned: frozenset({"ce_outcome"}),  # `ok` if it is left out
+}
 
 
 _CALL: Final = "ce_callid"

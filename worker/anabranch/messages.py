@@ -107,7 +107,7 @@ class Opening:
 
     request: Annotated[RunRequest, says("The request as it was admitted")]
     revision: Annotated[str, says("The agent's revision that the run keeps")]
-    deadline: Annotated[float, says("Epoch seconds")]
+    deadline: Annotated[float, Field(allow_inf_nan=False), says("Epoch seconds")]
     limits: Annotated[RunLimits, says("The run's own limits")]
     requested_at: Annotated[float, says("Epoch seconds of the request's record")]
 
@@ -122,7 +122,7 @@ class PlannedCall:
     queue: Annotated[str | None, says("Where the call is published; null if it is rejected")] = None
     key: Annotated[str | None, says("The record's key: the call id, or a hash of the serial key")] = None
     delivery: Annotated[Delivery, says("What a crash may do to the call")] = "at_least_once"
-    deadline_s: Annotated[float | None, says("Seconds from publication; null: the run's deadline")] = None
+    deadline_s: Annotated[Positive | None, says("Seconds from publication; null: the run's deadline")] = None
     on_error: Annotated[OnError, says("abort: an error of this call ends the run")] = "return"
     after: Annotated[list[str], says("Call ids of the same batch that must have their results first")] = field(
         default_factory=list

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -115,10 +116,9 @@ class Admission:
             run_id = request.run_id or run_id
             event = await self._decide(record, replace(request, run_id=run_id))
         except InvalidRequest as error:
-            log.warning("%s/%d/%d: bad request: %s", record.topic, record.partition, record.offset, error)
-            await self._station.bury(record, f"{error.code}: {error}")
             named, reply_to = sender_of(record.value)
-            event = self._refuse(record, named or run_id, reply_to, error)
+            run_id = named or run_id
+            event = await self._refuse(record, run_id, reply_to, error)
         outgoing = self._encoded(event)
         self._station.send(outgoing).add_done_callback(self._appended)
         opens = run_id if isinstance(event, m.RunRequested) else None
@@ -137,15 +137,25 @@ class Admission:
         if not sent.cancelled() and (error := sent.exception()) is not None:
             log.critical("partition %d admits nothing more: %s", self._owner.partition, error)
 
-    def _refuse(self, record: Record, run_id: str, reply_to: m.ReplyTo | None, error: InvalidRequest) -> m.Event:
+    async def _refuse(self, record: Record, run_id: str, reply_to: m.ReplyTo | None, error: InvalidRequest) -> m.Event:
+        """A bad request is refused where its run would be: only there it is known whether that is open."""
+        if record.key is not None and not self._is_here(run_id):
+            with suppress(InvalidRequest):  # it may be too large to be sent on: then it is refused here
+                await self._move(run_id, record.value)
+                return self._note(record, run_id, "moved")
+        log.warning("%s/%d/%d: bad request: %s", record.topic, record.partition, record.offset, error)
+        await self._station.bury(record, f"{error.code}: {error}")
         if self._is_known(run_id):
             return self._note(record, run_id, "duplicate", reply_to=reply_to)
         return self._note(record, run_id, "rejected", m.RunError(error.code, str(error)[:2000]), reply_to)
 
+    def _is_here(self, run_id: str) -> bool:
+        return partition_of(run_id, self._station.partitions) == self._owner.partition
+
     async def _decide(self, record: Record, request: m.RunRequest) -> m.Event:
         run_id = request.run_id or ""
-        if partition_of(run_id, self._station.partitions) != self._owner.partition:
-            await self._move(record, request)
+        if not self._is_here(run_id):
+            await self._move(run_id, dump(request))
             return self._note(record, run_id, "moved")
         if request.cancel:
             return self._note(record, run_id, "cancelled")
@@ -159,11 +169,10 @@ class Admission:
     def _is_known(self, run_id: str) -> bool:
         return run_id in self._owner.state.runs or run_id in self._opened
 
-    async def _move(self, record: Record, request: m.RunRequest) -> None:
+    async def _move(self, run_id: str, body: bytes | None) -> None:
         """Publish it to its own partition; only then may it be noted as moved."""
-        run_id = request.run_id or ""
         topic, partition = self._station.namespace.requests, partition_of(run_id, self._station.partitions)
-        moved = cloud_event(topic, "run.request", "anabranch", run_id, dump(request), partition=partition)
+        moved = cloud_event(topic, "run.request", "anabranch", run_id, body, partition=partition)
         try:
             await self._station.send(moved)
         except AnabranchError as error:

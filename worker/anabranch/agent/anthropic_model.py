@@ -92,13 +92,13 @@ class AnthropicModel:
         return builder.finish()
 
 
-_TRANSPORT: Final = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "anyio", "h11", "builtins"})
+_TRANSPORT: Final = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "anyio", "h11"})
 
 
 def _from_event(error: ProviderError) -> Exception:
     if error.kind in _TRANSIENT_KINDS:
         return Transient(f"{error.kind}: {error.message}", usage=error.usage)
-    return Hopeless("model_rejected", f"{error.kind}: {error.message}")
+    return Hopeless("model_rejected", f"{error.kind}: {error.message}", error.usage)
 
 
 def _from_status(error: anthropic.APIStatusError) -> Exception:

@@ -30,6 +30,7 @@ class Hopeless(Exception):
 
     code: str
     message: str
+    usage: dict[str, Any] | None = None
 
 
 class Model(Protocol):

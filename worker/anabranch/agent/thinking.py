@@ -148,11 +148,15 @@ class Thinker:
             except Transient as error:
                 tries, broken = tries + 1, broken + error.broken
                 if error.usage:
-                    job.append(self._discarded(request, context, error))
+                    job.append(self._discarded(request, context, error.usage, error.reason))
                 if broken >= self._settings.model_broken_max:
-                    message = f"{broken} replies in a row could not be used; the last: {error.reason}"
+                    message = f"{broken} replies could not be used; the last: {error.reason}"
                     raise Hopeless("model_unavailable", message) from None
                 await self._pause(request, error, tries)
+            except Hopeless as error:
+                if error.usage:
+                    job.append(self._discarded(request, context, error.usage, error.message))
+                raise
 
     async def _pause(self, request: Request, error: Transient, tries: int) -> None:
         """Full jitter, or what the provider asks for; never past the deadline."""
@@ -193,9 +197,9 @@ class Thinker:
             request.context.run_id, request.life, request.context.turn, self._clockwork.new_id(), error
         )
 
-    def _discarded(self, request: Request, context: BatchContext, error: Transient) -> m.Event:
-        usage = self._usage(context.agent.model, error.usage or {})
-        return m.ModelDiscarded(context.run_id, request.life, context.turn, context.attempt, usage, error.reason[:1000])
+    def _discarded(self, request: Request, context: BatchContext, raw: dict[str, Any], reason: str) -> m.Event:
+        usage = self._usage(context.agent.model, raw)
+        return m.ModelDiscarded(context.run_id, request.life, context.turn, context.attempt, usage, reason[:1000])
 
     def _usage(self, model: str, raw: dict[str, Any]) -> m.Usage:
         return priced(raw, self._prices.get(model))

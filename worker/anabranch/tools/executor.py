@@ -68,10 +68,13 @@ class Executor:
         started = self._now()
         tries = 0
         try:
-            async for attempt in self._retrying(tool, call):
-                tries = attempt.retry_state.attempt_number
-                with attempt:
-                    value = await self._try(tool, arguments, replace(call, attempt=tries))
+            if tool.retries == 0:  # the common case, and retrying costs more than a quick tool
+                value = await self._try(tool, arguments, call)
+            else:
+                async for attempt in self._retrying(tool, call):
+                    tries = attempt.retry_state.attempt_number
+                    with attempt:
+                        value = await self._try(tool, arguments, replace(call, attempt=tries))
             outcome, content = self._success(tool, value)
         except TimeoutError:
             outcome, content = "timeout", f"{tool.name} timed out: it gave no result within {tool.spec.timeout_s:g} s"
