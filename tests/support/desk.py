@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import orjson
 
 from anabranch import messages as m
-from anabranch.agent.owner import Commit, Owner
+from anabranch.agent.calling import ModelCalls
+from anabranch.agent.owner import Commit, Hooks, Owner
 from anabranch.agent.station import Room, Station
 from anabranch.agent.thinking import Clockwork, Job, Thinker
 from anabranch.codec import Outgoing, decode, encode, header
@@ -101,6 +103,9 @@ class Log:
         self.records.append(b.as_read(sent, self.end, at))
 
 
+_DESKS = itertools.count(1)
+
+
 class Desk:
     """An owner with what it needs. Make it inside of a running loop."""
 
@@ -108,14 +113,16 @@ class Desk:
         self.log, self.sent, self.jobs, self.clock = log or Log(), Sent(), Jobs(), Clock()
         self.registry, self.lives = Registry(), 0
         self.registry.add([b.tool()], [b.agent()])
-        ids = itertools.count(1)
+        ids = itertools.count(1000 * next(_DESKS))  # those of another process are others
         clockwork = Clockwork(lambda: self.clock.now, lambda: f"id{next(ids)}", random.Random(1))
         settings = settings or AgentSettings()
         self.station = Station(
             NAMESPACE, "w", cast(Appender, self.sent), cast(Thinker, self.jobs), self.registry, settings, {}, clockwork,
             Room(settings.max_open_bytes), partitions, response_partitions=4,
         )  # fmt: skip
-        self.owner = Owner(0, self.station, self._count_live)
+        self.time_up: list[Hashable] = []
+        hooks = Hooks(self._count_live, lambda _, key: self.time_up.append(key), lambda: True)
+        self.owner = Owner(0, self.station, ModelCalls(0, self.station), hooks)
         self._landed = 0
 
     def _count_live(self, owner: Owner) -> None:

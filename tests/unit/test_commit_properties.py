@@ -77,7 +77,7 @@ def test_whatever_lies_below_done_has_been_published(log: Any, data: Any) -> Non
         for run in desk.owner.state.runs.values():
             for due in publications(run):
                 if due.cause < max([released, *(commit.done for commit in commits)]) and due.cause >= released:
-                    assert desk.owner._is_settled(due) or getattr(due, "at_most_once", False)
+                    assert desk.owner._publisher.is_settled(due) or getattr(due, "at_most_once", False)
 
     virtually(run)
 

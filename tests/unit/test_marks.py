@@ -22,6 +22,11 @@ def test_what_the_commit_says_itself_is_left_out() -> None:
     assert read(10, write(10, Marks(frozenset({3, 9, 12})))) == Marks(frozenset({12}))
 
 
+def test_held_keys_are_told_with_their_times() -> None:
+    marks = Marks(held=(("a1b2", 1_800_000_000), ("ff", 1)))
+    assert read(3, write(3, marks)) == marks
+
+
 def test_no_marks_need_no_metadata() -> None:
     assert write(7, Marks()) == ""
     assert read(7, "") == Marks()
@@ -36,7 +41,7 @@ def test_one_long_run_takes_a_few_bytes() -> None:
     assert len(write(0, Marks(frozenset(range(1, 100_000))))) < 20
 
 
-@pytest.mark.parametrize("metadata", ["2 r0.1 ", "1 r0.1", "nonsense", "1 r0 ", "1 m! ", "1 rz.zzzzzz "])
+@pytest.mark.parametrize("metadata", ["2 r0.1  ", "1 r0.1", "nonsense", "1 r0  ", "1 m!  ", "1 rz.zzzzzz  ", "1   k"])
 def test_metadata_of_another_version_is_refused(metadata: str) -> None:
     with pytest.raises(WireError, match="commit metadata"):
         read(0, metadata)

@@ -232,7 +232,6 @@ async def test_an_at_most_once_call_that_another_dispatched_first_is_not_publish
 async def test_a_successor_does_not_publish_an_at_most_once_call() -> None:
     first = Desk().begin().write(b.requested(), b.calls(AMO)).land().read()
     second = Desk(first.log)
-    second.owner._token = "another"
     assert second.begin(Commit(0, 0, 0)).read().called == []
 
 
@@ -269,7 +268,7 @@ async def test_only_answered_runs_are_forgotten(monkeypatch: pytest.MonkeyPatch)
             await asyncio.sleep(0)
     assert list(desk.owner.state.runs) == ["r0", "r3", "r4"]
     assert desk.owner.commit(True) == Commit(0, 1, 0)
-    assert len(desk.owner._answered) == 3
+    assert len(desk.owner._publisher._answers) == 3
 
 
 # --- bytes, timers ----------------------------------------------------------------------

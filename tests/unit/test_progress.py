@@ -10,6 +10,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anabranch.tools.marks import Marks
 from anabranch.tools.progress import Progress
 
 
@@ -45,12 +46,16 @@ class Naive:
 STEPS = st.lists(st.tuples(st.sampled_from(["next", "gap", "again", "finish", "give back", "low"]), st.integers(0, 9)))
 
 
+def taken(progress: Progress | Naive, offset: int) -> bool:
+    return progress.take(offset) in (True, "new")
+
+
 def apply(progress: Progress | Naive, step: str, number: int) -> object:
     match step:
         case "next" | "gap":
-            return progress.take(progress.position + (number if step == "gap" else 0))
+            return taken(progress, progress.position + (number if step == "gap" else 0))
         case "again":
-            return progress.take(max(progress.low, progress.position - 1 - number))
+            return taken(progress, max(progress.low, progress.position - 1 - number))
         case "finish":
             return progress.finish(max(0, progress.position - 1 - number))
         case "low":
@@ -74,11 +79,11 @@ def test_it_agrees_with_a_naive_model(steps: list[tuple[str, int]], start: int) 
 
 def test_what_is_finished_below_is_not_taken_again() -> None:
     progress = Progress(5)
-    assert progress.take(5)
+    assert progress.take(5) == "new"
     progress.finish(5)
     assert progress.low == 6
-    assert not progress.take(5)
-    assert not progress.take(3)
+    assert progress.take(5) == "known"
+    assert progress.take(3) == "known"
 
 
 def test_calls_may_finish_in_any_order() -> None:
@@ -99,6 +104,42 @@ def test_what_is_given_back_is_read_again_and_what_was_finished_behind_it_is_not
     progress.finish(1)
     progress.give_back(0)
     assert (progress.position, progress.low) == (0, 0)
-    assert progress.take(0)
-    assert not progress.take(1)
-    assert not progress.take(2)
+    assert progress.take(0) == "new"
+    assert progress.take(1) == "known"
+    assert progress.take(2) == "known"
+
+
+def test_a_commit_is_a_set() -> None:
+    progress = Progress(3, Marks(finished=frozenset({4, 7}), begun=frozenset({5})))
+    assert [progress.take(offset) for offset in range(2, 9)] == [
+        "known", "new", "known", "begun", "new", "known", "new"
+    ]  # fmt: skip
+    for offset in (3, 6):
+        progress.finish(offset)
+    assert (progress.low, progress.marks) == (5, Marks(frozenset({6, 7}), frozenset({5})))
+
+
+def test_what_runs_here_is_not_taken_again_and_holds_the_commit_back() -> None:
+    progress = Progress(3, Marks(begun=frozenset({4})), running=[4])
+    assert [progress.take(offset) for offset in (3, 4)] == ["new", "known"]
+    progress.finish(3)
+    assert progress.low == 4
+    progress.finish(4)
+    assert (progress.low, progress.marks) == (5, Marks())
+
+
+def test_what_was_handed_off_stays_finished_while_it_runs() -> None:
+    progress = Progress(3, Marks(finished=frozenset({4})), running=[4])
+    assert [progress.take(offset) for offset in (3, 4)] == ["new", "known"]
+    progress.finish(3)
+    assert progress.low == 5
+
+
+def test_a_call_that_was_about_to_begin_and_is_given_back_has_not_begun() -> None:
+    progress = Progress(0)
+    progress.take(0)
+    progress.begin(0)
+    assert (progress.low, progress.marks) == (0, Marks(begun=frozenset({0})))
+    progress.give_back(0)
+    assert (progress.low, progress.marks) == (0, Marks())
+    assert progress.take(0) == "new"

@@ -67,13 +67,16 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """The agent role. `model_silence_s` is how long a stream may say nothing; sizes are bytes."""
+    """The agent role. `model_silence_s` is how long a stream may say nothing, `hand_off_s` how long a model call
+    goes on after its partition was given up; sizes are bytes.
+    """
 
     model_concurrency: Count = 256
     model_silence_s: Seconds = 60.0
     model_backoff_s: Seconds = 0.5
     model_backoff_max_s: Seconds = 30.0
     model_broken_max: Count = 5
+    hand_off_s: Seconds = 120.0
     max_open_bytes: Count = 512 * 1024 * 1024
     max_partition_bytes: Count = 64 * 1024 * 1024
 
@@ -83,6 +86,7 @@ class ToolSettings:
     """The tool role. `concurrency` bounds the calls that run at once in one worker."""
 
     concurrency: Count = 1000
+    hand_off_s: Seconds = 300.0
     threads: Count = 64
     processes: Count = field(default_factory=lambda: max(2, os.cpu_count() or 1))
 

@@ -15,24 +15,28 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from anabranch.agent.model import Model
 from anabranch.agent.station import Room, Station
 from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.agent.worker import AgentWorker
 from anabranch.app import App
-from anabranch.config import Settings
+from anabranch.codec import Record
+from anabranch.config import Settings, WorkerSettings
 from anabranch.errors import ConfigError, TopicsError
 from anabranch.kafka.connect import KafkaBroker
-from anabranch.kafka.seam import Appender, Broker, Subscription
+from anabranch.kafka.seam import Appender, Broker, Place, Subscription
 from anabranch.registry import Registry, follow, register, worker_entry, worker_gone
 from anabranch.specs import WorkerInfo
+from anabranch.tasks import alongside
 from anabranch.tools.executor import Executor
-from anabranch.tools.worker import Bench, ToolWorker
+from anabranch.tools.serving import Bench
+from anabranch.tools.worker import ToolWorker
 from anabranch.topics import Namespace, TopicSpec
 
 log = logging.getLogger(__name__)
@@ -85,13 +89,33 @@ def broker_of(settings: Settings) -> Broker:
 
 
 class _Worker(Protocol):
-    """What both roles look like from here."""
+    """What both roles look like from here: they are also the listeners of their subscriptions."""
 
     @property
     def running(self) -> int: ...
     def attach(self, subscription: Subscription) -> None: ...
     async def run(self) -> None: ...
-    async def drain(self, timeout_s: float) -> int: ...
+    async def release(self, for_s: float) -> None: ...
+    async def finish(self, timeout_s: float) -> int: ...
+    def end(self) -> None: ...
+    def assigned(self, places: frozenset[Place]) -> None: ...
+    async def revoked(self, places: frozenset[Place], lost: bool) -> None: ...
+    def records(self, place: Place, records: Sequence[Record]) -> None: ...
+    def position(self, place: Place, offset: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Post:
+    """A worker, and where it works."""
+
+    worker: _Worker
+    info: Callable[[], WorkerInfo]
+    topics: Sequence[str]
+    group: str
+    broker: Broker
+    appender: Appender
+    namespace: Namespace
+    settings: WorkerSettings
 
 
 async def serve_agent(
@@ -105,10 +129,9 @@ async def serve_agent(
     """Run an agent worker until asked to stop; returns how many model calls were abandoned."""
     app.check()
     broker, namespace = broker or broker_of(settings), namespace_of(app, settings)
-    await _refuse_bad_topics(broker, app, namespace.specs(app.queues(), settings.kafka.partitions))
-    worker_id = _new_worker_id("agent")
+    await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
+    worker_id, registry = _new_worker_id("agent"), Registry()
     async with broker.appender() as appender, _model(settings, model) as opened:
-        registry = Registry()
         await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs())
         clockwork = Clockwork(time.time, lambda: secrets.token_hex(8), random.Random())
         station = Station(
@@ -124,42 +147,38 @@ async def serve_agent(
             partitions=await broker.partitions(namespace.log),
             response_partitions=await broker.partitions(namespace.responses),
         )
-        worker = AgentWorker(station, settings.worker.commit_s)
-        info = _info(worker_id, "agent", None)
-
-        async def with_registry(rest: Callable[[], Awaitable[int]]) -> int:
-            return await _following(broker, namespace, registry, app, rest)
-
-        async def join() -> int:
-            topics = [namespace.requests, namespace.log]
-            async with broker.subscribe(topics, namespace.agents_group, worker) as subscription:
-                return await _live(worker, subscription, appender, namespace, info, settings, shutdown)
-
-        return await with_registry(join)
+        worker = AgentWorker(station, broker, settings.worker.commit_s)
+        info, topics = _info(worker, worker_id, "agent", None), [namespace.requests, namespace.log]
+        post = _Post(worker, info, topics, namespace.agents_group, broker, appender, namespace, settings.worker)
+        async with _following(broker, namespace, registry, app):
+            return await _serve(post, shutdown)
 
 
 async def serve_tools(
-    app: App, queue: str, settings: Settings, shutdown: Shutdown, *, broker: Broker | None = None
+    app: App, queue: str, settings: Settings, shutdown: Shutdown, *, broker: Broker | None = None, lenient: bool = False
 ) -> int:
-    """Run a tool worker until asked to stop; returns how many calls were abandoned."""
+    """Run a tool worker until asked to stop; returns how many calls were abandoned.
+
+    `lenient` serves at-most-once tools on a broker that cannot keep that promise, for `dev`.
+    """
     app.check()
     tools = app.tools_of(queue)
     if not tools:
         known = ", ".join(sorted({tool.spec.queue for tool in app.tools.values()})) or "none"
         raise ConfigError(f"App {app.name!r} has no tool in queue {queue!r}; its queues are: {known}")
     broker, namespace = broker or broker_of(settings), namespace_of(app, settings)
-    await _refuse_bad_topics(broker, app, namespace.specs([queue], settings.kafka.partitions))
-    worker_id = _new_worker_id("tool")
-    executor = Executor(settings.tool)
+    await _refuse_bad_topics(broker, namespace.specs([queue], settings.kafka.partitions))
+    worker_id, executor = _new_worker_id("tool"), Executor(settings.tool)
     try:
         async with broker.appender() as appender:
             await register(appender, namespace, worker_id, [tool.spec for tool in tools], [])
-            bench = Bench(namespace, worker_id, app, queue, appender, executor, settings.tool, time.time)
+            bench = Bench(namespace, worker_id, app, queue, appender, executor, settings.tool, time.time, lenient)
             worker = ToolWorker(bench, settings.worker.commit_s)
-            info = _info(worker_id, "tool", queue)
-            topics, group = [namespace.calls(queue)], namespace.tools_group(queue)
-            async with broker.subscribe(topics, group, worker) as subscription:
-                return await _live(worker, subscription, appender, namespace, info, settings, shutdown)
+            info, group = _info(worker, worker_id, "tool", queue), namespace.tools_group(queue)
+            topics = [namespace.calls(queue)]
+            return await _serve(
+                _Post(worker, info, topics, group, broker, appender, namespace, settings.worker), shutdown
+            )
     finally:
         executor.close()
 
@@ -180,7 +199,7 @@ async def _given(model: Model) -> AsyncIterator[Model]:
     yield model
 
 
-async def _refuse_bad_topics(broker: Broker, app: App, specs: list[TopicSpec]) -> None:
+async def _refuse_bad_topics(broker: Broker, specs: list[TopicSpec]) -> None:
     """A topic that is missing or would lose data is refused at start, with the command that mends it."""
     lacks = await broker.lacks(specs)
     for lack in lacks:
@@ -190,89 +209,74 @@ async def _refuse_bad_topics(broker: Broker, app: App, specs: list[TopicSpec]) -
         raise TopicsError("\n".join([*dangerous, "Mend them with: anabranch topics apply APP"]))
 
 
-async def _following(
-    broker: Broker, namespace: Namespace, registry: Registry, app: App, rest: Callable[[], Awaitable[int]]
-) -> int:
-    """Follow the registry, and do `rest` once it is known."""
-    async with asyncio.TaskGroup() as tasks:
-        ready = asyncio.Event()
-        following = tasks.create_task(follow(broker, namespace, registry, ready), name="registry")
+@asynccontextmanager
+async def _following(broker: Broker, namespace: Namespace, registry: Registry, app: App) -> AsyncIterator[None]:
+    """Follow the registry; what is inside begins when it is known."""
+    ready = asyncio.Event()
+    async with alongside(follow(broker, namespace, registry, ready), "registry"):
         async with asyncio.timeout(READY_S):
             await ready.wait()
         for agent in app.agent_specs():
             for name in agent.tools:
                 if registry.tool(name) is None:
-                    log.warning(
-                        "agent %s: nobody has registered tool %r yet: a call of it gets an error", agent.name, name
-                    )
-        try:
-            return await rest()
-        finally:
-            following.cancel()
+                    log.warning("agent %s: nobody has registered tool %r yet: a call gets an error", agent.name, name)
+        yield
 
 
-async def _live(
-    worker: _Worker,
-    subscription: Subscription,
-    appender: Appender,
-    namespace: Namespace,
-    info: Callable[[_Worker], WorkerInfo],
-    settings: Settings,
-    shutdown: Shutdown,
-) -> int:
-    """Serve until asked to stop, then drain."""
-    worker.attach(subscription)
-    async with asyncio.TaskGroup() as tasks:
-        serving = tasks.create_task(worker.run(), name="worker")
-        heart = tasks.create_task(_beat(worker, appender, namespace, info, settings.worker.heartbeat_s), name="heart")
-        log.info("%s is up", info(worker).id)
-        shutdown.ready.set()
-        asked = tasks.create_task(shutdown.asked.wait(), name="shutdown")
-        await asyncio.wait({asked, serving}, return_when=asyncio.FIRST_COMPLETED)
-        asked.cancel()
-        log.info("draining: %d in flight", worker.running)
-        abandoned = await _drain(worker, settings.worker.drain_s, shutdown)
-        heart.cancel()
-        subscription.stop()
-        await asyncio.wait({serving})
-        with suppress(Exception):
-            appender.append(worker_gone(namespace, info(worker).id))
-            await appender.flush(1.0)
+# --- the life of a worker ----------------------------------------------------------------------------------------
+
+
+async def _serve(post: _Post, shutdown: Shutdown) -> int:
+    """Serve until asked to stop; then give up all that is ours, leave the group, and finish what is in flight."""
+    worker, drain_s = post.worker, post.settings.drain_s
+    async with alongside(worker.run(), "worker"), alongside(_beat(post), "heart"):
+        async with post.broker.subscribe(post.topics, post.group, worker) as subscription:
+            worker.attach(subscription)
+            async with alongside(subscription.run(), "subscription"):
+                log.info("%s is up", post.info().id)
+                shutdown.ready.set()
+                await shutdown.asked.wait()
+                log.info("draining: %d in flight", worker.running)
+                await _unless_hurried(worker.release(drain_s * 1.25 + 1), shutdown)
+                subscription.stop()
+        await _unless_hurried(worker.finish(drain_s), shutdown)
+        abandoned = worker.running
+        worker.end()
+        post.appender.append(worker_gone(post.namespace, post.info().id))
+        await post.appender.flush(1.0)
     log.info("stopped: %d abandoned", abandoned)
     return abandoned
 
 
-async def _drain(worker: _Worker, timeout_s: float, shutdown: Shutdown) -> int:
-    """Bounded by the settings, and by the second signal."""
-    draining = asyncio.ensure_future(worker.drain(timeout_s))
+async def _unless_hurried(work: Coroutine[Any, Any, object], shutdown: Shutdown) -> None:
+    """Do it, but for no longer than until the second signal."""
+    doing = asyncio.ensure_future(work)
     hurried = asyncio.ensure_future(shutdown.hurry.wait())
-    await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
-    hurried.cancel()
-    if not draining.done():
-        draining.cancel()
-        await asyncio.wait({draining})
-        return worker.running
-    return draining.result()
+    try:
+        await asyncio.wait({doing, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        hurried.cancel()
+        if not doing.done():
+            doing.cancel()
+        await asyncio.wait({doing})
+    if not doing.cancelled():
+        doing.result()
 
 
-async def _beat(
-    worker: _Worker,
-    appender: Appender,
-    namespace: Namespace,
-    info: Callable[[_Worker], WorkerInfo],
-    every_s: float,
-) -> None:
+async def _beat(post: _Post) -> None:
     """A sign of life, every few seconds."""
     while True:
-        appender.append(worker_entry(namespace, info(worker)))
-        await asyncio.sleep(every_s)
+        post.appender.append(worker_entry(post.namespace, post.info()))
+        await asyncio.sleep(post.settings.heartbeat_s)
 
 
-def _info(worker_id: str, role: Literal["agent", "tool"], queue: str | None) -> Callable[[_Worker], WorkerInfo]:
+def _info(
+    worker: AgentWorker | ToolWorker, worker_id: str, role: Literal["agent", "tool"], queue: str | None
+) -> Callable[[], WorkerInfo]:
     started, release = time.time(), version("anabranch")
 
-    def info(worker: _Worker) -> WorkerInfo:
-        waiting = float(getattr(worker, "oldest_waiting_s", 0.0))
+    def info() -> WorkerInfo:
+        waiting = worker.oldest_waiting_s if isinstance(worker, ToolWorker) else 0.0
         return WorkerInfo(worker_id, role, release, started, time.time(), queue, worker.running, waiting)
 
     return info

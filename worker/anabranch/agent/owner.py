@@ -3,7 +3,7 @@
 Silent until it has folded up to the end that was captured when the partition was assigned; from there on it
 performs an effect if the fold still wants it, it is not in flight here, and every record of ours that could
 settle it has been read back. It decides nothing about a run: it appends, and the fold decides. `worker.py`
-feeds it; `admission.py` takes the requests up.
+feeds it; `admission.py` takes the requests up, `calling.py` makes the model calls, `publishing.py` the rest.
 """
 
 from __future__ import annotations
@@ -12,23 +12,19 @@ import asyncio
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 from anabranch import messages as m
 from anabranch.agent import effects, fold
-from anabranch.agent.answer import answer, note_answer
-from anabranch.agent.asking import stream_record, to_request
-from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication
-from anabranch.agent.outbox import call_record, response_record
+from anabranch.agent.calling import ModelCalls
+from anabranch.agent.effects import CallDue, NoteDue, Publication
+from anabranch.agent.publishing import Publisher
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
-from anabranch.agent.thinking import Job, Request
 from anabranch.agent.timers import Timers
-from anabranch.bodies import dump
-from anabranch.codec import Outgoing, Record, decode
+from anabranch.codec import Record, decode
 from anabranch.deadletters import dead_letter
-from anabranch.errors import BrokerError, WireError
+from anabranch.errors import WireError
 from anabranch.kafka.seam import Acked
 
 log = logging.getLogger(__name__)
@@ -49,25 +45,32 @@ class Commit:
     next_request: int
 
 
-class Owner:
-    """See the module. `on_live` is called each time the owner has become live."""
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What an owner tells its worker: that it is live, and that it must know the log's end to go on.
 
-    def __init__(self, partition: int, station: Station, on_live: Callable[[Owner], None]) -> None:
-        self.partition, self._station, self._on_live = partition, station, on_live
+    `may_act` says whether the group still counts us in, as far as we know.
+    """
+
+    on_live: Callable[[Owner], None]
+    on_time_up: Callable[[Owner, Hashable], None]
+    may_act: Callable[[], bool]
+
+
+class Owner:
+    """See the module. `calls` outlives it: they are the process's, not the fold's."""
+
+    def __init__(self, partition: int, station: Station, calls: ModelCalls, hooks: Hooks) -> None:
+        self.partition, self._station, self._calls, self._hooks = partition, station, calls, hooks
         self.state = Partition()
         self.live = False
+        self._giving_up = False
         self._end = 0
-        self._done = 0
-        self._token = station.clockwork.new_id()
-        self._jobs: dict[Life, tuple[int, Job]] = {}
-        self._unread: dict[Life, str] = {}  # the attempt of our reply that is not read back yet
-        self._dispatching: set[str] = set()
-        self._sending: set[Hashable] = set()
-        self._acked: dict[Life, set[Publication]] = {}
+        self._publisher = Publisher(partition, station, self.state, 0, self._close)
         self._needed: dict[Life, Run] = {}  # the runs that are open, or not answered yet
         self._sizes: dict[Life, int] = {}
-        self._answered: dict[Life, bytes] = {}
         self._remembered: dict[Life, None] = {}  # the runs that nobody waits for any more, the oldest first
+        self._read_on: dict[Hashable, int] = {}  # hand-offs whose time is up, and the log's end then
         self._timers = Timers(station.clockwork.now, self._ring)
         self.open_bytes = 0
 
@@ -83,22 +86,28 @@ class Owner:
             if commit.low >= log_begin:  # else it was of a record that is gone: the log itself must tell
                 self.state.next_request = commit.next_request
         self._done = commit.done if commit is not None else 0
+        self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._close)
+        self._calls.begin()
         return self.resume(end)
 
     def resume(self, end: int) -> int:
         """Go on with the fold there is; silent up to `end`. Returns the offset to read from."""
         self._end = end
-        self.live = False
+        self.live = self._giving_up = False
+        self._read_on.clear()
+        self._calls.wanted = self._wanted_call
         return self.state.position
 
     def suspend(self) -> None:
         """The partition is no longer ours: start nothing more. What is in flight goes on."""
-        self.live = False
+        self.live = self._giving_up = False
         self._timers.clear()
+        self._publisher.stop()
 
     def drop(self) -> None:
         """It did not come back: forget the fold, and give its room back."""
         self.suspend()
+        self._calls.wanted = lambda life, turn: None
         self._station.room.change(-self.open_bytes)
         self.open_bytes = 0
 
@@ -115,61 +124,83 @@ class Owner:
         for run in list(self.state.runs.values()):
             self._act(run)
         for offset in list(self.state.notes):
-            self._publish(NoteDue(offset))
-        self._on_live(self)
+            self._publisher.publish(NoteDue(offset))
+        self._hooks.on_live(self)
+
+    # --- giving the partition up: start nothing more, and tell the next owner what goes on ----------------------
+
+    def give_up(self) -> None:
+        """From here on only what has been folded is published."""
+        self._giving_up = self.live
+        self._timers.clear()
+
+    @property
+    def has_dispatches_to_read(self) -> bool:
+        return self._giving_up and self._publisher.dispatching
+
+    def under_way(self) -> list[asyncio.Future[Acked]]:
+        """The publications that are not acknowledged."""
+        return self._publisher.under_way()
+
+    def hand_off(self, for_s: float) -> list[asyncio.Future[Acked]]:
+        """Append who goes on with what, and how far the publications are done."""
+        sent = self._calls.hand_off(for_s, lambda: self.live)
+        if self.live:
+            sent.append(self._station.append(self.partition, m.PartitionReleased(self._done_now())))
+        return sent
 
     # --- folding ----------------------------------------------------------------------------------------------
 
     def fold(self, records: Sequence[Record]) -> None:
         """Fold what was read, then act on the runs that it spoke of."""
-        touched: dict[str, Run] = {}
+        touched: dict[Life, Run] = {}
         for record in records:
             if record.offset >= self.state.position:
                 for run in self._fold_one(record):
-                    touched[run.run_id] = run
+                    touched[run.run_id, run.life] = run
         if self.live:
             for run in touched.values():
                 self._act(run)
+            self._go_on_after_time_up()
         else:
             self.caught_up(self.state.position)
 
     def _fold_one(self, record: Record) -> list[Run]:
-        event: m.Event | None
-        try:
-            event = decode(record)
-        except WireError as error:
-            event = None
-            if record.offset >= self._done:
-                log.error("%s/%d/%d cannot be read: %s", record.topic, record.partition, record.offset, error)
-                self._station.send(dead_letter(self._station.namespace, record, str(error)))
+        event = self._decode(record)
         before = self.state.runs.get(getattr(event, "run_id", None) or "")
         run = fold.apply(self.state, event, record.offset, record.timestamp / 1000)
         if before is not None and before is not run:
             self._replaced(before)
-        self._read_back(event)
-        if isinstance(event, m.RequestNoted) and event.code == "rejected" and record.offset in self.state.notes:
-            self._publish(NoteDue(record.offset))
-        if isinstance(event, m.UnknownEvent):
-            log.error("offset %d: %s: run %s is parked", record.offset, event.reason, event.run_id)
+        match event:
+            case m.ModelReplied() | m.ModelFailed():
+                self._calls.read_back(event)
+            case m.CallDispatched():
+                self._publisher.read_back(event)
+            case m.RequestNoted() if self.live and event.code == "rejected":
+                self._publisher.publish(NoteDue(record.offset))
+            case m.CallsHandedOff():
+                return [run for call in event.calls if (run := self.state.runs.get(fold.run_of(call))) is not None]
+            case m.UnknownEvent():
+                log.error("offset %d: %s: run %s is parked", record.offset, event.reason, event.run_id)
         if run is None:
             return []
         self._account(run)
         return [run]
 
-    def _read_back(self, event: m.Event | None) -> None:
-        match event:
-            case m.ModelReplied() | m.ModelFailed():
-                if self._unread.get((event.run_id, event.life)) == event.attempt:
-                    del self._unread[event.run_id, event.life]
-            case m.CallDispatched():
-                self._dispatching.discard(event.call_id)
+    def _decode(self, record: Record) -> m.Event | None:
+        try:
+            return decode(record)
+        except WireError as error:
+            if record.offset >= self._done:
+                log.error("%s/%d/%d cannot be read: %s", record.topic, record.partition, record.offset, error)
+                self._station.send(dead_letter(self._station.namespace, record, str(error)))
+            return None
 
     def _replaced(self, run: Run) -> None:
         """Another life of it was opened: whatever this one still wanted is wanted no more."""
         life = (run.run_id, run.life)
         self._needed.pop(life, None)
-        if (known := self._jobs.pop(life, None)) is not None:
-            self._station.thinker.cancel(known[1])
+        self._calls.drop(life)
 
     def _account(self, run: Run) -> None:
         """Keep count of the bytes of open runs."""
@@ -188,172 +219,43 @@ class Owner:
 
     def _act(self, run: Run) -> None:
         """Whatever the fold wants of this run, and nobody here is doing yet."""
-        self._call_model(run)
+        if not self._giving_up:
+            self._call_model(run)
         for due in effects.publications(run):
-            self._publish(due)
+            self._publisher.publish(due, may_dispatch=not self._giving_up)
         if run.open:
             self._arm(run)
         else:
             self._close(run)
 
     def _call_model(self, run: Run) -> None:
-        life, due = (run.run_id, run.life), effects.model_due(run)
-        known = self._jobs.get(life)
-        if known is not None and (due is None or known[0] != due.turn):
-            self._station.thinker.cancel(known[1])
-            del self._jobs[life]
-            known = None
-        if due is None or known is not None or life in self._unread:
-            return
-        job = Job(
-            run.opening.request.tenant or "",
-            prepare=partial(self._prepare, life, due.turn),
-            append=partial(self._append_of_model, life),
-            on_event=partial(self._speak, run),
-        )
-        self._jobs[life] = (due.turn, job)
-        self._station.thinker.submit(job)
+        due = effects.model_due(run)
+        if due is not None and not self._may_call(run):
+            due = None
+        self._calls.want(run, due)
 
-    def _prepare(self, life: Life, turn: int) -> Request | None:
-        """The model call, if it is still ours to make."""
+    def _may_call(self, run: Run) -> bool:
+        """Somebody who handed the call off may still be on it: wait, and then read on to the log's end."""
+        others = [hand_off for hand_off in run.hand_offs.values() if hand_off.worker != self._station.worker_id]
+        for hand_off in others:
+            key = ("model", run.run_id, run.life, run.turn, hand_off.offset)
+            if key not in self._read_on:
+                self._timers.arm(key, self._station.clockwork.now() + hand_off.for_s)
+                return False
+            if self.state.position < self._read_on[key]:
+                return False
+        return True
+
+    def _wanted_call(self, life: Life, turn: int) -> Run | None:
+        """The run that owes this model call, if we may make it."""
         run = self.state.runs.get(life[0])
-        if not self.live or run is None or run.life != life[1] or not run.owed or run.turn != turn:
-            self._jobs.pop(life, None)
-            return None
-        try:
-            return to_request(run, self._station.registry)
-        except Exception as error:  # noqa: BLE001 - whatever it was, only this run may suffer
-            attempt = self._station.clockwork.new_id()
-            failure = m.RunError("internal", f"the model call could not be prepared: {error}")
-            self._append_of_model(life, m.ModelFailed(life[0], life[1], turn, attempt, failure))
-            return None
-
-    def _append_of_model(self, life: Life, event: m.Event) -> None:
-        """A reply counts when it is read back; until then the call is not made again."""
-        if isinstance(event, m.ModelReplied | m.ModelFailed):
-            self._jobs.pop(life, None)
-            self._unread[life] = event.attempt
-        sent = self._station.append(self.partition, event)
-        sent.add_done_callback(partial(self._appended, life, event))
-
-    def _appended(self, life: Life, event: m.Event, sent: asyncio.Future[Acked]) -> None:
-        if sent.cancelled() or (error := sent.exception()) is None:
-            return
-        log.error("run %s: %s could not be appended: %s", life[0], type(event).__name__, error)
-        if isinstance(event, m.ModelReplied):
-            attempt = self._station.clockwork.new_id()
-            failure = m.RunError("internal", f"the reply could not be written to the log: {error}")
-            self._append_of_model(life, m.ModelFailed(life[0], life[1], event.turn, attempt, failure))
-
-    def _speak(self, run: Run, request: Request, event: dict[str, Any]) -> None:
-        if run.opening.request.stream:
-            record = stream_record(self._station.namespace, run, request, event)
-            if record is not None:
-                self._station.send(record)
-
-    # --- publications ---------------------------------------------------------------------------------------------
-
-    def _is_settled(self, due: Publication) -> bool:
-        if not isinstance(due, NoteDue) and due in self._acked.get((due.run_id, due.life), ()):
-            return True
-        amo = isinstance(due, CallDue) and due.at_most_once
-        return not amo and due.cause < max(self._done, self.state.done)
-
-    def _publish(self, due: Publication) -> None:
-        if not self.live or due in self._sending or self._is_settled(due):
-            return
-        if isinstance(due, NoteDue) and due.cause not in self.state.notes:
-            return
-        if isinstance(due, CallDue) and due.at_most_once and not self._may_publish(due):
-            return
-        record = self._record(due)
-        if record is None:
-            return
-        self._sending.add(due)
-        once = isinstance(due, CallDue) and due.at_most_once
-        self._station.send(record, once).add_done_callback(partial(self._published, due))
-
-    def _may_publish(self, due: CallDue) -> bool:
-        """At most once: only the token that the log has accepted, and only once."""
-        run = self.state.runs[due.run_id]
-        call = run.call(due.call_id)
-        if call is None or due.call_id in self._dispatching:
-            return False
-        if call.token is None:
-            self._dispatching.add(due.call_id)
-            event = m.CallDispatched(due.run_id, due.life, due.call_id, self._token)
-            self._station.append(self.partition, event)
-            return False
-        if call.token == self._token:
-            self._settle(due)  # even if no acknowledgement ever comes
-            return True
-        return False
-
-    def _settle(self, due: CallDue | AnswerDue) -> None:
-        self._acked.setdefault((due.run_id, due.life), set()).add(due)
-
-    def _record(self, due: Publication) -> Outgoing | None:
-        """What is to be sent, or None if it is no longer wanted or cannot be made."""
-        try:
-            return self._made(due)
-        except Exception as error:
-            log.exception("%s cannot be made", due)
-            self._not_published(due, error)
-            return None
-
-    def _made(self, due: Publication) -> Outgoing | None:
-        if isinstance(due, NoteDue):
-            note = self.state.notes[due.cause]
-            return response_record(self._station, note.run_id, note.reply_to, note_answer(note))
-        run = self.state.runs.get(due.run_id)
-        if run is None or run.life != due.life:
-            return None
-        if isinstance(due, CallDue):
-            return call_record(self._station, self.partition, run, due.call_id)
-        return response_record(self._station, run.run_id, run.addresses[due.index].reply_to, self._answer(run))
-
-    def _answer(self, run: Run) -> bytes:
-        life = (run.run_id, run.life)
-        body = self._answered.get(life)
-        if body is None:
-            body = self._answered[life] = answer(run)
-        return body
-
-    def _published(self, due: Publication, sent: asyncio.Future[Acked]) -> None:
-        self._sending.discard(due)
-        if sent.cancelled():  # as good as lost: it may not count as published
-            return
-        if (error := sent.exception()) is not None:
-            self._not_published(due, error)
-            return
-        if isinstance(due, NoteDue):
-            self.state.notes.pop(due.cause, None)
-            self.state.note_links.pop(due.cause, None)
-            return
-        run = self.state.runs.get(due.run_id)
-        if run is not None and run.life == due.life:
-            self._settle(due)
-            self._close(run)
-
-    def _not_published(self, due: Publication, error: BaseException) -> None:
-        """Nothing was written, and sending it again as it is would not help."""
-        log.error("%s could not be published: %s", due, error)
-        if isinstance(due, CallDue):
-            if due.at_most_once and isinstance(error, BrokerError):
-                return  # it may have been: its deadline answers "outcome unknown"
-            body = dump(m.ToolResult(f"the call could not be handed to a worker: {error}"))
-            event = m.ToolReturned(due.run_id, due.life, due.call_id, "error", body)
-            self._station.append(self.partition, event)
-        elif isinstance(error, BrokerError):
-            self._timers.arm(("again", due), self._station.clockwork.now() + 5 * AGAIN_S)
-        elif isinstance(due, AnswerDue) and (run := self.state.runs.get(due.run_id)) is not None:
-            self._answered[run.run_id, run.life] = answer(run, brief=True)
-            self._publish(due)
+        ours = self.live and not self._giving_up and self._hooks.may_act()
+        return run if ours and run is not None and run.life == life[1] and run.owed and run.turn == turn else None
 
     # --- the end of a run -------------------------------------------------------------------------------------------
 
     def _unanswered(self, run: Run) -> bool:
-        return any(not self._is_settled(due) for due in effects.publications(run))
+        return any(not self._publisher.is_settled(due) for due in effects.publications(run))
 
     def _close(self, run: Run) -> None:
         """Once it is answered, keep no more of a run than its answer, and of those not too many."""
@@ -364,9 +266,9 @@ class Owner:
         for call_id in [call_id for turn in run.turns for call_id in turn.calls]:
             self._timers.disarm(("call", *life, call_id))
         self._timers.disarm(("run", *life))
-        if life in self._answered:  # else it was answered before our time, and may be asked for again
+        if self._publisher.has_answer(life):  # else it was answered before our time, and may be asked for again
             run.turns.clear()
-        self._acked[life] = {due for due in self._acked.get(life, ()) if isinstance(due, AnswerDue)}
+        self._publisher.keep_answers_only(life)
         self._remembered[life] = None
         while len(self._remembered) > REMEMBERED:
             self._forget(next(iter(self._remembered)))
@@ -378,8 +280,7 @@ class Owner:
             if self._unanswered(run):
                 return  # somebody has asked for it again: it comes back when that is answered
             del self.state.runs[life[0]]
-        self._answered.pop(life, None)
-        self._acked.pop(life, None)
+        self._publisher.forget(life)
 
     # --- timers -------------------------------------------------------------------------------------------------------
 
@@ -388,28 +289,53 @@ class Owner:
         if (batch := run.batch) is None:
             return
         for call_id, call in batch.calls.items():
-            if call.due is not None and call.result is None and call.planned.deadline_s is not None:
+            if call.due is None or call.result is not None:
+                continue
+            if call.planned.deadline_s is not None:
                 self._timers.arm(("call", run.run_id, run.life, call_id), run.deadline_of(call) + 0.001)
+            if call.hand_off is not None:
+                key = ("lost", run.run_id, run.life, call_id, call.hand_off.offset)
+                self._timers.arm(key, self._station.clockwork.now() + call.hand_off.for_s)
 
     def _ring(self, key: Hashable) -> None:
         """A time has come by our clock. Whether it has by the broker's, the fold will say; until then, again."""
-        if not self.live or not isinstance(key, tuple):
-            return
-        if key[0] == "again":
-            self._publish(key[1])
+        if not self.live or self._giving_up or not isinstance(key, tuple):
             return
         run = self.state.runs.get(key[1])
         if run is None or run.life != key[2] or not run.open or run.parked:
             return
+        if key[0] == "model":
+            self._hooks.on_time_up(self, key)
+        elif (event := self._timed_event(run, key)) is not None and self._hooks.may_act():
+            self._station.append(self.partition, event)
+            self._timers.arm(key, self._station.clockwork.now() + AGAIN_S)
+
+    def _timed_event(self, run: Run, key: tuple[Any, ...]) -> m.Event | None:
         if key[0] == "run":
-            event: m.Event = m.RunExpired(run.run_id, run.life, "the run's deadline has passed")
-        elif (call := run.call(key[3])) is not None and call.result is None:
+            return m.RunExpired(run.run_id, run.life, "the run's deadline has passed")
+        call = run.call(key[3])
+        if call is None or call.result is not None:
+            return None
+        if key[0] == "call":
             reason = f"{call.planned.tool} had no result {call.planned.deadline_s:g} s after it was published"
-            event = m.CallExpired(run.run_id, run.life, key[3], reason)
-        else:
-            return
-        self._station.append(self.partition, event)
-        self._timers.arm(key, self._station.clockwork.now() + AGAIN_S)
+            return m.CallExpired(run.run_id, run.life, key[3], reason)
+        if call.hand_off is None or call.hand_off.offset != key[4]:
+            return None
+        return m.CallLost(run.run_id, run.life, key[3], call.hand_off.offset)
+
+    def read_on(self, key: Hashable, end: int) -> None:
+        """The time of a hand-off is up, and the log ended at `end` then: up to there a reply may still stand."""
+        self._read_on[key] = end
+        self._go_on_after_time_up()
+
+    def _go_on_after_time_up(self) -> None:
+        for key, end in list(self._read_on.items()):
+            if self.live and self.state.position >= end and isinstance(key, tuple):
+                run = self.state.runs.get(key[1])
+                if run is None or run.life != key[2] or run.turn != key[3] or not run.owed:
+                    del self._read_on[key]
+                else:
+                    self._act(run)
 
     # --- the commit -------------------------------------------------------------------------------------------------
 
@@ -426,7 +352,7 @@ class Owner:
     def _low(self) -> tuple[int, int]:
         """The oldest event that is still needed, and `next_request` as of there."""
         firsts = [
-            (run.first, run.next_as_of_first) for run in self.state.runs.values() if run.open or self._unanswered(run)
+            (run.first, run.next_as_of_first) for run in self._needed.values() if run.open or self._unanswered(run)
         ]
         firsts += [(offset, self.state.note_links[offset]) for offset in self.state.notes]
         return min(firsts, default=(self.state.position, self.state.next_request or 0))
@@ -441,6 +367,6 @@ class Owner:
         wanted = (
             due.cause
             for due in self._wanted()
-            if not (isinstance(due, CallDue) and due.at_most_once) and not self._is_settled(due)
+            if not (isinstance(due, CallDue) and due.at_most_once) and not self._publisher.is_settled(due)
         )
         return min(wanted, default=self.state.position)

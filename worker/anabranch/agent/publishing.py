@@ -162,7 +162,7 @@ class Publisher:
         """Nothing was written, and sending it again as it is would not help."""
         log.error("%s could not be published: %s", due, error)
         if isinstance(due, CallDue):
-            if due.at_most_once:
+            if due.at_most_once and isinstance(error, BrokerError):
                 return  # it may have been: its deadline answers "outcome unknown"
             body = dump(m.ToolResult(f"the call could not be handed to a worker: {error}"))
             event = m.ToolReturned(due.run_id, due.life, due.call_id, "error", body)

@@ -83,6 +83,11 @@ class MemorySubscription:
     def group(self) -> Group:
         return self._group
 
+    @property
+    def alive(self) -> bool:
+        """Nobody freezes in here: who is expelled finds out as any zombie does."""
+        return True
+
     # --- membership -------------------------------------------------------------------------------------------
 
     def learn(self) -> None:
@@ -293,6 +298,8 @@ class MemoryReader:
 
 
 def _begin(partition: Partition, start: Start) -> int:
+    if isinstance(start, Mapping):
+        return start[partition.place]
     if start == "begin":
         return partition.begin
     if start == "end":

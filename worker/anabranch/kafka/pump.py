@@ -46,7 +46,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         admin: Admin,
     ) -> None:
         self._topics, self._group, self._listener, self._admin = list(topics), group, listener, admin
-        self._where = settings.bootstrap
+        self._where, self._session_s = settings.bootstrap, settings.session_timeout_s
+        self._polled = time.monotonic()
         self._stopped = False
         self._begun: dict[Place, int] = {}
         self._sought: dict[Place, int] = {}
@@ -87,6 +88,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         try:
             while not self._stopped:
                 batches = await self._consumer.getmany(timeout_ms=int(POLL_S * 1000))
+                self._polled = time.monotonic()
                 asked = self._seeks
                 for where, records in batches.items():
                     place = Place(where.topic, where.partition)
@@ -99,6 +101,11 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
 
     def stop(self) -> None:
         self._stopped = True
+
+    @property
+    def alive(self) -> bool:
+        """A process that was frozen finds out here, before its first heartbeat does."""
+        return time.monotonic() - self._polled < self._session_s
 
     def _deliver(self, place: Place, records: Sequence[Any]) -> None:
         begun = self._begun.get(place)

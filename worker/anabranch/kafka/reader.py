@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -56,6 +56,8 @@ class KafkaReader:
             self._positions[Place(place.topic, place.partition)] = offset
 
     async def _offsets(self, start: Start) -> dict[TopicPartition, int]:
+        if isinstance(start, Mapping):
+            return {TopicPartition(*place): offset for place, offset in start.items()}
         if start == "begin":
             return dict(await self._consumer.beginning_offsets(self._places))
         ends = dict(await self._consumer.end_offsets(self._places))

@@ -103,6 +103,11 @@ class Subscription(Protocol):
 
     def stop(self) -> None: ...
 
+    @property
+    def alive(self) -> bool:
+        """False when the session may have been lost: nothing may be started then."""
+        ...
+
     def seek(self, place: Place, offset: int) -> None:
         """Begin, or go on, at `offset`, paused or not. Of a place that is not ours: nothing happens."""
         ...
@@ -140,8 +145,8 @@ class Reader(Protocol):
     def position(self, place: Place) -> int: ...
 
 
-Start = Literal["begin", "end"] | float
-"""Where a reader begins: at the oldest record, after the newest one, or at a time in epoch seconds."""
+Start = Literal["begin", "end"] | float | Mapping[Place, int]
+"""Where a reader begins: at the oldest record, after the newest one, at a time in epoch seconds, or at offsets."""
 
 
 class Broker(Protocol):

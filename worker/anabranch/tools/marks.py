@@ -16,34 +16,47 @@ from typing import Final
 from anabranch.errors import WireError
 
 FULL: Final = 3000
+"""Bytes that may be used."""
+PAUSE: Final = 2250
+"""Bytes from which on nothing more is taken in."""
 _VERSION: Final = "1"
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Offsets above the committed one. `finished` are over; `begun` may have been started, and must not be again."""
+    """Offsets above the committed one. `finished` are over; `begun` may have been started, and must not be again.
+
+    `held` are serial keys that a former owner goes on with, each until an epoch second.
+    """
 
     finished: frozenset[int] = frozenset()
     begun: frozenset[int] = frozenset()
+    held: tuple[tuple[str, int], ...] = ()
 
 
 def write(low: int, marks: Marks) -> str:
     """The metadata for a commit at `low`. Offsets below `low` are left out: the commit itself says them."""
-    sets = (_pack(low, marks.finished), _pack(low, marks.begun))
-    return " ".join((_VERSION, *sets)) if any(sets) else ""
+    held = ",".join(f"{key}={until:x}" for key, until in marks.held)
+    parts = (_pack(low, marks.finished), _pack(low, marks.begun), held)
+    return " ".join((_VERSION, *parts)) if any(parts) else ""
 
 
 def read(low: int, metadata: str) -> Marks:
     """The marks of a commit at `low`. Raises `WireError` for what another version wrote."""
     if not metadata:
         return Marks()
-    version, *sets = metadata.split(" ")
-    if version != _VERSION or len(sets) != 2:
+    version, *parts = metadata.split(" ")
+    if version != _VERSION or len(parts) != 3:
         raise WireError(f"commit metadata {metadata[:40]!r} is of another version")
     try:
-        return Marks(_unpack(low, sets[0]), _unpack(low, sets[1]))
+        return Marks(_unpack(low, parts[0]), _unpack(low, parts[1]), _read_held(parts[2]))
     except ValueError as error:
         raise WireError(f"commit metadata {metadata[:40]!r} cannot be read: {error}") from None
+
+
+def _read_held(text: str) -> tuple[tuple[str, int], ...]:
+    pairs = (entry.split("=") for entry in text.split(",")) if text else ()
+    return tuple((key, int(until, 16)) for key, until in pairs)
 
 
 def _pack(low: int, offsets: Iterable[int]) -> str:

@@ -1,75 +1,61 @@
 """The tool role: a member of the group `tools.<queue>` that executes the calls of its partitions.
 
-consume → lane → limiter → timeout → execute → append the result → mark the offset. Calls of one partition
-run concurrently and finish out of order; only those with a serial key wait for each other. A call that
-cannot be read, is unknown or is too late costs only itself. `runtime.py` starts and drains it.
+Calls of one partition run concurrently and finish out of order; a commit says which are finished, and which
+at-most-once calls may have begun. When partitions are taken away, what runs goes on: it is handed off in the
+logs of its runs, and marked as finished. A call that cannot be read, is unknown or is too late costs only
+itself. `serving.py` executes; `runtime.py` starts and ends the worker.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from anabranch.app import App, Call, Tool
-from anabranch.bodies import depth_of, dump, read
-from anabranch.codec import Outgoing, Record, cloud_event, header
-from anabranch.config import ToolSettings
-from anabranch.deadletters import dead_letter
-from anabranch.errors import AnabranchError, TooLarge, WireError
-from anabranch.kafka.seam import Appender, Committed, Place, Subscription
-from anabranch.limits import Pacer, Serially
-from anabranch.messages import ToolCall, ToolResult
-from anabranch.tools.executor import Execution, Executor
+from anabranch.codec import Record, encode
+from anabranch.errors import AnabranchError, ConfigError, WireError
+from anabranch.kafka.seam import Acked, Committed, Place, Subscription
+from anabranch.messages import CallsHandedOff
+from anabranch.tools import marks
+from anabranch.tools.marks import Marks
 from anabranch.tools.progress import Progress
-from anabranch.topics import BODY_BYTES, Namespace
+from anabranch.tools.serving import Bench, Job, Service, read_job
 
 log = logging.getLogger(__name__)
 
 AGAIN_S: Final = 0.5
+SETTLE_S: Final = 8.0
+"""How long a revoke waits for the broker: the group waits for the revoke."""
 WAITING: Final = 4000
 """How many calls of one partition are taken in; beyond it the partition pauses."""
-REMEMBERED: Final = 50_000
-MAX_INPUT_DEPTH: Final = 150
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What a tool worker works with. `namespace` and `worker_id` name it to others."""
-
-    namespace: Namespace
-    worker_id: str
-    app: App
-    queue: str
-    appender: Appender
-    executor: Executor
-    settings: ToolSettings
-    now: Callable[[], float]
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A call that was taken in. `begun` once it runs: from then on it goes on, whatever the group does."""
-
-    record: Record
-    call: ToolCall
-    life: str
-    arrived_at: float
-    begun: bool = False
-    task: asyncio.Task[None] | None = None
+MARGIN: Final = 0.1
+"""The part of a hand-off's time that the giver leaves unused: clocks and networks are not perfect."""
+METADATA: Final = 4000
+"""Bytes of a commit's metadata that Kafka surely takes."""
+_PROBE: Final = marks.write(0, Marks(held=(("probe", 0),)))
 
 
 @dataclass(slots=True)
 class _Lane:
-    """One partition: how far it is done, and what was taken in."""
+    """One partition: how far it is done, what was taken in, and the serial keys that others go on with."""
 
     progress: Progress
-    jobs: set[_Job] = field(default_factory=set)
+    held: dict[str, int] = field(default_factory=dict)
+    jobs: set[Job] = field(default_factory=set)
     paused: bool = False
+    crowded: bool = False
+
+    def commit(self, now: float) -> Committed | None:
+        """What may be committed; None if it would be more than Kafka takes."""
+        low = self.progress.low
+        found = self.progress.marks
+        held = tuple((key, until) for key, until in self.held.items() if until > now)
+        metadata = marks.write(low, Marks(found.finished, found.begun, held))
+        self.crowded = len(metadata) > marks.PAUSE
+        return Committed(low, metadata) if len(metadata) <= METADATA else None
 
 
 class ToolWorker:
@@ -78,23 +64,24 @@ class ToolWorker:
     def __init__(self, bench: Bench, commit_s: float) -> None:
         self._bench, self._commit_s = bench, commit_s
         self._tools = {tool.name: tool for tool in bench.app.tools_of(bench.queue)}
+        self._service = Service(bench, self._tools, self._held_until)
         self._subscription: Subscription | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._taking_over: asyncio.Task[None] | None = None
         self._assigned: frozenset[Place] = frozenset()
         self._lanes: dict[Place, _Lane] = {}
+        self._executing: dict[Place, dict[int, Job]] = {}
         self._committed: dict[Place, Committed] = {}
-        self._slots = asyncio.Semaphore(bench.settings.concurrency)
-        self._per_tool = {t.name: asyncio.Semaphore(t.concurrency) for t in self._tools.values() if t.concurrency}
-        limits = {tool.limit.name: tool.limit for tool in self._tools.values() if tool.limit is not None}
-        self._pacers = {name: Pacer(limit.per_second, limit.concurrency) for name, limit in limits.items()}
-        self._serially = Serially()
-        self._executing: dict[str, _Job] = {}
-        self._seen: OrderedDict[str, int] = OrderedDict()  # call id -> the dispatch that was answered
+        self._confirmations: list[asyncio.Future[bool]] = []
+        self._commit_now = asyncio.Event()
+        self._metadata_kept: bool | None = None
         self._stopping = False
+        self._over = asyncio.Event()
 
     def attach(self, subscription: Subscription) -> None:
+        """From here on partitions are taken over. The group may have assigned them before."""
         self._subscription = subscription
+        self._start_to_take_over()
 
     @property
     def subscription(self) -> Subscription:
@@ -104,7 +91,7 @@ class ToolWorker:
     @property
     def running(self) -> int:
         """Calls that execute now."""
-        return len(self._executing)
+        return sum(len(jobs) for jobs in self._executing.values())
 
     @property
     def oldest_waiting_s(self) -> float:
@@ -113,230 +100,304 @@ class ToolWorker:
         return max(0.0, self._bench.now() - min(waiting)) if waiting else 0.0
 
     async def run(self) -> None:
-        """Execute calls until the subscription stops."""
+        """Execute calls until `end`."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             committing = tasks.create_task(self._commit_for_ever(), name="commits")
             self._start_to_take_over()
-            await self.subscription.run()
+            await self._over.wait()
             committing.cancel()
             if self._taking_over is not None:
                 self._taking_over.cancel()
-            for lane in self._lanes.values():
-                for job in lane.jobs:
-                    if job.task is not None:
-                        job.task.cancel()
+            for job in [*self._running(), *(job for lane in self._lanes.values() for job in lane.jobs)]:
+                job.drop()
 
-    async def drain(self, timeout_s: float) -> int:
-        """Take nothing more, finish what runs; returns how many calls were abandoned."""
+    async def release(self, for_s: float) -> None:
+        """Take nothing more, and give all partitions up; what runs goes on for `for_s` at most."""
         self._stopping = True
-        for lane in self._lanes.values():
-            self._drop_waiting(lane)
-        tasks = {job.task for job in self._executing.values() if job.task is not None}
-        if tasks:
+        await self._give_up(for_s)
+
+    async def finish(self, timeout_s: float) -> int:
+        """Let the calls end that run; returns how many were abandoned."""
+        if tasks := {job.task for job in self._running() if job.task is not None}:
             _, pending = await asyncio.wait(tasks, timeout=timeout_s)
             if pending:
                 log.warning("%d calls were still running after %g s", len(pending), timeout_s)
         await self._bench.appender.flush(max(1.0, timeout_s / 10))
-        await self._commit()
-        return len(self._executing)
+        return self.running
+
+    def end(self) -> None:
+        self._over.set()
+
+    def _running(self) -> list[Job]:
+        return [job for jobs in self._executing.values() for job in jobs.values()]
 
     # --- listener ----------------------------------------------------------------------------------------------
 
     def assigned(self, places: frozenset[Place]) -> None:
         log.info("assigned %d partitions of queue %s", len(places), self._bench.queue)
-        for place in self._lanes.keys() - places:
-            del self._lanes[place]
         self._assigned = places
         self._start_to_take_over()
 
     def _start_to_take_over(self) -> None:
-        """The group may assign before `run` has begun."""
-        if self._tasks is not None and not self._stopping:
-            self._taking_over = self._tasks.create_task(self._take_over(self._assigned), name="take over")
-
-    async def revoked(self, places: frozenset[Place], lost: bool) -> None:
+        if self._tasks is None or self._subscription is None or self._stopping:
+            return
         if self._taking_over is not None:
             self._taking_over.cancel()
-        for lane in self._lanes.values():
-            self._drop_waiting(lane)
-        offsets = {} if lost else self._offsets()
-        self._committed.clear()
-        if offsets:
-            await self.subscription.commit(offsets)
+        self._taking_over = self._tasks.create_task(self._take_over(self._assigned), name="take over")
+
+    async def revoked(self, places: frozenset[Place], lost: bool) -> None:
+        if self._stopping:
+            return  # all has been given up already
+        if lost:
+            self._let_go()
+        else:
+            await self._give_up(self._bench.settings.hand_off_s)
 
     def records(self, place: Place, records: Sequence[Record]) -> None:
         lane = self._lanes.get(place)
         if lane is None or self._stopping:
             return
         for record in records:
-            if lane.progress.take(record.offset):
-                self._take_in(lane, record)
-        if len(lane.jobs) >= WAITING and not lane.paused:
-            lane.paused = True
-            self.subscription.pause(place)
+            taken = lane.progress.take(record.offset)
+            if taken != "known":
+                self._take_in(lane, record, was_begun=taken == "begun")
+        self._pace(place, lane)
 
     def position(self, place: Place, offset: int) -> None:
         """Nothing to do: what was delivered has been taken in."""
 
-    def _drop_waiting(self, lane: _Lane) -> None:
-        """What has not begun will be read again, by whoever gets the partition."""
-        for job in list(lane.jobs):
-            if not job.begun:
-                lane.jobs.discard(job)
-                lane.progress.give_back(job.record.offset)
-                if job.task is not None:
-                    job.task.cancel()
+    def _pace(self, place: Place, lane: _Lane) -> None:
+        """Pause a partition that has more calls than there is room for; go on when there is room again."""
+        if not lane.paused and (lane.crowded or len(lane.jobs) >= WAITING):
+            lane.paused = True
+            self.subscription.pause(place)
+        elif lane.paused and not lane.crowded and len(lane.jobs) <= WAITING // 2:
+            lane.paused = False
+            self.subscription.resume(place)
+
+    # --- taking over ----------------------------------------------------------------------------------------------
 
     async def _take_over(self, places: frozenset[Place]) -> None:
         while True:
             try:
                 return await self._begin(sorted(places))
+            except ConfigError:
+                raise
             except AnabranchError as error:
                 log.warning("cannot take over yet: %s", error)
                 await asyncio.sleep(AGAIN_S)
 
     async def _begin(self, places: Sequence[Place]) -> None:
+        """Every assignment reads the commit again. What runs here goes on."""
         begins, committed = await self.subscription.begins(places), await self.subscription.committed(places)
+        if places:
+            await self._find_out_about_metadata(places[0], committed.get(places[0]), begins[places[0]])
         for place in places:
-            lane = self._lanes.get(place)
-            if lane is None:
-                known = committed.get(place)
-                position = max(known.offset, begins[place]) if known is not None else begins[place]
-                lane = self._lanes[place] = _Lane(Progress(position))
-            lane.paused = False
+            lane = self._lanes[place] = self._new_lane(place, committed.get(place), begins[place])
             self.subscription.seek(place, lane.progress.position)
+
+    def _new_lane(self, place: Place, committed: Committed | None, begin: int) -> _Lane:
+        position, known = begin, Marks()
+        if committed is not None and committed.offset >= begin:
+            position = committed.offset
+            try:
+                known = marks.read(position, committed.metadata)
+            except WireError as error:
+                log.error("%s/%d: %s: calls may be executed again", *place, error)
+        return _Lane(Progress(position, known, self._executing.get(place, {})), dict(known.held))
+
+    async def _find_out_about_metadata(self, place: Place, committed: Committed | None, begin: int) -> None:
+        """At most once needs commits that say which calls have begun."""
+        if self._metadata_kept is not None or not any(t.spec.delivery == "at_most_once" for t in self._tools.values()):
+            return
+        if committed is not None and committed.metadata:
+            self._metadata_kept = True
+            return
+        probe = Committed(committed.offset if committed is not None else begin, _PROBE)
+        if not await self.subscription.commit({place: probe}):
+            raise AnabranchError("a first commit was not confirmed")
+        found = (await self.subscription.committed([place])).get(place)
+        self._metadata_kept = found is not None and bool(found.metadata)
+        if not self._metadata_kept and not self._bench.lenient:
+            raise ConfigError(
+                "this broker keeps no commit metadata, so at_most_once cannot be kept: use Apache Kafka for these tools"
+            )
+
+    def _let_go(self) -> None:
+        """Nothing is ours any more: what has not begun will be read again, by whoever gets the partition."""
+        if self._taking_over is not None:
+            self._taking_over.cancel()
+        for lane in self._lanes.values():
+            self._drop_waiting(lane)
+        self._lanes.clear()
+        self._committed.clear()
+        self._resolve(False)
+
+    def _drop_waiting(self, lane: _Lane) -> None:
+        for job in [job for job in lane.jobs if not job.begun]:
+            lane.jobs.discard(job)
+            lane.progress.give_back(job.record.offset)
+            job.drop()
+
+    # --- giving up --------------------------------------------------------------------------------------------------
+
+    async def _give_up(self, for_s: float) -> None:
+        """Hand off what runs; only what the logs know of is marked as finished; commit."""
+        if self._taking_over is not None:
+            self._taking_over.cancel()
+        self._resolve(False)
+        for lane in self._lanes.values():
+            self._drop_waiting(lane)
+        jobs = [job for place, lane in self._lanes.items() for job in self._that_fit(place, lane, for_s)]
+        for job in await self._hand_off(jobs, for_s):
+            self._finish(job)
+        offsets = self._offsets()
+        confirmed = await self.subscription.commit(offsets)
+        if not confirmed:
+            for job in [job for job in jobs if job.serial_key is not None]:
+                log.warning("call %s is cancelled: it may be redelivered, and its key is serial", job.call.call_id)
+                job.drop()
+        self._let_go()
+
+    def _that_fit(self, place: Place, lane: _Lane, for_s: float) -> list[Job]:
+        """What runs, but for serial calls that the commit cannot name: they are cancelled."""
+        until = math.ceil(self._bench.now() + for_s)
+        kept: list[Job] = []
+        for job in self._executing.get(place, {}).values():
+            if (key := job.serial_key) is not None:
+                lane.held[key] = max(until, lane.held.get(key, 0))
+                if lane.commit(self._bench.now()) is None:
+                    del lane.held[key]
+                    job.drop()
+                    continue
+            kept.append(job)
+        return kept
+
+    async def _hand_off(self, jobs: Iterable[Job], for_s: float) -> list[Job]:
+        """Tell the partitions that they reply to; returns those of whom the broker knows."""
+        groups: dict[tuple[str, int], list[Job]] = {}
+        for job in jobs:
+            groups.setdefault((job.call.reply.topic, job.call.reply.partition), []).append(job)
+        sent: dict[asyncio.Future[Acked], list[Job]] = {}
+        for (topic, partition), group in groups.items():
+            time_s = min(for_s, max(job.time_s for job in group))
+            event = CallsHandedOff(self._bench.worker_id, time_s, tuple(job.call.call_id for job in group))
+            sent[self._bench.appender.append(encode(event, topic, partition, self._bench.worker_id))] = group
+            for job in group:
+                asyncio.get_running_loop().call_later(time_s * (1 - MARGIN), self._time_is_up, job)
+        if not sent:
+            return []
+        done, _ = await asyncio.wait(sent, timeout=SETTLE_S)
+        return [job for future in done if future.exception() is None for job in sent[future]]
+
+    def _time_is_up(self, job: Job) -> None:
+        if job in self._running():
+            log.warning("call %s was handed off and takes too long: it is given up", job.call.call_id)
+            job.drop()
 
     # --- taking calls in -------------------------------------------------------------------------------------------
 
-    def _take_in(self, lane: _Lane, record: Record) -> None:
+    def _take_in(self, lane: _Lane, record: Record, was_begun: bool) -> None:
+        assert self._tasks is not None, "records come only while running"
         try:
-            call = _read_call(record)
+            job = read_job(record, self._tools, self._bench.now())
         except WireError as error:
             log.error("%s/%d/%d is not a call: %s", record.topic, record.partition, record.offset, error)
-            letter = dead_letter(self._bench.namespace, record, str(error))
-            self._bench.appender.append(letter).add_done_callback(lambda _: lane.progress.finish(record.offset))
+            self._tasks.create_task(self._bury(lane, record, str(error)), name="dead letter")
             return
-        job = _Job(record, call, header(record.headers, "ce_life") or "", self._bench.now())
         lane.jobs.add(job)
-        assert self._tasks is not None, "records come only while running"
-        job.task = self._tasks.create_task(self._serve(lane, job), name=f"call {call.call_id}")
+        work = self._tell_unknown(lane, job) if was_begun else self._serve(lane, job)
+        job.task = self._tasks.create_task(work, name=f"call {job.call.call_id}")
         job.task.add_done_callback(lambda _: self._left(lane, job))
 
-    def _left(self, lane: _Lane, job: _Job) -> None:
+    async def _bury(self, lane: _Lane, record: Record, reason: str) -> None:
+        await self._service.bury(record, reason)
+        lane.progress.finish(record.offset)
+
+    def _left(self, lane: _Lane, job: Job) -> None:
         lane.jobs.discard(job)
-        if lane.paused and len(lane.jobs) <= WAITING // 2:
-            lane.paused = False
-            self.subscription.resume(Place(job.record.topic, job.record.partition))
+        place = Place(job.record.topic, job.record.partition)
+        if lane.paused and self._lanes.get(place) is lane:
+            self._pace(place, lane)
 
     # --- one call ---------------------------------------------------------------------------------------------------
 
-    async def _serve(self, lane: _Lane, job: _Job) -> None:
-        tool = self._tools.get(job.call.tool)
-        async with self._lane(job, tool):
-            if self._is_idle_work(job.call):
-                lane.progress.finish(job.record.offset)
+    async def _serve(self, lane: _Lane, job: Job) -> None:
+        async with self._service.lane(job):
+            if job.at_most_once and self._metadata_kept and not await self._is_confirmed(lane, job):
                 return
+            if self._service.is_idle(job.call):
+                self._finish(job)
+                return
+            place = Place(job.record.topic, job.record.partition)
+            self._executing.setdefault(place, {})[job.record.offset] = job
             job.begun = True
-            self._executing[job.call.call_id] = job
             try:
-                execution = await self._execute(job.call, tool)
-                await self._return(job, execution)
-                lane.progress.finish(job.record.offset)
+                execution = await self._service.execute(job)
+                await self._service.deliver(job, execution)
+                self._finish(job)
             finally:
-                self._executing.pop(job.call.call_id, None)
+                del self._executing[place][job.record.offset]
 
-    @asynccontextmanager
-    async def _lane(self, job: _Job, tool: Tool | None) -> AsyncIterator[None]:
-        """Wait for everything that this call has to wait for."""
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._serially.turn(f"call {job.call.call_id}"))  # a copy waits behind it
-            if tool is not None and tool.spec.serial_key is not None:
-                await stack.enter_async_context(self._serially.turn(f"key {(job.record.key or b'').hex()}"))
-            if tool is not None and tool.name in self._per_tool:
-                await stack.enter_async_context(self._per_tool[tool.name])
-            if tool is not None and tool.limit is not None and not self._is_idle_work(job.call):
-                await stack.enter_async_context(self._pacers[tool.limit.name].slot())
-            await stack.enter_async_context(self._slots)
-            yield
+    async def _tell_unknown(self, lane: _Lane, job: Job) -> None:
+        """Somebody before us committed it as begun, and it is not finished: it is not executed again."""
+        await self._service.deliver(job, self._service.unknown())
+        lane.progress.finish(job.record.offset)
 
-    def _is_idle_work(self, call: ToolCall) -> bool:
-        """Past its deadline, or answered by this worker already."""
-        return self._bench.now() >= call.deadline or self._seen.get(call.call_id, 0) >= call.dispatch
+    def _finish(self, job: Job) -> None:
+        lane = self._lanes.get(Place(job.record.topic, job.record.partition))
+        if lane is not None:
+            lane.progress.finish(job.record.offset)
 
-    async def _execute(self, call: ToolCall, tool: Tool | None) -> Execution:
-        if tool is None:
-            now = self._bench.now()
-            text = f"there is no tool {call.tool[:128]!r} on the workers of queue {self._bench.queue!r}"
-            return Execution("error", text, now, now, 1)
-        told = Call(
-            id=call.call_id,
-            run_id=call.run_id,
-            tool=tool.name,
-            dispatch=call.dispatch,
-            deadline=call.deadline,
-            tenant=call.tenant,
-            idempotency_key=call.idempotency_key,
-        )
-        return await self._bench.executor.execute(tool, call.input, told)
+    async def _is_confirmed(self, lane: _Lane, job: Job) -> bool:
+        """Commit that the call may have begun; only what is confirmed in this assignment is executed."""
+        place = Place(job.record.topic, job.record.partition)
+        while self._lanes.get(place) is lane and not self._service.is_idle(job.call):
+            lane.progress.begin(job.record.offset)
+            confirmed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._confirmations.append(confirmed)
+            self._commit_now.set()
+            if await confirmed:
+                return self._lanes.get(place) is lane
+        return self._lanes.get(place) is lane
 
-    async def _return(self, job: _Job, execution: Execution) -> None:
-        """Append the result. A call whose result can never be delivered, by its own fault, is a dead letter."""
-        try:
-            await self._send(job, execution)
-        except AnabranchError as error:
-            log.error("the result of call %s cannot be delivered: %s", job.call.call_id, error)
-            await self._bury(job.record, f"its result cannot be delivered: {error}")
-        self._seen[job.call.call_id] = job.call.dispatch
-        if len(self._seen) > REMEMBERED:
-            self._seen.popitem(last=False)
-
-    async def _send(self, job: _Job, execution: Execution) -> None:
-        try:
-            await self._bench.appender.append(self._result(job, execution))
-        except (TooLarge, WireError) as error:
-            text = f"the result of {job.call.tool[:128]} cannot be sent: {error}"
-            shorter = Execution("error", text, execution.started_at, execution.finished_at, execution.tries)
-            await self._bench.appender.append(self._result(job, shorter))
-
-    async def _bury(self, record: Record, reason: str) -> None:
-        try:
-            await self._bench.appender.append(dead_letter(self._bench.namespace, record, reason))
-        except AnabranchError as error:
-            log.error("%s/%d/%d is not kept: %s", record.topic, record.partition, record.offset, error)
-
-    def _result(self, job: _Job, execution: Execution) -> Outgoing:
-        call, worker = job.call, self._bench.worker_id
-        result = ToolResult(execution.content, execution.started_at, execution.finished_at, execution.tries, worker)
-        body = dump(result)
-        if len(body) > BODY_BYTES:
-            raise TooLarge(f"{len(body)} bytes, of {BODY_BYTES} at most: give the tool a lower max_result")
-        pairs = [("ce_runid", call.run_id), ("ce_life", job.life), ("ce_callid", call.call_id)]
-        pairs.append(("ce_outcome", execution.outcome))
-        reply = call.reply
-        return cloud_event(reply.topic, "tool.returned", worker, call.run_id, body, pairs, reply.partition)
+    def _held_until(self, job: Job) -> float:
+        lane = self._lanes.get(Place(job.record.topic, job.record.partition))
+        return float(lane.held.get(job.serial_key or "", 0)) if lane is not None else 0.0
 
     # --- commits -----------------------------------------------------------------------------------------------------
 
     async def _commit_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._commit_s)
-            await self._commit()
+            try:
+                async with asyncio.timeout(self._commit_s):
+                    await self._commit_now.wait()
+            except TimeoutError:
+                pass  # time for the next one
+            if self._subscription is not None and not self._stopping:
+                await self._commit()
 
     async def _commit(self) -> None:
+        self._commit_now.clear()
+        waiting, self._confirmations = self._confirmations, []
         offsets = {place: at for place, at in self._offsets().items() if self._committed.get(place) != at}
-        if offsets and await self.subscription.commit(offsets):
-            self._committed.update(offsets)
+        confirmed = not offsets or await self.subscription.commit(offsets)
+        if confirmed:
+            self._committed.update({place: at for place, at in offsets.items() if place in self._lanes})
+        for future in waiting:
+            if not future.done():
+                future.set_result(confirmed)
+        for place, lane in self._lanes.items():
+            self._pace(place, lane)
+
+    def _resolve(self, confirmed: bool) -> None:
+        waiting, self._confirmations = self._confirmations, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(confirmed)
 
     def _offsets(self) -> dict[Place, Committed]:
-        return {place: Committed(lane.progress.low, "") for place, lane in self._lanes.items()}
-
-
-def _read_call(record: Record) -> ToolCall:
-    """Raises `WireError` if the record is no call that can be answered."""
-    call = read(ToolCall, record.value)
-    if depth_of(call.input, MAX_INPUT_DEPTH) > MAX_INPUT_DEPTH:
-        raise WireError(f"input: nests deeper than {MAX_INPUT_DEPTH} levels")
-    if header(record.headers, "ce_life") is None:
-        raise WireError("header ce_life is missing: a result could not name the run's life")
-    return call
+        now = self._bench.now()
+        found = {place: lane.commit(now) for place, lane in self._lanes.items()}
+        return {place: at for place, at in found.items() if at is not None}

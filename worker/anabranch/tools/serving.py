@@ -1,0 +1,203 @@
+"""One call on its way through a tool worker: lane, limiter, execution, result.
+
+It waits for whatever the call has to wait for, has it executed, and appends what it came to. Which calls there
+are, and which of them count as finished, `worker.py` knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from anabranch.app import App, Call, Tool
+from anabranch.bodies import depth_of, dump, read
+from anabranch.codec import Outgoing, Record, cloud_event, header
+from anabranch.config import ToolSettings
+from anabranch.deadletters import dead_letter
+from anabranch.errors import AnabranchError, TooLarge, WireError
+from anabranch.kafka.seam import Appender
+from anabranch.limits import Pacer, Serially
+from anabranch.messages import ToolCall, ToolResult
+from anabranch.tools.executor import Execution, Executor
+from anabranch.topics import BODY_BYTES, Namespace
+
+log = logging.getLogger(__name__)
+
+REMEMBERED: Final = 50_000
+MAX_INPUT_DEPTH: Final = 150
+SPARE_S: Final = 30.0
+UNKNOWN: Final = (
+    "outcome unknown: the worker that had this call was lost. It may or may not have taken effect, "
+    "and it is not repeated. Check before you try again."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a tool worker works with. `namespace` and `worker_id` name it to others.
+
+    `lenient` runs at-most-once tools even where the broker cannot keep the promise.
+    """
+
+    namespace: Namespace
+    worker_id: str
+    app: App
+    queue: str
+    appender: Appender
+    executor: Executor
+    settings: ToolSettings
+    now: Callable[[], float]
+    lenient: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A call that was taken in. `begun` once it executes: from then on it goes on, whatever the group does."""
+
+    record: Record
+    call: ToolCall
+    life: str
+    arrived_at: float
+    tool: Tool | None
+    begun: bool = False
+    dropped: bool = False
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def serial_key(self) -> str | None:
+        """The hash by which calls of one serial key know each other."""
+        serial = self.tool is not None and self.tool.spec.serial_key is not None
+        return (self.record.key or b"").decode("utf-8", "replace") if serial else None
+
+    @property
+    def at_most_once(self) -> bool:
+        return self.tool is not None and self.tool.spec.delivery == "at_most_once"
+
+    @property
+    def time_s(self) -> float:
+        """How long it may still run, at most, in seconds; rather too much than too little."""
+        return SPARE_S if self.tool is None else self.tool.spec.timeout_s * (1 + self.tool.retries) + SPARE_S
+
+    def drop(self) -> None:
+        """End it: it will be read again, or its hand-off's time is up."""
+        self.dropped = True
+        if self.task is not None:
+            self.task.cancel()
+
+
+def read_job(record: Record, tools: dict[str, Tool], now: float) -> Job:
+    """Raises `WireError` if the record is no call that can be answered."""
+    call = read(ToolCall, record.value)
+    if depth_of(call.input, MAX_INPUT_DEPTH) > MAX_INPUT_DEPTH:
+        raise WireError(f"input: nests deeper than {MAX_INPUT_DEPTH} levels")
+    life = header(record.headers, "ce_life")
+    if life is None:
+        raise WireError("header ce_life is missing: a result could not name the run's life")
+    return Job(record, call, life, now, tools.get(call.tool))
+
+
+class Service:
+    """Executes jobs. `hold_until` says until when a serial key is another's, in epoch seconds."""
+
+    def __init__(self, bench: Bench, tools: dict[str, Tool], hold_until: Callable[[Job], float]) -> None:
+        self._bench, self._hold_until = bench, hold_until
+        self._slots = asyncio.Semaphore(bench.settings.concurrency)
+        self._per_tool = {t.name: asyncio.Semaphore(t.concurrency) for t in tools.values() if t.concurrency}
+        limits = {tool.limit.name: tool.limit for tool in tools.values() if tool.limit is not None}
+        self._pacers = {name: Pacer(limit.per_second, limit.concurrency) for name, limit in limits.items()}
+        self._serially = Serially()
+        self._seen: OrderedDict[str, int] = OrderedDict()  # call id -> the dispatch that was answered
+
+    def is_idle(self, call: ToolCall) -> bool:
+        """Past its deadline, or answered by this worker already."""
+        return self._bench.now() >= call.deadline or self._seen.get(call.call_id, 0) >= call.dispatch
+
+    @asynccontextmanager
+    async def lane(self, job: Job) -> AsyncIterator[None]:
+        """Wait for everything that this call has to wait for."""
+        tool = job.tool
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._serially.turn(f"call {job.call.call_id}"))  # copies wait behind it
+            if (key := job.serial_key) is not None:
+                await stack.enter_async_context(self._serially.turn(f"key {key}"))
+                while (left := self._hold_until(job) - self._bench.now()) > 0:  # noqa: ASYNC110 - for time itself
+                    await asyncio.sleep(left)
+            if tool is not None and tool.name in self._per_tool:
+                await stack.enter_async_context(self._per_tool[tool.name])
+            if tool is not None and tool.limit is not None and not self.is_idle(job.call):
+                await stack.enter_async_context(self._pacers[tool.limit.name].slot())
+            await stack.enter_async_context(self._slots)
+            yield
+
+    async def execute(self, job: Job) -> Execution:
+        call, tool = job.call, job.tool
+        if tool is None:
+            text = f"there is no tool {call.tool[:128]!r} on the workers of queue {self._bench.queue!r}"
+            return self._without_tool("error", text)
+        told = Call(
+            id=call.call_id,
+            run_id=call.run_id,
+            tool=tool.name,
+            dispatch=call.dispatch,
+            deadline=call.deadline,
+            tenant=call.tenant,
+            idempotency_key=call.idempotency_key,
+        )
+        try:
+            return await self._bench.executor.execute(tool, call.input, told)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if job.dropped or task is None:
+                raise
+            task.uncancel()  # the tool has cancelled the task that it ran in
+            return self._without_tool("error", f"{tool.name} failed: it cancelled itself")
+
+    def unknown(self) -> Execution:
+        """Of an at-most-once call that somebody before us may have executed."""
+        return self._without_tool("unknown", UNKNOWN)
+
+    def _without_tool(self, outcome: str, text: str) -> Execution:
+        now = self._bench.now()
+        return Execution("unknown" if outcome == "unknown" else "error", text, now, now, 1)
+
+    async def deliver(self, job: Job, execution: Execution) -> None:
+        """Append the result. A call whose result can never be delivered, by its own fault, is a dead letter."""
+        try:
+            await self._send(job, execution)
+        except AnabranchError as error:
+            log.error("the result of call %s cannot be delivered: %s", job.call.call_id, error)
+            await self.bury(job.record, f"its result cannot be delivered: {error}")
+        self._seen[job.call.call_id] = job.call.dispatch
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+
+    async def _send(self, job: Job, execution: Execution) -> None:
+        try:
+            await self._bench.appender.append(self._result(job, execution))
+        except (TooLarge, WireError) as error:
+            text = f"the result of {job.call.tool[:128]} cannot be sent: {error}"
+            shorter = Execution("error", text, execution.started_at, execution.finished_at, execution.tries)
+            await self._bench.appender.append(self._result(job, shorter))
+
+    async def bury(self, record: Record, reason: str) -> None:
+        """Keep a record as a dead letter; returns when the broker has it, or never will."""
+        try:
+            await self._bench.appender.append(dead_letter(self._bench.namespace, record, reason))
+        except AnabranchError as error:
+            log.error("%s/%d/%d is not kept: %s", record.topic, record.partition, record.offset, error)
+
+    def _result(self, job: Job, execution: Execution) -> Outgoing:
+        call, worker = job.call, self._bench.worker_id
+        result = ToolResult(execution.content, execution.started_at, execution.finished_at, execution.tries, worker)
+        body = dump(result)
+        if len(body) > BODY_BYTES:
+            raise TooLarge(f"{len(body)} bytes, of {BODY_BYTES} at most: give the tool a lower max_result")
+        pairs = [("ce_runid", call.run_id), ("ce_life", job.life), ("ce_callid", call.call_id)]
+        pairs.append(("ce_outcome", execution.outcome))
+        reply = call.reply
+        return cloud_event(reply.topic, "tool.returned", worker, call.run_id, body, pairs, reply.partition)
