@@ -1,0 +1,78 @@
+"""Hand-off on a real Kafka: workers that come and go under load repeat no model call and no tool call.
+
+Responsible for: the promise of DESIGN, "a rebalance, a deploy or a scale-out", for both roles.
+Must never: kill (tests/acceptance/test_kills).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from typing import Any
+
+from tests.support.fleet import fleet, settings_for
+from tests.support.wait import until
+
+from anabranch import App, Call
+from anabranch.testing import Answer, Reply, text, tool_use, turn_of
+
+RUNS = 40
+executed: Counter[str] = Counter()
+app = App("handing-over")
+
+
+@app.tool(queue="slow")
+async def slow(run: int, number: int, call: Call) -> str:
+    """Takes its time."""
+    executed[call.id] += 1
+    await asyncio.sleep(0.4)
+    return f"{run}.{number}"
+
+
+@app.tool(queue="once", delivery="at_most_once")
+async def once(run: int, call: Call) -> str:
+    """Must not be repeated."""
+    executed[call.id] += 1
+    await asyncio.sleep(0.3)
+    return f"once {run}"
+
+
+app.agent("walker", model="scripted", tools=["slow", "once"])
+
+
+def script(request: dict[str, Any]) -> Answer:
+    number = int(re.findall(r"\d+", str(request["messages"][0]["content"]))[0])
+    turn = turn_of(request)
+    if turn < 4:
+        calls = [tool_use("slow", {"run": number, "number": n}) for n in range(2)]
+        return Reply(content=[*calls, tool_use("once", {"run": number})], latency_s=0.3)
+    return Reply(content=[text(f"done {number}")], latency_s=0.3)
+
+
+async def test_workers_that_come_and_go_repeat_no_model_call_and_no_tool_call(kafka: str, namespace: str) -> None:
+    executed.clear()
+    async with fleet(app, script, settings_for(kafka, namespace)) as running:
+        runs = [await running.client.submit("walker", f"run {n}") for n in range(RUNS)]
+        await until(lambda: running.model.calls > RUNS, 20, "the first replies")
+        first_agent, first_tools = running.agents[0], list(running.tools)
+        await running.add_agent()
+        await running.add_tools("slow")
+        await running.add_tools("once")
+        await running.stop(first_agent)
+        for shutdown in first_tools:
+            await running.stop(shutdown)
+        answers = await asyncio.wait_for(asyncio.gather(*runs), 60)
+        assert {answer.status for answer in answers} == {"completed"}
+        assert [answer.calls.failed for answer in answers] == [0] * RUNS
+        assert running.model.calls == RUNS * 4, "a model call was repeated"
+        assert set(executed.values()) == {1}, "a tool call was repeated"
+        assert len(executed) == RUNS * 9
+
+
+async def test_an_at_most_once_tool_runs_and_answers(kafka: str, namespace: str) -> None:
+    executed.clear()
+    async with fleet(app, script, settings_for(kafka, namespace)) as running:
+        answer = await running.ask("walker", "run 1")
+        assert (answer.status, answer.calls.total, answer.calls.failed) == ("completed", 9, 0)
+        assert set(executed.values()) == {1}
