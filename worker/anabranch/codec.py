@@ -208,6 +208,12 @@ def _expired(run: str, life: str, h: _Head, body: bytes) -> m.Event:
     return m.RunExpired(run, life, read(_Reason, body).reason)
 
 
+def _snapshot(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+    as_of, next_request = h.integer("ce_asof"), h.integer("ce_nextrequest")
+    part, parts = h.integer("ce_part"), h.integer("ce_parts")
+    return m.RunSnapshot(run, life, as_of, next_request, part, parts, h.text("ce_source"), body)
+
+
 _OF_A_LIFE: Final[dict[str, Callable[[str, str, _Head, bytes], m.Event]]] = {
     "run.requested": _requested,
     "request.noted": _noted,
@@ -220,6 +226,7 @@ _OF_A_LIFE: Final[dict[str, Callable[[str, str, _Head, bytes], m.Event]]] = {
     "call.expired": _call_expired,
     "call.dispatched": _dispatched,
     "run.expired": _expired,
+    "run.snapshot": _snapshot,
 }
 
 
@@ -296,6 +303,9 @@ def _small_parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
             return "run.cancelled", [], dump(_Reason(event.reason))
         case m.RunExpired():
             return "run.expired", [], dump(_Reason(event.reason))
+        case m.RunSnapshot():
+            pairs = [("ce_asof", event.as_of), ("ce_nextrequest", event.next_request)]
+            return "run.snapshot", [*pairs, ("ce_part", event.part), ("ce_parts", event.parts)], event.body
         case _:
             raise WireError(f"{type(event).__name__} is not an event that we write")
 

@@ -68,7 +68,8 @@ class Price:
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
     """The agent role. `model_silence_s` is how long a stream may say nothing, `hand_off_s` how long a model call
-    goes on after its partition was given up; sizes are bytes.
+    goes on after its partition was given up, `snapshot_age_s` how old an open run's oldest event may grow (well
+    below the retention of the log); sizes are bytes.
     """
 
     model_concurrency: Count = 256
@@ -77,6 +78,7 @@ class AgentSettings:
     model_backoff_max_s: Seconds = 30.0
     model_broken_max: Count = 5
     hand_off_s: Seconds = 120.0
+    snapshot_age_s: Seconds = 172_800.0
     max_open_bytes: Count = 512 * 1024 * 1024
     max_partition_bytes: Count = 64 * 1024 * 1024
 

@@ -75,6 +75,10 @@ HEADERS: Final[Mapping[str, Schema]] = {
     "ce_handoff": _whole("The offset of the hand-off whose time is up"),
     "ce_token": _text("Of the process that may publish the call"),
     "ce_done": _whole("Below it every publication is settled"),
+    "ce_asof": _whole("The log offset as of which the run is said again"),
+    "ce_nextrequest": _whole("The request to be taken up next, as of there"),
+    "ce_part": _whole("Which part this is, from 1"),
+    "ce_parts": _whole("How many parts there are"),
     "ce_outcome": {},  # depends on the kind of event
 }
 """The further headers of events, by name."""
@@ -115,6 +119,7 @@ BODIES: Final[Mapping[str, type | Some | Anything]] = {
     "reason": Some(m.RunCancelled, ("reason",), "Why something ended, for people"),
     "handed-off-calls": Some(m.CallsHandedOff, ("calls",), "Of calls.handed_off: the ids of the calls"),
     "nothing": Some(m.CallLost, (), "An empty object: the headers say it all"),
+    "snapshot-part": Anything("A part of an open run, in a form of our own"),
     "model-message": Anything("The provider's message, verbatim"),
 }
 """Every body that has a schema, by its file's name in `schemas/`."""
@@ -207,6 +212,13 @@ EVENTS: Final[tuple[Kind, ...]] = (
     ),
     _event(m.RunCancelled, "run.cancelled", "reason", "The run is to end; a client names no life"),
     _event(m.RunExpired, "run.expired", "reason", "The run's deadline is past"),
+    _event(
+        m.RunSnapshot,
+        "run.snapshot",
+        "snapshot-part",
+        "An open run said again, so that its older events are not needed",
+        "ce_asof ce_nextrequest ce_part ce_parts",
+    ),
 )
 """The events of the run log."""
 

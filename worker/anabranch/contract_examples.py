@@ -93,6 +93,7 @@ EXAMPLES: Final[Mapping[str, tuple[Any, ...]]] = {
     "reason": ({"reason": "cancelled by its client"},),
     "handed-off-calls": ({"calls": [CALL]},),
     "nothing": ({},),
+    "snapshot-part": ({"pieces": [[0, "{}"]]},),
     "model-message": (_message,),
 }
 """By the body's name; a field that is null is left out when it is written."""
@@ -114,5 +115,6 @@ EVENTS: Final[tuple[m.Event, ...]] = (
     m.RunCancelled(RUN, None, "cancelled by its client"),
     m.RunCancelled(RUN, LIFE, "cancelled by its client"),
     m.RunExpired(RUN, LIFE, "past its deadline"),
+    m.RunSnapshot(RUN, LIFE, 4711, 18, 1, 1, "worker-1", b'{"pieces":[[0,"{}"]]}'),
 )
 """At least one of each kind of event that we write."""

@@ -276,6 +276,20 @@ class RunExpired:
 
 
 @dataclass(frozen=True, slots=True)
+class RunSnapshot:
+    """One of the `parts` of a run as it was at `as_of`, said again. `author` is who wrote it."""
+
+    run_id: str
+    life: str
+    as_of: int
+    next_request: int
+    part: int
+    parts: int
+    author: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownEvent:
     """A type of a later version, or one whose body cannot be read: it parks its run."""
 
@@ -300,6 +314,7 @@ Event = (
     | PartitionReleased
     | RunCancelled
     | RunExpired
+    | RunSnapshot
     | UnknownEvent
 )
 

@@ -11,7 +11,8 @@ A defect in here fails the run whose event showed it, and nothing else.
 from __future__ import annotations
 
 from anabranch import messages as m
-from anabranch.agent.state import Address, Call, Ending, HandOff, Partition, Result, Run, Turn
+from anabranch.agent import snapshot
+from anabranch.agent.state import Address, Call, Collecting, Ending, HandOff, Partition, Result, Run, Turn
 
 __all__ = ["apply"]
 
@@ -29,6 +30,8 @@ def apply(state: Partition, event: m.Event | None, offset: int, at: float) -> Ru
         _dispatch(state, event, offset, at)
     except Exception as error:  # noqa: BLE001 - whatever it was, only this run may suffer
         _fail_for_defect(state, run_id, offset, at, error)
+    if run_id is not None:
+        state.last[run_id] = offset
     return state.runs.get(run_id) if run_id is not None else None
 
 
@@ -47,6 +50,8 @@ def _dispatch(state: Partition, event: m.Event, offset: int, at: float) -> None:
             state.done = max(state.done, event.done)
         case m.CallsHandedOff():
             _fold_calls_handed_off(state, event, offset)
+        case m.RunSnapshot():
+            _fold_snapshot(state, event, offset, at)
         case m.UnknownEvent():
             run = _spoken_of(state, event.run_id, event.life)
             if run is not None:
@@ -93,6 +98,7 @@ def _open(state: Partition, event: m.RunRequested, offset: int, at: float) -> No
         first=offset,
         next_as_of_first=event.after,
         opened_at=at,
+        first_at=at,
         opening=event.opening,
         owed_at=at,
         owed_offset=offset,
@@ -268,6 +274,7 @@ def _release(batch: Turn, call: Call, offset: int, at: float) -> bool:
 
 def _fold_calls_handed_off(state: Partition, event: m.CallsHandedOff, offset: int) -> None:
     for call_id in event.calls:
+        state.last[run_of(call_id)] = offset
         run = state.runs.get(run_of(call_id))
         call = run.call(call_id) if run is not None and not run.parked else None
         if call is not None and call.result is None and call.due is not None:
@@ -277,6 +284,37 @@ def _fold_calls_handed_off(state: Partition, event: m.CallsHandedOff, offset: in
 def run_of(call_id: str) -> str:
     """The run of a call id, `<run_id>/<turn>.<attempt>/<index>`."""
     return call_id.rsplit("/", 2)[0]
+
+
+# --- snapshots ------------------------------------------------------------------------------------------------------
+
+
+def _fold_snapshot(state: Partition, event: m.RunSnapshot, offset: int, at: float) -> None:
+    """It counts when its last part is in, and only if nothing else was said of the run since `as_of`."""
+    collecting = _collected(state, event, offset)
+    if collecting is None or len(collecting.parts) < event.parts:
+        return
+    del state.collecting[event.run_id]
+    run = state.runs.get(event.run_id)
+    if run is None:
+        run = state.runs[event.run_id] = snapshot.read(collecting.parts)
+    elif not run.open or run.life != event.life or run.parked:
+        return
+    run.first, run.first_at, run.next_as_of_first = max(run.first, event.as_of), at, event.next_request
+
+
+def _collected(state: Partition, event: m.RunSnapshot, offset: int) -> Collecting | None:
+    """The parts up to this one, if they still fit; a part that comes twice is taken once."""
+    found, last = state.collecting.get(event.run_id), state.last.get(event.run_id, -1)
+    if found is None or (found.author, found.as_of) != (event.author, event.as_of) or found.offset != last:
+        state.collecting.pop(event.run_id, None)
+        if event.as_of < state.began or last >= event.as_of or event.part != 1:
+            return None
+        found = state.collecting[event.run_id] = Collecting(event.author, event.as_of, offset)
+    found.offset = offset
+    if event.part == len(found.parts) + 1:
+        found.parts.append(event.body)
+    return found
 
 
 # --- endings ------------------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from anabranch import messages as m
-from anabranch.agent import effects, fold
+from anabranch.agent import cleaning, effects, fold
 from anabranch.agent.calling import ModelCalls
+from anabranch.agent.cleaning import LogSize
 from anabranch.agent.effects import CallDue, NoteDue, Publication
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.state import Partition, Run
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 REMEMBERED: Final = 2000
 """How many answered runs an owner remembers, to answer a request that comes again."""
 AGAIN_S: Final = 1.0
+HEADERS: Final = 300
+"""Bytes of a record beside its body, about."""
 
 Life = tuple[str, str]
 
@@ -72,6 +75,8 @@ class Owner:
         self._remembered: dict[Life, None] = {}  # the runs that nobody waits for any more, the oldest first
         self._read_on: dict[Hashable, int] = {}  # hand-offs whose time is up, and the log's end then
         self._timers = Timers(station.clockwork.now, self._ring)
+        self._size = LogSize()
+        self._cleaned = 0  # the log's size at the last cleaning
         self.open_bytes = 0
 
     # --- assignment -----------------------------------------------------------------------------------------
@@ -87,6 +92,7 @@ class Owner:
                 self.state.next_request = commit.next_request
         self._done = commit.done if commit is not None else 0
         self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._close)
+        self._size, self._cleaned = LogSize(), 0
         self._calls.begin()
         return self.resume(end)
 
@@ -166,6 +172,7 @@ class Owner:
             self.caught_up(self.state.position)
 
     def _fold_one(self, record: Record) -> list[Run]:
+        self._size.add(record.offset, len(record.value or b"") + HEADERS)
         event = self._decode(record)
         before = self.state.runs.get(getattr(event, "run_id", None) or "")
         run = fold.apply(self.state, event, record.offset, record.timestamp / 1000)
@@ -370,3 +377,23 @@ class Owner:
             if not (isinstance(due, CallDue) and due.at_most_once) and not self._publisher.is_settled(due)
         )
         return min(wanted, default=self.state.position)
+
+    def committed(self, low: int) -> None:
+        """The next owner will begin at `low`: what lies below is of interest to nobody any more."""
+        state = self.state
+        state.began = max(state.began, low)
+        self._size.forget_before(low)
+        if len(state.last) > 2 * len(state.runs) + REMEMBERED:
+            state.last = {run_id: offset for run_id, offset in state.last.items() if offset >= state.began}
+
+    def clean(self, age_s: float) -> None:
+        """Say open runs again, if the log from low on is mostly dead, or about to be eaten by retention."""
+        if not self.live or self._giving_up:
+            return
+        runs = cleaning.aged(self._needed.values(), self._station.clockwork.now(), age_s)
+        since_low, since_cleaning = self._size.since(self._low()[0]), self._size.total - self._cleaned
+        if cleaning.is_due(since_low, self.open_bytes, since_cleaning):
+            self._cleaned = self._size.total
+            runs = cleaning.oldest(self._needed.values())
+        for event in cleaning.snapshots(self.state, runs, self._station.worker_id):
+            self._station.append(self.partition, event)

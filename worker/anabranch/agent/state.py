@@ -97,7 +97,7 @@ class Address:
 
 @dataclass(slots=True)
 class Run:
-    """One life of a run. It is open until `ending`; `first` is the oldest event that it needs."""
+    """One life of a run. It is open until `ending`; `first`, of `first_at`, is the oldest event that it needs."""
 
     run_id: str
     life: str
@@ -115,6 +115,7 @@ class Run:
     usage: Usage = field(default_factory=Usage)
     discarded: Usage = field(default_factory=Usage)
     discards: set[str] = field(default_factory=set)  # the attempts that are in `discarded`
+    first_at: float = 0.0
     model_s: float = 0.0
     tools_s: float = 0.0
     size: int = 0
@@ -142,11 +143,22 @@ class Run:
 
 
 @dataclass(slots=True)
+class Collecting:
+    """The parts of a snapshot that have come so far; `offset` is the last one's."""
+
+    author: str
+    as_of: int
+    offset: int
+    parts: list[bytes] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Partition:
     """A partition of the run log, folded up to `position`, from `began` on.
 
     `link` is where `next_request` last moved. `notes` are the rejected requests by their event's offset, and
     `names` where each is to be answered; runs that have ended stay in `runs` until the owner forgets them.
+    `last` is where each run's last event lies, from `began` on, whether it counted or not.
     """
 
     began: int = 0
@@ -157,3 +169,5 @@ class Partition:
     runs: dict[str, Run] = field(default_factory=dict)
     notes: dict[int, RequestNoted] = field(default_factory=dict)
     note_links: dict[int, int] = field(default_factory=dict)
+    last: dict[str, int] = field(default_factory=dict)
+    collecting: dict[str, Collecting] = field(default_factory=dict)

@@ -267,11 +267,16 @@ class AgentWorker:
             await asyncio.sleep(self._commit_s)
             if not self._stopping:
                 await self._commit()
+                for owner in self._owners.values():
+                    owner.clean(self._station.settings.snapshot_age_s)
 
     async def _commit(self) -> None:
         offsets = {p: at for p, at in self._offsets().items() if self._committed.get(p) != at}
         if offsets and await self.subscription.commit(offsets):
             self._committed.update(offsets)
+            for place, at in offsets.items():
+                if place.topic == self._log and place.partition in self._owners:
+                    self._owners[place.partition].committed(at.offset)
             if self._metadata_kept is None:
                 await self._find_out_about_metadata()
 

@@ -1,0 +1,78 @@
+"""When the log of a partition is to be cleaned, and with which snapshots. PURE.
+
+The next owner folds from *low*, so what lies between there and the log's end should be about what open runs
+are made of. When dead bytes outweigh live ones, open runs are said again at the end, and *low* moves past
+their older events once that has been folded. Each cleaning writes at most the open bytes, and the next one
+comes only after as many have been appended: so bytes stay linear. Retention would eat what is older still.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from anabranch import messages as m
+from anabranch.agent import snapshot
+from anabranch.agent.state import Partition, Run
+
+SMALL: Final = 4 * 1024 * 1024
+"""Bytes of log that are not worth a cleaning."""
+AT_ONCE: Final = 16 * 1024 * 1024
+"""Bytes of runs that one cleaning says again, at most; the rest follows in the next."""
+STEP: Final = 64 * 1024
+
+
+class LogSize:
+    """How many bytes lie between an offset and the end, to within a step."""
+
+    def __init__(self) -> None:
+        self._offsets: list[int] = []
+        self._before: list[int] = []  # the bytes before each of them
+        self.total = 0
+
+    def add(self, offset: int, size: int) -> None:
+        if not self._offsets or self.total - self._before[-1] >= STEP:
+            self._offsets.append(offset)
+            self._before.append(self.total)
+        self.total += size
+
+    def since(self, offset: int) -> int:
+        place = bisect_right(self._offsets, offset) - 1
+        return self.total - self._before[place] if place >= 0 else self.total
+
+    def forget_before(self, offset: int) -> None:
+        place = bisect_right(self._offsets, offset) - 1
+        if place > 0:
+            del self._offsets[:place], self._before[:place]
+
+
+def is_due(since_low: int, open_bytes: int, since_cleaning: int) -> bool:
+    """Whether dead bytes outweigh live ones, and enough was appended since the last time."""
+    return since_low > max(SMALL, 2 * open_bytes) and since_cleaning > max(SMALL // 2, open_bytes)
+
+
+def aged(runs: Iterable[Run], now: float, age_s: float) -> list[Run]:
+    """The open runs whose oldest event is older than that: retention must not reach it."""
+    return [run for run in runs if run.open and not run.parked and now - run.first_at > age_s]
+
+
+def oldest(runs: Iterable[Run]) -> list[Run]:
+    """The open runs to be said again first: those that hold low back."""
+    chosen: list[Run] = []
+    room = AT_ONCE
+    for run in sorted((run for run in runs if run.open and not run.parked), key=lambda run: run.first):
+        if chosen and room < run.size:
+            break
+        chosen.append(run)
+        room -= run.size
+    return chosen
+
+
+def snapshots(state: Partition, runs: Iterable[Run], author: str) -> Iterator[m.RunSnapshot]:
+    """The events that say these runs again, as they are now."""
+    as_of, next_request = state.position, state.next_request or 0
+    for run in runs:
+        bodies = snapshot.write(run)
+        for part, body in enumerate(bodies, 1):
+            yield m.RunSnapshot(run.run_id, run.life, as_of, next_request, part, len(bodies), author, body)
