@@ -125,15 +125,16 @@ async def serve_agent(
     *,
     broker: Broker | None = None,
     model: Model | None = None,
+    clockwork: Clockwork | None = None,
 ) -> int:
     """Run an agent worker until asked to stop; returns how many model calls were abandoned."""
     app.check()
+    clockwork = clockwork or _clockwork()
     broker, namespace = broker or broker_of(settings), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
-    worker_id, registry = _new_worker_id("agent"), Registry()
+    worker_id, registry = _new_worker_id("agent", clockwork), Registry()
     async with broker.appender() as appender, _model(settings, model) as opened:
         await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs())
-        clockwork = Clockwork(time.time, lambda: secrets.token_hex(8), random.Random())
         station = Station(
             namespace=namespace,
             worker_id=worker_id,
@@ -148,33 +149,43 @@ async def serve_agent(
             response_partitions=await broker.partitions(namespace.responses),
         )
         worker = AgentWorker(station, broker, settings.worker.commit_s)
-        info, topics = _info(worker, worker_id, "agent", None), [namespace.requests, namespace.log]
+        info = _info(worker, worker_id, "agent", None, clockwork.now)
+        topics = [namespace.requests, namespace.log]
         post = _Post(worker, info, topics, namespace.agents_group, broker, appender, namespace, settings.worker)
         async with _following(broker, namespace, registry, app):
             return await _serve(post, shutdown)
 
 
 async def serve_tools(
-    app: App, queue: str, settings: Settings, shutdown: Shutdown, *, broker: Broker | None = None, lenient: bool = False
+    app: App,
+    queue: str,
+    settings: Settings,
+    shutdown: Shutdown,
+    *,
+    broker: Broker | None = None,
+    lenient: bool = False,
+    clockwork: Clockwork | None = None,
 ) -> int:
     """Run a tool worker until asked to stop; returns how many calls were abandoned.
 
     `lenient` serves at-most-once tools on a broker that cannot keep that promise, for `dev`.
     """
     app.check()
+    clockwork = clockwork or _clockwork()
     tools = app.tools_of(queue)
     if not tools:
         known = ", ".join(sorted({tool.spec.queue for tool in app.tools.values()})) or "none"
         raise ConfigError(f"App {app.name!r} has no tool in queue {queue!r}; its queues are: {known}")
     broker, namespace = broker or broker_of(settings), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs([queue], settings.kafka.partitions))
-    worker_id, executor = _new_worker_id("tool"), Executor(settings.tool)
+    worker_id, executor = _new_worker_id("tool", clockwork), Executor(settings.tool, clockwork.now)
     try:
         async with broker.appender() as appender:
             await register(appender, namespace, worker_id, [tool.spec for tool in tools], [])
-            bench = Bench(namespace, worker_id, app, queue, appender, executor, settings.tool, time.time, lenient)
+            bench = Bench(namespace, worker_id, app, queue, appender, executor, settings.tool, clockwork.now, lenient)
             worker = ToolWorker(bench, settings.worker.commit_s)
-            info, group = _info(worker, worker_id, "tool", queue), namespace.tools_group(queue)
+            info = _info(worker, worker_id, "tool", queue, clockwork.now)
+            group = namespace.tools_group(queue)
             topics = [namespace.calls(queue)]
             return await _serve(
                 _Post(worker, info, topics, group, broker, appender, namespace, settings.worker), shutdown
@@ -271,17 +282,25 @@ async def _beat(post: _Post) -> None:
 
 
 def _info(
-    worker: AgentWorker | ToolWorker, worker_id: str, role: Literal["agent", "tool"], queue: str | None
+    worker: AgentWorker | ToolWorker,
+    worker_id: str,
+    role: Literal["agent", "tool"],
+    queue: str | None,
+    now: Callable[[], float],
 ) -> Callable[[], WorkerInfo]:
-    started, release = time.time(), version("anabranch")
+    started, release = now(), version("anabranch")
 
     def info() -> WorkerInfo:
         waiting = worker.oldest_waiting_s if isinstance(worker, ToolWorker) else 0.0
-        return WorkerInfo(worker_id, role, release, started, time.time(), queue, worker.running, waiting)
+        return WorkerInfo(worker_id, role, release, started, now(), queue, worker.running, waiting)
 
     return info
 
 
-def _new_worker_id(role: str) -> str:
+def _clockwork() -> Clockwork:
+    return Clockwork(time.time, lambda: secrets.token_hex(8), random.Random())
+
+
+def _new_worker_id(role: str, clockwork: Clockwork) -> str:
     host = "".join(c if c.isalnum() or c in "._-" else "-" for c in socket.gethostname())[:60]
-    return f"{role}-{host}-{os.getpid()}-{secrets.token_hex(3)}"
+    return f"{role}-{host}-{os.getpid()}-{clockwork.new_id()[:6]}"

@@ -115,11 +115,14 @@ class Admission:
             request = read_request(record.value)
             run_id = request.run_id or run_id
             event = await self._decide(record, replace(request, run_id=run_id))
+            outgoing = self._encoded(event)
+            if (size := len(outgoing.value or b"")) > BODY_BYTES:
+                raise InvalidRequest(f"the request is too large: {size} bytes, of {BODY_BYTES} at most")
         except InvalidRequest as error:
             named, reply_to = sender_of(record.value)
             run_id = named or run_id
             event = await self._refuse(record, run_id, reply_to, error)
-        outgoing = self._encoded(event)
+            outgoing = self._encoded(event)
         self._station.send(outgoing).add_done_callback(self._appended)
         opens = run_id if isinstance(event, m.RunRequested) else None
         self._remember(_Link(record.offset, opens, len(outgoing.value or b"")))
@@ -161,10 +164,7 @@ class Admission:
             return self._note(record, run_id, "cancelled")
         if self._is_known(run_id):
             return self._note(record, run_id, "duplicate", reply_to=request.reply_to)
-        event = self._opening(record, request)
-        if (size := len(self._encoded(event).value or b"")) > BODY_BYTES:
-            raise InvalidRequest(f"the request is too large: {size} bytes, of {BODY_BYTES} at most")
-        return event
+        return self._opening(record, request)
 
     def _is_known(self, run_id: str) -> bool:
         return run_id in self._owner.state.runs or run_id in self._opened

@@ -169,5 +169,5 @@ class Partition:
     runs: dict[str, Run] = field(default_factory=dict)
     notes: dict[int, RequestNoted] = field(default_factory=dict)
     note_links: dict[int, int] = field(default_factory=dict)
-    last: dict[str, int] = field(default_factory=dict)
+    last: dict[str, int] = field(default_factory=dict, compare=False)  # like the position, it always moves
     collecting: dict[str, Collecting] = field(default_factory=dict)

@@ -120,16 +120,28 @@ class Service:
     @asynccontextmanager
     async def lane(self, job: Job) -> AsyncIterator[None]:
         """Wait for everything that this call has to wait for."""
-        tool = job.tool
+        async with self._serially.turn(f"call {job.call.call_id}"):  # a copy waits behind it
+            if job.tool is None or self._is_free(job.tool):
+                async with self._slots:
+                    yield
+            else:
+                async with self._queued(job, job.tool):
+                    yield
+
+    def _is_free(self, tool: Tool) -> bool:
+        """Whether its calls wait for nothing but a place."""
+        return tool.spec.serial_key is None and tool.limit is None and tool.name not in self._per_tool
+
+    @asynccontextmanager
+    async def _queued(self, job: Job, tool: Tool) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._serially.turn(f"call {job.call.call_id}"))  # copies wait behind it
             if (key := job.serial_key) is not None:
                 await stack.enter_async_context(self._serially.turn(f"key {key}"))
                 while (left := self._hold_until(job) - self._bench.now()) > 0:  # noqa: ASYNC110 - for time itself
                     await asyncio.sleep(left)
-            if tool is not None and tool.name in self._per_tool:
+            if tool.name in self._per_tool:
                 await stack.enter_async_context(self._per_tool[tool.name])
-            if tool is not None and tool.limit is not None and not self.is_idle(job.call):
+            if tool.limit is not None and not self.is_idle(job.call):
                 await stack.enter_async_context(self._pacers[tool.limit.name].slot())
             await stack.enter_async_context(self._slots)
             yield

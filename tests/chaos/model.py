@@ -1,0 +1,70 @@
+"""The model of the workload: it keeps the ledger of its calls, and asks for tools in all turns but the last.
+
+Responsible for: what each request held and which reply it got. Each worker has a server of its own, so that an entry
+says whose call it was. Must never: know of the chaos. Called by: `fleet.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from itertools import count
+from typing import Any, Final
+
+from tests.chaos.ledger import Asked, ModelCall, Told
+
+from anabranch.testing import Answer, Reply, last_results, prompt_of, result_text, text, tool_use, turn_of
+
+TURNS: Final = 3
+TOOLS: Final = {"often": "at_least_once", "once": "at_most_once"}
+TURN: Final = ("often", "often", "once")
+"""What is called in each turn but the last."""
+LATENCY_S, TOOL_S = (0.1, 0.8), (0.02, 1.0)
+Request = dict[str, Any]
+
+
+class Model:
+    """Answers for all workers; `calls` is its ledger, by token."""
+
+    def __init__(self, seed: int) -> None:
+        self.calls: dict[str, ModelCall] = {}
+        self._chance, self._serial = random.Random(seed), count(1)
+
+    def script(self, worker: Callable[[], str]) -> Callable[[Request], Awaitable[Answer]]:
+        """For the server of one worker, which has its name when it is up."""
+
+        async def answer(request: Request) -> Answer:
+            call = self._begun(request, worker())
+            await asyncio.sleep(self._chance.uniform(*LATENCY_S))
+            self.calls[call.token] = replace(call, ended=time.time())
+            return self._reply(call)
+
+        return answer
+
+    def _begun(self, request: Request, worker: str) -> ModelCall:
+        run, turn = prompt_of(request), turn_of(request)
+        token = f"{run}/{turn}/{next(self._serial)}"
+        told = [
+            Told(id_, result_text(block), bool(block.get("is_error"))) for id_, block in last_results(request).items()
+        ]
+        tools = TURN if turn < TURNS else ()
+        asked = [Asked(f"toolu_{token}/{i}".replace("/", "_"), i, TOOLS[tool]) for i, tool in enumerate(tools)]  # type: ignore[arg-type]
+        call = ModelCall(token, run, turn, worker, time.time(), None, _after(request), tuple(told), tuple(asked))
+        self.calls[token] = call
+        return call
+
+    def _reply(self, call: ModelCall) -> Reply:
+        uses = []
+        for asked, tool in zip(call.asked, TURN, strict=False):
+            arguments = {"token": call.token, "index": asked.index, "seconds": self._chance.uniform(*TOOL_S)}
+            uses.append(tool_use(tool, arguments, asked.tool_use_id))
+        return Reply(content=[text(call.token), *uses])
+
+
+def _after(request: Request) -> str | None:
+    """The token of the reply that this request answers."""
+    said = [message["content"] for message in request["messages"] if message["role"] == "assistant"]
+    return str(said[-1][0]["text"]) if said else None
