@@ -51,7 +51,9 @@ class Station:
 
     def append(self, partition: int, event: m.Event) -> asyncio.Future[Acked]:
         """Append an event to the run log."""
-        return self.send(encode(event, self.namespace.log, partition, self.worker_id))
+        sent = self.send(encode(event, self.namespace.log, partition, self.worker_id))
+        sent.add_done_callback(_tell_failure)
+        return sent
 
     def send(self, record: Outgoing, once: bool = False) -> asyncio.Future[Acked]:
         return self.appender.append(record, once)
@@ -63,3 +65,9 @@ class Station:
         except AnabranchError as error:
             where = f"{record.topic}/{record.partition}/{record.offset}"
             log.error("%s could not be kept as a dead letter: %s (its reason: %s)", where, error, reason)
+
+
+def _tell_failure(sent: asyncio.Future[Acked]) -> None:
+    """Nobody may have to look for it: what cannot be appended will not happen."""
+    if not sent.cancelled() and (error := sent.exception()) is not None:
+        log.error("an event could not be appended: %s", error)

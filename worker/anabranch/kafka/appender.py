@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 STOP_S = 5.0
 BACKOFF_S = (0.05, 2.0)
 REQUEST_S = 15.0
+STUCK_S = 40.0
 _HOPELESS = (
     AssertionError,  # a partition that the topic does not have
     InvalidTopicError,
@@ -62,6 +63,7 @@ class _Item:
     record: Outgoing
     future: asyncio.Future[Acked]
     once: bool
+    sent_at: float = 0.0  # by the loop's clock
     alone: bool = False  # to be sent in a batch of its own
     was_alone: bool = False
 
@@ -168,6 +170,7 @@ class KafkaAppender:
         started: set[str] = set()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._raise_when_broken())
+            tasks.create_task(self._watch())
             while True:
                 self._new_lane.clear()
                 for topic in self._lanes.keys() - started:
@@ -178,6 +181,17 @@ class KafkaAppender:
     async def _raise_when_broken(self) -> None:
         await self._broken.wait()
         raise _Replace
+
+    async def _watch(self) -> None:
+        """With idempotence a batch never expires while a leader is known: nothing may wait without a bound."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(STUCK_S / 4)
+            oldest = [next(iter(lane.unacked.values())) for lane in self._lanes.values() if lane.unacked]
+            if any(loop.time() - item.sent_at > STUCK_S for item in oldest):
+                topics = sorted({item.record.topic for item in oldest})
+                log.error("nothing was acknowledged for %g s: is the broker full, or gone? (%s)", STUCK_S, topics)
+                self._broken.set()
 
     async def _connect(self, once: bool = False) -> None:
         pause, longest = BACKOFF_S
@@ -210,6 +224,7 @@ class KafkaAppender:
                 return
 
     async def _send_lane(self, producer: AIOKafkaProducer, lane: _Lane) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             while not lane.waiting or (lane.unacked and (lane.waiting[0].alone or lane.trying)):
                 lane.wake.clear()
@@ -217,6 +232,7 @@ class KafkaAppender:
             item = lane.waiting.popleft()
             lane.unacked[id(item)] = item
             item.was_alone = lane.trying = item.alone
+            item.sent_at = loop.time()
             r = item.record
             try:
                 sent = await producer.send(
