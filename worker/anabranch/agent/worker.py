@@ -37,6 +37,7 @@ class AgentWorker:
         self._tasks: asyncio.TaskGroup | None = None
         self._taking_over: asyncio.Task[None] | None = None
         self._assigned: set[int] = set()
+        self._assigned_at = 0.0
         self._owners: dict[int, Owner] = {}
         self._calls: dict[int, ModelCalls] = {}
         self._admissions: dict[int, Admission] = {}
@@ -104,6 +105,7 @@ class AgentWorker:
         ours = {p.partition for p in places if p.topic == self._log}
         ours &= {p.partition for p in places if p.topic == self._requests}
         log.info("assigned %d partitions: %s", len(ours), sorted(ours))
+        self._assigned_at = asyncio.get_running_loop().time()
         for partition in self._owners.keys() - ours:
             self._owners.pop(partition).drop()
             self._admissions.pop(partition)
@@ -178,6 +180,7 @@ class AgentWorker:
     def _let_go(self) -> None:
         if self._taking_over is not None:
             self._taking_over.cancel()
+        self._assigned = set()  # a revoke may come before `attach`, which then has nothing to take over
         self._stop_admitting()
         for owner in self._owners.values():
             owner.suspend()
@@ -239,6 +242,8 @@ class AgentWorker:
         if self._stopping or self._tasks is None:
             return
         partition, admission = owner.partition, self._admissions[owner.partition]
+        after_s = asyncio.get_running_loop().time() - self._assigned_at
+        log.debug("partition %d is live after %.2f s, with %d bytes of open runs", partition, after_s, owner.open_bytes)
         admission.suspend()
         self.subscription.seek(Place(self._requests, partition), admission.position)
         name = f"admit {partition}"

@@ -193,7 +193,17 @@ def _wait(state: RetryCallState) -> float:
 
 
 def _described(error: BaseException) -> str:
+    if isinstance(error, anyio.BrokenWorkerProcess):
+        return "its process ended without a result"
+    text = _text_of(error)
     if isinstance(error, _ToolsOwn | Escaped | Retryable):
-        return str(error)[:SHOWN]
-    text = str(error)
+        return text[:SHOWN]
     return f"{type(error).__name__}: {text}"[:SHOWN] if text else type(error).__name__
+
+
+def _text_of(error: BaseException) -> str:
+    """The error is the tool's, and so is its `__str__`: it may fail, and the worker must not."""
+    try:
+        return str(error)
+    except Exception as unsayable:  # noqa: BLE001 - whatever it was, the call gets its result
+        return f"(its text cannot be had: {type(unsayable).__name__})"

@@ -228,6 +228,7 @@ class ToolWorker:
         """Nothing is ours any more: what has not begun will be read again, by whoever gets the partition."""
         if self._taking_over is not None:
             self._taking_over.cancel()
+        self._assigned = frozenset()  # a revoke may come before `attach`, which then has nothing to take over
         for lane in self._lanes.values():
             self._drop_waiting(lane)
         self._lanes.clear()
@@ -253,7 +254,7 @@ class ToolWorker:
         for job in await self._hand_off(jobs, for_s):
             self._finish(job)
         offsets = self._offsets()
-        confirmed = await self.subscription.commit(offsets)
+        confirmed = bool(offsets) and await self.subscription.commit(offsets)
         if not confirmed:
             for job in [job for job in jobs if job.serial_key is not None]:
                 log.warning("call %s is cancelled: it may be redelivered, and its key is serial", job.call.call_id)
