@@ -78,6 +78,10 @@ class ModelCalls:
         self._calls[life] = _Call(due.turn, job)
         self._station.thinker.submit(job)
 
+    def has(self, life: Life, turn: int) -> bool:
+        """Whether this very call is being made, or waits for its place."""
+        return (known := self._calls.get(life)) is not None and known.turn == turn
+
     def drop(self, life: Life) -> None:
         """Its reply is no longer wanted."""
         if (known := self._calls.pop(life, None)) is not None:
@@ -91,11 +95,10 @@ class ModelCalls:
 
     # --- giving up ----------------------------------------------------------------------------------------------
 
-    def hand_off(self, for_s: float, may_go_on: Callable[[], bool]) -> list[asyncio.Future[Acked]]:
+    def hand_off(self, for_s: float) -> list[asyncio.Future[Acked]]:
         """Tell the next owner of each call in flight, or finished but not yet appended.
 
-        What has not begun is dropped. Each call ends a margin before its time, unless `may_go_on` by then: the
-        partition has come back.
+        What has not begun is dropped. Each call ends a margin before its time, unless the partition has come back.
         """
         for life in [life for life, call in self._calls.items() if not call.started]:
             self.drop(life)
@@ -103,15 +106,15 @@ class ModelCalls:
         held += [(life, unread.turn) for life, unread in self._unread.items() if not unread.acked]
         loop = asyncio.get_running_loop()
         for life, call in self._calls.items():
-            loop.call_later(for_s * (1 - MARGIN), self._time_is_up, life, call, may_go_on)
+            loop.call_later(for_s * (1 - MARGIN), self._time_is_up, life, call)
         worker = self._station.worker_id
         return [
             self._station.append(self._partition, m.ModelHandedOff(life[0], life[1], turn, worker, for_s))
             for life, turn in held
         ]
 
-    def _time_is_up(self, life: Life, call: _Call, may_go_on: Callable[[], bool]) -> None:
-        if self._calls.get(life) is call and not may_go_on():
+    def _time_is_up(self, life: Life, call: _Call) -> None:
+        if self._calls.get(life) is call and self.wanted(life, call.turn) is None:
             log.warning("run %s: a model call that was handed off takes too long, and is given up", life[0])
             self.drop(life)
 

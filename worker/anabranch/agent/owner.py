@@ -150,7 +150,7 @@ class Owner:
 
     def hand_off(self, for_s: float) -> list[asyncio.Future[Acked]]:
         """Append who goes on with what, and how far the publications are done."""
-        sent = self._calls.hand_off(for_s, lambda: self.live)
+        sent = self._calls.hand_off(for_s)
         if self.live:
             sent.append(self._station.append(self.partition, m.PartitionReleased(self._done_now())))
         return sent
@@ -237,9 +237,8 @@ class Owner:
 
     def _call_model(self, run: Run) -> None:
         due = effects.model_due(run)
-        if due is not None and not self._may_call(run):
-            due = None
-        self._calls.want(run, due)
+        if due is None or self._calls.has((run.run_id, run.life), due.turn) or self._may_call(run):
+            self._calls.want(run, due)
 
     def _may_call(self, run: Run) -> bool:
         """Somebody who handed the call off may still be on it: wait, and then read on to the log's end."""

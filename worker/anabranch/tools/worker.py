@@ -263,10 +263,10 @@ class ToolWorker:
 
     def _that_fit(self, place: Place, lane: _Lane, for_s: float) -> list[Job]:
         """What runs, but for serial calls that the commit cannot name: they are cancelled."""
-        until = math.ceil(self._bench.now() + for_s)
         kept: list[Job] = []
         for job in self._executing.get(place, {}).values():
             if (key := job.serial_key) is not None:
+                until = math.ceil(self._bench.now() + min(for_s, job.time_s))
                 lane.held[key] = max(until, lane.held.get(key, 0))
                 if lane.commit(self._bench.now()) is None:
                     del lane.held[key]
@@ -290,7 +290,8 @@ class ToolWorker:
         if not sent:
             return []
         done, _ = await asyncio.wait(sent, timeout=SETTLE_S)
-        return [job for future in done if future.exception() is None for job in sent[future]]
+        known = [future for future in done if not future.cancelled() and future.exception() is None]
+        return [job for future in known for job in sent[future]]
 
     def _time_is_up(self, job: Job) -> None:
         if job in self._running():
