@@ -77,7 +77,7 @@ Assign(w) ==
   /\ wk' = [wk EXCEPT ![w] = [@ EXCEPT !.at = "in", !.gen = gen + 1, !.pos = 1, !.lane = {}, !.ok = {},
                                        !.fin = Finished, !.held = IF Metadata THEN kc.held ELSE {},
                                        !.unk = IF Metadata /\ Rule("what has begun is not begun again")
-                                               THEN kc.begun \ (kc.fin \cup @.run) ELSE {}]]
+                                               THEN kc.begun \ (kc.fin \cup wk[w].run) ELSE {}]]
   /\ UNCHANGED <<queue, kc, cm, results, handed, unknown, expired, execs, left>>
 
 Consume(w) ==
