@@ -10,9 +10,12 @@ SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 PIP_INSTALL := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # More arguments for pytest, for example: make unit ARGS="-k fold -x"
 ARGS ?=
+# Of the simulation: how many seeds, and the first one
+SEEDS ?= 2000
+START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format unit integration acceptance schemas demo bench clean
+.PHONY: help install test lint format unit integration acceptance schemas demo spec simulate bench chaos chaos-short clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -51,8 +54,20 @@ schemas: $(VENV)/.installed-test ## Write schemas/ anew from the message types
 demo: $(VENV)/.installed-demo ## Enrich 200 records without key, Docker or Kafka (MODEL=name: the real API, your key)
 	@$(RUN) examples/demo.py $(if $(MODEL),--model "$(MODEL)")
 
+spec: $(VENV)/.installed-test ## Check the protocol's models in docs/spec with TLC (ALL=1: the large ones too)
+	@$(RUN) -m tests.spec $(if $(ALL),--all)
+
+simulate: $(VENV)/.installed-test ## Run both roles through SEEDS seeds of simulated faults, from START on
+	@$(RUN) -m tests.simulation --seeds $(SEEDS) --start $(START)
+
 bench: $(VENV)/.installed-test ## Measure on a real Kafka; a table, and build/bench.json
 	@$(RUN) -m tests.bench
+
+chaos: $(VENV)/.installed-test ## Break a real Kafka and the workers under load, then prove from a ledger that nothing was lost
+	@$(RUN) -m tests.chaos $(ARGS)
+
+chaos-short: $(VENV)/.installed-test ## The same, in about a minute
+	@$(RUN) -m tests.chaos --short $(ARGS)
 
 clean: ## Delete what the commands above made, the virtual environment included
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -196,6 +196,22 @@ def test_unknown_fields_of_a_request_are_ignored() -> None:
     assert read_request(b'{"agent":"a","input":"x","since":"v9"}') == m.RunRequest(agent="a", input="x")
 
 
+@pytest.mark.parametrize(
+    ("body", "run_id"),
+    [
+        (b'{"metadata": {"run_id": "inner"}, "run_id" : "r-1", "input": ' + b"[" * 5000 + b"]" * 5000 + b"}", "r-1"),
+        (b'{"input": ' + b"[" * 5000 + b'"run_id": "inner"' + b"]" * 5000 + b', "run_id": "r-1"}', "r-1"),
+        (b'{"run_id": "r-1", "deadline_s": 1e999}', "r-1"),
+        (b'{"input": "\\"run_id\\": \\"no\\"", "run_id": 5, "x": NaN}', None),
+        (b'{"run_id": "not a name", "x": NaN}', None),
+        (b"hello", None),
+    ],
+)
+def test_the_sender_of_what_no_parser_reads_is_found_all_the_same(body: bytes, run_id: str | None) -> None:
+    refused(body)
+    assert sender_of(body) == (run_id, None)
+
+
 @given(st.binary(max_size=60) | st.recursive(
     st.none() | st.integers() | st.text(max_size=5) | st.floats(),
     lambda inner: st.lists(inner, max_size=3)

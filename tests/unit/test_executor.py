@@ -108,6 +108,13 @@ class Odd(BaseException):
     pass
 
 
+class Unsayable(Exception):
+    def __str__(self) -> str:
+        raise LookupError("no text")
+
+    __repr__ = __str__
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -120,6 +127,10 @@ class Odd(BaseException):
         (StopIteration(), "StopIteration"),
         (ExceptionGroup("both", [ValueError("x")]), "ExceptionGroup: both (1 sub-exception)"),
         (Odd("odd"), "Odd: odd"),
+        (ValueError("a lone \ud800"), "ValueError: a lone ?"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (GeneratorExit(), "GeneratorExit"),
+        (Unsayable(), "Unsayable: (its text cannot be had: LookupError)"),
     ],
 )
 @pytest.mark.parametrize("run_in", ["loop", "thread"])
@@ -138,9 +149,12 @@ async def test_whatever_a_tool_raises_is_an_error_for_the_model(
     assert (await run(executor, lambda: 1, name="next")).outcome == "ok"
 
 
-@pytest.mark.parametrize("function", [exits, dies])
-async def test_a_process_that_ends_is_an_error_and_the_next_one_runs(executor: Executor, function: Any) -> None:
-    assert (await run(executor, function, run_in="process", timeout=60)).outcome == "error"
+@pytest.mark.parametrize(("function", "told"), [(exits, "SystemExit"), (dies, "its process ended without a result")])
+async def test_a_process_that_ends_is_an_error_and_the_next_one_runs(
+    executor: Executor, function: Any, told: str
+) -> None:
+    ended = await run(executor, function, run_in="process", timeout=60)
+    assert (ended.outcome, told in str(ended.content)) == ("error", True)
     assert (await run(executor, process_id, run_in="process", timeout=60)).outcome == "ok"
 
 

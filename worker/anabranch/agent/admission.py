@@ -160,6 +160,8 @@ class Admission:
         if not self._is_here(run_id):
             await self._move(run_id, dump(request))
             return self._note(record, run_id, "moved")
+        if request.cancel and record.key is None and request.run_id == _fallback_id(record):
+            raise InvalidRequest("run_id: is missing: name the run that is to be cancelled")
         if request.cancel:
             return self._note(record, run_id, "cancelled")
         if self._is_known(run_id):

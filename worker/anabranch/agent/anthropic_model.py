@@ -85,7 +85,10 @@ class AnthropicModel:
             async for sse in AsyncStream.raw_events(stream.response):
                 if not sse.data or sse.event == "ping":
                     continue  # pings come for ever: they are no sign of life
-                on_event(builder.feed(sse.data))
+                event = builder.feed(sse.data)
+                if event["type"] == "ping":  # from a server that does not name its events
+                    continue
+                on_event(event)
                 silence.reschedule(loop.time() + self._silence_s)
                 if builder.stopped:
                     break

@@ -37,8 +37,9 @@ def apply(state: Partition, event: m.Event | None, offset: int, at: float) -> Ru
 
 def _fail_for_defect(state: Partition, run_id: str | None, offset: int, at: float, error: Exception) -> None:
     run = state.runs.get(run_id) if run_id is not None else None
+    message = f"the run could not be folded at offset {offset}: {type(error).__name__}: {error}"
+    state.defects.append(f"run {run_id}: {message}")
     if run is not None and run.open:
-        message = f"the run could not be folded at offset {offset}: {type(error).__name__}: {error}"
         _finish(run, Ending("failed", offset, at, m.RunError("internal", message)))
 
 

@@ -178,6 +178,9 @@ class Owner:
         run = fold.apply(self.state, event, record.offset, record.timestamp / 1000)
         if before is not None and before is not run:
             self._replaced(before)
+        for defect in self.state.defects:
+            log.critical("partition %d: %s", self.partition, defect)
+        self.state.defects.clear()
         match event:
             case m.ModelReplied() | m.ModelFailed():
                 self._calls.read_back(event)
@@ -360,7 +363,8 @@ class Owner:
         firsts = [
             (run.first, run.next_as_of_first) for run in self._needed.values() if run.open or self._unanswered(run)
         ]
-        firsts += [(offset, self.state.note_links[offset]) for offset in self.state.notes]
+        notes = [offset for offset in self.state.notes if not self._publisher.is_settled(NoteDue(offset))]
+        firsts += [(offset, self.state.note_links[offset]) for offset in notes]
         return min(firsts, default=(self.state.position, self.state.next_request or 0))
 
     def _wanted(self) -> Iterator[Publication]:

@@ -2,7 +2,7 @@
 
 Text, signatures and inputs are kept exactly as they came: a tool's input is the very JSON text that was
 streamed. Nothing is repaired. What breaks off, or contradicts itself, is a `BrokenReply`: it is discarded
-whole, and no call of it is ever run. `model.py` feeds it; `plan.py` reads what comes out.
+whole, and no call of it is ever run. `anthropic_model.py` feeds it; `plan.py` reads what comes out.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _TEXT_DELTAS = {
 
 
 class ReplyBuilder:
-    """Collects the events of one stream. `feed` returns the type of the event."""
+    """Collects the events of one stream. `feed` returns the event, for whoever wants to watch."""
 
     def __init__(self) -> None:
         self._message: dict[str, Any] | None = None

@@ -171,3 +171,4 @@ class Partition:
     note_links: dict[int, int] = field(default_factory=dict)
     last: dict[str, int] = field(default_factory=dict, compare=False)  # like the position, it always moves
     collecting: dict[str, Collecting] = field(default_factory=dict)
+    defects: list[str] = field(default_factory=list, compare=False)  # for the owner to tell, and to clear

@@ -45,6 +45,7 @@ class AgentWorker:
         self._committed: dict[Place, Committed] = {}
         self._metadata_kept: bool | None = None
         self._stopping = False
+        self._giving_up = asyncio.Lock()
         self._over = asyncio.Event()
 
     def attach(self, subscription: Subscription) -> None:
@@ -121,7 +122,8 @@ class AgentWorker:
 
     async def revoked(self, places: frozenset[Place], lost: bool) -> None:
         if self._stopping:
-            return  # all has been given up already
+            async with self._giving_up:  # the group waits: what `release` has begun may be under way still
+                return
         if lost:
             self._let_go()
         else:
@@ -163,6 +165,10 @@ class AgentWorker:
 
     async def _give_up(self, for_s: float) -> None:
         """Finish the publications of all that is folded, hand off what is in flight, say so, commit."""
+        async with self._giving_up:
+            await self._give_all_up(for_s)
+
+    async def _give_all_up(self, for_s: float) -> None:
         if self._taking_over is not None:
             self._taking_over.cancel()
         self._stop_admitting()

@@ -24,6 +24,8 @@ from anabranch.kafka.seam import Committed, Listener, Place, Start
 
 BATCH: Final = 500
 """How many records are delivered at once."""
+BATCHES: Final = (1, 2, 5, 20, BATCH)
+"""The sizes that chance has to choose from: mostly small ones, so that much can happen in between."""
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ class _Turns:
     def choose(self, ready: Sequence[Place]) -> tuple[Place, int]:
         """A place of `ready`, which is sorted, and how many records to take from it at most."""
         if self._random is not None:
-            return self._random.choice(ready), self._random.randint(1, BATCH)
+            return self._random.choice(ready), self._random.choice(BATCHES)
         self._last = next((place for place in ready if place > self._last), ready[0])
         return self._last, BATCH
 
@@ -73,6 +75,7 @@ class MemorySubscription:
         self._cursors: dict[Place, _Cursor] = {}
         self._stopped = self.closed = False
         self._failure: BaseException | None = None
+        self._commits = asyncio.Lock()
         self._news, self._wake, self._seated = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @property
@@ -230,12 +233,13 @@ class MemorySubscription:
 
     async def commit(self, offsets: Mapping[Place, Committed]) -> bool:
         name, generation, kept = self._name, self._generation, dict(offsets)
-        if not await self._link.passes():
-            return False
-        if not self._group.commit(name, generation, kept):
-            self.learn()
-            return False
-        return not self._link.faults.lost_commit()
+        async with self._commits:  # a member's commits take effect in the order in which it made them
+            if not await self._link.passes():
+                return False
+            if not self._group.commit(name, generation, kept):
+                self.learn()
+                return False
+            return not self._link.faults.lost_commit()
 
     async def ends(self, places: Iterable[Place]) -> dict[Place, int]:
         return {partition.place: partition.end for partition in await self._partitions(places)}

@@ -77,16 +77,17 @@ class Executor:
                         value = await self._try(tool, arguments, replace(call, attempt=tries))
             outcome, content = self._success(tool, value)
         except TimeoutError:
-            outcome, content = "timeout", f"{tool.name} timed out: it gave no result within {tool.spec.timeout_s:g} s"
+            outcome, content = (
+                "timeout",
+                f"{tool.name} timed out: it gave no result within {self._given(tool, started)}",
+            )
         except ArgumentsError as error:
             outcome, content = "error", f"invalid arguments for {tool.name}: {error}"
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and _are_we_cancelled():
+            if _ends_us(error):
                 raise
-            call.log.warning("%s failed: %r", tool.name, error, exc_info=error)
             outcome, content = "error", f"{tool.name} failed: {_described(error)}"
+            call.log.warning("%s", content, exc_info=error)
         return Execution(outcome, content, started, self._now(), max(1, tries))
 
     def _success(self, tool: Tool, value: Any) -> tuple[ResultOutcome, Content]:
@@ -118,6 +119,11 @@ class Executor:
                 async with _Timeout(self._limit(tool, call)):
                     value = function()
                     return await value if inspect.isawaitable(value) else value
+
+    def _given(self, tool: Tool, started: float) -> str:
+        if self._now() - started < tool.spec.timeout_s * 0.99:
+            return f"the {self._now() - started:.1f} s that were left until its deadline"
+        return f"{tool.spec.timeout_s:g} s"
 
     def _limit(self, tool: Tool, call: Call) -> float:
         return min(tool.spec.timeout_s, max(0.0, call.deadline - self._now()))
@@ -175,10 +181,17 @@ class _Timeout:
         await self._timeout.__aexit__(kind, error, trace)
 
 
-def _are_we_cancelled() -> bool:
-    """Or has the tool let a CancelledError of its own escape?"""
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
+def _ends_us(error: BaseException) -> bool:
+    """Are we cancelled or closed? Or has the tool let such an error of its own escape? A worker that ended with it
+    would leave the call to the next one, and so end them all; Ctrl-C comes as a signal, not as an error.
+    """
+    if not isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return False
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # the loop is over
+        return True
+    return task is None or (isinstance(error, asyncio.CancelledError) and task.cancelling() > 0)
 
 
 class _ToolsOwn(Exception):
@@ -204,6 +217,6 @@ def _described(error: BaseException) -> str:
 def _text_of(error: BaseException) -> str:
     """The error is the tool's, and so is its `__str__`: it may fail, and the worker must not."""
     try:
-        return str(error)
+        return str(error).encode("utf-8", "replace").decode()
     except Exception as unsayable:  # noqa: BLE001 - whatever it was, the call gets its result
         return f"(its text cannot be had: {type(unsayable).__name__})"

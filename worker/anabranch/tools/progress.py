@@ -55,6 +55,10 @@ class Progress:
                 self._begun.discard(offset)
             self.position = min(self.position, offset)
 
+    def is_open(self, offset: int) -> bool:
+        """Whether it was taken, and is not finished."""
+        return offset in self._open
+
     @property
     def open(self) -> int:
         return len(self._open)

@@ -112,6 +112,7 @@ class Service:
         self._pacers = {name: Pacer(limit.per_second, limit.concurrency) for name, limit in limits.items()}
         self._serially = Serially()
         self._seen: OrderedDict[str, int] = OrderedDict()  # call id -> the dispatch that was answered
+        self.owner: asyncio.Task[object] | None = None  # who runs the jobs: when it is cancelled, they are
 
     def is_idle(self, call: ToolCall) -> bool:
         """Past its deadline, or answered by this worker already."""
@@ -164,7 +165,7 @@ class Service:
             return await self._bench.executor.execute(tool, call.input, told)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if job.dropped or task is None:
+            if job.dropped or task is None or (self.owner is not None and self.owner.cancelling()):
                 raise
             task.uncancel()  # the tool has cancelled the task that it ran in
             return self._without_tool("error", f"{tool.name} failed: it cancelled itself")

@@ -72,10 +72,11 @@ class ToolWorker:
         self._lanes: dict[Place, _Lane] = {}
         self._executing: dict[Place, dict[int, Job]] = {}
         self._committed: dict[Place, Committed] = {}
-        self._confirmations: list[asyncio.Future[bool]] = []
+        self._confirmations: list[tuple[Place, asyncio.Future[bool]]] = []
         self._commit_now = asyncio.Event()
         self._metadata_kept: bool | None = None
         self._stopping = False
+        self._giving_up = asyncio.Lock()
         self._over = asyncio.Event()
 
     def attach(self, subscription: Subscription) -> None:
@@ -101,6 +102,7 @@ class ToolWorker:
 
     async def run(self) -> None:
         """Execute calls until `end`."""
+        self._service.owner = asyncio.current_task()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             committing = tasks.create_task(self._commit_for_ever(), name="commits")
@@ -148,7 +150,8 @@ class ToolWorker:
 
     async def revoked(self, places: frozenset[Place], lost: bool) -> None:
         if self._stopping:
-            return  # all has been given up already
+            async with self._giving_up:  # the group waits: what `release` has begun may be under way still
+                return
         if lost:
             self._let_go()
         else:
@@ -245,6 +248,10 @@ class ToolWorker:
 
     async def _give_up(self, for_s: float) -> None:
         """Hand off what runs; only what the logs know of is marked as finished; commit."""
+        async with self._giving_up:
+            await self._give_all_up(for_s)
+
+    async def _give_all_up(self, for_s: float) -> None:
         if self._taking_over is not None:
             self._taking_over.cancel()
         self._resolve(False)
@@ -341,6 +348,8 @@ class ToolWorker:
                 self._finish(job)
             finally:
                 del self._executing[place][job.record.offset]
+                if job.dropped:
+                    self._read_again(job)
 
     async def _tell_unknown(self, lane: _Lane, job: Job) -> None:
         """Somebody before us committed it as begun, and it is not finished: it is not executed again."""
@@ -352,14 +361,22 @@ class ToolWorker:
         if lane is not None:
             lane.progress.finish(job.record.offset)
 
+    def _read_again(self, job: Job) -> None:
+        """It was given up while it ran. If its partition came back meanwhile, nobody else will take it."""
+        place = Place(job.record.topic, job.record.partition)
+        lane = self._lanes.get(place)
+        if lane is not None and lane.progress.is_open(job.record.offset) and not self._stopping:
+            lane.progress.give_back(job.record.offset)
+            self.subscription.seek(place, lane.progress.position)
+
     async def _is_confirmed(self, lane: _Lane, job: Job) -> bool:
         """Commit that the call may have begun; only what is confirmed in this assignment is executed."""
         place = Place(job.record.topic, job.record.partition)
+        self._commit_now.set()  # once: if that commit fails, the next one is soon enough
         while self._lanes.get(place) is lane and not self._service.is_idle(job.call):
             lane.progress.begin(job.record.offset)
             confirmed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            self._confirmations.append(confirmed)
-            self._commit_now.set()
+            self._confirmations.append((place, confirmed))
             if await confirmed:
                 return self._lanes.get(place) is lane
         return self._lanes.get(place) is lane
@@ -377,25 +394,26 @@ class ToolWorker:
                     await self._commit_now.wait()
             except TimeoutError:
                 pass  # time for the next one
+            self._commit_now.clear()  # whatever follows: `wait` does not yield to anybody while it is set
             if self._subscription is not None and not self._stopping:
                 await self._commit()
 
     async def _commit(self) -> None:
-        self._commit_now.clear()
         waiting, self._confirmations = self._confirmations, []
-        offsets = {place: at for place, at in self._offsets().items() if self._committed.get(place) != at}
+        told = self._offsets()  # without those whose marks are more than Kafka takes
+        offsets = {place: at for place, at in told.items() if self._committed.get(place) != at}
         confirmed = not offsets or await self.subscription.commit(offsets)
         if confirmed:
             self._committed.update({place: at for place, at in offsets.items() if place in self._lanes})
-        for future in waiting:
+        for place, future in waiting:
             if not future.done():
-                future.set_result(confirmed)
+                future.set_result(confirmed and place in told)
         for place, lane in self._lanes.items():
             self._pace(place, lane)
 
     def _resolve(self, confirmed: bool) -> None:
         waiting, self._confirmations = self._confirmations, []
-        for future in waiting:
+        for _, future in waiting:
             if not future.done():
                 future.set_result(confirmed)
 

@@ -1,0 +1,399 @@
+"""What must be true when a seed is over: the promises, each a function from the evidence to what breaks it. PURE.
+
+Responsible for: judging the ledger of the outside world, the answers, the commits and the fold of the log.
+Must never: run anything, or excuse a violation by a fault that cannot have caused it.
+Called by: `python -m tests.simulation`, and tests, the ones that plant bugs too.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final
+
+import orjson
+
+from anabranch import messages as m
+from anabranch.agent import fold
+from anabranch.agent.state import Partition, Run
+from anabranch.agent.worker import _read_commit
+from anabranch.codec import decode
+from anabranch.errors import WireError
+from anabranch.kafka.seam import Place
+from tests.simulation.evidence import EPOCH, NAMESPACE, PARTITIONS, Evidence, Sample, lags
+from tests.simulation.ledger import Execution, Fault, ModelCall
+from tests.simulation.workload import AFTER, AT_MOST_ONCE, SERIAL, PlannedCall, PlannedRun
+
+CLOSE_S: Final = 0.05
+"""What a record may take from the hands of its writer to the reader that waits for it; as long is forgiven."""
+
+
+@dataclass(slots=True)
+class Facts:
+    """The evidence, prepared: every life of every run as the whole log has it, and the answers."""
+
+    evidence: Evidence
+    lives: dict[tuple[str, str], Run] = field(default_factory=dict)
+    won: set[str] = field(default_factory=set)
+    answers: dict[str, list[tuple[float, int, bytes]]] = field(default_factory=lambda: defaultdict(list))
+    events: dict[int, list[tuple[m.Event | None, int, float]]] = field(default_factory=dict)
+
+    @property
+    def orderly(self) -> bool:
+        return self.evidence.profile.orderly
+
+    def lives_of(self, run_id: str) -> int:
+        return sum(known == run_id for known, _ in self.lives)
+
+    def faults(self, *kinds: str) -> list[Fault]:
+        return [fault for fault in self.evidence.ledger.faults if not kinds or fault.kind in kinds]
+
+
+def violations(evidence: Evidence) -> list[str]:
+    """Every promise that was broken, in words."""
+    facts = _facts(evidence)
+    return [f"{name}: {text}" for name, check in CHECKS.items() for text in check(facts)]
+
+
+def _facts(evidence: Evidence) -> Facts:
+    facts = Facts(evidence)
+    for partition in range(PARTITIONS):
+        records = evidence.records[Place(NAMESPACE.log, partition)]
+        facts.events[partition] = [(_event(record), record.offset, record.timestamp / 1000) for record in records]
+        _fold_all(facts, facts.events[partition])
+    for place, records in evidence.records.items():
+        for record in records if place.topic == NAMESPACE.responses else ():
+            key = (record.key or b"").decode()
+            facts.answers[key].append((record.timestamp / 1000, place.partition, record.value or b""))
+    return facts
+
+
+def _event(record: Any) -> m.Event | None:
+    try:
+        return decode(record)
+    except WireError:
+        return None
+
+
+def _fold_all(facts: Facts, events: Iterable[tuple[m.Event | None, int, float]]) -> None:
+    state = Partition(next_request=0)
+    for event, offset, at in events:
+        run = fold.apply(state, event, offset, at)
+        if run is None:
+            continue
+        facts.lives[run.run_id, run.life] = run
+        if isinstance(event, m.ModelReplied) and run.turns and run.turns[-1].attempt == event.attempt:
+            facts.won.update(call.tool_use_id for call in event.plan)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------
+
+
+def _workers_live(facts: Facts) -> Iterator[str]:
+    yield from facts.evidence.ledger.deaths
+
+
+def _answered(facts: Facts) -> Iterator[str]:
+    """No admitted run is lost, and each is answered."""
+    for run in facts.evidence.workload.runs:
+        inboxes = {inbox for _, inbox, _ in facts.answers.get(run.run_id, [])}
+        if run.inbox not in inboxes:
+            yield f"{run.run_id} was asked for from inbox {run.inbox}, and answered to {sorted(inboxes) or 'nobody'}"
+    for bad in facts.evidence.workload.bad:
+        told = [orjson.loads(body) for _, _, body in facts.answers.get(bad.run_id, [])]
+        if not told or any(answer["status"] != "failed" for answer in told):
+            yield f"the bad request {bad.run_id} was answered with {told or 'nothing'}"
+
+
+def _as_asked(facts: Facts) -> Iterator[str]:
+    """A run ends as its workload says: no fault of ours makes it fail."""
+    for run in facts.evidence.workload.runs:
+        allowed = {"completed"}
+        allowed |= {"cancelled"} if run.cancel_at is not None else set()
+        allowed |= {"expired", "failed"} if run.deadline_s is not None else set()
+        for _, _, body in facts.answers.get(run.run_id, []):
+            answer = orjson.loads(body)
+            if answer["status"] not in allowed:
+                yield f"{run.run_id} ended as {answer['status']}: {answer['error']}"
+
+
+def _identical(facts: Facts) -> Iterator[str]:
+    """An answer may arrive twice; all copies of one life are identical."""
+    for run_id, answers in facts.answers.items():
+        bodies = {body for _, _, body in answers}
+        if len(bodies) > max(1, facts.lives_of(run_id)):
+            yield f"{run_id} has {len(bodies)} different answers, and {facts.lives_of(run_id)} lives: {sorted(bodies)}"
+
+
+def _admitted_once(facts: Facts) -> Iterator[str]:
+    """A request opens one life at most."""
+    for run in facts.evidence.workload.runs:
+        lives = facts.lives_of(run.run_id)
+        if lives > 1 + len(run.again) or (facts.orderly and lives > 1 and not _forgotten(facts, run)):
+            yield f"{run.run_id} was asked for {1 + len(run.again)} times, and has {lives} lives"
+
+
+def _forgotten(facts: Facts, run: PlannedRun) -> bool:
+    """Whether it was asked for again after it had been answered: then it may be a new run."""
+    first = min((at for at, _, _ in facts.answers.get(run.run_id, [])), default=float("inf"))
+    return any(EPOCH + at > first - 1 for at, _ in run.again)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------
+
+
+def _batches(facts: Facts) -> Iterator[str]:
+    """Every results message has exactly the ids of its calls, in their order."""
+    by_ask = {ask: call for call in facts.evidence.ledger.model_calls for ask in call.asked}
+    for call in facts.evidence.ledger.model_calls:
+        ids = tuple(result[0] for result in call.results)
+        if ids != call.batch:
+            yield f"{_named(call)}: the calls were {call.batch}, and the results are of {ids}"
+        for ask in call.batch:
+            asked = by_ask.get(ask)
+            if asked is None or (asked.run_id, asked.turn) != (call.run_id, call.turn - 1):
+                yield f"{_named(call)}: {ask} was not asked for in the turn before"
+
+
+def _same_question(facts: Facts) -> Iterator[str]:
+    """A model call that is made again asks the same, to the byte."""
+    bodies: dict[tuple[str, int], set[bytes]] = defaultdict(set)
+    for call in facts.evidence.ledger.model_calls:
+        bodies[call.run_id, call.turn].add(call.body)
+    for (run_id, turn), different in bodies.items():
+        if len(different) > facts.lives_of(run_id):
+            yield f"{run_id} turn {turn} was asked in {len(different)} different ways: {sorted(different)}"
+
+
+def _results(facts: Facts) -> Iterator[str]:
+    """What the model is told of a call is what became of it outside."""
+    finished: dict[str, int] = defaultdict(int)
+    for execution in facts.evidence.ledger.executions:
+        finished[execution.ask] += execution.finished
+    hurried = {run.run_id for run in facts.evidence.workload.runs if run.deadline_s is not None}
+    for call in facts.evidence.ledger.model_calls:
+        if call.run_id in hurried:
+            continue  # what its deadline has cut short may say so
+        failed = {facts.evidence.calls[ask].tool for ask, _, is_error in call.results if is_error}
+        for ask, text, is_error in call.results:
+            planned = facts.evidence.calls[ask]
+            wrong = _wrong_error(facts, ask, planned, text, failed) if is_error else None
+            if not is_error and text != f"done {ask}":
+                wrong = "is another call's"
+            elif not is_error and not finished[ask]:
+                wrong = "was never executed to its end"
+            if wrong:
+                yield f"{_named(call)}: {ask} ({planned.tool}) was told as {text!r}, which {wrong}"
+
+
+def _wrong_error(facts: Facts, ask: str, planned: PlannedCall, text: str, failed: set[str]) -> str | None:
+    if planned.fails and f"failed {ask}" in text:
+        return None
+    if AFTER.get(planned.tool) in failed and "it comes after" in text:
+        return None
+    if "timed out" in text and facts.faults("freeze"):
+        return None  # by the clock on the wall it has
+    if planned.tool in AT_MOST_ONCE and not facts.orderly:
+        return None if "outcome unknown" in text or "had no result" in text else "says not that its outcome is unknown"
+    return "is no failure of the tool"
+
+
+# --- how often ----------------------------------------------------------------------------------------------------
+
+
+def _model_once(facts: Facts) -> Iterator[str]:
+    """No model call is made again but for a fault that hit it."""
+    turns: dict[tuple[str, int], list[ModelCall]] = defaultdict(list)
+    for call in facts.evidence.ledger.model_calls:
+        if call.end != "failed":
+            turns[call.run_id, call.turn].append(call)
+    for (run_id, _), calls in turns.items():
+        if facts.lives_of(run_id) > 1:
+            continue
+        for before, again in pairwise(calls):
+            if not _explained(facts.faults("kill", "freeze", "cut", "expel"), before, again):
+                yield f"{_named(again)} repeats that by {before.process} at {before.at:.3f}, and no fault explains it"
+
+
+def _never_paid_again(facts: Facts) -> Iterator[str]:
+    """A reply that is in the log is never paid for again."""
+    if facts.faults("freeze", "cut", "expel"):
+        return  # a zombie may act on what it last knew
+    replied = {(run.run_id, turn.number): turn.replied_at for run in facts.lives.values() for turn in run.turns}
+    for call in facts.evidence.ledger.model_calls:
+        at = replied.get((call.run_id, call.turn))
+        if at is not None and facts.lives_of(call.run_id) == 1 and call.at + EPOCH > at + CLOSE_S:
+            yield f"{_named(call)} was made, and its turn had been replied to at {at - EPOCH:.3f}"
+
+
+def _tools_once(facts: Facts) -> Iterator[str]:
+    """No tool call is executed again but for a fault that hit it."""
+    if facts.faults("regressed commits") or not facts.evidence.profile.metadata:
+        return
+    published = _published(facts)
+    for ask, executions in _by_ask(facts).items():
+        pairs = [pair for pair in pairwise(executions) if not _explained(facts.faults(), *pair)]
+        for before, again in pairs[max(0, len(published[ask]) - 1) :]:  # each copy may run once, on another worker
+            yield f"{_told(again)} repeats that by {before.process} at {before.at:.3f}; no fault explains it"
+
+
+def _explained(faults: list[Fault], before: ModelCall | Execution, again: ModelCall | Execution) -> bool:
+    """Whether one of the two processes was in trouble between the first start and the second one."""
+    return any(
+        fault.process in (before.process, again.process) and fault.begin <= again.at and fault.end >= before.at
+        for fault in faults
+    )
+
+
+def _at_most_once(facts: Facts) -> Iterator[str]:
+    if facts.faults("regressed commits") or not facts.evidence.profile.metadata:
+        return
+    for executions in _by_ask(facts).values():
+        if executions[0].tool in AT_MOST_ONCE and len(executions) > 1:
+            yield f"{_told(executions[1])} was executed by {executions[0].process} before, and is at most once"
+
+
+def _only_asked(facts: Facts) -> Iterator[str]:
+    """Nothing is executed that was never asked for by a reply that counts."""
+    for ask, executions in _by_ask(facts).items():
+        if ask not in facts.won:
+            yield f"{_told(executions[0])} was executed, and no reply that counts has asked for it"
+
+
+def _serial(facts: Facts) -> Iterator[str]:
+    """Calls of one serial key run one at a time, and begin in the order in which they were published."""
+    if facts.faults("freeze", "cut", "expel", "regressed commits") or not facts.evidence.profile.metadata:
+        return
+    places = {ask: places[0] for ask, places in _published(facts).items()}
+    lanes: dict[str, list[Execution]] = defaultdict(list)
+    for execution in facts.evidence.ledger.executions:
+        if execution.tool in SERIAL:
+            lanes[execution.account].append(execution)
+    for executions in lanes.values():
+        for before, after in pairwise(executions):
+            if before.ended_at is None or before.ended_at > after.at:
+                yield f"{_told(after)} began while {before.ask} of the same key ran until {before.ended_at}"
+        firsts = list(dict.fromkeys(execution.ask for execution in executions))
+        if firsts != sorted(firsts, key=lambda ask: places.get(ask, -1)):
+            yield f"the calls of account {executions[0].account} began in the order {firsts}, not as published"
+
+
+def _published_once(facts: Facts) -> Iterator[str]:
+    """A call is published again only where an acknowledgement got lost or a worker died; at most once: never."""
+    calm = facts.orderly and not facts.evidence.profile.rough
+    for ask, places in _published(facts).items():
+        tool = facts.evidence.calls[ask].tool
+        if len(places) > 1 and (calm or tool in AT_MOST_ONCE):
+            yield f"{ask} ({tool}) was published {len(places)} times, at {places}"
+
+
+def _published(facts: Facts) -> dict[str, list[int]]:
+    """Where each ask was published, in its partition."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, records in facts.evidence.records.items():
+        for record in records if place.topic.startswith(NAMESPACE.calls("")) else ():
+            places[orjson.loads(record.value or b"")["input"]["ask"]].append(record.offset)
+    return places
+
+
+def _by_ask(facts: Facts) -> dict[str, list[Execution]]:
+    """The executions of each call, in order; a retry within one is none."""
+    found: dict[str, list[Execution]] = defaultdict(list)
+    for execution in facts.evidence.ledger.executions:
+        if execution.attempt == 1:
+            found[execution.ask].append(execution)
+    return found
+
+
+# --- offsets ------------------------------------------------------------------------------------------------------
+
+
+def _no_lag(facts: Facts) -> Iterator[str]:
+    """In the end everything is done with, and the groups have said so."""
+    evidence = facts.evidence
+    found = lags(lambda group: evidence.commits[group], lambda *place: evidence.records[Place(*place)])
+    for place, lag in found.items():
+        if lag > 0 and (evidence.profile.metadata or place.topic != NAMESPACE.log):
+            yield f"{place.topic}/{place.partition} has a lag of {lag} for ever"
+        if lag < 0:
+            yield f"{place.topic}/{place.partition} is committed {-lag} records past its end"
+
+
+def _commits_are_safe(facts: Facts) -> Iterator[str]:
+    """A fold that begins at a commit knows what the fold of the whole log knows, but for what is over."""
+    for partition, events in facts.events.items():
+        known = [sample for sample in facts.evidence.samples if sample.partition == partition]
+        whole = Partition(next_request=0)
+        done = 0
+        for sample in known:
+            for event, offset, at in events[done : sample.end]:
+                fold.apply(whole, event, offset, at)
+            done = max(done, sample.end)
+            yield from _unsafe(facts, sample, whole, events)
+
+
+def _unsafe(facts: Facts, sample: Sample, whole: Partition, events: list[Any]) -> Iterator[str]:
+    commit = _read_commit(sample.committed)
+    assert commit is not None, "a sample has a commit"
+    part = Partition(began=commit.low, position=commit.low)
+    if commit.next_request >= 0:
+        part.next_request = commit.next_request
+    for event, offset, at in events[commit.low : sample.end]:
+        fold.apply(part, event, offset, at)
+    where = f"partition {sample.partition} at {sample.at - EPOCH:.1f}, committed {sample.committed}"
+    if part.next_request is not None and part.next_request != whole.next_request:
+        yield f"{where}: next_request is {part.next_request} from there, and {whole.next_request} by the whole log"
+    for run_id, run in whole.runs.items():
+        if (run.open or not _was_answered(facts, run, sample.at)) and _gist(run) != _gist(part.runs.get(run_id)):
+            yield f"{where}: {run_id} is {_gist(part.runs.get(run_id))} from there, and {_gist(run)} by the whole log"
+    for run_id, run in part.runs.items():
+        if run.open and not whole.runs[run_id].open:
+            yield f"{where}: {run_id} is open from there, and not by the whole log"
+
+
+def _was_answered(facts: Facts, run: Run, at: float) -> bool:
+    """Whether anybody was: who asks for a closed run just before its owner dies may have to ask again."""
+    return any(told <= at for told, _, _ in facts.answers.get(run.run_id, []))
+
+
+def _gist(run: Run | None) -> Any:
+    if run is None:
+        return None
+    calls = [
+        (call_id, call.result and call.result.outcome) for turn in run.turns for call_id, call in turn.calls.items()
+    ]
+    return run.life, run.turn, run.owed, run.ending and run.ending.status, calls
+
+
+# --- in words -----------------------------------------------------------------------------------------------------
+
+
+def _named(call: ModelCall) -> str:
+    return f"the model call of {call.run_id} turn {call.turn} by {call.process} at {call.at:.3f}"
+
+
+def _told(execution: Execution) -> str:
+    return f"the execution of {execution.ask} ({execution.tool}) by {execution.process} at {execution.at:.3f}"
+
+
+CHECKS: Final[dict[str, Callable[[Facts], Iterator[str]]]] = {
+    "no worker dies": _workers_live,
+    "every request is answered": _answered,
+    "a run ends as asked": _as_asked,
+    "answers of one life are identical": _identical,
+    "a request is admitted once": _admitted_once,
+    "results are exactly those of the calls": _batches,
+    "a repeated model call asks the same": _same_question,
+    "results are true": _results,
+    "a model call is made once per fault": _model_once,
+    "a reply in the log is never paid again": _never_paid_again,
+    "a tool call is executed once per fault": _tools_once,
+    "a call is published once": _published_once,
+    "at most once": _at_most_once,
+    "nothing is executed that was not asked": _only_asked,
+    "serial keys go one by one": _serial,
+    "no lag is left": _no_lag,
+    "a fold from a commit agrees": _commits_are_safe,
+}

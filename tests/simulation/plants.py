@@ -1,0 +1,307 @@
+"""Bugs to be planted into our own code, one for each promise at least: the checker must notice every one of them.
+
+Responsible for: naming a bug, the promise that it breaks, and where it goes; the code is as it was afterwards.
+Must never: be more than a slip that somebody could make.
+Called by: tests of the simulation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from anabranch import messages as m
+from anabranch.agent import conversation, fold
+from anabranch.agent.admission import Admission
+from anabranch.agent.answer import answer
+from anabranch.agent.calling import ModelCalls
+from anabranch.agent.owner import Owner
+from anabranch.agent.publishing import Publisher
+from anabranch.agent.worker import AgentWorker
+from anabranch.messages import CallDispatched
+from anabranch.tools.progress import Progress
+from anabranch.tools.serving import Job, Service
+from anabranch.tools.worker import ToolWorker
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """`promise` is the name of the check that must fail, in some of the seeds of `profile` from `start` on."""
+
+    name: str
+    promise: str
+    profile: str
+    start: int
+    dig: Callable[[Patch], None]
+
+
+PLANTS: list[Plant] = []
+
+
+def plant(promise: str, profile: str, start: int = 0) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+    def declare(dig: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        PLANTS.append(Plant(dig.__name__, promise, profile, start, dig))
+        return dig
+
+    return declare
+
+
+@contextmanager
+def planted(bug: Plant) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        bug.dig(patch)
+        yield
+
+
+@plant("no worker dies", "crashes")
+def a_dispatch_of_another_is_not_expected(patch: Patch) -> None:
+    def read_back(self: Publisher, event: CallDispatched) -> None:
+        self._dispatching.remove(event.call_id)
+
+    patch.setattr(Publisher, "read_back", read_back)
+
+
+@plant("every request is answered", "orderly")
+def one_result_is_dropped(patch: Patch) -> None:
+    deliver = Service.deliver
+
+    async def dropping(self: Service, job: Job, execution: Any) -> None:
+        if not job.call.call_id.endswith("/1"):
+            await deliver(self, job, execution)
+
+    patch.setattr(Service, "deliver", dropping)
+
+
+@plant("every request is answered", "crashes")
+def a_call_is_marked_before_its_result_is_appended(patch: Patch) -> None:
+    execute = Service.execute
+
+    async def marking(self: Service, job: Job) -> Any:
+        self._hold_until.__self__._finish(job)  # type: ignore[attr-defined]
+        return await execute(self, job)
+
+    patch.setattr(Service, "execute", marking)
+
+
+@plant("a run ends as asked", "orderly")
+def the_fold_has_a_defect(patch: Patch) -> None:
+    owe = fold._owe
+
+    def broken(run: Any, offset: int, at: float) -> None:
+        if run.turn == 2:
+            raise KeyError(run.turn)
+        owe(run, offset, at)
+
+    patch.setattr(fold, "_owe", broken)
+
+
+@plant("answers of one life are identical", "crashes and rebalances", start=35)
+def an_answer_depends_on_who_gives_it(patch: Patch) -> None:
+    count = itertools.count()
+    made = "anabranch.agent.publishing.answer"
+    patch.setattr(made, lambda run, brief=False: answer(run, brief) + b" " * next(count))
+
+
+@plant("a request is admitted once", "crashes and rebalances", start=9)
+def a_new_owner_begins_with_the_first_request(patch: Patch) -> None:
+    begin, link = Owner.begin, fold._fold_link
+
+    def forgetful(self: Owner, *args: Any) -> int:
+        at = begin(self, *args)
+        self.state.next_request = 0
+        return at
+
+    def trusting(state: Any, event: Any, offset: int, at: float) -> None:
+        link(state, replace(event, after=state.next_request or 0), offset, at)
+
+    patch.setattr(Owner, "begin", forgetful)
+    patch.setattr(fold, "_fold_link", trusting)
+
+
+@plant("results are exactly those of the calls", "orderly")
+def the_results_message_lacks_one(patch: Patch) -> None:
+    results = conversation._results
+    patch.setattr(conversation, "_results", lambda turn, cached: results(turn, cached)[1:])
+
+
+@plant("results are exactly those of the calls", "orderly")
+def the_results_are_in_the_order_of_their_arrival(patch: Patch) -> None:
+    results = conversation._results
+    patch.setattr(conversation, "_results", lambda turn, cached: results(turn, cached)[::-1])
+
+
+@plant("a repeated model call asks the same", "crashes")
+def a_request_says_when_it_was_made(patch: Patch) -> None:
+    count = itertools.count()
+    made = "anabranch.agent.asking.request_body"
+    patch.setattr(made, lambda *args: conversation.request_body(*args) + b" " * next(count))
+
+
+@plant("results are true", "crashes", start=16)
+def a_begun_call_counts_as_ok(patch: Patch) -> None:
+    unknown = Service.unknown
+    patch.setattr(Service, "unknown", lambda self: replace(unknown(self), outcome="ok"))
+
+
+@plant("results are true", "orderly")
+def a_result_goes_to_the_next_call(patch: Patch) -> None:
+    folded = fold._fold_call
+
+    def shifted(run: Any, call: Any, event: m.Event, offset: int, at: float) -> None:
+        if isinstance(event, m.ToolReturned):
+            free = [other for other in run.batch.calls.values() if other.due is not None and other.result is None]
+            call = free[0]
+        folded(run, call, event, offset, at)
+
+    patch.setattr(fold, "_fold_call", shifted)
+
+
+@plant("a model call is made once per fault", "orderly")
+def a_model_call_is_not_handed_off(patch: Patch) -> None:
+    patch.setattr(ModelCalls, "hand_off", lambda self, for_s, may_go_on: [])
+
+
+@plant("a model call is made once per fault", "orderly")
+def a_hand_off_is_not_waited_for(patch: Patch) -> None:
+    patch.setattr(Owner, "_may_call", lambda self, run: True)
+
+
+@plant("a reply in the log is never paid again", "crashes and rebalances", start=6)
+def an_owner_acts_before_it_has_read_the_log(patch: Patch) -> None:
+    resume = Owner.resume
+    patch.setattr(Owner, "resume", lambda self, end: resume(self, 0))
+
+
+@plant("a tool call is executed once per fault", "orderly")
+def a_running_call_is_not_handed_off(patch: Patch) -> None:
+    async def forget(self: ToolWorker, jobs: Any, for_s: float) -> list[Job]:
+        return []
+
+    patch.setattr(ToolWorker, "_hand_off", forget)
+
+
+@plant("a tool call is executed once per fault", "orderly, rough", start=117)
+def a_worker_that_stops_keeps_no_rebalance_waiting(patch: Patch) -> None:
+    revoked = ToolWorker.revoked
+
+    async def at_once(self: ToolWorker, places: Any, lost: bool) -> None:
+        if not self._stopping:
+            await revoked(self, places, lost)
+
+    patch.setattr(ToolWorker, "revoked", at_once)
+
+
+@plant("no worker dies", "orderly")
+def what_was_revoked_before_attach_is_taken_over(patch: Patch) -> None:
+    let_go = AgentWorker._let_go
+
+    def keeping(self: AgentWorker) -> None:
+        assigned = self._assigned
+        let_go(self)
+        self._assigned = assigned
+
+    patch.setattr(AgentWorker, "_let_go", keeping)
+
+
+@plant("a call is published once", "orderly")
+def a_release_does_not_say_what_is_done(patch: Patch) -> None:
+    patch.setattr(Owner, "_done_now", lambda self: 0)
+
+
+@plant("a call is published once", "crashes and rebalances", start=13)
+def any_dispatch_wins(patch: Patch) -> None:
+    folded = fold._fold_call
+
+    def last_wins(run: Any, call: Any, event: m.Event, offset: int, at: float) -> None:
+        if isinstance(event, m.CallDispatched):
+            call.token = None
+        folded(run, call, event, offset, at)
+
+    patch.setattr(fold, "_fold_call", last_wins)
+    patch.setattr(Publisher, "_may_publish", lambda self, due, may_dispatch: True)
+
+
+@plant("at most once", "crashes", start=16)
+def what_was_begun_is_executed_again(patch: Patch) -> None:
+    take = Progress.take
+    patch.setattr(Progress, "take", lambda self, offset: take(self, offset).replace("begun", "new"))
+
+
+@plant("at most once", "crashes", start=16)
+def a_call_begins_before_it_is_committed_as_begun(patch: Patch) -> None:
+    async def at_once(self: ToolWorker, lane: Any, job: Job) -> bool:
+        return True
+
+    patch.setattr(ToolWorker, "_is_confirmed", at_once)
+
+
+@plant("nothing is executed that was not asked", "crashes and rebalances")
+def two_owners_ask_and_the_last_reply_wins(patch: Patch) -> None:
+    folded = fold._fold_reply
+
+    def last_wins(run: Any, event: m.ModelReplied, offset: int, at: float) -> None:
+        if not run.owed and run.batch is not None and event.turn == run.turn:
+            run.turns.pop()
+            run.owed = True
+        folded(run, event, offset, at)
+
+    patch.setattr(fold, "_fold_reply", last_wins)
+    patch.setattr(Owner, "_may_call", lambda self, run: True)
+
+
+@plant("serial keys go one by one", "orderly")
+def serial_keys_do_not_count(patch: Patch) -> None:
+    patch.setattr(Job, "serial_key", None)
+
+
+@plant("serial keys go one by one", "orderly", start=25)
+def the_next_owner_does_not_hold_the_key(patch: Patch) -> None:
+    patch.setattr(ToolWorker, "_held_until", lambda self, job: 0.0)
+
+
+@plant("no lag is left", "orderly", start=17)
+def a_note_that_is_done_is_kept_for_ever(patch: Patch) -> None:
+    low = Owner._low
+
+    def keeping(self: Owner) -> tuple[int, int]:
+        return min([low(self), *((offset, self.state.note_links[offset]) for offset in self.state.notes)])
+
+    patch.setattr(Owner, "_low", keeping)
+
+
+@plant("no lag is left", "crashes")
+def a_call_is_never_finished(patch: Patch) -> None:
+    finish = ToolWorker._finish
+
+    def forgetful(self: ToolWorker, job: Job) -> None:
+        if job.call.tool != "slow":
+            finish(self, job)
+
+    patch.setattr(ToolWorker, "_finish", forgetful)
+
+
+@plant("a fold from a commit agrees", "crashes")
+def the_commit_is_the_position(patch: Patch) -> None:
+    patch.setattr(Owner, "_low", lambda self: (self.state.position, self.state.next_request or 0))
+
+
+@plant("a fold from a commit agrees", "orderly")
+def the_commit_says_what_is_next_now(patch: Patch) -> None:
+    low = Owner._low
+    patch.setattr(Owner, "_low", lambda self: (low(self)[0], self.state.next_request or 0))
+
+
+@plant("every request is answered", "orderly")
+def there_is_never_room(patch: Patch) -> None:
+    async def lost(self: Admission) -> None:
+        await asyncio.Event().wait()
+
+    patch.setattr(Admission, "_until_there_is_room", lost)
