@@ -22,13 +22,13 @@ QUEUE: Final = "work"
 app = App("chaos")
 
 
-@app.tool(queue=QUEUE, timeout=20)
+@app.tool(queue=QUEUE, timeout=60)
 async def often(token: str, index: int, seconds: float, call: Call) -> str:
     """May be executed again after a crash."""
     return await _execute("at_least_once", token, index, seconds, call)
 
 
-@app.tool(queue=QUEUE, timeout=10, deadline=30, delivery="at_most_once")
+@app.tool(queue=QUEUE, timeout=30, deadline=40, delivery="at_most_once")  # longer than a worker is ever frozen
 async def once(token: str, index: int, seconds: float, call: Call) -> str:
     """Must never be executed a second time."""
     return await _execute("at_most_once", token, index, seconds, call)

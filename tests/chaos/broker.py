@@ -1,14 +1,13 @@
 """The Kafka of the chaos: one that can be stopped, and that is reached through a proxy for each place of a worker.
 
-Responsible for: a listener for each proxy, which tells clients the proxy's address as the broker's own, so that all that
-a worker says to Kafka goes through its proxy.
+Responsible for: a listener for each proxy, which tells clients the proxy's address as the broker's own, so that all
+that a worker says to Kafka goes through its proxy.
 Must never: break anything by itself (`faults.py`). Called by: `__main__.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tests.chaos.proxy import Proxy
 from tests.support.kafka import Broker
@@ -70,8 +69,3 @@ def started(places: int) -> Kafka:
         broker.close()
         raise
     return Kafka(broker.bootstrap, broker, tuple(Proxy(door.proxy, door.port) for door in doors if behind))
-
-
-def executions_file(folder: Path) -> Path:
-    """Where the tools write what they execute."""
-    return folder / "executions.jsonl"

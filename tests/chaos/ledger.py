@@ -22,8 +22,13 @@ Delivery = Literal["at_least_once", "at_most_once"]
 FaultKind = Literal[
     "kill", "freeze", "cut", "delay", "half_open", "broker_stop", "broker_kill", "roll", "scale_out", "scale_in"
 ]
-PLANNED: Final = frozenset({"roll", "scale_out", "scale_in"})
+PLANNED: Final[frozenset[FaultKind]] = frozenset({"roll", "scale_out", "scale_in"})
 """What a deploy does: it explains no repeat of anything."""
+
+
+def tool_use_id(token: str, index: int) -> str:
+    """The id under which a reply asks for its call number `index`."""
+    return f"toolu_{token}/{index}".replace("/", "_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +133,14 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """A worker process. `exit_code` is None if it was killed by us; `grown_bytes` and `grown_files` are what memory and
-    open files have grown by since it was warm, None if it did not live long enough; `complaints` are lines of its log
-    that speak of a leak or a defect."""
+    """A worker process, and how it ended; `alone` is of its own accord. `grown_bytes` and `grown_files` are what its
+    memory and its open files have grown by since it was warm, None if it did not live long enough; `complaints` are
+    lines of its log that speak of a leak or a defect."""
 
     worker: str
     role: str
     lived_s: float
-    stopped_by_us: bool
-    exit_code: int | None
+    ended: Literal["killed", "stopped", "alone"]
     grown_bytes: int | None
     grown_files: int | None
     complaints: tuple[str, ...]

@@ -14,15 +14,16 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, Final
 
-from tests.chaos.ledger import Asked, ModelCall, Told
-
 from anabranch.testing import Answer, Reply, last_results, prompt_of, result_text, text, tool_use, turn_of
+from tests.chaos.ledger import Asked, Delivery, ModelCall, Told, tool_use_id
 
 TURNS: Final = 3
-TOOLS: Final = {"often": "at_least_once", "once": "at_most_once"}
+TOOLS: Final[dict[str, Delivery]] = {"often": "at_least_once", "once": "at_most_once"}
 TURN: Final = ("often", "often", "once")
 """What is called in each turn but the last."""
 LATENCY_S, TOOL_S = (0.1, 0.8), (0.02, 1.0)
+LONG, LONG_S = 0.25, (2.0, 6.0)
+"""This part of the calls takes longer than a rebalance: without those a forgotten hand-off would not be noticed."""
 Request = dict[str, Any]
 
 
@@ -38,11 +39,14 @@ class Model:
 
         async def answer(request: Request) -> Answer:
             call = self._begun(request, worker())
-            await asyncio.sleep(self._chance.uniform(*LATENCY_S))
+            await asyncio.sleep(self._time_of(LATENCY_S))
             self.calls[call.token] = replace(call, ended=time.time())
             return self._reply(call)
 
         return answer
+
+    def _time_of(self, usual: tuple[float, float]) -> float:
+        return self._chance.uniform(*(LONG_S if self._chance.random() < LONG else usual))
 
     def _begun(self, request: Request, worker: str) -> ModelCall:
         run, turn = prompt_of(request), turn_of(request)
@@ -51,7 +55,7 @@ class Model:
             Told(id_, result_text(block), bool(block.get("is_error"))) for id_, block in last_results(request).items()
         ]
         tools = TURN if turn < TURNS else ()
-        asked = [Asked(f"toolu_{token}/{i}".replace("/", "_"), i, TOOLS[tool]) for i, tool in enumerate(tools)]  # type: ignore[arg-type]
+        asked = [Asked(tool_use_id(token, i), i, TOOLS[tool]) for i, tool in enumerate(tools)]
         call = ModelCall(token, run, turn, worker, time.time(), None, _after(request), tuple(told), tuple(asked))
         self.calls[token] = call
         return call
@@ -59,7 +63,7 @@ class Model:
     def _reply(self, call: ModelCall) -> Reply:
         uses = []
         for asked, tool in zip(call.asked, TURN, strict=False):
-            arguments = {"token": call.token, "index": asked.index, "seconds": self._chance.uniform(*TOOL_S)}
+            arguments = {"token": call.token, "index": asked.index, "seconds": self._time_of(TOOL_S)}
             uses.append(tool_use(tool, arguments, asked.tool_use_id))
         return Reply(content=[text(call.token), *uses])
 

@@ -1,0 +1,160 @@
+"""`python -m tests.chaos`: a workload on a real Kafka while things break, and then the proof that nothing was lost.
+
+Responsible for: the options, the order of things, the files in build/chaos, the exit status (1: a promise was broken).
+Must never: leave a process, a broker or topics behind.
+Called by: `make chaos`, `make chaos-short`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from anabranch.config import KafkaSettings, Settings, WorkerSettings
+from anabranch.runtime import broker_of, topic_specs
+from anabranch.tasks import alongside
+from tests.chaos import evidence, ledger
+from tests.chaos.app import app
+from tests.chaos.broker import Kafka, started
+from tests.chaos.checker import violations
+from tests.chaos.faults import Faults, kinds
+from tests.chaos.fleet import PARTITIONS, PLACES, CannotStart, Fleet, fleet
+from tests.chaos.ledger import Ledger
+from tests.chaos.load import Load
+from tests.chaos.model import Model
+from tests.chaos.report import show
+from tests.support.kafka import BOOTSTRAP_VARIABLE
+from tests.support.kafka_admin import drop_topics
+from tests.support.kafka_sources import ROOT, KafkaFailed, KafkaUnavailable
+
+FOLDER: Final = ROOT / "build" / "chaos"
+SECONDS, SHORT_SECONDS = 120.0, 30.0
+AT_ONCE: Final = 32
+ANSWERED_S, READ_S = 90.0, 60.0
+console = Console(width=120)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do: for how long, with which seed, and which faults (None: all)."""
+
+    seconds: float
+    seed: int
+    only: str | None
+    short: bool
+
+
+def parse(arguments: Sequence[str]) -> tuple[Plan, Path | None]:
+    """The options as a plan, and the ledger to check instead. Exits with 2 on wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Breaks things, and checks the ledger.")
+    parser.add_argument("--seconds", type=float, help=f"how long things break ({SECONDS:g})")
+    parser.add_argument("--seed", type=int, help="what breaks, and when (a new one each time)")
+    parser.add_argument("--short", action="store_true", help=f"{SHORT_SECONDS:g} seconds")
+    parser.add_argument("--only", choices=["rolling"], help="deploys alone: then nothing at all may be repeated")
+    parser.add_argument("--check", type=Path, metavar="LEDGER", help="check this ledger again, and break nothing")
+    given = parser.parse_args(arguments)
+    seconds = given.seconds or (SHORT_SECONDS if given.short else SECONDS)
+    seed = given.seed if given.seed is not None else secrets.randbelow(1_000_000)
+    return Plan(seconds, seed, given.only, given.short), given.check
+
+
+async def chaos(plan: Plan, kafka: Kafka) -> Ledger:
+    """The workload and the faults; returns what the outside world saw."""
+    namespace = f"chaos-{secrets.token_hex(4)}"
+    settings = Settings(
+        kafka=KafkaSettings(bootstrap=kafka.bootstrap, partitions=PARTITIONS),
+        worker=WorkerSettings(namespace=namespace),
+    )
+    await broker_of(settings).apply(topic_specs(app, settings))
+    model, load = Model(plan.seed), Load(settings)
+    try:
+        async with _stopping_in_order(kafka, namespace, model) as running:
+            faults = Faults(running, plan.seed, kinds(plan.only, plan.short))
+            async with alongside(running.watch(), "watch"), asyncio.TaskGroup() as tasks:
+                tasks.create_task(load.run(AT_ONCE, plan.seconds), name="load")
+                tasks.create_task(faults.run(plan.seconds), name="faults")
+            console.print("all is mended: waiting for the last answers")
+            await evidence.all_answered(kafka.bootstrap, namespace, {s.run for s in load.submitted}, ANSWERED_S)
+            committed = await evidence.settled(kafka.bootstrap, namespace, READ_S)
+        return Ledger(
+            seed=plan.seed,
+            only_planned=plan.only == "rolling",
+            submitted=tuple(load.submitted),
+            model_calls=tuple(model.calls.values()),
+            executions=tuple(running.executions()),
+            logged=await evidence.logged(kafka.bootstrap, namespace),
+            answers=await evidence.answers(kafka.bootstrap, namespace),
+            faults=tuple(faults.done),
+            committed=committed,
+            lives=tuple(running.lives),
+            refused=tuple(running.refused),
+        )
+    finally:
+        await asyncio.to_thread(drop_topics, kafka.bootstrap, f"{namespace}.")
+
+
+@asynccontextmanager
+async def _stopping_in_order(kafka: Kafka, namespace: str, model: Model) -> AsyncIterator[Fleet]:
+    """A fleet whose workers are asked to stop when all went well: that they then do is a promise too."""
+    async with fleet(kafka, namespace, FOLDER, model) as running:
+        yield running
+        await asyncio.gather(*(running.stop(worker) for worker in list(running.workers)))
+
+
+def main(arguments: Sequence[str]) -> int:
+    plan, recorded = parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if recorded is not None:
+        return _judge(ledger.read(recorded))
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    logging.basicConfig(filename=FOLDER / "chaos.log", level=logging.WARNING)  # Kafka's clients say much
+    console.print(f"chaos for {plan.seconds:g} s, seed {plan.seed}; logs and ledger in {FOLDER.relative_to(ROOT)}")
+    kafka = None
+    try:
+        external = os.environ.get(BOOTSTRAP_VARIABLE)
+        kafka = Kafka(external, None) if external else started(PLACES)
+        _say_what_is_left_alone(kafka)
+        found = asyncio.run(chaos(plan, kafka))
+    except (KafkaFailed, KafkaUnavailable, CannotStart) as error:
+        console.print(str(error), markup=False)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if kafka is not None and kafka.broker is not None:
+            kafka.broker.close()
+    ledger.write(found, FOLDER / "ledger.jsonl")
+    return _judge(found)
+
+
+def _say_what_is_left_alone(kafka: Kafka) -> None:
+    if kafka.broker is None:
+        console.print(
+            f"{BOOTSTRAP_VARIABLE} names this Kafka: it is neither stopped nor killed, nor its connections cut"
+        )
+    elif not kafka.proxies:
+        console.print("Kafka runs in Docker: its connections are not cut; with java and mvn on the PATH they are")
+
+
+def _judge(found: Ledger) -> int:
+    broken = violations(found)
+    show(console, found, broken)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,200 @@
+"""What goes wrong, and when: drawn from a seed, one thing after another, some of them at the same time.
+
+Responsible for: doing each kind of fault and undoing it, with its times in the ledger; after `run` all is mended.
+Must never: do two things to one worker at a time, or break what nobody would ever have mended.
+Called by: `__main__.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from itertools import cycle
+from typing import Final
+
+from tests.chaos.fleet import ROLES, SESSION_S, Fleet, Role, Worker
+from tests.chaos.ledger import PLANNED, Fault, FaultKind
+
+PAUSE_S: Final = (0.3, 3.0)
+FROZEN_S: Final = (SESSION_S * 1.2, SESSION_S * 2)
+SILENT_S: Final = (2.0, SESSION_S * 1.7)
+DELAYED_S: Final = (2.0, 6.0)
+CALM_S: Final = 3.0
+"""Before anything breaks there is work that it can break."""
+DOWN_S: Final = (0.2, 3.0)
+BACK_S: Final = 5.0
+"""After the broker is back, so long nothing else happens: else it would hide what the rest does."""
+MOST, LEAST = 5, 2
+WEIGHTS: Final[dict[FaultKind, int]] = {
+    "kill": 16,
+    "freeze": 4,
+    "cut": 5,
+    "delay": 3,
+    "half_open": 3,
+    "broker_stop": 1,
+    "broker_kill": 1,
+    "roll": 5,
+    "scale_out": 3,
+    "scale_in": 3,
+}
+
+BROKER: Final[frozenset[FaultKind]] = frozenset({"broker_stop", "broker_kill"})
+
+
+class Faults:
+    """`done` is the ledger of it. `kinds` are those that may be drawn."""
+
+    def __init__(self, fleet: Fleet, seed: int, kinds: frozenset[FaultKind]) -> None:
+        self.done: list[Fault] = []
+        self._victims = cycle(ROLES)
+        self._fleet, self._chance = fleet, random.Random(seed)
+        self._kinds = [kind for kind in WEIGHTS if kind in kinds]
+        self._do: dict[FaultKind, Callable[[], Coroutine[None, None, None]]] = {
+            "kill": self._kill,
+            "freeze": self._freeze,
+            "cut": self._cut,
+            "delay": self._delay,
+            "half_open": self._half_open,
+            "broker_stop": self._stop_broker,
+            "broker_kill": self._kill_broker,
+            "roll": self._roll,
+            "scale_out": self._scale_out,
+            "scale_in": self._scale_in,
+        }
+
+    async def run(self, seconds: float) -> None:
+        """Break things for so long; each kind comes once before any comes twice."""
+        until, first = time.monotonic() + seconds, self._first()
+        await asyncio.sleep(min(seconds, CALM_S))
+        async with asyncio.TaskGroup() as tasks:
+            while (left := until - time.monotonic()) > 0:
+                kind = first.popleft() if first else self._drawn()
+                if kind in BROKER:
+                    await self._do[kind]()
+                else:
+                    tasks.create_task(self._do[kind](), name=kind)
+                await asyncio.sleep(min(left, self._chance.uniform(*PAUSE_S)))
+
+    def _first(self) -> deque[FaultKind]:
+        """Each kind once, but a kill of each role before all, and at last the broker, whose absence hides the rest."""
+        kinds = self._kinds + [kind for kind in self._kinds if kind == "kill"]
+        mixed = self._chance.sample(kinds, len(kinds))
+        return deque(sorted(mixed, key=lambda kind: (kind in BROKER, kind != "kill")))
+
+    def _drawn(self) -> FaultKind:
+        return self._chance.choices(self._kinds, [WEIGHTS[kind] for kind in self._kinds])[0]
+
+    def _note(self, kind: FaultKind, worker: Worker | None, begun: float) -> None:
+        self.done.append(Fault(kind, worker.name if worker is not None else None, begun, time.time()))
+
+    # --- workers ------------------------------------------------------------------------------------------------
+
+    async def _kill(self) -> None:
+        if (worker := self._fleet.take(self._chance, next(self._victims))) is None:
+            return
+        begun = time.time()
+        await self._fleet.kill(worker)
+        self._note("kill", worker, begun)
+        await self._fleet.start(worker.role)
+
+    async def _freeze(self) -> None:
+        """Beyond the session's timeout: others take over, and then it wakes."""
+        if (worker := self._fleet.take(self._chance)) is None:
+            return
+        begun, seconds = time.time(), self._chance.uniform(*FROZEN_S)
+        worker.signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            worker.signal(signal.SIGCONT)
+        self._note("freeze", worker, begun)
+        worker.busy = False
+
+    async def _roll(self) -> None:
+        """A deploy: a new process, then SIGTERM for the old one."""
+        if (worker := self._fleet.take(self._chance)) is None:
+            return
+        begun = time.time()
+        await self._fleet.start(worker.role)
+        await self._fleet.stop(worker)
+        self._note("roll", worker, begun)
+
+    async def _scale_out(self) -> None:
+        role = self._chance.choice(ROLES)
+        if self._fleet.count(role) >= MOST:
+            return
+        begun = time.time()
+        self._note("scale_out", await self._fleet.start(role), begun)
+
+    async def _scale_in(self) -> None:
+        role: Role = self._chance.choice(ROLES)
+        if len(self._fleet.idle(role)) <= LEAST or (worker := self._fleet.take(self._chance, role)) is None:
+            return
+        begun = time.time()
+        await self._fleet.stop(worker)
+        self._note("scale_in", worker, begun)
+
+    # --- connections --------------------------------------------------------------------------------------------
+
+    async def _cut(self) -> None:
+        if (worker := self._fleet.take(self._chance)) is None:
+            return
+        if worker.proxy is not None:
+            begun = time.time()
+            worker.proxy.cut()
+            self._note("cut", worker, begun)
+        worker.busy = False
+
+    async def _delay(self) -> None:
+        if (worker := self._fleet.take(self._chance)) is None:
+            return
+        if worker.proxy is not None:
+            begun, seconds = time.time(), self._chance.uniform(*DELAYED_S)
+            worker.proxy.set("delay")
+            await asyncio.sleep(seconds)
+            worker.proxy.set("pass")
+            self._note("delay", worker, begun)
+        worker.busy = False
+
+    async def _half_open(self) -> None:
+        """The other end is gone, and nobody says so; in the end the connection is reset."""
+        if (worker := self._fleet.take(self._chance)) is None:
+            return
+        if worker.proxy is not None:
+            begun, seconds = time.time(), self._chance.uniform(*SILENT_S)
+            worker.proxy.set("silent")
+            await asyncio.sleep(seconds)
+            worker.proxy.cut()
+            worker.proxy.set("pass")
+            self._note("half_open", worker, begun)
+        worker.busy = False
+
+    # --- the broker ---------------------------------------------------------------------------------------------
+
+    async def _stop_broker(self) -> None:
+        await self._restart("broker_stop")
+
+    async def _kill_broker(self) -> None:
+        await self._restart("broker_kill")
+
+    async def _restart(self, kind: FaultKind) -> None:
+        broker = self._fleet.kafka.broker
+        if broker is None:
+            return
+        begun, seconds = time.time(), self._chance.uniform(*DOWN_S)
+        await asyncio.to_thread(broker.stop if kind == "broker_stop" else broker.kill)
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(broker.start)
+        self._note(kind, None, begun)
+        await asyncio.sleep(BACK_S)
+
+
+def kinds(only: str | None, short: bool) -> frozenset[FaultKind]:
+    """`rolling` is what a deploy does; otherwise everything, but in a short time the broker is away only once."""
+    if only == "rolling":
+        return PLANNED
+    return frozenset(WEIGHTS) - ({"broker_stop"} if short else frozenset[FaultKind]())
