@@ -50,6 +50,16 @@ async def test_dev_runs_an_app_for_commands_with_the_same_settings_until_ctrl_c(
     assert not is_listening(port)
 
 
+async def test_dev_serves_an_at_most_once_tool_and_warns_of_its_broker(terminal: Terminal, port: int) -> None:
+    app = terminal.folder / "app.py"
+    app.write_text(app.read_text().replace('queue="io"', 'queue="io", delivery="at_most_once"'))
+    async with terminal.start(*DEV) as dev:
+        await dev.says("Ctrl-C ends it")
+        assert "tool add is at_most_once, and this broker keeps no commit metadata" in dev.err
+        ran = await terminal.run("run", "caller", "add", "--namespace", "dev")
+        assert (ran.status, ran.out) == (0, "add is done\n"), ran.err
+
+
 async def test_dev_takes_another_port_and_says_how_to_find_it(terminal: Terminal, port: int) -> None:
     with socket.create_server(("127.0.0.1", port)):
         async with terminal.start(*DEV) as dev:

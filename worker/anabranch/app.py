@@ -109,6 +109,8 @@ class App:
 
         Raises `DefinitionError`, with what to change, for what could not work at run time.
         """
+        if unknown := options.keys() - ToolOptions.__annotations__.keys():
+            raise TypeError(f"App.tool() got unexpected keyword arguments {sorted(unknown)}")
         declared = Declared(**options)
         namespace = dict(sys._getframe(1).f_locals)
 

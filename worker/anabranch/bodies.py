@@ -7,6 +7,7 @@ Pure, and the only place that decides what JSON from outside may be. What does n
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from typing import Any, Final, TypeVar
@@ -127,7 +128,7 @@ def sender_of(body: bytes | None) -> tuple[str | None, m.ReplyTo | None]:
     try:
         data = orjson.loads(body or b"")
     except orjson.JSONDecodeError:
-        return None, None
+        data = {"run_id": _run_id_in(body or b"")}
     named = data if isinstance(data, dict) else {}
     run_id, inbox = named.get("run_id"), named.get("reply_to")
     partition = inbox.get("partition") if isinstance(inbox, dict) else None
@@ -135,6 +136,20 @@ def sender_of(body: bytes | None) -> tuple[str | None, m.ReplyTo | None]:
     if isinstance(partition, int) and not isinstance(partition, bool) and partition >= 0:
         return told, m.ReplyTo(partition)
     return told, None
+
+
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[{}\[\]:,]')
+
+
+def _run_id_in(body: bytes) -> str | None:
+    """The run id at the top of what is too deep for a parser, or is no JSON further on; a look, no reading."""
+    depth, before = 0, (b"", b"")
+    for token in _TOKEN.findall(body):
+        if depth == 1 and before == (b'"run_id"', b":"):
+            return str(token[1:-1], "utf-8", "replace")
+        depth += (token in b"{[") - (token in b"}]")
+        before = before[1], token
+    return None
 
 
 def _refuse_unwritable(request: m.RunRequest) -> None:

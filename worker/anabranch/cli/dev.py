@@ -113,7 +113,7 @@ class _Dev:
         from anabranch.runtime import serve_agent, serve_tools
 
         def tools(queue: str) -> Role:
-            return lambda shutdown: serve_tools(self.app, queue, settings, shutdown)
+            return lambda shutdown: serve_tools(self.app, queue, settings, shutdown, lenient=True)
 
         roles = [tools(queue) for queue in self._queues()]
         if self.app.agents:

@@ -49,20 +49,19 @@ class RunLog:
         notes = [note for note in self.view.state.notes.values() if note.run_id == self.run_id]
         return notes[-1] if notes else None
 
-    async def read(self, timeout_s: float = POLL_S) -> list[RunEvent]:
-        """The next events, or none after `timeout_s`."""
-        events = self.view.take(await self._reader.read(timeout_s))
-        self.last_at = max([self.last_at, *(event.at for event in events)])
-        return events
+    async def read(self, timeout_s: float = POLL_S) -> AsyncIterator[RunEvent]:
+        """Each of the next events, or none after `timeout_s`; meanwhile `run` is as that event left it."""
+        for record in await self._reader.read(timeout_s):
+            for event in self.view.take([record]):
+                self.last_at = max(self.last_at, event.at)
+                yield event
 
     async def to_end(self) -> AsyncIterator[RunEvent]:
         """Each event up to where the log ends now; meanwhile `run` is as that event left it."""
         end = (await self._reader.ends())[self.place]
         while self._reader.position(self.place) < end:
-            for record in await self._reader.read(POLL_S):
-                for event in self.view.take([record]):
-                    self.last_at = max(self.last_at, event.at)
-                    yield event
+            async for event in self.read():
+                yield event
 
     async def catch_up(self) -> Run | None:
         """Read to the end; returns the run."""

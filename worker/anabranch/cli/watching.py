@@ -46,7 +46,7 @@ class Watch:
         with self._live or nullcontext():
             while not over() and not self._ended():
                 self._draw()
-                for event in await self._log.read(FRAME_S):
+                async for event in self._log.read(FRAME_S):
                     self._tell(event)
 
     def finish(self, answer: bool) -> None:
