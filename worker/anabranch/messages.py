@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -197,6 +197,13 @@ class ToolReturned:
     call_id: str
     outcome: ResultOutcome
     body: bytes
+
+
+OUTCOME_UNKNOWN: Final = (
+    "outcome unknown: the worker that had this call was lost. It may or may not have taken effect, "
+    "and it is not repeated. Check before you try again."
+)
+"""What the model is told of an at-most-once call that may have been executed, or not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import logging
 import os
 import random
 import secrets
-import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -33,7 +32,7 @@ from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.seam import Appender, Broker, Place, Subscription
 from anabranch.registry import Registry, follow, register, worker_entry, worker_gone
 from anabranch.specs import WorkerInfo
-from anabranch.tasks import alongside
+from anabranch.tasks import alongside, asked_by_signals
 from anabranch.tools.executor import Executor
 from anabranch.tools.serving import Bench
 from anabranch.tools.worker import ToolWorker
@@ -59,16 +58,9 @@ class Shutdown:
 
     @asynccontextmanager
     async def on_signals(self) -> AsyncIterator[Shutdown]:
-        """SIGINT and SIGTERM ask, while inside."""
-        loop = asyncio.get_running_loop()
-        caught = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-        for number in caught:
-            loop.add_signal_handler(number, self.ask)
-        try:
+        """SIGINT, SIGTERM and SIGHUP ask, while inside."""
+        with asked_by_signals(self.ask):
             yield self
-        finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
 
 
 def namespace_of(app: App | None, settings: Settings) -> Namespace:

@@ -1,10 +1,14 @@
-"""Tasks that somebody owns: none outlives its block, and the death of one is the death of the block."""
+"""Tasks that somebody owns: none outlives its block, and the death of one is the death of the block.
+
+And how the outside asks a process to stop: by signals.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 
@@ -38,3 +42,17 @@ async def alongside(work: Coroutine[Any, Any, object], name: str) -> AsyncIterat
         task.remove_done_callback(ended)
         task.cancel()
         await asyncio.wait({task})
+
+
+@contextmanager
+def asked_by_signals(ask: Callable[[], None]) -> Iterator[None]:
+    """Each SIGINT, SIGTERM and SIGHUP (where there is one) calls `ask`, while inside; a loop must be running."""
+    loop = asyncio.get_running_loop()
+    caught = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    for number in caught:
+        loop.add_signal_handler(number, ask)
+    try:
+        yield
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)

@@ -217,7 +217,7 @@ def _fold_call(run: Run, call: Call, event: m.Event, offset: int, at: float) -> 
             if call.hand_off is None or call.hand_off.offset != event.handoff:
                 return
             if call.planned.delivery == "at_most_once":
-                _settle(run, call, Result("unknown", at, text=UNKNOWN), offset, at)
+                _settle(run, call, Result("unknown", at, text=m.OUTCOME_UNKNOWN), offset, at)
             else:
                 call.due, call.due_at, call.hand_off = offset, at, None
                 call.dispatch += 1
@@ -225,15 +225,9 @@ def _fold_call(run: Run, call: Call, event: m.Event, offset: int, at: float) -> 
             call.token = call.token or event.token
 
 
-UNKNOWN = (
-    "outcome unknown: the worker that had this call was lost. It may or may not have taken effect, "
-    "and it is not repeated. Check before you try again."
-)
-
-
 def _expired(call: Call, reason: str, at: float) -> Result:
     if call.planned.delivery == "at_most_once" and call.token is not None:
-        return Result("unknown", at, text=UNKNOWN)
+        return Result("unknown", at, text=m.OUTCOME_UNKNOWN)
     return Result("timeout", at, text=reason or "the call's deadline passed before it had a result")
 
 

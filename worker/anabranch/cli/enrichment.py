@@ -8,7 +8,6 @@ Called by `enrich` and by the demonstration.
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +19,7 @@ from anabranch.cli.records import BadLine, Job, Try, again
 from anabranch.cli.tally import Tally
 from anabranch.errors import InvalidRequest, TooLarge
 from anabranch.messages import RunError, RunResponse
+from anabranch.tasks import asked_by_signals
 
 T = TypeVar("T")
 
@@ -48,15 +48,8 @@ class Stop:
     @asynccontextmanager
     async def on_signals(self) -> AsyncIterator[Stop]:
         """SIGINT, SIGTERM and SIGHUP ask, while inside."""
-        loop = asyncio.get_running_loop()
-        caught = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-        for number in caught:
-            loop.add_signal_handler(number, self.ask)
-        try:
+        with asked_by_signals(self.ask):
             yield self
-        finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
 
 
 class Submitter(Protocol):

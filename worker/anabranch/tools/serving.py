@@ -22,7 +22,7 @@ from anabranch.deadletters import dead_letter
 from anabranch.errors import AnabranchError, TooLarge, WireError
 from anabranch.kafka.seam import Appender
 from anabranch.limits import Pacer, Serially
-from anabranch.messages import ToolCall, ToolResult
+from anabranch.messages import OUTCOME_UNKNOWN, ResultOutcome, ToolCall, ToolResult
 from anabranch.tools.executor import Execution, Executor
 from anabranch.topics import BODY_BYTES, Namespace
 
@@ -31,10 +31,6 @@ log = logging.getLogger(__name__)
 REMEMBERED: Final = 50_000
 MAX_INPUT_DEPTH: Final = 150
 SPARE_S: Final = 30.0
-UNKNOWN: Final = (
-    "outcome unknown: the worker that had this call was lost. It may or may not have taken effect, "
-    "and it is not repeated. Check before you try again."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +168,11 @@ class Service:
 
     def unknown(self) -> Execution:
         """Of an at-most-once call that somebody before us may have executed."""
-        return self._without_tool("unknown", UNKNOWN)
+        return self._without_tool("unknown", OUTCOME_UNKNOWN)
 
-    def _without_tool(self, outcome: str, text: str) -> Execution:
+    def _without_tool(self, outcome: ResultOutcome, text: str) -> Execution:
         now = self._bench.now()
-        return Execution("unknown" if outcome == "unknown" else "error", text, now, now, 1)
+        return Execution(outcome, text, now, now, 1)
 
     async def deliver(self, job: Job, execution: Execution) -> None:
         """Append the result. A call whose result can never be delivered, by its own fault, is a dead letter."""

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -389,11 +390,9 @@ class ToolWorker:
 
     async def _commit_for_ever(self) -> None:
         while True:
-            try:
+            with suppress(TimeoutError):  # then it is time for the next one
                 async with asyncio.timeout(self._commit_s):
                     await self._commit_now.wait()
-            except TimeoutError:
-                pass  # time for the next one
             self._commit_now.clear()  # whatever follows: `wait` does not yield to anybody while it is set
             if self._subscription is not None and not self._stopping:
                 await self._commit()
