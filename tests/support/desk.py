@@ -23,7 +23,8 @@ from anabranch.agent.station import Room, Station
 from anabranch.agent.thinking import Clockwork, Job, Thinker
 from anabranch.codec import Outgoing, decode, encode, header
 from anabranch.config import AgentSettings
-from anabranch.kafka.seam import Acked, Appender
+from anabranch.kafka.seam import Appender
+from anabranch.kafka.sent import Acked, Sent
 from anabranch.registry import Registry
 from anabranch.topics import Namespace
 from tests.support import builders as b
@@ -31,21 +32,21 @@ from tests.support import builders as b
 NAMESPACE = Namespace("t")
 
 
-class Sent:
+class Outbox:
     """An appender: everything is in `records`, and nothing is acknowledged before `ack` or `fail`."""
 
     def __init__(self) -> None:
         self.records: list[Outgoing] = []
-        self.futures: list[asyncio.Future[Acked]] = []
+        self.sent: list[Sent] = []
 
-    def append(self, record: Outgoing, once: bool = False) -> asyncio.Future[Acked]:
-        future: asyncio.Future[Acked] = asyncio.get_running_loop().create_future()
+    def append(self, record: Outgoing, once: bool = False) -> Sent:
+        sent = Sent()
         self.records.append(record)
-        self.futures.append(future)
-        return future
+        self.sent.append(sent)
+        return sent
 
     async def flush(self, timeout_s: float) -> int:
-        return sum(not future.done() for future in self.futures)
+        return sum(not sent.done() for sent in self.sent)
 
     def to(self, topic: str) -> list[Outgoing]:
         return [record for record in self.records if record.topic == topic]
@@ -58,9 +59,9 @@ class Sent:
         await self._settle(topic, error)
 
     async def _settle(self, topic: str | None, error: Exception | None) -> None:
-        for record, future in zip(list(self.records), list(self.futures), strict=True):
-            if not future.done() and topic in (None, record.topic):
-                future.set_result(Acked(0)) if error is None else future.set_exception(error)
+        for record, sent in zip(list(self.records), list(self.sent), strict=True):
+            if topic in (None, record.topic):
+                sent.succeed(Acked(0)) if error is None else sent.fail(error)
         await asyncio.sleep(0)
 
 
@@ -110,7 +111,7 @@ class Desk:
     """An owner with what it needs. Make it inside of a running loop."""
 
     def __init__(self, log: Log | None = None, settings: AgentSettings | None = None, partitions: int = 1) -> None:
-        self.log, self.sent, self.jobs, self.clock = log or Log(), Sent(), Jobs(), Clock()
+        self.log, self.sent, self.jobs, self.clock = log or Log(), Outbox(), Jobs(), Clock()
         self.registry, self.lives = Registry(), 0
         self.registry.add([b.tool()], [b.agent()])
         ids = itertools.count(1000 * next(_DESKS))  # those of another process are others

@@ -19,7 +19,8 @@ from anabranch.config import KafkaSettings
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.memory import MemoryBroker, MemorySubscription
 from anabranch.kafka.pump import KafkaSubscription
-from anabranch.kafka.seam import Acked, Broker, Place, Subscription
+from anabranch.kafka.seam import Broker, Place, Subscription
+from anabranch.kafka.sent import Acked
 from anabranch.topics import TopicSpec
 from tests.support.wait import until
 

@@ -44,7 +44,7 @@ def test_a_fold_that_begins_at_a_commit_agrees_with_the_whole(log: Any, data: An
 
     async def run() -> None:
         read, commits, desk = await owned(log, acks, metadata)
-        sent = zip(desk.sent.records, desk.sent.futures, strict=True)
+        sent = zip(desk.sent.records, desk.sent.sent, strict=True)
         answered = {(record.key or b"").decode() for record, future in sent if future.done()}
         everything = whole([(decode(record), record.timestamp / 1000) for record in read.records])
         for commit in commits:

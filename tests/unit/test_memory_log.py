@@ -13,7 +13,8 @@ from tests.support.virtual import now, virtually
 from anabranch.errors import TopicsError
 from anabranch.kafka.memory import Faults, MemoryBroker, MemorySubscription, Timing
 from anabranch.kafka.memory_group import range_assignment
-from anabranch.kafka.seam import Acked, Committed, Place, Subscription
+from anabranch.kafka.seam import Committed, Place, Subscription
+from anabranch.kafka.sent import Acked
 from anabranch.topics import TopicSpec
 
 LOG = Place("log", 0)

@@ -18,6 +18,7 @@ from anabranch import messages as m
 from anabranch.agent import owner as module
 from anabranch.agent.owner import Commit
 from anabranch.errors import BrokerError, TooLarge
+from anabranch.kafka.sent import Acked
 
 AMO = b.planned(0, delivery="at_most_once", deadline_s=60.0)
 
@@ -152,7 +153,7 @@ async def test_what_lies_below_done_is_not_published_again() -> None:
 
 async def test_a_lost_acknowledgement_counts_as_none() -> None:
     desk = Desk().begin().write(b.requested(), b.replied())
-    desk.sent.futures[-1].cancel()
+    desk.sent.sent[-1].cancel()
     await asyncio.sleep(0)
     assert desk.owner.commit(True) == Commit(0, 1, 0)
 
@@ -264,7 +265,7 @@ async def test_only_answered_runs_are_forgotten(monkeypatch: pytest.MonkeyPatch)
         name = f"r{number}"
         desk.write(b.requested(name, after=number, offset=number), b.replied(run_id=name, life=str(number)))
         if number > 0:
-            desk.sent.futures[-1].set_result(None)  # type: ignore[arg-type]
+            desk.sent.sent[-1].succeed(Acked(None))
             await asyncio.sleep(0)
     assert list(desk.owner.state.runs) == ["r0", "r3", "r4"]
     assert desk.owner.commit(True) == Commit(0, 1, 0)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from tests.support import builders as b
-from tests.support.desk import Sent
+from tests.support.desk import Outbox
 
 from anabranch import App
 from anabranch.config import ToolSettings
@@ -49,7 +49,7 @@ def worker_with(held: Mapping[str, int]) -> tuple[ToolWorker, _Lane, Commits]:
     app, clock = App("t"), lambda: NOW
     app.tool(queue="q", delivery="at_most_once")(refund)
     settings = ToolSettings()
-    sent = cast(Appender, Sent())
+    sent = cast(Appender, Outbox())
     bench = Bench(Namespace("t"), "w", app, "q", sent, Executor(settings, clock), settings, clock)
     worker, commits, lane = ToolWorker(bench, COMMIT_S), Commits(), _Lane(Progress(0), dict(held))
     worker._subscription = cast(Subscription, commits)

@@ -21,7 +21,8 @@ from anabranch.codec import cloud_event, encode
 from anabranch.config import KafkaSettings, Settings, load
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest, RunFailed, WireError
 from anabranch.kafka.connect import KafkaBroker
-from anabranch.kafka.seam import Acked, Appender, Broker, Place
+from anabranch.kafka.seam import Appender, Broker, Place
+from anabranch.kafka.sent import Acked
 from anabranch.messages import Content, Json, ReplyTo, RequestNoted, RunCancelled, RunRequest, RunResponse, StreamDelta
 from anabranch.topics import Namespace, partition_of
 from anabranch.units import duration

@@ -21,7 +21,7 @@ from anabranch.agent.station import Station
 from anabranch.bodies import dump, read_request, sender_of
 from anabranch.codec import Outgoing, Record, cloud_event, encode
 from anabranch.errors import AnabranchError, InvalidRequest
-from anabranch.kafka.seam import Acked
+from anabranch.kafka.sent import Sent
 from anabranch.specs import AgentSpec
 from anabranch.topics import BODY_BYTES, partition_of
 
@@ -136,7 +136,7 @@ class Admission:
     def _encoded(self, event: m.Event) -> Outgoing:
         return encode(event, self._station.namespace.log, self._owner.partition, self._station.worker_id)
 
-    def _appended(self, sent: asyncio.Future[Acked]) -> None:
+    def _appended(self, sent: Sent) -> None:
         if not sent.cancelled() and (error := sent.exception()) is not None:
             log.critical("partition %d admits nothing more: %s", self._owner.partition, error)
 

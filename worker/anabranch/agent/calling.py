@@ -21,7 +21,7 @@ from anabranch.agent.effects import ModelDue
 from anabranch.agent.state import Run
 from anabranch.agent.station import Station
 from anabranch.agent.thinking import Job, Request
-from anabranch.kafka.seam import Acked
+from anabranch.kafka.sent import Sent
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class ModelCalls:
 
     # --- giving up ----------------------------------------------------------------------------------------------
 
-    def hand_off(self, for_s: float) -> list[asyncio.Future[Acked]]:
+    def hand_off(self, for_s: float) -> list[Sent]:
         """Tell the next owner of each call in flight, or finished but not yet appended.
 
         What has not begun is dropped. Each call ends a margin before its time, unless the partition has come back.
@@ -141,7 +141,7 @@ class ModelCalls:
             self._unread[life] = _Unread(event.turn, event.attempt)
         self._station.append(self._partition, event).add_done_callback(partial(self._appended, life, event))
 
-    def _appended(self, life: Life, event: m.Event, sent: asyncio.Future[Acked]) -> None:
+    def _appended(self, life: Life, event: m.Event, sent: Sent) -> None:
         if sent.cancelled():
             return
         unread, error = self._unread.get(life), sent.exception()

@@ -8,7 +8,6 @@ feeds it; `admission.py` takes the requests up, `calling.py` makes the model cal
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from anabranch.agent.timers import Timers
 from anabranch.codec import Record, decode
 from anabranch.deadletters import dead_letter
 from anabranch.errors import WireError
-from anabranch.kafka.seam import Acked
+from anabranch.kafka.sent import Sent
 
 log = logging.getLogger(__name__)
 
@@ -144,11 +143,11 @@ class Owner:
     def has_dispatches_to_read(self) -> bool:
         return self._giving_up and self._publisher.dispatching
 
-    def under_way(self) -> list[asyncio.Future[Acked]]:
+    def under_way(self) -> list[Sent]:
         """The publications that are not acknowledged."""
         return self._publisher.under_way()
 
-    def hand_off(self, for_s: float) -> list[asyncio.Future[Acked]]:
+    def hand_off(self, for_s: float) -> list[Sent]:
         """Append who goes on with what, and how far the publications are done."""
         sent = self._calls.hand_off(for_s)
         if self.live:

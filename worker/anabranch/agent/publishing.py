@@ -22,7 +22,7 @@ from anabranch.agent.station import Station
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError
-from anabranch.kafka.seam import Acked
+from anabranch.kafka.sent import Sent
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Publisher:
         self._partition, self._station, self._state, self._done = partition, station, state, done
         self._on_settled = on_settled
         self._token = station.clockwork.new_id()  # of this process and takeover
-        self._sending: dict[Publication, asyncio.Future[Acked]] = {}
+        self._sending: dict[Publication, Sent] = {}
         self._acked: dict[Life, set[Publication]] = {}
         self._dispatching: set[str] = set()
         self._answers: dict[Life, bytes] = {}
@@ -54,7 +54,7 @@ class Publisher:
         amo = isinstance(due, CallDue) and due.at_most_once
         return not amo and due.cause < max(self._done, self._state.done)
 
-    def under_way(self) -> list[asyncio.Future[Acked]]:
+    def under_way(self) -> list[Sent]:
         """What has been sent, and not been acknowledged."""
         return list(self._sending.values())
 
@@ -142,7 +142,7 @@ class Publisher:
             body = self._answers[life] = answer(run)
         return body
 
-    def _published(self, due: Publication, sent: asyncio.Future[Acked]) -> None:
+    def _published(self, due: Publication, sent: Sent) -> None:
         self._sending.pop(due, None)
         if sent.cancelled():  # as good as lost: it may not count as published
             return

@@ -12,7 +12,8 @@ from anabranch.codec import Outgoing, Record, encode
 from anabranch.config import AgentSettings, Price
 from anabranch.deadletters import dead_letter
 from anabranch.errors import AnabranchError
-from anabranch.kafka.seam import Acked, Appender
+from anabranch.kafka.seam import Appender
+from anabranch.kafka.sent import Sent
 from anabranch.registry import Registry
 from anabranch.topics import Namespace
 
@@ -49,13 +50,13 @@ class Station:
     partitions: int
     response_partitions: int
 
-    def append(self, partition: int, event: m.Event) -> asyncio.Future[Acked]:
+    def append(self, partition: int, event: m.Event) -> Sent:
         """Append an event to the run log."""
         sent = self.send(encode(event, self.namespace.log, partition, self.worker_id))
         sent.add_done_callback(_tell_failure)
         return sent
 
-    def send(self, record: Outgoing, once: bool = False) -> asyncio.Future[Acked]:
+    def send(self, record: Outgoing, once: bool = False) -> Sent:
         return self.appender.append(record, once)
 
     async def bury(self, record: Record, reason: str) -> None:
@@ -67,7 +68,7 @@ class Station:
             log.error("%s could not be kept as a dead letter: %s (its reason: %s)", where, error, reason)
 
 
-def _tell_failure(sent: asyncio.Future[Acked]) -> None:
+def _tell_failure(sent: Sent) -> None:
     """Nobody may have to look for it: what cannot be appended will not happen."""
     if not sent.cancelled() and (error := sent.exception()) is not None:
         log.error("an event could not be appended: %s", error)

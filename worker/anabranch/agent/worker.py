@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from anabranch.agent.admission import Admission
 from anabranch.agent.calling import ModelCalls
@@ -19,6 +19,7 @@ from anabranch.agent.station import Station
 from anabranch.codec import Record
 from anabranch.errors import AnabranchError, BrokerError
 from anabranch.kafka.seam import Broker, Committed, Place, Subscription
+from anabranch.kafka.sent import Sent, settled
 
 log = logging.getLogger(__name__)
 
@@ -176,8 +177,8 @@ class AgentWorker:
         for owner in owners:
             owner.give_up()
         await self._read_dispatches_back([owner for owner in owners if owner.has_dispatches_to_read])
-        await _settled(future for owner in owners for future in owner.under_way())
-        await _settled(future for owner in owners for future in owner.hand_off(for_s))
+        await _settled(sent for owner in owners for sent in owner.under_way())
+        await _settled(sent for owner in owners for sent in owner.hand_off(for_s))
         offsets = self._offsets()
         self._let_go()
         if offsets:
@@ -309,13 +310,10 @@ class AgentWorker:
             log.info("this broker keeps no commit metadata: restarts repeat more")
 
 
-async def _settled(futures: Iterable[asyncio.Future[Any]]) -> None:
+async def _settled(sent: Iterable[Sent]) -> None:
     """Wait for the broker, within bounds."""
-    waiting = list(futures)
-    if waiting:
-        _, late = await asyncio.wait(waiting, timeout=SETTLE_S)
-        if late:
-            log.warning("%d records were not acknowledged within %g s of a revoke", len(late), SETTLE_S)
+    if late := await settled(sent, SETTLE_S):
+        log.warning("%d records were not acknowledged within %g s of a revoke", len(late), SETTLE_S)
 
 
 def _write_commit(commit: Commit) -> Committed:

@@ -2,8 +2,9 @@
 
 A send that fails (for whatever reason) may have been written. So the producer is replaced, and all that is
 not acknowledged is sent again in its order: the log's presumptions make the copy harmless. A topic that
-cannot be written holds up no other: each has a lane of its own. It never reads, and never drops a record
-without failing its future.
+cannot be written holds up no other: each has a lane of its own. Batches are made here, one at a time for each
+partition, for a batch costs ten times what a record in it does. It never reads, and never drops a record
+without saying so to whoever gave it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from aiokafka.errors import (
 
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, TooLarge
-from anabranch.kafka.seam import Acked
+from anabranch.kafka.sent import Acked, Sent
 from anabranch.tasks import alongside
-from anabranch.topics import RECORD_BYTES
+from anabranch.topics import RECORD_BYTES, partition_of
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ STOP_S = 5.0
 BACKOFF_S = (0.05, 2.0)
 REQUEST_S = 15.0
 STUCK_S = 40.0
+PAUSE_PER_RECORD_S = 20e-6
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.010
+"""Between two batches of a topic: nothing while little is under way, some milliseconds under load."""
+LOG_APPEND_TIME = 1
 _HOPELESS = (
     AssertionError,  # a partition that the topic does not have
     InvalidTopicError,
@@ -61,42 +66,79 @@ class _Replace(Exception):
 @dataclass(slots=True, eq=False)
 class _Item:
     record: Outgoing
-    future: asyncio.Future[Acked]
+    sent: Sent
     once: bool
-    sent_at: float = 0.0  # by the loop's clock
     alone: bool = False  # to be sent in a batch of its own
-    was_alone: bool = False
 
-    def succeed(self, acked: Acked) -> None:
-        if not self.future.done():
-            self.future.set_result(acked)
 
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+@dataclass(slots=True, eq=False)
+class _Line:
+    """The records of one partition: those that wait, and the batch that is under way. There is one at a time."""
+
+    partition: int
+    waiting: deque[_Item] = field(default_factory=deque)
+    batch: list[_Item] = field(default_factory=list)
+    sent_at: float = 0.0  # by the loop's clock
+
+    def next_batch(self, batch: Any) -> list[_Item]:
+        """Fill `batch` with what waits, as far as it goes; returns what is in it."""
+        items = self.batch
+        while self.waiting and not (items and (items[0].alone or self.waiting[0].alone)):
+            r = self.waiting[0].record
+            if batch.append(timestamp=None, key=r.key, value=r.value, headers=list(r.headers)) is None:
+                break
+            items.append(self.waiting.popleft())
+        return items
+
+    def rewind(self) -> None:
+        """What is not acknowledged goes first, in its order, but for what may be sent only once."""
+        for item in self.batch:
+            if item.once:
+                where = item.record.topic
+                item.sent.fail(BrokerError(f"a record for {where} may have been written, and is not sent again"))
+        self.waiting.extendleft(item for item in reversed(self.batch) if not item.once)
+        self.batch = []
 
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """The records of one topic: waiting, and sent but not acknowledged."""
+    """One topic. `ready` are the lines that may be sent; `partitions` is how many it has, once that is known."""
 
-    waiting: deque[_Item] = field(default_factory=deque)
-    unacked: dict[int, _Item] = field(default_factory=dict)
+    topic: str
+    partitions: int | None = None
+    lines: dict[int, _Line] = field(default_factory=dict)
+    ready: dict[int, _Line] = field(default_factory=dict)
+    unplaced: deque[_Item] = field(default_factory=deque)  # until it is known how many partitions there are
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    trying: bool = False  # a record is under way that must have its batch for itself
+    sent_at: float = 0.0
 
     def push(self, item: _Item) -> None:
-        self.waiting.append(item)
+        partition = item.record.partition
+        if partition is None and self.partitions is not None:
+            partition = partition_of(item.record.key or b"", self.partitions)
+        if partition is None:
+            self.unplaced.append(item)
+        else:
+            line = self.lines.get(partition)
+            if line is None:
+                line = self.lines[partition] = _Line(partition)
+            line.waiting.append(item)
+            if not line.batch:
+                self.ready[partition] = line
         self.wake.set()
 
+    def place(self, partitions: int) -> None:
+        """So many partitions there are: what has waited for that finds its place."""
+        self.partitions = partitions
+        unplaced, self.unplaced = self.unplaced, deque()
+        for item in unplaced:
+            self.push(item)
+
     def rewind(self) -> None:
-        """What is not acknowledged goes first, in its order, but for what may be sent only once."""
-        for item in self.unacked.values():
-            if item.once:
-                item.fail(BrokerError(f"a record for {item.record.topic} may have been written, and is not sent again"))
-        self.waiting.extendleft(item for item in reversed(self.unacked.values()) if not item.once)
-        self.unacked.clear()
-        self.trying = False
+        self.partitions = None  # whoever comes next asks again
+        for line in self.lines.values():
+            line.rewind()
+        self.ready = {number: line for number, line in self.lines.items() if line.waiting}
         self.wake.set()
 
 
@@ -124,24 +166,22 @@ class KafkaAppender:
         finally:
             await _stop(appender._producer)
 
-    def append(self, record: Outgoing, once: bool = False) -> asyncio.Future[Acked]:
-        future: asyncio.Future[Acked] = asyncio.get_running_loop().create_future()
+    def append(self, record: Outgoing, once: bool = False) -> Sent:
+        sent = Sent()
         if record.size > RECORD_BYTES:
-            future.set_exception(
-                TooLarge(f"a record of {record.size} bytes does not fit {record.topic} ({RECORD_BYTES})")
-            )
-            return future
+            sent.fail(TooLarge(f"a record of {record.size} bytes does not fit {record.topic} ({RECORD_BYTES})"))
+            return sent
         self._outstanding += 1
         self._idle.clear()
-        future.add_done_callback(self._settled)
+        sent.add_done_callback(self._settled)
         lane = self._lanes.get(record.topic)
         if lane is None:
-            lane = self._lanes[record.topic] = _Lane()
+            lane = self._lanes[record.topic] = _Lane(record.topic)
             self._new_lane.set()
-        lane.push(_Item(record, future, once))
-        return future
+        lane.push(_Item(record, sent, once))
+        return sent
 
-    def _settled(self, future: asyncio.Future[Acked]) -> None:
+    def _settled(self, _: Sent) -> None:
         self._outstanding -= 1
         if self._outstanding == 0:
             self._idle.set()
@@ -187,9 +227,15 @@ class KafkaAppender:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(STUCK_S / 4)
-            oldest = [next(iter(lane.unacked.values())) for lane in self._lanes.values() if lane.unacked]
-            if any(loop.time() - item.sent_at > STUCK_S for item in oldest):
-                topics = sorted({item.record.topic for item in oldest})
+            since = loop.time() - STUCK_S
+            stuck = {
+                lane.topic
+                for lane in self._lanes.values()
+                for line in lane.lines.values()
+                if line.batch and line.sent_at < since
+            }
+            if stuck:
+                topics = sorted(stuck)
                 log.error("nothing was acknowledged for %g s: is the broker full, or gone? (%s)", STUCK_S, topics)
                 self._broken.set()
 
@@ -224,48 +270,73 @@ class KafkaAppender:
                 return
 
     async def _send_lane(self, producer: AIOKafkaProducer, lane: _Lane) -> None:
+        """One batch at a time for each partition: what comes meanwhile makes the next one larger."""
         loop = asyncio.get_running_loop()
         while True:
-            while not lane.waiting or (lane.unacked and (lane.waiting[0].alone or lane.trying)):
-                lane.wake.clear()
+            lane.wake.clear()
+            if lane.unplaced:
+                await self._place(producer, lane)
+            await self._pace(lane.sent_at, loop)
+            ready, lane.ready = lane.ready, {}
+            lane.sent_at = loop.time()
+            for line in ready.values():
+                await self._send_line(producer, lane, line)
+            if not lane.ready:
                 await lane.wake.wait()
-            item = lane.waiting.popleft()
-            lane.unacked[id(item)] = item
-            item.was_alone = lane.trying = item.alone
-            item.sent_at = loop.time()
-            r = item.record
-            try:
-                sent = await producer.send(
-                    r.topic, value=r.value, key=r.key, partition=r.partition, headers=list(r.headers)
-                )
-            except (KafkaError, OSError, ValueError, AssertionError) as error:
-                self._failed(lane, item, error)
-            else:
-                sent.add_done_callback(partial(self._sent, lane, item))
 
-    def _sent(self, lane: _Lane, item: _Item, sent: asyncio.Future[Any]) -> None:
-        if id(item) not in lane.unacked:
+    async def _place(self, producer: AIOKafkaProducer, lane: _Lane) -> None:
+        try:
+            lane.place(len(await producer.partitions_for(lane.topic)))
+        except (KafkaError, OSError) as error:
+            unplaced, lane.unplaced = lane.unplaced, deque()
+            for item in unplaced:
+                item.sent.fail(_explained(item.record, error))
+            self._broken.set()
+
+    async def _pace(self, sent_at: float, loop: asyncio.AbstractEventLoop) -> None:
+        """With much under way, a batch costs more than what is in it: let a few come together."""
+        pause = sent_at + min(LONGEST_PAUSE_S, self._outstanding * PAUSE_PER_RECORD_S) - loop.time()
+        if pause > SHORTEST_PAUSE_S:
+            await asyncio.sleep(pause)
+
+    async def _send_line(self, producer: AIOKafkaProducer, lane: _Lane, line: _Line) -> None:
+        batch = producer.create_batch()
+        items = line.next_batch(batch)
+        line.sent_at = lane.sent_at
+        try:
+            acked = await producer.send_batch(batch, lane.topic, partition=line.partition)
+        except (KafkaError, OSError, ValueError, AssertionError) as error:
+            self._failed(line, items, error)
+        else:
+            acked.add_done_callback(partial(self._acked, lane, line, items))
+
+    def _acked(self, lane: _Lane, line: _Line, items: list[_Item], acked: asyncio.Future[Any]) -> None:
+        if line.batch is not items:
             return  # sent again meanwhile, by a fresh producer
-        if sent.cancelled() or (error := sent.exception()) is not None:
-            self._failed(lane, item, None if sent.cancelled() else error)
+        if acked.cancelled() or (error := acked.exception()) is not None:
+            self._failed(line, items, None if acked.cancelled() else error)
             return
-        if self._broken.is_set() and not item.once:
-            return  # it may have overtaken one that failed: both go again, in their order
-        del lane.unacked[id(item)]
-        lane.trying = False
-        lane.wake.set()
-        offset = sent.result().offset
-        item.succeed(Acked(offset if offset >= 0 else None))
+        line.batch = []
+        if line.waiting:
+            lane.ready[line.partition] = line
+            lane.wake.set()
+        told = acked.result()
+        at_ms = told.timestamp if told.timestamp_type == LOG_APPEND_TIME else None
+        for number, item in enumerate(items):
+            item.sent.succeed(Acked(told.offset + number if told.offset >= 0 else None, at_ms))
 
-    def _failed(self, lane: _Lane, item: _Item, error: BaseException | None) -> None:
-        """It may have been written. Whatever cannot be cured fails alone; the rest goes again."""
-        if isinstance(error, MessageSizeTooLargeError) and not item.was_alone:
-            for other in lane.unacked.values():  # the broker refused a batch: whose fault was it?
-                other.alone = True
+    def _failed(self, line: _Line, items: list[_Item], error: BaseException | None) -> None:
+        """They may have been written. What cannot be cured fails alone; the rest goes again."""
+        if line.batch is not items:
+            return
+        if isinstance(error, MessageSizeTooLargeError) and len(items) > 1:
+            for item in items:  # the broker refused a batch: whose fault was it?
+                item.alone = True
         elif isinstance(error, _HOPELESS):
-            del lane.unacked[id(item)]
-            item.fail(_explained(item.record, error))
-        log.warning("a send to %s failed: %r", item.record.topic, error)
+            line.batch = []
+            for item in items:
+                item.sent.fail(_explained(item.record, error))
+        log.warning("a send to %s failed: %r", items[0].record.topic, error)
         self._broken.set()
 
 

@@ -1,6 +1,6 @@
 """The double's `Appender`: what is sent lands in order, perhaps late, perhaps twice.
 
-Responsible for: the queue of each partition, what is written again when its acknowledgement is lost, and the futures.
+Responsible for: the queue of each partition, what is written again when its acknowledgement is lost, and who is told.
 Must never: let a record overtake another of its partition, or lose one that was given while its process lives.
 Called by: whoever asked `MemoryBroker.appender` for one.
 """
@@ -16,14 +16,15 @@ from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, TooLarge
 from anabranch.kafka.memory_link import Link
 from anabranch.kafka.memory_log import MemoryLog, Partition
-from anabranch.kafka.seam import Acked, Place
+from anabranch.kafka.seam import Place
+from anabranch.kafka.sent import Acked, Sent
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
+class _Item:
     record: Outgoing
     sent_ms: int
-    future: asyncio.Future[Acked]
+    sent: Sent
     once: bool = False
 
 
@@ -32,7 +33,7 @@ class _Lane:
     """What waits for one partition; one request is under way at a time, and takes all that waits then."""
 
     partition: Partition
-    waiting: deque[_Sent] = field(default_factory=deque)
+    waiting: deque[_Item] = field(default_factory=deque)
     under_way: asyncio.TimerHandle | None = None
 
 
@@ -47,18 +48,18 @@ class MemoryAppender:
         self._idle.set()
         self._closed = False
 
-    def append(self, record: Outgoing, once: bool = False) -> asyncio.Future[Acked]:
-        future: asyncio.Future[Acked] = asyncio.get_running_loop().create_future()
+    def append(self, record: Outgoing, once: bool = False) -> Sent:
+        sent = Sent()
         try:
             lane = self._lane(record)
         except (TooLarge, BrokerError) as error:
-            future.set_exception(error)
-            return future
-        lane.waiting.append(_Sent(record, self._log.now_ms(), future, once))
+            sent.fail(error)
+            return sent
+        lane.waiting.append(_Item(record, self._log.now_ms(), sent, once))
         self._unacknowledged += 1
         self._idle.clear()
         self._send(lane)
-        return future
+        return sent
 
     async def flush(self, timeout_s: float) -> int:
         try:
@@ -79,8 +80,8 @@ class MemoryAppender:
         for lane in self._lanes.values():
             if lane.under_way is not None:
                 lane.under_way.cancel()
-            for sent in lane.waiting:
-                sent.future.cancel()
+            for item in lane.waiting:
+                item.sent.cancel()
 
     def _lane(self, record: Outgoing) -> _Lane:
         if self._closed:
@@ -100,33 +101,31 @@ class MemoryAppender:
         if not self._link.is_whole:
             return
         batch = list(lane.waiting)
-        offsets = [self._log.write(lane.partition, sent.record, sent.sent_ms) for sent in batch]
+        offsets = [self._log.write(lane.partition, item.record, item.sent_ms) for item in batch]
         lane.under_way = self._link.later(lambda: self._answer(lane, batch, offsets))
 
-    def _answer(self, lane: _Lane, batch: Sequence[_Sent], offsets: Sequence[int]) -> None:
+    def _answer(self, lane: _Lane, batch: Sequence[_Item], offsets: Sequence[int]) -> None:
         """The answer is back. If it got lost, the batch is still the head of what waits, and goes again."""
         lane.under_way = None
         faults = self._link.faults
         if self._link.is_whole and not faults.lost_ack():
-            for sent, offset in zip(batch, offsets, strict=True):
+            for item, offset in zip(batch, offsets, strict=True):
                 lane.waiting.popleft()
-                self._acknowledge(sent, None if faults.blind_ack() else offset)
+                self._acknowledge(item, None if faults.blind_ack() else offset)
         else:
-            self._give_up_on(lane, [sent for sent in batch if sent.once])
+            self._give_up_on(lane, [item for item in batch if item.once])
         self._send(lane)
 
-    def _give_up_on(self, lane: _Lane, unknown: Sequence[_Sent]) -> None:
+    def _give_up_on(self, lane: _Lane, unknown: Sequence[_Item]) -> None:
         """What may be sent only once is not sent again; whether it was written stays open."""
-        for sent in unknown:
-            lane.waiting.remove(sent)
+        for item in unknown:
+            lane.waiting.remove(item)
             self._settle()
-            if not sent.future.done():
-                sent.future.set_exception(BrokerError(f"a record for {sent.record.topic} may have been written"))
+            item.sent.fail(BrokerError(f"a record for {item.record.topic} may have been written"))
 
-    def _acknowledge(self, sent: _Sent, offset: int | None) -> None:
+    def _acknowledge(self, item: _Item, offset: int | None) -> None:
         self._settle()
-        if not sent.future.done():  # whoever waited may have given up
-            sent.future.set_result(Acked(offset))
+        item.sent.succeed(Acked(offset))
 
     def _settle(self) -> None:
         self._unacknowledged -= 1

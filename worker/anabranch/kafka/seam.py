@@ -7,13 +7,13 @@ and commands know nothing else of a broker. Offsets are ints, times are seconds.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from anabranch.codec import Outgoing, Record
+from anabranch.kafka.sent import Sent
 from anabranch.topics import TopicSpec
 
 
@@ -22,13 +22,6 @@ class Place(NamedTuple):
 
     topic: str
     partition: int
-
-
-@dataclass(frozen=True, slots=True)
-class Acked:
-    """Where a record lies. `offset` is None if the broker had it already and does not say where."""
-
-    offset: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +47,8 @@ class Lack:
 class Appender(Protocol):
     """Writes records. Those to one partition land in the order in which they were given."""
 
-    def append(self, record: Outgoing, once: bool = False) -> asyncio.Future[Acked]:
-        """Send `record`, again and again until the broker has it; the future ends when it has.
+    def append(self, record: Outgoing, once: bool = False) -> Sent:
+        """Send `record`, again and again until the broker has it; what is returned ends when it has.
 
         It fails only for what no repetition cures: `TooLarge`, or `BrokerError` for a topic that does not
         exist or is forbidden. A record may be written twice; with `once` it is sent a single time, and a

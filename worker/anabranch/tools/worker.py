@@ -18,7 +18,8 @@ from typing import Final
 
 from anabranch.codec import Record, encode
 from anabranch.errors import AnabranchError, ConfigError, WireError
-from anabranch.kafka.seam import Acked, Committed, Place, Subscription
+from anabranch.kafka.seam import Committed, Place, Subscription
+from anabranch.kafka.sent import Sent, settled
 from anabranch.messages import CallsHandedOff
 from anabranch.tools import marks
 from anabranch.tools.marks import Marks
@@ -288,18 +289,16 @@ class ToolWorker:
         groups: dict[tuple[str, int], list[Job]] = {}
         for job in jobs:
             groups.setdefault((job.call.reply.topic, job.call.reply.partition), []).append(job)
-        sent: dict[asyncio.Future[Acked], list[Job]] = {}
+        groups_sent: dict[Sent, list[Job]] = {}
         for (topic, partition), group in groups.items():
             time_s = min(for_s, max(job.time_s for job in group))
             event = CallsHandedOff(self._bench.worker_id, time_s, tuple(job.call.call_id for job in group))
-            sent[self._bench.appender.append(encode(event, topic, partition, self._bench.worker_id))] = group
+            groups_sent[self._bench.appender.append(encode(event, topic, partition, self._bench.worker_id))] = group
             for job in group:
                 asyncio.get_running_loop().call_later(time_s * (1 - MARGIN), self._time_is_up, job)
-        if not sent:
-            return []
-        done, _ = await asyncio.wait(sent, timeout=SETTLE_S)
-        known = [future for future in done if not future.cancelled() and future.exception() is None]
-        return [job for future in known for job in sent[future]]
+        late = await settled(groups_sent, SETTLE_S)
+        known = [sent for sent in groups_sent if sent not in late and sent.is_written]
+        return [job for sent in known for job in groups_sent[sent]]
 
     def _time_is_up(self, job: Job) -> None:
         if job in self._running():
