@@ -138,7 +138,7 @@ def _run(run: Run) -> Projected:
 def _publication(due: effects.Publication) -> list[Any]:
     if isinstance(due, effects.CallDue):
         return ["call", due.call_id, due.dispatch, due.cause, "at_most_once" if due.at_most_once else "at_least_once"]
-    return ["answer", due.index, due.cause] if isinstance(due, effects.AnswerDue) else ["note", due.cause]
+    return ["answer", due.address, due.cause] if isinstance(due, effects.AnswerDue) else ["note", due.cause]
 
 
 def _turn(turn: Turn) -> Projected:

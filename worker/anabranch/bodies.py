@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -51,7 +53,7 @@ def explain(error: ValidationError) -> str:
 
 
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None), dict})
-_FIELDS: Final[dict[type, tuple[str, ...]]] = {}
+_FIELDS: Final[dict[type, tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]]] = {}
 
 
 def lean(value: Any) -> Any:
@@ -61,12 +63,24 @@ def lean(value: Any) -> Any:
         return value
     if kind is list or kind is tuple:
         return [lean(item) for item in value]
-    if (names := _FIELDS.get(kind)) is None:
+    if (known := _FIELDS.get(kind)) is None:
         if not is_dataclass(kind):
             return value
-        names = _FIELDS[kind] = tuple(field.name for field in fields(kind))
-    items = ((name, getattr(value, name)) for name in names)
-    return {name: item if type(item) in _PLAIN else lean(item) for name, item in items if item is not None}
+        known = _FIELDS[kind] = _fields_of(kind)
+    names, values_of = known
+    return {
+        name: item if type(item) in _PLAIN else lean(item)
+        for name, item in zip(names, values_of(value), strict=True)
+        if item is not None
+    }
+
+
+def _fields_of(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    """The names of a dataclass's fields, and what gets them all at once."""
+    names = tuple(field.name for field in fields(kind))
+    if len(names) == 1:
+        return names, lambda value: (getattr(value, names[0]),)
+    return names, attrgetter(*names)
 
 
 def dump(value: Any) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final, Protocol
 
 from anabranch import messages as m
@@ -50,8 +51,10 @@ class Outgoing:
 
     @property
     def size(self) -> int:
-        head = sum(len(name) + len(value) + 4 for name, value in self.headers)
-        return len(self.key or b"") + len(self.value or b"") + head + 80
+        size = len(self.key or b"") + len(self.value or b"") + 80
+        for name, value in self.headers:
+            size += len(name) + len(value) + 4
+        return size
 
 
 # --- headers ------------------------------------------------------------------------------------------
@@ -112,15 +115,18 @@ class _Head:
             raise WireError(f"header {name}: {error}") from None
 
 
+_IDS: Final = map(f"{os.urandom(12).hex()}{{:x}}".format, count())
+"""Ids of records: unique to this process, and within it. Asking the system for each would cost as much as the rest."""
+
+
 def _headers(kind: str, source: str, pairs: Iterable[tuple[str, str | int | None]]) -> tuple[tuple[str, bytes], ...]:
-    head = [
+    return (
         ("ce_specversion", b"1.0"),
-        ("ce_id", os.urandom(16).hex().encode()),
+        ("ce_id", next(_IDS).encode()),
         ("ce_source", source.encode()),
         ("ce_type", kind.encode()),
-    ]
-    head += [(name, str(value).encode()) for name, value in pairs if value is not None]
-    return tuple(head)
+        *[(name, str(value).encode()) for name, value in pairs if value is not None],
+    )
 
 
 def cloud_event(

@@ -8,13 +8,12 @@ is not made again. Every effect's key derives from the run, so doing one twice i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from anabranch.agent.state import Run
 
 
-@dataclass(frozen=True, slots=True)
-class ModelDue:
+class ModelDue(NamedTuple):
     """The run owes the model call of `turn`."""
 
     run_id: str
@@ -22,8 +21,7 @@ class ModelDue:
     turn: int
 
 
-@dataclass(frozen=True, slots=True)
-class CallDue:
+class CallDue(NamedTuple):
     """A tool call to be published; `dispatch` counts how often."""
 
     run_id: str
@@ -34,18 +32,16 @@ class CallDue:
     at_most_once: bool
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerDue:
-    """The answer of a run that has ended, for its address number `index`."""
+class AnswerDue(NamedTuple):
+    """The answer of a run that has ended, for its address of that number."""
 
     run_id: str
     life: str
-    index: int
+    address: int
     cause: int
 
 
-@dataclass(frozen=True, slots=True)
-class NoteDue:
+class NoteDue(NamedTuple):
     """The error answer of a request that was rejected at `cause`."""
 
     cause: int
@@ -63,8 +59,8 @@ def publications(run: Run) -> Iterator[Publication]:
     if run.parked:
         return
     if run.ending is not None:
-        for index, address in enumerate(run.addresses):
-            yield AnswerDue(run.run_id, run.life, index, address.cause or 0)
+        for number, address in enumerate(run.addresses):
+            yield AnswerDue(run.run_id, run.life, number, address.cause or 0)
     elif (batch := run.batch) is not None:
         for call_id, call in batch.calls.items():
             if call.due is not None and call.result is None:

@@ -41,6 +41,8 @@ def plan(calls: Sequence[RequestedCall], context: BatchContext) -> tuple[Planned
     planned = [
         _planned(index, call, spec, context) for index, (call, spec) in enumerate(zip(calls, specs, strict=True))
     ]
+    if not any(spec is not None and spec.after for spec in specs):
+        return tuple(planned)
     ordered = [replace(entry, after=_predecessors(i, specs, planned)) for i, entry in enumerate(planned)]
     return tuple(_without_cycles(ordered))
 
@@ -137,7 +139,10 @@ _validators = _Validators()
 def unfit(spec: ToolSpec, arguments: dict[str, Any]) -> str | None:
     """Why `arguments` do not fit the tool's schema, or None."""
     try:
-        errors = list(_validators.of(spec).iter_errors(arguments))
+        validator = _validators.of(spec)
+        if validator.is_valid(arguments):  # the common case, and much the quicker question
+            return None
+        errors = list(validator.iter_errors(arguments))
     except ValueError as error:
         return f"the tool's own schema is not valid: {error}"
     return "; ".join(_shown(error) for error in errors[:5]) or None

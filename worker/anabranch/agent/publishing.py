@@ -45,6 +45,7 @@ class Publisher:
         self._dispatching: set[str] = set()
         self._answers: dict[Life, bytes] = {}
         self._again: dict[Publication, asyncio.TimerHandle] = {}
+        self._shortened: set[AnswerDue] = set()  # what could not be published as it was
 
     # --- what is settled ------------------------------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class Publisher:
             return None
         if isinstance(due, CallDue):
             return call_record(self._station, self._partition, run, due.call_id)
-        return response_record(self._station, run.run_id, run.addresses[due.index].reply_to, self._answer(run))
+        return response_record(self._station, run.run_id, run.addresses[due.address].reply_to, self._answer(run))
 
     def _answer(self, run: Run) -> bytes:
         life = (run.run_id, run.life)
@@ -169,7 +170,14 @@ class Publisher:
             self._station.append(self._partition, event)
         elif isinstance(error, BrokerError):
             self._again[due] = asyncio.get_running_loop().call_later(AGAIN_S, self._try_again, due)
-        elif isinstance(due, AnswerDue) and (run := self._state.runs.get(due.run_id)) is not None:
+        elif isinstance(due, AnswerDue) and due not in self._shortened:
+            self._shortened.add(due)
+            self._shorten(due)
+
+    def _shorten(self, due: AnswerDue) -> None:
+        """Once: if what is left cannot be published either, the log is full of it, and somebody has to look."""
+        run = self._state.runs.get(due.run_id)
+        if run is not None and run.life == due.life:
             self._answers[run.run_id, run.life] = answer(run, brief=True)
             self.publish(due)
 
