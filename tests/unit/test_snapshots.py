@@ -14,12 +14,13 @@ from tests.support.desk import Desk
 
 from anabranch import messages as m
 from anabranch.agent import cleaning, fold, snapshot
-from anabranch.agent.cleaning import SMALL, LogSize
+from anabranch.agent.cleaning import LogSize
 from anabranch.agent.owner import Commit
 from anabranch.agent.state import Partition, Run
 from anabranch.errors import WireError
 
 BIG = "x" * 700_000
+SMALL, STEP = 4_000_000, 50_000
 
 
 def folded(*events: m.Event | None, state: Partition | None = None) -> Partition:
@@ -49,6 +50,15 @@ def test_replies_and_results_come_back_byte_for_byte() -> None:
     parts = snapshot.write(state.runs["r"])
     assert len(parts) > 1
     assert all(len(part) <= snapshot.PART for part in parts)
+    assert snapshot.read(parts) == state.runs["r"]
+
+
+def test_no_part_is_larger_than_it_may_be_whatever_is_in_it() -> None:
+    body = b'\x01"\\' * 5_000
+    state = folded(b.requested(), b.calls(b.planned(0)), b.returned(body=body))
+    parts = snapshot.write(state.runs["r"], 4096)
+    assert len(parts) > 15
+    assert all(len(part) <= 4096 for part in parts)
     assert snapshot.read(parts) == state.runs["r"]
 
 
@@ -119,21 +129,21 @@ def test_a_closed_run_does_not_come_back() -> None:
 
 
 def test_cleaning_is_due_when_dead_bytes_outweigh_live_ones() -> None:
-    assert not cleaning.is_due(SMALL, 0, SMALL)
-    assert cleaning.is_due(SMALL + 1, 0, SMALL)
-    assert not cleaning.is_due(10 * SMALL, 5 * SMALL, 10 * SMALL)
-    assert cleaning.is_due(10 * SMALL + 1, 5 * SMALL, 5 * SMALL + 1)
-    assert not cleaning.is_due(10 * SMALL + 1, 5 * SMALL, 5 * SMALL)
+    assert not cleaning.is_due(SMALL, 0, SMALL, SMALL)
+    assert cleaning.is_due(SMALL + 1, 0, SMALL, SMALL)
+    assert not cleaning.is_due(10 * SMALL, 5 * SMALL, 10 * SMALL, SMALL)
+    assert cleaning.is_due(10 * SMALL + 1, 5 * SMALL, 5 * SMALL + 1, SMALL)
+    assert not cleaning.is_due(10 * SMALL + 1, 5 * SMALL, 5 * SMALL, SMALL)
 
 
 def test_the_log_is_measured_to_within_a_step() -> None:
-    size = LogSize()
+    size = LogSize(STEP)
     for offset in range(1000):
         size.add(offset, 1000)
     for offset in (0, 10, 500, 999):
-        assert abs(size.since(offset) - (1000 - offset) * 1000) <= cleaning.STEP + 1000
+        assert abs(size.since(offset) - (1000 - offset) * 1000) <= STEP + 1000
     size.forget_before(900)
-    assert abs(size.since(950) - 50_000) <= cleaning.STEP + 1000
+    assert abs(size.since(950) - 50_000) <= STEP + 1000
 
 
 async def test_an_owner_cleans_and_low_moves_past_the_dead_events() -> None:

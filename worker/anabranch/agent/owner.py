@@ -75,7 +75,7 @@ class Owner:
         self._remembered: dict[Life, None] = {}  # the runs that nobody waits for any more, the oldest first
         self._read_on: dict[Hashable, int] = {}  # hand-offs whose time is up, and the log's end then
         self._timers = Timers(station.clockwork.now, self._ring)
-        self._size = LogSize()
+        self._size = self._unmeasured()
         self._cleaned = 0  # the log's size at the last cleaning
         self.open_bytes = 0
 
@@ -92,7 +92,7 @@ class Owner:
                 self.state.next_request = commit.next_request
         self._done = commit.done if commit is not None else 0
         self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._close)
-        self._size, self._cleaned = LogSize(), 0
+        self._size, self._cleaned = self._unmeasured(), 0
         self._calls.begin()
         return self.resume(end)
 
@@ -393,10 +393,15 @@ class Owner:
         """Say open runs again, if the log from low on is mostly dead, or about to be eaten by retention."""
         if not self.live or self._giving_up:
             return
+        settings = self._station.settings
         runs = cleaning.aged(self._needed.values(), self._station.clockwork.now(), age_s)
         since_low, since_cleaning = self._size.since(self._low()[0]), self._size.total - self._cleaned
-        if cleaning.is_due(since_low, self.open_bytes, since_cleaning):
+        if cleaning.is_due(since_low, self.open_bytes, since_cleaning, settings.clean_bytes):
             self._cleaned = self._size.total
-            runs = cleaning.oldest(self._needed.values())
-        for event in cleaning.snapshots(self.state, runs, self._station.worker_id):
+            runs = cleaning.oldest(self._needed.values(), settings.clean_at_once_bytes)
+        author, part_bytes = self._station.worker_id, settings.snapshot_part_bytes
+        for event in cleaning.snapshots(self.state, runs, author, part_bytes):
             self._station.append(self.partition, event)
+
+    def _unmeasured(self) -> LogSize:
+        return LogSize(max(1, self._station.settings.clean_bytes // cleaning.FINE))

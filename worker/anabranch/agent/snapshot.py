@@ -1,8 +1,9 @@
 """A run said again in one place, so that its older events are no longer needed. PURE.
 
-A snapshot is written in parts of at most `PART` bytes: the first holds the run without its replies and
-results, and these follow as pieces of text, byte for byte as they came. `owner.py` appends the parts when dead
-bytes outweigh live ones; the fold puts them together again, and decides whether the whole counts.
+A snapshot is written in parts of at most `PART` bytes, or fewer if a setting says so: the first holds the run
+without its replies and results, and these follow as pieces of text, byte for byte as they came. `owner.py`
+appends the parts when dead bytes outweigh live ones; the fold puts them together again, and decides whether
+the whole counts.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from anabranch.agent.state import Call, Run, Turn
 from anabranch.errors import WireError
 
 PART: Final = 512 * 1024
-_PIECE: Final = 120_000
-"""Bytes of a reply or result in one piece: JSON may need six times as many to write them."""
+_ESCAPED: Final = 6
+"""How many bytes JSON may need to write one."""
 _MARGIN: Final = 2048
 _RUN: Final[TypeAdapter[Run]] = TypeAdapter(Run)
 
 
-def write(run: Run) -> list[bytes]:
-    """The parts of a snapshot of `run`, each a JSON body."""
+def write(run: Run, part_bytes: int = PART) -> list[bytes]:
+    """The parts of a snapshot of `run`, each a JSON body of at most `part_bytes` (4,096 at least)."""
     bodies: list[bytes] = []
     head = _RUN.dump_json(_without_bodies(run, bodies))
-    pieces = [orjson.dumps(piece) for piece in _pieces([head, *bodies])]
+    pieces = [orjson.dumps(piece) for piece in _pieces([head, *bodies], (part_bytes - _MARGIN) // _ESCAPED)]
     parts: list[list[bytes]] = [[]]
-    room = PART - _MARGIN
+    room = part_bytes - _MARGIN
     for piece in pieces:
         if parts[-1] and len(piece) > room:
             parts.append([])
-            room = PART - _MARGIN
+            room = part_bytes - _MARGIN
         parts[-1].append(piece)
         room -= len(piece) + 1
     return [b'{"pieces":[' + b",".join(part) + b"]}" for part in parts]
@@ -84,11 +85,11 @@ def _with_bodies(run: Run, bodies: list[bytes]) -> Run:
     return replace(run, turns=[turn(it) for it in run.turns])
 
 
-def _pieces(bodies: Sequence[bytes]) -> Iterator[list[Any]]:
-    """`[number of the body, its bytes as text]`, or with a third item if they are base64."""
+def _pieces(bodies: Sequence[bytes], most: int) -> Iterator[list[Any]]:
+    """`[number of the body, at most so many of its bytes as text]`, or with a third item if they are base64."""
     for number, body in enumerate(bodies):
-        for start in range(0, max(1, len(body)), _PIECE):
-            chunk = body[start : start + _PIECE]
+        for start in range(0, max(1, len(body)), most):
+            chunk = body[start : start + most]
             try:
                 yield [number, chunk.decode("utf-8")]
             except UnicodeDecodeError:
