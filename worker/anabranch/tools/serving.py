@@ -62,6 +62,7 @@ class Job:
     tool: Tool | None
     begun: bool = False
     dropped: bool = False
+    held_until: int = 0  # what was told to the next owner of its serial key, in epoch seconds
     task: asyncio.Task[None] | None = None
 
     @property

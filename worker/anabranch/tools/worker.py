@@ -72,6 +72,7 @@ class ToolWorker:
         self._assigned: frozenset[Place] = frozenset()
         self._lanes: dict[Place, _Lane] = {}
         self._executing: dict[Place, dict[int, Job]] = {}
+        self._freed: dict[tuple[Place, str], int] = {}  # serial keys handed off, with their time, whose call is over
         self._committed: dict[Place, Committed] = {}
         self._confirmations: list[tuple[Place, asyncio.Future[bool]]] = []
         self._commit_now = asyncio.Event()
@@ -209,7 +210,9 @@ class ToolWorker:
                 known = marks.read(position, committed.metadata)
             except WireError as error:
                 log.error("%s/%d: %s: calls may be executed again", *place, error)
-        return _Lane(Progress(position, known, self._executing.get(place, {})), dict(known.held))
+        self._freed = {key: until for key, until in self._freed.items() if until > self._bench.now()}
+        held = {key: until for key, until in known.held if self._freed.get((place, key)) != until}
+        return _Lane(Progress(position, known, self._executing.get(place, {})), held)
 
     async def _find_out_about_metadata(self, place: Place, committed: Committed | None, begin: int) -> None:
         """At most once needs commits that say which calls have begun."""
@@ -263,8 +266,8 @@ class ToolWorker:
             self._finish(job)
         offsets = self._offsets()
         confirmed = bool(offsets) and await self.subscription.commit(offsets)
-        if not confirmed:
-            for job in [job for job in jobs if job.serial_key is not None]:
+        for job in [job for job in jobs if job.serial_key is not None]:
+            if not confirmed or Place(job.record.topic, job.record.partition) not in offsets:
                 log.warning("call %s is cancelled: it may be redelivered, and its key is serial", job.call.call_id)
                 job.drop()
         self._let_go()
@@ -273,15 +276,35 @@ class ToolWorker:
         """What runs, but for serial calls that the commit cannot name: they are cancelled."""
         kept: list[Job] = []
         for job in self._executing.get(place, {}).values():
-            if (key := job.serial_key) is not None:
-                until = math.ceil(self._bench.now() + min(for_s, job.time_s))
-                lane.held[key] = max(until, lane.held.get(key, 0))
-                if lane.commit(self._bench.now()) is None:
-                    del lane.held[key]
-                    job.drop()
-                    continue
-            kept.append(job)
+            if job.serial_key is None or self._hold(lane, job, job.serial_key, for_s):
+                kept.append(job)
+            else:
+                job.drop()
         return kept
+
+    def _hold(self, lane: _Lane, job: Job, key: str, for_s: float) -> bool:
+        """Name the key in the commit, with the call's time; False if there is no room for it."""
+        before, until = lane.held.get(key, 0), math.ceil(self._bench.now() + min(for_s, job.time_s))
+        if until <= before:
+            return True
+        lane.held[key] = until
+        if lane.commit(self._bench.now()) is None:
+            lane.held.pop(key)
+            if before:
+                lane.held[key] = before
+            return False
+        job.held_until = until
+        return True
+
+    def _free(self, job: Job) -> None:
+        """Its call is over: no call of its key has to wait here for the time that was told to others."""
+        if job.serial_key is None or not job.held_until:
+            return
+        place = Place(job.record.topic, job.record.partition)
+        self._freed[place, job.serial_key] = job.held_until
+        lane = self._lanes.get(place)
+        if lane is not None and lane.held.get(job.serial_key) == job.held_until:
+            del lane.held[job.serial_key]
 
     async def _hand_off(self, jobs: Iterable[Job], for_s: float) -> list[Job]:
         """Tell the partitions that they reply to; returns those of whom the broker knows."""
@@ -347,6 +370,7 @@ class ToolWorker:
                 execution = await self._service.execute(job)
                 await self._service.deliver(job, execution)
                 self._finish(job)
+                self._free(job)
             finally:
                 del self._executing[place][job.record.offset]
                 if job.dropped:
