@@ -284,7 +284,10 @@ class RunExpired:
 
 @dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """One of the `parts` of a run as it was at `as_of`, said again. `author` is who wrote it."""
+    """One of the `parts` of a run as it was at `as_of`, said again. `author` is who wrote it.
+
+    `schema` names the body's version, if it is another than ours.
+    """
 
     run_id: str
     life: str
@@ -294,6 +297,7 @@ class RunSnapshot:
     parts: int
     author: str
     body: bytes
+    schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

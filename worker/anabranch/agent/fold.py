@@ -10,9 +10,12 @@ A defect in here fails the run whose event showed it, and nothing else.
 
 from __future__ import annotations
 
+import math
+
 from anabranch import messages as m
 from anabranch.agent import snapshot
 from anabranch.agent.state import Address, Call, Collecting, Ending, HandOff, Partition, Result, Run, Turn
+from anabranch.errors import WireError
 
 __all__ = ["apply"]
 
@@ -291,11 +294,30 @@ def _fold_snapshot(state: Partition, event: m.RunSnapshot, offset: int, at: floa
         return
     del state.collecting[event.run_id]
     run = state.runs.get(event.run_id)
-    if run is None:
-        run = state.runs[event.run_id] = snapshot.read(collecting.parts)
-    elif not run.open or run.life != event.life or run.parked:
+    if run is not None and (not run.open or run.life != event.life or run.parked):
         return
+    try:
+        said = snapshot.read(event, collecting.parts)
+    except WireError as error:
+        _not_said(state, event, at, str(error))
+        return
+    run = state.runs.setdefault(event.run_id, said)
     run.first, run.first_at, run.next_as_of_first = max(run.first, event.as_of), at, event.next_request
+
+
+def _not_said(state: Partition, event: m.RunSnapshot, at: float, why: str) -> None:
+    """A snapshot that cannot be read: the older events still stand, or else the run is parked at `as_of`.
+
+    Whoever can read it begins there again, so low may not pass it.
+    """
+    if event.run_id in state.runs:
+        state.defects.append(f"run {event.run_id}: {why}: it is void, and the older events still stand")
+        return
+    opening = m.Opening(m.RunRequest(event.run_id), "", math.inf, m.RunLimits(0), at)
+    run = Run(event.run_id, event.life, event.as_of, event.next_request, at, opening, owed=False, first_at=at)
+    run.parked = why
+    state.runs[event.run_id] = run
+    state.defects.append(f"run {event.run_id} is parked: {why}")
 
 
 def _collected(state: Partition, event: m.RunSnapshot, offset: int) -> Collecting | None:

@@ -233,10 +233,10 @@ class Owner:
             self._call_model(run)
         for due in effects.publications(run):
             self._publisher.publish(due, may_dispatch=not self._giving_up)
-        if run.open:
-            self._arm(run)
-        else:
+        if not run.open:
             self._close(run)
+        elif not run.parked:
+            self._arm(run)
 
     def _call_model(self, run: Run) -> None:
         due = effects.model_due(run)

@@ -14,8 +14,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from anabranch import messages as m
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.errors import WireError
 
@@ -24,6 +25,7 @@ _ESCAPED: Final = 6
 """How many bytes JSON may need to write one."""
 _MARGIN: Final = 2048
 _RUN: Final[TypeAdapter[Run]] = TypeAdapter(Run)
+_UNREADABLE: Final = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 
 
 def write(run: Run, part_bytes: int = PART) -> list[bytes]:
@@ -42,14 +44,19 @@ def write(run: Run, part_bytes: int = PART) -> list[bytes]:
     return [b'{"pieces":[' + b",".join(part) + b"]}" for part in parts]
 
 
-def read(parts: Sequence[bytes]) -> Run:
-    """The run of a whole snapshot, its parts in order. Raises `WireError`."""
+def read(event: m.RunSnapshot, parts: Sequence[bytes]) -> Run:
+    """The run of a whole snapshot, its parts in order; `event` is the last of them. Raises `WireError`."""
+    where = f"a snapshot of run {event.run_id} as of {event.as_of}"
+    if event.schema is not None:
+        raise WireError(f"{where} is of a version that is not known here, {event.schema[:128]!r}")
     try:
         bodies = _bodies(piece for part in parts for piece in orjson.loads(part)["pieces"])
-        head = _RUN.validate_json(bodies[0])
-        return _with_bodies(head, bodies[1:])
-    except (ValueError, KeyError, TypeError, IndexError, ValidationError) as error:
-        raise WireError(f"a snapshot cannot be read: {error!r}"[:500]) from None
+        run = _with_bodies(_RUN.validate_json(bodies[0]), bodies[1:])
+    except _UNREADABLE as error:
+        raise WireError(f"{where} cannot be read: {error!r}"[:500]) from None
+    if (run.run_id, run.life) != (event.run_id, event.life):
+        raise WireError(f"{where} speaks of another: {run.run_id[:128]!r}, life {run.life[:40]!r}")
+    return run
 
 
 def _without_bodies(run: Run, bodies: list[bytes]) -> Run:
