@@ -14,8 +14,8 @@ from tests.support.wait import until
 from anabranch import App
 from anabranch.kafka.seam import Committed
 from anabranch.tools import marks
+from anabranch.tools.lane import METADATA
 from anabranch.tools.marks import Marks
-from anabranch.tools.worker import METADATA
 
 
 class Bookings:
@@ -131,7 +131,7 @@ async def test_a_serial_call_is_cancelled_if_the_commit_leaves_its_partition_out
         await bench.assign()
         bench.deliver(CALLS[0])
         await until(lambda: bookings.begun == [0], what="the call runs")
-        monkeypatch.setattr(bench.worker, "_offsets", lambda: {PLACE._replace(partition=1): Committed(0, "")})
+        monkeypatch.setattr(bench.worker._commits, "_offsets", lambda: {PLACE._replace(partition=1): Committed(0, "")})
         await bench.revoke()
         await until(lambda: bench.worker.running == 0, what="the call is cancelled")
         assert bench.sent.returned == []
