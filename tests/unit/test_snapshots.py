@@ -17,7 +17,7 @@ from tests.support.desk import Desk
 from anabranch import messages as m
 from anabranch.agent import cleaning, fold, snapshot
 from anabranch.agent.cleaning import LogSize
-from anabranch.agent.owner import Commit
+from anabranch.agent.commit import Commit
 from anabranch.agent.state import Partition, Run
 from anabranch.errors import WireError
 

@@ -123,6 +123,8 @@ class Admission:
             run_id = named or run_id
             event = await self._refuse(record, run_id, reply_to, error)
             outgoing = self._encoded(event)
+        if record.offset < self.position:
+            return  # while we waited, somebody's event of it was folded: ours would be counted after that
         self._station.send(outgoing).add_done_callback(self._appended)
         opens = run_id if isinstance(event, m.RunRequested) else None
         self._remember(_Link(record.offset, opens, len(outgoing.value or b"")))
@@ -149,7 +151,7 @@ class Admission:
         log.warning("%s/%d/%d: bad request: %s", record.topic, record.partition, record.offset, error)
         await self._station.bury(record, f"{error.code}: {error}")
         if self._is_known(run_id):
-            return self._note(record, run_id, "duplicate", reply_to=reply_to)
+            return await self._duplicate(record, run_id, reply_to)
         return self._note(record, run_id, "rejected", m.RunError(error.code, str(error)[:2000]), reply_to)
 
     def _is_here(self, run_id: str) -> bool:
@@ -165,11 +167,15 @@ class Admission:
         if request.cancel:
             return self._note(record, run_id, "cancelled")
         if self._is_known(run_id):
-            return self._note(record, run_id, "duplicate", reply_to=request.reply_to)
+            return await self._duplicate(record, run_id, request.reply_to)
         return self._opening(record, request)
 
     def _is_known(self, run_id: str) -> bool:
         return run_id in self._owner.state.runs or run_id in self._opened
+
+    async def _duplicate(self, record: Record, run_id: str, reply_to: m.ReplyTo | None) -> m.Event:
+        await self._owner.keep_within_reach(record.offset, run_id)
+        return self._note(record, run_id, "duplicate", reply_to=reply_to)
 
     async def _move(self, run_id: str, body: bytes | None) -> None:
         """Publish it to its own partition; only then may it be noted as moved."""

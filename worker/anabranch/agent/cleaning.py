@@ -15,6 +15,7 @@ from typing import Final
 from anabranch import messages as m
 from anabranch.agent import snapshot
 from anabranch.agent.state import Partition, Run
+from anabranch.config import AgentSettings
 
 FINE: Final = 64
 """A log is measured to within this part of what is not worth a cleaning."""
@@ -78,3 +79,28 @@ def snapshots(
         bodies = snapshot.write(run, part_bytes)
         for part, body in enumerate(bodies, 1):
             yield m.RunSnapshot(run.run_id, run.life, as_of, next_request, part, len(bodies), author, body)
+
+
+class Cleaner:
+    """Measures the log of one partition as it is read, and chooses the runs to be said again."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        self._size = LogSize(max(1, settings.clean_bytes // FINE))
+        self._cleaned = 0  # the log's size at the last cleaning
+
+    def read(self, offset: int, size: int) -> None:
+        self._size.add(offset, size)
+
+    def committed(self, low: int) -> None:
+        """What lies below is of no interest any more."""
+        self._size.forget_before(low)
+
+    def choose(self, runs: Iterable[Run], low: int, open_bytes: int, now: float, age_s: float) -> list[Run]:
+        """The runs to be said again now, if the log from `low` on is mostly dead, or about to be eaten by retention."""
+        runs, settings = list(runs), self._settings
+        since_low, since_cleaning = self._size.since(low), self._size.total - self._cleaned
+        if is_due(since_low, open_bytes, since_cleaning, settings.clean_bytes):
+            self._cleaned = self._size.total
+            return oldest(runs, settings.clean_at_once_bytes)
+        return aged(runs, now, age_s)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from anabranch.agent.admission import Admission
 from anabranch.agent.calling import ModelCalls
-from anabranch.agent.owner import Commit, Hooks, Owner
+from anabranch.agent.commit import read_commit
+from anabranch.agent.deadlines import Moment
+from anabranch.agent.owner import Hooks, Owner
 from anabranch.agent.station import Station
 from anabranch.codec import Record
 from anabranch.errors import AnabranchError, BrokerError
@@ -43,6 +46,7 @@ class AgentWorker:
         self._admissions: dict[int, Admission] = {}
         self._admitting: dict[int, asyncio.Task[None]] = {}
         self._committed: dict[Place, Committed] = {}
+        self._commit_now = asyncio.Event()
         self._metadata_kept: bool | None = None
         self._over = asyncio.Event()
 
@@ -190,13 +194,13 @@ class AgentWorker:
         ends, begins = await self.subscription.ends(logs), await self.subscription.begins([*logs, *requests])
         committed = await self.subscription.committed(logs)
         for place, request_place in zip(logs, requests, strict=True):
-            owner = self._owners.get(place.partition)
+            owner, known = self._owners.get(place.partition), read_commit(committed.get(place))
             if owner is None:
                 owner = self._new_owner(place.partition)
-                known = _read_commit(committed.get(place))
                 position = owner.begin(known, begins[place], ends[place], begins[request_place])
             else:
                 position = owner.resume(ends[place])
+                owner.committed(known.low if known is not None else begins[place])
             self.subscription.seek(place, position)
             owner.caught_up(position)
 
@@ -204,9 +208,8 @@ class AgentWorker:
         calls = self._calls.get(partition)
         if calls is None:
             calls = self._calls[partition] = ModelCalls(partition, self._station)
-        owner = Owner(
-            partition, self._station, calls, Hooks(self._on_live, self._on_time_up, lambda: self.subscription.alive)
-        )
+        hooks = Hooks(self._on_live, self._on_time_up, lambda: self.subscription.alive, self._commit_now.set)
+        owner = Owner(partition, self._station, calls, hooks)
         self._owners[partition] = owner
         self._admissions[partition] = Admission(owner, self._station)
         return owner
@@ -223,17 +226,17 @@ class AgentWorker:
         name = f"admit {partition}"
         self._admitting[partition] = self._tasks.create_task(admission.run(), name=name)
 
-    def _on_time_up(self, owner: Owner, key: Hashable) -> None:
+    def _on_time_up(self, owner: Owner, moment: Moment) -> None:
         """A hand-off's time is up: the giver's reply may stand in the log, up to its end as it is now."""
         if self._tasks is not None and not self._membership.stopping:
-            self._tasks.create_task(self._capture_end(owner, key), name=f"end of {owner.partition}")
+            self._tasks.create_task(self._capture_end(owner, moment), name=f"end of {owner.partition}")
 
-    async def _capture_end(self, owner: Owner, key: Hashable) -> None:
+    async def _capture_end(self, owner: Owner, moment: Moment) -> None:
         place = Place(self._log, owner.partition)
         while owner.live:
             try:
                 ends = await self.subscription.ends([place])
-                return owner.read_on(key, ends[place])
+                return owner.read_on(moment, ends[place])
             except BrokerError as error:
                 log.warning("the end of %s/%d cannot be had yet: %s", *place, error)
                 await asyncio.sleep(AGAIN_S)
@@ -243,7 +246,10 @@ class AgentWorker:
 
     async def _commit_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._commit_s)
+            with suppress(TimeoutError):  # then it is time for the next one
+                async with asyncio.timeout(self._commit_s):
+                    await self._commit_now.wait()
+            self._commit_now.clear()
             if not self._membership.stopping:
                 await self._commit()
                 for owner in self._owners.values():
@@ -251,6 +257,8 @@ class AgentWorker:
 
     async def _commit(self) -> None:
         offsets = {p: at for p, at in self._offsets().items() if self._committed.get(p) != at}
+        for place in offsets:  # until it is confirmed, either may stand there
+            self._committed.pop(place, None)
         if offsets and await self.subscription.commit(offsets):
             self._committed.update(offsets)
             for place, at in offsets.items():
@@ -264,7 +272,7 @@ class AgentWorker:
         for partition, owner in self._owners.items():
             commit = owner.commit(bool(self._metadata_kept))
             if commit is not None:
-                offsets[Place(self._log, partition)] = _write_commit(commit)
+                offsets[Place(self._log, partition)] = commit.write()
                 offsets[Place(self._requests, partition)] = Committed(owner.state.next_request or 0, "")
         return offsets
 
@@ -284,17 +292,3 @@ async def _settled(futures: Iterable[asyncio.Future[Any]]) -> None:
         _, late = await asyncio.wait(waiting, timeout=SETTLE_S)
         if late:
             log.warning("%d records were not acknowledged within %g s of a revoke", len(late), SETTLE_S)
-
-
-def _write_commit(commit: Commit) -> Committed:
-    return Committed(commit.low, f"1 {commit.done} {commit.next_request}")
-
-
-def _read_commit(committed: Committed | None) -> Commit | None:
-    """Without metadata, `next_request` is what the first event that names one says."""
-    if committed is None:
-        return None
-    parts = committed.metadata.split()
-    if len(parts) == 3 and parts[0] == "1" and parts[1].isdecimal() and parts[2].isdecimal():
-        return Commit(committed.offset, int(parts[1]), int(parts[2]))
-    return Commit(committed.offset, 0, -1)

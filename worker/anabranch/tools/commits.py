@@ -55,6 +55,8 @@ class Commits:
         waiting, self._confirmations = self._confirmations, []
         told = self._offsets()  # without those whose marks are more than Kafka takes
         offsets = {place: at for place, at in told.items() if self._committed.get(place) != at}
+        for place in offsets:  # until it is confirmed, either may stand there
+            self._committed.pop(place, None)
         confirmed = not offsets or await self._membership.subscription.commit(offsets)
         if confirmed:
             self._committed.update({place: at for place, at in offsets.items() if place in self._lanes})

@@ -77,7 +77,9 @@ class HandOffs:
             event = CallsHandedOff(self._bench.worker_id, time_s, tuple(job.call.call_id for job in group))
             sent[self._bench.appender.append(encode(event, topic, partition, self._bench.worker_id))] = group
             for job in group:
-                asyncio.get_running_loop().call_later(time_s * (1 - MARGIN), _time_is_up, job)
+                if job.ends is not None:
+                    job.ends.cancel()
+                job.ends = asyncio.get_running_loop().call_later(time_s * (1 - MARGIN), _time_is_up, job)
         if not sent:
             return []
         done, _ = await asyncio.wait(sent, timeout=SETTLE_S)

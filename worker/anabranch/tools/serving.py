@@ -63,6 +63,7 @@ class Job:
     begun: bool = False
     dropped: bool = False
     held_until: int = 0  # what was told to the next owner of its serial key, in epoch seconds
+    ends: asyncio.TimerHandle | None = None  # once it was handed off: the last one says for how long
     task: asyncio.Task[None] | None = None
 
     @property
