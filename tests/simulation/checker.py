@@ -17,8 +17,8 @@ import orjson
 
 from anabranch import messages as m
 from anabranch.agent import fold
+from anabranch.agent.commit import read_commit
 from anabranch.agent.state import Partition, Run
-from anabranch.agent.worker import _read_commit
 from anabranch.codec import decode
 from anabranch.errors import WireError
 from anabranch.kafka.seam import Place
@@ -335,7 +335,7 @@ def _commits_are_safe(facts: Facts) -> Iterator[str]:
 
 
 def _unsafe(facts: Facts, sample: Sample, whole: Partition, events: list[Any]) -> Iterator[str]:
-    commit = _read_commit(sample.committed)
+    commit = read_commit(sample.committed)
     assert commit is not None, "a sample has a commit"
     part = Partition(began=commit.low, position=commit.low)
     if commit.next_request >= 0:

@@ -23,8 +23,10 @@ from anabranch.agent.answer import answer
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.owner import Owner
 from anabranch.agent.publishing import Publisher
-from anabranch.agent.worker import AgentWorker
+from anabranch.kafka.membership import Membership
 from anabranch.messages import CallDispatched
+from anabranch.tools.commits import Commits
+from anabranch.tools.handing_off import HandOffs
 from anabranch.tools.progress import Progress
 from anabranch.tools.serving import Job, Service
 from anabranch.tools.worker import ToolWorker
@@ -166,7 +168,7 @@ def a_result_goes_to_the_next_call(patch: Patch) -> None:
 
 @plant("a model call is made once per fault", "orderly")
 def a_model_call_is_not_handed_off(patch: Patch) -> None:
-    patch.setattr(ModelCalls, "hand_off", lambda self, for_s, may_go_on: [])
+    patch.setattr(ModelCalls, "hand_off", lambda self, for_s: [])
 
 
 @plant("a model call is made once per fault", "orderly")
@@ -182,10 +184,10 @@ def an_owner_acts_before_it_has_read_the_log(patch: Patch) -> None:
 
 @plant("a tool call is executed once per fault", "orderly")
 def a_running_call_is_not_handed_off(patch: Patch) -> None:
-    async def forget(self: ToolWorker, jobs: Any, for_s: float) -> list[Job]:
+    async def forget(self: HandOffs, jobs: Any, for_s: float) -> list[Job]:
         return []
 
-    patch.setattr(ToolWorker, "_hand_off", forget)
+    patch.setattr(HandOffs, "tell", forget)
 
 
 @plant("a tool call is executed once per fault", "orderly, rough", start=117)
@@ -193,7 +195,7 @@ def a_worker_that_stops_keeps_no_rebalance_waiting(patch: Patch) -> None:
     revoked = ToolWorker.revoked
 
     async def at_once(self: ToolWorker, places: Any, lost: bool) -> None:
-        if not self._stopping:
+        if not self._membership.stopping:
             await revoked(self, places, lost)
 
     patch.setattr(ToolWorker, "revoked", at_once)
@@ -201,14 +203,14 @@ def a_worker_that_stops_keeps_no_rebalance_waiting(patch: Patch) -> None:
 
 @plant("no worker dies", "orderly")
 def what_was_revoked_before_attach_is_taken_over(patch: Patch) -> None:
-    let_go = AgentWorker._let_go
+    forget = Membership.forget
 
-    def keeping(self: AgentWorker) -> None:
+    def keeping(self: Membership) -> None:
         assigned = self._assigned
-        let_go(self)
+        forget(self)
         self._assigned = assigned
 
-    patch.setattr(AgentWorker, "_let_go", keeping)
+    patch.setattr(Membership, "forget", keeping)
 
 
 @plant("a call is published once", "orderly")
@@ -237,10 +239,10 @@ def what_was_begun_is_executed_again(patch: Patch) -> None:
 
 @plant("at most once", "crashes", start=16)
 def a_call_begins_before_it_is_committed_as_begun(patch: Patch) -> None:
-    async def at_once(self: ToolWorker, lane: Any, job: Job) -> bool:
+    async def at_once(self: Commits, *args: Any) -> bool:
         return True
 
-    patch.setattr(ToolWorker, "_is_confirmed", at_once)
+    patch.setattr(Commits, "is_begun", at_once)
 
 
 @plant("nothing is executed that was not asked", "crashes and rebalances")

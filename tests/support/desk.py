@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -18,7 +17,9 @@ import orjson
 
 from anabranch import messages as m
 from anabranch.agent.calling import ModelCalls
-from anabranch.agent.owner import Commit, Hooks, Owner
+from anabranch.agent.commit import Commit
+from anabranch.agent.deadlines import Moment
+from anabranch.agent.owner import Hooks, Owner
 from anabranch.agent.station import Room, Station
 from anabranch.agent.thinking import Clockwork, Job, Thinker
 from anabranch.codec import Outgoing, decode, encode, header
@@ -121,13 +122,26 @@ class Desk:
             NAMESPACE, "w", cast(Appender, self.sent), cast(Thinker, self.jobs), self.registry, settings, {}, clockwork,
             Room(settings.max_open_bytes), partitions, response_partitions=4,
         )  # fmt: skip
-        self.time_up: list[Hashable] = []
-        hooks = Hooks(self._count_live, lambda _, key: self.time_up.append(key), lambda: True)
+        self.time_up: list[Moment] = []
+        self.alive, self.commits_asked_for = True, 0
+        hooks = Hooks(
+            self._count_live, lambda _, key: self.time_up.append(key), lambda: self.alive, self._count_commits
+        )
         self.owner = Owner(0, self.station, ModelCalls(0, self.station), hooks)
         self._landed = 0
 
     def _count_live(self, owner: Owner) -> None:
         self.lives += 1
+
+    def _count_commits(self) -> None:
+        self.commits_asked_for += 1
+
+    def commit(self) -> Commit:
+        """What the owner would commit is committed."""
+        commit = self.owner.commit(True)
+        assert commit is not None, "it is silent"
+        self.owner.committed(commit.low)
+        return commit
 
     def begin(self, commit: Commit | None = None, end: int | None = None) -> Desk:
         """The partition is assigned."""

@@ -19,6 +19,7 @@ from tests.support.wait import until
 
 from anabranch import messages as m
 from anabranch.agent.admission import Admission
+from anabranch.agent.commit import Commit
 from anabranch.agent.effects import model_due
 from anabranch.bodies import read
 from anabranch.config import AgentSettings
@@ -105,6 +106,57 @@ async def test_a_bad_copy_of_a_known_run_is_a_duplicate() -> None:
     desk = Desk().begin().write(b.requested("open"))
     (event,) = await taken(desk, good(1, "open", agent="nobody"))
     assert event.code == "duplicate"
+
+
+async def test_a_copy_of_a_closed_run_is_noted_when_a_successor_would_know_the_run() -> None:
+    """Else an owner that dies between the note and the answer leaves it to nobody."""
+    desk = Desk().begin().write(b.requested(), b.replied())
+    await desk.sent.ack()
+    assert desk.commit() == Commit(2, 2, 1)
+    async with admitting(desk) as admission:
+        admission.feed([good(1, "r", reply_to={"partition": 3})])
+        await until(lambda: desk.commits_asked_for > 0)
+        assert desk.appended == []
+        commit = desk.commit()
+        await until(lambda: desk.appended)
+    assert commit == Commit(0, 2, 0)
+    successor = Desk(desk.land().log).begin(commit).read()
+    assert successor.answers == desk.answers
+    assert successor.sent.to(NAMESPACE.responses)[0].partition == 3
+
+
+async def test_a_run_that_closes_before_its_copy_is_read_back_stays_within_reach() -> None:
+    desk = Desk().begin().write(b.requested())
+    await taken(desk, good(1, "r"))
+    desk.write(b.replied())
+    await desk.sent.ack(NAMESPACE.responses)
+    commit = desk.commit()
+    assert commit.low == 0
+    desk.land()
+    assert Desk(desk.log).begin(commit).read().answers == desk.answers
+    desk.read()
+    await desk.sent.ack()
+    assert desk.commit().low == desk.log.end, "its note was read and answered: low moves on"
+
+
+async def test_a_copy_of_a_run_that_retention_may_have_reached_waits_for_nothing() -> None:
+    desk = Desk(settings=AgentSettings(snapshot_age_s=50)).begin().write(b.requested(), b.replied(), at=1.0)
+    await desk.sent.ack()
+    desk.commit()
+    desk.clock.now = 60.0
+    (event,) = await taken(desk, good(1, "r"))
+    assert (event.code, desk.commits_asked_for) == ("duplicate", 0)
+
+
+async def test_a_request_that_another_one_took_up_while_we_waited_is_left_to_them() -> None:
+    desk = Desk().begin()
+    async with admitting(desk) as admission:
+        admission.feed([b.raw_request({"run_id": "x", "agent": "nobody", "input": "y"}, 0), good(1)])
+        await until(lambda: desk.sent.to(NAMESPACE.dead_letters))
+        desk.write(b.noted("rejected", "x", after=0, offset=0))
+        await desk.sent.ack(NAMESPACE.dead_letters)
+        await until(lambda: desk.appended)
+    assert [(type(event), event.request_offset) for event in desk.appended] == [(m.RunRequested, 1)]  # type: ignore[union-attr]
 
 
 async def test_a_cancel_is_noted() -> None:

@@ -17,8 +17,8 @@ from tests.support.desk import NAMESPACE, Desk, Log
 from tests.support.virtual import virtually
 from tests.unit.test_fold_properties import logs, whole
 
+from anabranch.agent.commit import Commit
 from anabranch.agent.effects import publications
-from anabranch.agent.owner import Commit
 from anabranch.agent.state import Partition
 from anabranch.codec import decode
 

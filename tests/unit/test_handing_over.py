@@ -6,10 +6,12 @@ Must never: run a broker or a model. Called by: pytest.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from tests.support import builders as b
 from tests.support.desk import Desk, Log
+from tests.support.virtual import virtually
 
 from anabranch import messages as m
 from anabranch.agent.thinking import Job, Request
@@ -147,6 +149,23 @@ async def test_while_it_is_given_up_nothing_new_is_begun() -> None:
     assert desk.called == [b.call_id(0)], "what is folded is still published"
     desk.write(b.returned())
     assert desk.jobs.due == [job], "the next model call is the successor's"
+
+
+def test_the_last_hand_off_says_how_long_a_call_may_go_on() -> None:
+    async def run() -> None:
+        desk = in_flight()
+        job, _ = prepared(desk)
+        give_up(desk, 60.0)
+        desk.owner.resume(desk.log.end)
+        desk.owner.caught_up(desk.log.end)
+        await asyncio.sleep(50)
+        give_up(desk, 60.0)
+        await asyncio.sleep(50)
+        assert desk.jobs.cancelled == []
+        await asyncio.sleep(5)
+        assert desk.jobs.cancelled == [job]
+
+    virtually(run)
 
 
 def rung(desk: Desk) -> list[Any]:

@@ -16,7 +16,9 @@ from tests.support.desk import NAMESPACE, Desk, Log
 
 from anabranch import messages as m
 from anabranch.agent import owner as module
-from anabranch.agent.owner import Commit
+from anabranch.agent.commit import Commit
+from anabranch.agent.deadlines import Moment
+from anabranch.codec import cloud_event
 from anabranch.errors import BrokerError, TooLarge
 from anabranch.kafka.sent import Acked
 
@@ -294,14 +296,14 @@ async def test_a_partition_that_does_not_come_back_gives_its_room_back() -> None
 
 async def test_a_deadline_is_told_to_the_log_and_the_fold_decides() -> None:
     desk = Desk().begin().write(b.requested(), b.calls(b.planned(0, deadline_s=5.0)))
-    desk.owner._ring(("call", "r", "0", b.call_id()))
-    desk.owner._ring(("run", "r", "0"))
-    desk.owner._ring(("run", "r", "another life"))
+    desk.owner._ring(Moment("call", "r", "0", b.call_id()))
+    desk.owner._ring(Moment("run", "r", "0"))
+    desk.owner._ring(Moment("run", "r", "another life"))
     assert [type(event) for event in desk.appended] == [m.CallExpired, m.RunExpired]
     desk.land().read()
     assert b.run_of(desk.owner.state).open
     desk.owner.suspend()
-    desk.owner._ring(("run", "r", "0"))
+    desk.owner._ring(Moment("run", "r", "0"))
     assert len(desk.appended) == 2
 
 
@@ -341,3 +343,53 @@ async def test_a_commit_whose_records_are_gone_lets_the_log_tell_the_next_reques
     desk.owner.fold(desk.log.records)
     assert desk.owner.state.next_request == 9
     assert list(desk.owner.state.runs) == ["r"]
+
+
+# --- a session that seemed lost, and was not --------------------------------------------------------------
+
+
+async def test_a_deadline_that_came_while_the_session_was_in_doubt_is_told_later() -> None:
+    desk = Desk().begin().write(b.requested())
+    desk.alive, desk.clock.now = False, b.DEADLINE + 1
+    desk.owner._timers._due()
+    assert desk.appended == []
+    desk.alive, desk.clock.now = True, b.DEADLINE + 5
+    desk.owner._timers._due()
+    assert [type(event) for event in desk.appended] == [m.RunExpired]
+
+
+async def test_a_model_call_that_was_not_begun_in_doubt_is_begun_later() -> None:
+    desk = Desk().begin().write(b.requested())
+    desk.alive = False
+    assert desk.jobs.due.pop().prepare() is None
+    desk.alive, desk.clock.now = True, desk.clock.now + 5
+    desk.owner._timers._due()
+    (job,) = desk.jobs.due
+    assert job.prepare() is not None
+
+
+# --- parked runs ----------------------------------------------------------------------------------------------
+
+
+def levitate(desk: Desk) -> None:
+    """An event of a later version is appended."""
+    pairs = [("ce_runid", b.RUN), ("ce_life", b.LIFE)]
+    desk.log.take(cloud_event(NAMESPACE.log, "run.levitated", "w", b.RUN, b"{}", pairs, 0))
+
+
+async def test_what_a_parked_run_has_not_published_is_not_done() -> None:
+    """Whoever knows the event goes on with the run, and has to publish it then."""
+    desk = Desk().begin()
+    desk.log.write(b.requested(), b.calls())
+    levitate(desk)
+    desk.read()
+    assert desk.called == []
+    assert desk.commit() == Commit(0, 1, 0)
+
+
+async def test_what_a_parked_run_has_published_is_done() -> None:
+    desk = Desk().begin().write(b.requested(), b.calls())
+    levitate(desk)
+    desk.read()
+    await desk.sent.ack()
+    assert desk.commit() == Commit(0, 3, 0)

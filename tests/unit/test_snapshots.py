@@ -6,6 +6,8 @@ Must never: run a broker. Called by: pytest.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,12 +16,13 @@ from tests.support.desk import Desk
 
 from anabranch import messages as m
 from anabranch.agent import cleaning, fold, snapshot
-from anabranch.agent.cleaning import SMALL, LogSize
-from anabranch.agent.owner import Commit
+from anabranch.agent.cleaning import LogSize
+from anabranch.agent.commit import Commit
 from anabranch.agent.state import Partition, Run
 from anabranch.errors import WireError
 
 BIG = "x" * 700_000
+SMALL, STEP = 4_000_000, 50_000
 
 
 def folded(*events: m.Event | None, state: Partition | None = None) -> Partition:
@@ -33,14 +36,18 @@ def in_mid_run() -> Partition:
     return folded(b.requested(), b.calls(b.planned(0), b.planned(1)), b.returned())
 
 
-def said_again(state: Partition, run_id: str = "r", **changes: Any) -> list[m.Event]:
-    found: list[m.Event] = list(cleaning.snapshots(state, [state.runs[run_id]], changes.pop("author", "w1")))
-    return found
+def said_again(state: Partition, run_id: str = "r", **changes: Any) -> list[m.RunSnapshot]:
+    return list(cleaning.snapshots(state, [state.runs[run_id]], changes.pop("author", "w1")))
+
+
+def read_again(run: Run, parts: list[bytes], **changes: Any) -> Run:
+    last = m.RunSnapshot(run.run_id, run.life, 0, 0, len(parts), len(parts), "w1", b"", **changes)
+    return snapshot.read(last, parts)
 
 
 def test_a_run_is_read_as_it_was_written() -> None:
     run = in_mid_run().runs["r"]
-    assert snapshot.read(snapshot.write(run)) == run
+    assert read_again(run, snapshot.write(run)) == run
 
 
 def test_replies_and_results_come_back_byte_for_byte() -> None:
@@ -49,13 +56,37 @@ def test_replies_and_results_come_back_byte_for_byte() -> None:
     parts = snapshot.write(state.runs["r"])
     assert len(parts) > 1
     assert all(len(part) <= snapshot.PART for part in parts)
-    assert snapshot.read(parts) == state.runs["r"]
+    assert read_again(state.runs["r"], parts) == state.runs["r"]
 
 
-@pytest.mark.parametrize("part", [b"", b"{}", b'{"pieces":[[0,"{}"]]}', b'{"pieces":[[3,"x"]]}', b"[1]"])
+def test_no_part_is_larger_than_it_may_be_whatever_is_in_it() -> None:
+    body = b'\x01"\\' * 5_000
+    state = folded(b.requested(), b.calls(b.planned(0)), b.returned(body=body))
+    parts = snapshot.write(state.runs["r"], 4096)
+    assert len(parts) > 15
+    assert all(len(part) <= 4096 for part in parts)
+    assert read_again(state.runs["r"], parts) == state.runs["r"]
+
+
+NO_SNAPSHOTS = [b"", b"{}", b'{"pieces":[[0,"{}"]]}', b'{"pieces":[[3,"x"]]}', b'{"pieces":[[0,1]]}', b"[1]"]
+
+
+@pytest.mark.parametrize("part", NO_SNAPSHOTS)
 def test_what_is_no_snapshot_is_refused(part: bytes) -> None:
-    with pytest.raises(WireError):
-        snapshot.read([part])
+    with pytest.raises(WireError, match="of run r as of 0 cannot be read"):
+        read_again(in_mid_run().runs["r"], [part])
+
+
+def test_a_snapshot_of_a_later_version_is_refused_whatever_is_in_it() -> None:
+    run = in_mid_run().runs["r"]
+    with pytest.raises(WireError, match="of a version that is not known here"):
+        read_again(run, snapshot.write(run), schema="run.snapshot/2")
+
+
+def test_a_snapshot_that_speaks_of_another_run_is_refused() -> None:
+    run = in_mid_run().runs["r"]
+    with pytest.raises(WireError, match="speaks of another"):
+        read_again(replace(run, run_id="s"), snapshot.write(run))
 
 
 def test_a_fold_that_begins_at_the_snapshot_knows_the_run() -> None:
@@ -118,22 +149,84 @@ def test_a_closed_run_does_not_come_back() -> None:
     assert not state.runs["r"].open
 
 
+# --- snapshots that cannot be read ---------------------------------------------------------------------
+
+
+def test_one_that_cannot_be_read_is_void_where_the_older_events_are_known() -> None:
+    state = in_mid_run()
+    (event,) = said_again(state)
+    before = replace(state.runs["r"])
+    folded(replace(event, body=b"{}"), state=state)
+    assert state.runs["r"] == before
+    assert "it is void" in state.defects[0]
+
+
+def test_where_the_older_events_are_gone_it_parks_its_run() -> None:
+    (event,) = said_again(in_mid_run())
+    state = Partition(began=3, position=3, next_request=1)
+    folded(replace(event, body=b"{}"), b.returned(1), b.cancelled(), state=state)
+    run = state.runs["r"]
+    assert run.open
+    assert "cannot be read" in (run.parked or "")
+    assert (run.first, run.next_as_of_first) == (3, 1)
+    assert run.turns == []
+
+
+async def test_a_run_that_is_parked_by_its_snapshot_holds_low_and_costs_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = in_mid_run()
+    (event,) = said_again(whole)
+    desk = Desk()
+    desk.log.write(b.requested(), b.calls(b.planned(0), b.planned(1)), b.returned())
+    desk.log.write(replace(event, body=b"{}"))
+    desk.begin(Commit(3, 3, 1)).read()
+    desk.write(b.requested("s", after=1, offset=1), b.replied(run_id="s", life="1"))
+    await desk.sent.ack()
+    assert [answer["run_id"] for answer in desk.answers] == ["s"]
+    assert desk.owner.commit(True) == Commit(3, desk.log.end, 1)
+    assert "run r is parked" in caplog.text
+    assert desk.called == []
+    desk.owner.clean(age_s=0.0)
+    assert not any(isinstance(appended, m.RunSnapshot) for appended in desk.appended)
+
+
+async def test_who_can_read_the_snapshot_goes_on_with_the_run() -> None:
+    """A later version takes over: low was held where it finds all that it needs."""
+    whole = in_mid_run()
+    (event,) = said_again(whole)
+    parked = folded(replace(event, schema="run.snapshot/2"), state=Partition(began=3, position=3, next_request=1))
+    low, after = parked.runs["r"].first, parked.runs["r"].next_as_of_first
+    later = folded(event, b.returned(1), state=Partition(began=low, position=low, next_request=after))
+    assert later.runs["r"].parked is None
+    assert later.runs["r"].turn == 2
+
+
+def test_a_parked_run_has_no_deadline_of_its_own() -> None:
+    (event,) = said_again(in_mid_run())
+    state = folded(replace(event, body=b""), state=Partition(began=3, position=3, next_request=1))
+    assert state.runs["r"].opening.deadline == math.inf
+
+
+# --- cleaning ------------------------------------------------------------------------------------------------
+
+
 def test_cleaning_is_due_when_dead_bytes_outweigh_live_ones() -> None:
-    assert not cleaning.is_due(SMALL, 0, SMALL)
-    assert cleaning.is_due(SMALL + 1, 0, SMALL)
-    assert not cleaning.is_due(10 * SMALL, 5 * SMALL, 10 * SMALL)
-    assert cleaning.is_due(10 * SMALL + 1, 5 * SMALL, 5 * SMALL + 1)
-    assert not cleaning.is_due(10 * SMALL + 1, 5 * SMALL, 5 * SMALL)
+    assert not cleaning.is_due(SMALL, 0, SMALL, SMALL)
+    assert cleaning.is_due(SMALL + 1, 0, SMALL, SMALL)
+    assert not cleaning.is_due(10 * SMALL, 5 * SMALL, 10 * SMALL, SMALL)
+    assert cleaning.is_due(10 * SMALL + 1, 5 * SMALL, 5 * SMALL + 1, SMALL)
+    assert not cleaning.is_due(10 * SMALL + 1, 5 * SMALL, 5 * SMALL, SMALL)
 
 
 def test_the_log_is_measured_to_within_a_step() -> None:
-    size = LogSize()
+    size = LogSize(STEP)
     for offset in range(1000):
         size.add(offset, 1000)
     for offset in (0, 10, 500, 999):
-        assert abs(size.since(offset) - (1000 - offset) * 1000) <= cleaning.STEP + 1000
+        assert abs(size.since(offset) - (1000 - offset) * 1000) <= STEP + 1000
     size.forget_before(900)
-    assert abs(size.since(950) - 50_000) <= cleaning.STEP + 1000
+    assert abs(size.since(950) - 50_000) <= STEP + 1000
 
 
 async def test_an_owner_cleans_and_low_moves_past_the_dead_events() -> None:

@@ -17,12 +17,12 @@ from anabranch.agent.timers import SLACK, Timers
 Rung = list[tuple[Hashable, float]]
 
 
-def rung(arrange: Callable[[Timers], None], seconds: float = 100.0) -> Rung:
+def rung(arrange: Callable[[Timers[Hashable]], None], seconds: float = 100.0) -> Rung:
     """Who rang when, rounded."""
 
     async def run() -> Rung:
         heard: Rung = []
-        timers = Timers(now, lambda key: heard.append((key, round(now(), 3))))
+        timers: Timers[Hashable] = Timers(now, lambda key: heard.append((key, round(now(), 3))))
         arrange(timers)
         await asyncio.sleep(seconds)
         timers.clear()
@@ -32,7 +32,7 @@ def rung(arrange: Callable[[Timers], None], seconds: float = 100.0) -> Rung:
 
 
 def test_timers_ring_in_the_order_of_their_times() -> None:
-    def arrange(timers: Timers) -> None:
+    def arrange(timers: Timers[Hashable]) -> None:
         for key, when in (("c", 3.0), ("a", 1.0), ("b", 2.0), ("past", -5.0)):
             timers.arm(key, when)
 
@@ -40,7 +40,7 @@ def test_timers_ring_in_the_order_of_their_times() -> None:
 
 
 def test_one_that_is_armed_keeps_its_time() -> None:
-    def arrange(timers: Timers) -> None:
+    def arrange(timers: Timers[Hashable]) -> None:
         timers.arm("a", 5.0)
         timers.arm("a", 1.0)
 
@@ -48,7 +48,7 @@ def test_one_that_is_armed_keeps_its_time() -> None:
 
 
 def test_one_that_is_disarmed_does_not_ring_and_may_be_armed_again() -> None:
-    def arrange(timers: Timers) -> None:
+    def arrange(timers: Timers[Hashable]) -> None:
         timers.arm("a", 1.0)
         timers.arm("b", 2.0)
         timers.disarm("a")
@@ -59,7 +59,7 @@ def test_one_that_is_disarmed_does_not_ring_and_may_be_armed_again() -> None:
 
 
 def test_cleared_timers_are_silent() -> None:
-    def arrange(timers: Timers) -> None:
+    def arrange(timers: Timers[Hashable]) -> None:
         timers.arm("a", 1.0)
         timers.clear()
 
@@ -78,7 +78,7 @@ def test_one_that_rings_may_arm_itself_again() -> None:
             heard.append((key, now()))
             timers.arm(key, now() + 1)
 
-        timers = Timers(now, ring)
+        timers: Timers[Hashable] = Timers(now, ring)
         timers.arm("a", 1.0)
         await asyncio.sleep(3.5)
         timers.clear()
@@ -98,7 +98,7 @@ def test_one_that_raises_silences_no_other() -> None:
                 raise ValueError("bad")
             heard.append((key, now()))
 
-        timers = Timers(now, ring)
+        timers: Timers[Hashable] = Timers(now, ring)
         timers.arm("bad", 1.0)
         timers.arm("good", 2.0)
         await asyncio.sleep(5)
@@ -109,7 +109,7 @@ def test_one_that_raises_silences_no_other() -> None:
 
 def test_disarmed_timers_are_not_kept_until_their_time() -> None:
     async def run() -> int:
-        timers = Timers(now, lambda key: None)
+        timers: Timers[Hashable] = Timers(now, lambda key: None)
         for number in range(10 * SLACK):
             timers.arm(number, 3600.0)
             timers.disarm(number)

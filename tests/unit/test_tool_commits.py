@@ -19,9 +19,10 @@ from anabranch.kafka.seam import Appender, Committed, Place, Subscription
 from anabranch.messages import ReplyTopic, ToolCall
 from anabranch.tools import marks
 from anabranch.tools.executor import Executor
+from anabranch.tools.lane import Lane
 from anabranch.tools.progress import Progress
 from anabranch.tools.serving import Bench, Job
-from anabranch.tools.worker import ToolWorker, _Lane
+from anabranch.tools.worker import ToolWorker
 from anabranch.topics import Namespace
 
 PLACE = Place("t.tool.calls.q", 0)
@@ -44,15 +45,15 @@ class Commits:
     def resume(self, place: Place) -> None: ...
 
 
-def worker_with(held: Mapping[str, int]) -> tuple[ToolWorker, _Lane, Commits]:
+def worker_with(held: Mapping[str, int]) -> tuple[ToolWorker, Lane, Commits]:
     """A worker that has taken the call at offset 0, and holds these serial keys for others."""
     app, clock = App("t"), lambda: NOW
     app.tool(queue="q", delivery="at_most_once")(refund)
     settings = ToolSettings()
     sent = cast(Appender, Outbox())
     bench = Bench(Namespace("t"), "w", app, "q", sent, Executor(settings, clock), settings, clock)
-    worker, commits, lane = ToolWorker(bench, COMMIT_S), Commits(), _Lane(Progress(0), dict(held))
-    worker._subscription = cast(Subscription, commits)
+    worker, commits, lane = ToolWorker(bench, COMMIT_S), Commits(), Lane(Progress(0), dict(held))
+    worker.attach(cast(Subscription, commits))
     worker._lanes[PLACE] = lane
     lane.progress.take(0)
     return worker, lane, commits
@@ -73,8 +74,8 @@ def job() -> Job:
 
 async def test_a_call_is_begun_only_when_the_commit_says_so() -> None:
     worker, lane, commits = worker_with({})
-    committing = asyncio.create_task(worker._commit_for_ever())
-    assert await asyncio.wait_for(worker._is_confirmed(lane, job()), SOON_S)
+    committing = asyncio.create_task(worker._commits.run())
+    assert await asyncio.wait_for(worker._is_begun(lane, job()), SOON_S)
     assert marks.read(0, commits.last[PLACE].metadata).begun == {0}
     committing.cancel()
 
@@ -82,8 +83,8 @@ async def test_a_call_is_begun_only_when_the_commit_says_so() -> None:
 async def test_a_call_is_not_begun_while_its_mark_does_not_fit_into_the_commit() -> None:
     """A commit that leaves the partition out confirms nothing of it."""
     worker, lane, commits = worker_with({f"{number:016x}": int(NOW) + 300 for number in range(200)})
-    committing = asyncio.create_task(worker._commit_for_ever())
-    beginning = asyncio.create_task(worker._is_confirmed(lane, job()))
+    committing = asyncio.create_task(worker._commits.run())
+    beginning = asyncio.create_task(worker._is_begun(lane, job()))
     _, waiting = await asyncio.wait({beginning}, timeout=20 * COMMIT_S)
     assert waiting
     assert commits.last == {}

@@ -217,7 +217,9 @@ def _expired(run: str, life: str, h: _Head, body: bytes) -> m.Event:
 def _snapshot(run: str, life: str, h: _Head, body: bytes) -> m.Event:
     as_of, next_request = h.integer("ce_asof"), h.integer("ce_nextrequest")
     part, parts = h.integer("ce_part"), h.integer("ce_parts")
-    return m.RunSnapshot(run, life, as_of, next_request, part, parts, h.text("ce_source"), body)
+    schema = h.get("ce_dataschema")
+    later = schema if schema != "run.snapshot/1" else None
+    return m.RunSnapshot(run, life, as_of, next_request, part, parts, h.text("ce_source"), body, later)
 
 
 _OF_A_LIFE: Final[dict[str, Callable[[str, str, _Head, bytes], m.Event]]] = {

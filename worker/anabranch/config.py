@@ -69,7 +69,8 @@ class Price:
 class AgentSettings:
     """The agent role. `model_silence_s` is how long a stream may say nothing, `hand_off_s` how long a model call
     goes on after its partition was given up, `snapshot_age_s` how old an open run's oldest event may grow (well
-    below the retention of the log); sizes are bytes.
+    below the retention of the log), `clean_bytes` how much log is not worth a cleaning, `clean_at_once_bytes` how
+    much of open runs one cleaning says again, in parts of `snapshot_part_bytes`; sizes are bytes.
     """
 
     model_concurrency: Count = 256
@@ -79,6 +80,9 @@ class AgentSettings:
     model_broken_max: Count = 5
     hand_off_s: Seconds = 120.0
     snapshot_age_s: Seconds = 172_800.0
+    clean_bytes: Count = 4 * 1024 * 1024
+    clean_at_once_bytes: Count = 16 * 1024 * 1024
+    snapshot_part_bytes: Annotated[int, Field(ge=4096, le=512 * 1024)] = 512 * 1024
     max_open_bytes: Count = 512 * 1024 * 1024
     max_partition_bytes: Count = 64 * 1024 * 1024
 

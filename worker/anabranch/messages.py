@@ -155,7 +155,10 @@ class RequestNoted:
 
 @dataclass(frozen=True, slots=True)
 class ModelReplied:
-    """`body` is the provider's message, verbatim."""
+    """`body` is the provider's message, verbatim.
+
+    `inputs` are those of its calls by tool_use id, if whoever made the event has just read them; they do not travel.
+    """
 
     run_id: str
     life: str
@@ -165,6 +168,7 @@ class ModelReplied:
     plan: tuple[PlannedCall, ...]
     usage: Usage
     body: bytes
+    inputs: dict[str, dict[str, Json]] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +288,10 @@ class RunExpired:
 
 @dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """One of the `parts` of a run as it was at `as_of`, said again. `author` is who wrote it."""
+    """One of the `parts` of a run as it was at `as_of`, said again. `author` is who wrote it.
+
+    `schema` names the body's version, if it is another than ours.
+    """
 
     run_id: str
     life: str
@@ -294,6 +301,7 @@ class RunSnapshot:
     parts: int
     author: str
     body: bytes
+    schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

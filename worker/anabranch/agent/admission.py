@@ -19,7 +19,7 @@ from anabranch import messages as m
 from anabranch.agent.owner import Owner
 from anabranch.agent.station import Station
 from anabranch.bodies import dump, read_request, sender_of
-from anabranch.codec import Outgoing, Record, cloud_event, encode
+from anabranch.codec import Record, cloud_event
 from anabranch.errors import AnabranchError, InvalidRequest
 from anabranch.kafka.sent import Sent
 from anabranch.specs import AgentSpec
@@ -114,18 +114,23 @@ class Admission:
         try:
             request = read_request(record.value)
             run_id = request.run_id or run_id
-            event = await self._decide(record, replace(request, run_id=run_id))
-            outgoing = self._encoded(event)
+            event = await self._decide(record, request if request.run_id else replace(request, run_id=run_id))
+            outgoing = self._station.encoded(self._owner.partition, event)
             if (size := len(outgoing.value or b"")) > BODY_BYTES:
                 raise InvalidRequest(f"the request is too large: {size} bytes, of {BODY_BYTES} at most")
         except InvalidRequest as error:
             named, reply_to = sender_of(record.value)
             run_id = named or run_id
             event = await self._refuse(record, run_id, reply_to, error)
-            outgoing = self._encoded(event)
-        self._station.send(outgoing).add_done_callback(self._appended)
-        opens = run_id if isinstance(event, m.RunRequested) else None
-        self._remember(_Link(record.offset, opens, len(outgoing.value or b"")))
+            outgoing = self._station.encoded(self._owner.partition, event)
+        if record.offset < self.position:
+            return  # while we waited, somebody's event of it was folded: ours would be counted after that
+        size, opens = len(outgoing.value or b""), None
+        if isinstance(event, m.RunRequested):
+            event, opens = replace(event, size=size), run_id
+        self._remember(_Link(record.offset, opens, size))
+        sent = self._station.append_encoded(self._owner.partition, event, outgoing)
+        sent.add_done_callback(self._appended)
 
     def _remember(self, link: _Link) -> None:
         self._links.append(link)
@@ -133,12 +138,10 @@ class Admission:
         if link.opens is not None:
             self._opened[link.opens] += 1
 
-    def _encoded(self, event: m.Event) -> Outgoing:
-        return encode(event, self._station.namespace.log, self._owner.partition, self._station.worker_id)
-
     def _appended(self, sent: Sent) -> None:
         if not sent.cancelled() and (error := sent.exception()) is not None:
             log.critical("partition %d admits nothing more: %s", self._owner.partition, error)
+        self.folded()  # the acknowledgement may have been enough
 
     async def _refuse(self, record: Record, run_id: str, reply_to: m.ReplyTo | None, error: InvalidRequest) -> m.Event:
         """A bad request is refused where its run would be: only there it is known whether that is open."""
@@ -149,7 +152,7 @@ class Admission:
         log.warning("%s/%d/%d: bad request: %s", record.topic, record.partition, record.offset, error)
         await self._station.bury(record, f"{error.code}: {error}")
         if self._is_known(run_id):
-            return self._note(record, run_id, "duplicate", reply_to=reply_to)
+            return await self._duplicate(record, run_id, reply_to)
         return self._note(record, run_id, "rejected", m.RunError(error.code, str(error)[:2000]), reply_to)
 
     def _is_here(self, run_id: str) -> bool:
@@ -165,11 +168,15 @@ class Admission:
         if request.cancel:
             return self._note(record, run_id, "cancelled")
         if self._is_known(run_id):
-            return self._note(record, run_id, "duplicate", reply_to=request.reply_to)
+            return await self._duplicate(record, run_id, request.reply_to)
         return self._opening(record, request)
 
     def _is_known(self, run_id: str) -> bool:
         return run_id in self._owner.state.runs or run_id in self._opened
+
+    async def _duplicate(self, record: Record, run_id: str, reply_to: m.ReplyTo | None) -> m.Event:
+        await self._owner.keep_within_reach(record.offset, run_id)
+        return self._note(record, run_id, "duplicate", reply_to=reply_to)
 
     async def _move(self, run_id: str, body: bytes | None) -> None:
         """Publish it to its own partition; only then may it be noted as moved."""

@@ -36,6 +36,7 @@ class _Call:
     turn: int
     job: Job
     started: bool = False
+    ends: asyncio.TimerHandle | None = None  # once it was handed off: the last one says for how long
 
 
 @dataclass(slots=True)
@@ -106,7 +107,9 @@ class ModelCalls:
         held += [(life, unread.turn) for life, unread in self._unread.items() if not unread.acked]
         loop = asyncio.get_running_loop()
         for life, call in self._calls.items():
-            loop.call_later(for_s * (1 - MARGIN), self._time_is_up, life, call)
+            if call.ends is not None:
+                call.ends.cancel()
+            call.ends = loop.call_later(for_s * (1 - MARGIN), self._time_is_up, life, call)
         worker = self._station.worker_id
         return [
             self._station.append(self._partition, m.ModelHandedOff(life[0], life[1], turn, worker, for_s))

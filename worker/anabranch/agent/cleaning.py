@@ -15,24 +15,23 @@ from typing import Final
 from anabranch import messages as m
 from anabranch.agent import snapshot
 from anabranch.agent.state import Partition, Run
+from anabranch.config import AgentSettings
 
-SMALL: Final = 4 * 1024 * 1024
-"""Bytes of log that are not worth a cleaning."""
-AT_ONCE: Final = 16 * 1024 * 1024
-"""Bytes of runs that one cleaning says again, at most; the rest follows in the next."""
-STEP: Final = 64 * 1024
+FINE: Final = 64
+"""A log is measured to within this part of what is not worth a cleaning."""
 
 
 class LogSize:
-    """How many bytes lie between an offset and the end, to within a step."""
+    """How many bytes lie between an offset and the end, to within `step`."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int) -> None:
+        self._step = step
         self._offsets: list[int] = []
         self._before: list[int] = []  # the bytes before each of them
         self.total = 0
 
     def add(self, offset: int, size: int) -> None:
-        if not self._offsets or self.total - self._before[-1] >= STEP:
+        if not self._offsets or self.total - self._before[-1] >= self._step:
             self._offsets.append(offset)
             self._before.append(self.total)
         self.total += size
@@ -47,9 +46,12 @@ class LogSize:
             del self._offsets[:place], self._before[:place]
 
 
-def is_due(since_low: int, open_bytes: int, since_cleaning: int) -> bool:
-    """Whether dead bytes outweigh live ones, and enough was appended since the last time."""
-    return since_low > max(SMALL, 2 * open_bytes) and since_cleaning > max(SMALL // 2, open_bytes)
+def is_due(since_low: int, open_bytes: int, since_cleaning: int, small: int) -> bool:
+    """Whether dead bytes outweigh live ones, and enough was appended since the last time.
+
+    `small` are the bytes of log that are not worth a cleaning.
+    """
+    return since_low > max(small, 2 * open_bytes) and since_cleaning > max(small // 2, open_bytes)
 
 
 def aged(runs: Iterable[Run], now: float, age_s: float) -> list[Run]:
@@ -57,10 +59,9 @@ def aged(runs: Iterable[Run], now: float, age_s: float) -> list[Run]:
     return [run for run in runs if run.open and not run.parked and now - run.first_at > age_s]
 
 
-def oldest(runs: Iterable[Run]) -> list[Run]:
-    """The open runs to be said again first: those that hold low back."""
+def oldest(runs: Iterable[Run], room: int) -> list[Run]:
+    """The open runs to be said again first: those that hold low back. `room` bounds their bytes."""
     chosen: list[Run] = []
-    room = AT_ONCE
     for run in sorted((run for run in runs if run.open and not run.parked), key=lambda run: run.first):
         if chosen and room < run.size:
             break
@@ -69,10 +70,37 @@ def oldest(runs: Iterable[Run]) -> list[Run]:
     return chosen
 
 
-def snapshots(state: Partition, runs: Iterable[Run], author: str) -> Iterator[m.RunSnapshot]:
+def snapshots(
+    state: Partition, runs: Iterable[Run], author: str, part_bytes: int = snapshot.PART
+) -> Iterator[m.RunSnapshot]:
     """The events that say these runs again, as they are now."""
     as_of, next_request = state.position, state.next_request or 0
     for run in runs:
-        bodies = snapshot.write(run)
+        bodies = snapshot.write(run, part_bytes)
         for part, body in enumerate(bodies, 1):
             yield m.RunSnapshot(run.run_id, run.life, as_of, next_request, part, len(bodies), author, body)
+
+
+class Cleaner:
+    """Measures the log of one partition as it is read, and chooses the runs to be said again."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        self._size = LogSize(max(1, settings.clean_bytes // FINE))
+        self._cleaned = 0  # the log's size at the last cleaning
+
+    def read(self, offset: int, size: int) -> None:
+        self._size.add(offset, size)
+
+    def committed(self, low: int) -> None:
+        """What lies below is of no interest any more."""
+        self._size.forget_before(low)
+
+    def choose(self, runs: Iterable[Run], low: int, open_bytes: int, now: float, age_s: float) -> list[Run]:
+        """The runs to be said again now, if the log from `low` on is mostly dead, or about to be eaten by retention."""
+        runs, settings = list(runs), self._settings
+        since_low, since_cleaning = self._size.since(low), self._size.total - self._cleaned
+        if is_due(since_low, open_bytes, since_cleaning, settings.clean_bytes):
+            self._cleaned = self._size.total
+            return oldest(runs, settings.clean_at_once_bytes)
+        return aged(runs, now, age_s)

@@ -55,9 +55,12 @@ def model_due(run: Run) -> ModelDue | None:
 
 
 def publications(run: Run) -> Iterator[Publication]:
-    """Every publication that the fold wants for this run, done before or not."""
-    if run.parked:
-        return
+    """Every publication that the fold wants made for this run, done before or not: none while it is parked."""
+    return iter(()) if run.parked else wanted(run)
+
+
+def wanted(run: Run) -> Iterator[Publication]:
+    """Those of a parked run too: whoever goes on with it wants them still."""
     if run.ending is not None:
         for number, address in enumerate(run.addresses):
             yield AnswerDue(run.run_id, run.life, number, address.cause or 0)

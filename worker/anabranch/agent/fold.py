@@ -10,9 +10,12 @@ A defect in here fails the run whose event showed it, and nothing else.
 
 from __future__ import annotations
 
+import math
+
 from anabranch import messages as m
 from anabranch.agent import snapshot
 from anabranch.agent.state import Address, Call, Collecting, Ending, HandOff, Partition, Result, Run, Turn
+from anabranch.errors import WireError
 
 __all__ = ["apply"]
 
@@ -103,6 +106,7 @@ def _open(state: Partition, event: m.RunRequested, offset: int, at: float) -> No
         opening=event.opening,
         owed_at=at,
         owed_offset=offset,
+        stirred=offset,
         addresses=[Address(event.opening.request.reply_to)],
         size=event.size,
     )
@@ -161,7 +165,7 @@ def _fold_reply(run: Run, event: m.ModelReplied, offset: int, at: float) -> None
     run.usage += event.usage
     run.size += len(event.body)
     calls = {planned.call_id: Call(planned) for planned in event.plan}
-    run.turns.append(Turn(event.turn, event.attempt, event.outcome, event.body, at, calls))
+    run.turns.append(Turn(event.turn, event.attempt, event.outcome, event.body, at, calls, inputs=event.inputs))
     if event.outcome == "final":
         _finish(run, Ending("completed", offset, at))
     elif event.outcome == "stopped" or (event.outcome == "calls" and not calls):
@@ -190,6 +194,7 @@ def _owe(run: Run, offset: int, at: float) -> None:
     """The next model call is owed."""
     run.turn += 1
     run.owed, run.owed_at, run.owed_offset = True, at, offset
+    run.stirred = offset
 
 
 # --- a batch ---------------------------------------------------------------------------------------------------
@@ -248,8 +253,9 @@ def _advance(run: Run, offset: int, at: float) -> None:
         for call in batch.calls.values():
             if call.due is None and call.result is None:
                 moved |= _release(batch, call, offset, at)
+                run.stirred = offset
     if batch.complete:
-        batch.finished_at = at
+        batch.finished_at, batch.inputs = at, None
         run.tools_s += at - batch.replied_at
         _owe(run, offset, at)
 
@@ -291,11 +297,30 @@ def _fold_snapshot(state: Partition, event: m.RunSnapshot, offset: int, at: floa
         return
     del state.collecting[event.run_id]
     run = state.runs.get(event.run_id)
-    if run is None:
-        run = state.runs[event.run_id] = snapshot.read(collecting.parts)
-    elif not run.open or run.life != event.life or run.parked:
+    if run is not None and (not run.open or run.life != event.life or run.parked):
         return
+    try:
+        said = snapshot.read(event, collecting.parts)
+    except WireError as error:
+        _not_said(state, event, at, str(error))
+        return
+    run = state.runs.setdefault(event.run_id, said)
     run.first, run.first_at, run.next_as_of_first = max(run.first, event.as_of), at, event.next_request
+
+
+def _not_said(state: Partition, event: m.RunSnapshot, at: float, why: str) -> None:
+    """A snapshot that cannot be read: the older events still stand, or else the run is parked at `as_of`.
+
+    Whoever can read it begins there again, so low may not pass it.
+    """
+    if event.run_id in state.runs:
+        state.defects.append(f"run {event.run_id}: {why}: it is void, and the older events still stand")
+        return
+    opening = m.Opening(m.RunRequest(event.run_id), "", math.inf, m.RunLimits(0), at)
+    run = Run(event.run_id, event.life, event.as_of, event.next_request, at, opening, owed=False, first_at=at)
+    run.parked = why
+    state.runs[event.run_id] = run
+    state.defects.append(f"run {event.run_id} is parked: {why}")
 
 
 def _collected(state: Partition, event: m.RunSnapshot, offset: int) -> Collecting | None:
@@ -328,4 +353,5 @@ def _finish(run: Run, ending: Ending) -> None:
     run.owed = False
     run.hand_offs.clear()
     run.ending = ending
+    run.stirred = ending.offset
     run.addresses = [Address(address.reply_to, ending.offset) for address in run.addresses]

@@ -8,15 +8,18 @@ feeds it; `admission.py` takes the requests up, `calling.py` makes the model cal
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from anabranch import messages as m
-from anabranch.agent import cleaning, effects, fold
+from anabranch.agent import cleaning, deadlines, effects, fold
 from anabranch.agent.calling import ModelCalls
-from anabranch.agent.cleaning import LogSize
+from anabranch.agent.cleaning import Cleaner
+from anabranch.agent.commit import Commit
+from anabranch.agent.deadlines import Moment
 from anabranch.agent.effects import CallDue, NoteDue, Publication
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.state import Partition, Run
@@ -25,7 +28,7 @@ from anabranch.agent.timers import Timers
 from anabranch.codec import Record, decode
 from anabranch.deadletters import dead_letter
 from anabranch.errors import WireError
-from anabranch.kafka.sent import Sent
+from anabranch.kafka.sent import Acked, Sent
 
 log = logging.getLogger(__name__)
 
@@ -38,25 +41,24 @@ HEADERS: Final = 300
 Life = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """What is committed for the partition: where a fold has to begin, and what it then must know."""
+class _Acknowledged(NamedTuple):
+    """An event of ours of which the broker has said where it lies, and when that was, in epoch seconds."""
 
-    low: int
-    done: int
-    next_request: int
+    event: m.Event
+    size: int
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What an owner tells its worker: that it is live, and that it must know the log's end to go on.
-
-    `may_act` says whether the group still counts us in, as far as we know.
+    """What an owner tells its worker: that it is live, that it must know the log's end to go on, that it waits for a
+    commit. `may_act` says whether the group still counts us in, as far as we know.
     """
 
     on_live: Callable[[Owner], None]
-    on_time_up: Callable[[Owner, Hashable], None]
+    on_time_up: Callable[[Owner, Moment], None]
     may_act: Callable[[], bool]
+    commit_soon: Callable[[], None]
 
 
 class Owner:
@@ -72,10 +74,13 @@ class Owner:
         self._needed: dict[Life, Run] = {}  # the runs that are open, or not answered yet
         self._sizes: dict[Life, int] = {}
         self._remembered: dict[Life, None] = {}  # the runs that nobody waits for any more, the oldest first
-        self._read_on: dict[Hashable, int] = {}  # hand-offs whose time is up, and the log's end then
-        self._timers = Timers(station.clockwork.now, self._ring)
-        self._size = LogSize()
-        self._cleaned = 0  # the log's size at the last cleaning
+        self._asked: dict[int, str] = {}  # the requests that are being noted as duplicates, and their runs
+        self._reach = 0  # the highest low that may stand committed
+        self._committed = asyncio.Event()
+        self._acked: dict[int, _Acknowledged] = {}  # events of ours that have not been read back
+        self._read_on: dict[Moment, int] = {}  # hand-offs whose time is up, and the log's end then
+        self._timers: Timers[Moment] = Timers(station.clockwork.now, self._ring)
+        self._cleaner = Cleaner(station.settings)
         self.open_bytes = 0
 
     # --- assignment -----------------------------------------------------------------------------------------
@@ -91,7 +96,7 @@ class Owner:
                 self.state.next_request = commit.next_request
         self._done = commit.done if commit is not None else 0
         self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._close)
-        self._size, self._cleaned = LogSize(), 0
+        self._cleaner, self._reach = Cleaner(self._station.settings), low
         self._calls.begin()
         return self.resume(end)
 
@@ -99,8 +104,10 @@ class Owner:
         """Go on with the fold there is; silent up to `end`. Returns the offset to read from."""
         self._end = end
         self.live = self._giving_up = False
+        self._acked.clear()
         self._read_on.clear()
         self._calls.wanted = self._wanted_call
+        self._station.heard[self.partition] = self.acknowledged
         return self.state.position
 
     def suspend(self) -> None:
@@ -113,6 +120,7 @@ class Owner:
         """It did not come back: forget the fold, and give its room back."""
         self.suspend()
         self._calls.wanted = lambda life, turn: None
+        self._station.heard.pop(self.partition, None)
         self._station.room.change(-self.open_bytes)
         self.open_bytes = 0
 
@@ -161,8 +169,25 @@ class Owner:
         touched: dict[Life, Run] = {}
         for record in records:
             if record.offset >= self.state.position:
-                for run in self._fold_one(record):
-                    touched[run.run_id, run.life] = run
+                self._fold_record(record, touched)
+        self._fold_acknowledged(touched)
+        self._act_on(touched)
+
+    def acknowledged(self, event: m.Event, size: int, acked: Acked) -> None:
+        """The broker has an event of ours, of `size` bytes. If it is the very next to be read, it counts as read."""
+        if not self.live or self._giving_up or acked.offset is None or acked.at_ms is None:
+            return
+        if acked.offset >= self.state.position:
+            self._acked[acked.offset] = _Acknowledged(event, size, acked.at_ms / 1000)
+            if acked.offset == self.state.position:
+                touched: dict[Life, Run] = {}
+                self._fold_acknowledged(touched)
+                self._act_on(touched)
+
+    def _act_on(self, touched: dict[Life, Run]) -> None:
+        if self._asked:
+            reached = self.state.next_request or 0
+            self._asked = {request: run_id for request, run_id in self._asked.items() if request >= reached}
         if self.live:
             for run in touched.values():
                 self._act(run)
@@ -170,11 +195,25 @@ class Owner:
         else:
             self.caught_up(self.state.position)
 
-    def _fold_one(self, record: Record) -> list[Run]:
-        self._size.add(record.offset, len(record.value or b"") + HEADERS)
-        event = self._decode(record)
+    def _fold_acknowledged(self, touched: dict[Life, Run]) -> None:
+        while self._acked and (known := self._acked.pop(self.state.position, None)) is not None:
+            self._fold_event(known.event, self.state.position, known.at, known.size, touched)
+
+    def _fold_record(self, record: Record, touched: dict[Life, Run]) -> None:
+        known = self._acked.pop(record.offset, None) if self._acked else None
+        event = known.event if known is not None else self._decode(record)
+        self._fold_event(event, record.offset, record.timestamp / 1000, len(record.value or b""), touched)
+
+    def _fold_event(self, event: m.Event | None, offset: int, at: float, size: int, touched: dict[Life, Run]) -> None:
+        """Fold it, and note which runs are to be acted on then."""
+        self._cleaner.read(offset, size + HEADERS)
+        for run in self._fold_one(event, offset, at):
+            if run.stirred >= offset or not isinstance(event, m.ToolReturned):  # else its siblings are waited for
+                touched[run.run_id, run.life] = run
+
+    def _fold_one(self, event: m.Event | None, offset: int, at: float) -> list[Run]:
         before = self.state.runs.get(getattr(event, "run_id", None) or "")
-        run = fold.apply(self.state, event, record.offset, record.timestamp / 1000)
+        run = fold.apply(self.state, event, offset, at)
         if before is not None and before is not run:
             self._replaced(before)
         for defect in self.state.defects:
@@ -186,11 +225,11 @@ class Owner:
             case m.CallDispatched():
                 self._publisher.read_back(event)
             case m.RequestNoted() if self.live and event.code == "rejected":
-                self._publisher.publish(NoteDue(record.offset))
+                self._publisher.publish(NoteDue(offset))
             case m.CallsHandedOff():
                 return [run for call in event.calls if (run := self.state.runs.get(fold.run_of(call))) is not None]
             case m.UnknownEvent():
-                log.error("offset %d: %s: run %s is parked", record.offset, event.reason, event.run_id)
+                log.error("offset %d: %s: run %s is parked", offset, event.reason, event.run_id)
         if run is None:
             return []
         self._account(run)
@@ -232,10 +271,11 @@ class Owner:
             self._call_model(run)
         for due in effects.publications(run):
             self._publisher.publish(due, may_dispatch=not self._giving_up)
-        if run.open:
-            self._arm(run)
-        else:
+        if not run.open:
             self._close(run)
+        elif not run.parked:
+            for moment, when in deadlines.moments(run, self._station.clockwork.now()):
+                self._timers.arm(moment, when)
 
     def _call_model(self, run: Run) -> None:
         due = effects.model_due(run)
@@ -246,19 +286,25 @@ class Owner:
         """Somebody who handed the call off may still be on it: wait, and then read on to the log's end."""
         others = [hand_off for hand_off in run.hand_offs.values() if hand_off.worker != self._station.worker_id]
         for hand_off in others:
-            key = ("model", run.run_id, run.life, run.turn, hand_off.offset)
-            if key not in self._read_on:
-                self._timers.arm(key, self._station.clockwork.now() + hand_off.for_s)
+            moment = Moment("model", run.run_id, run.life, run.turn, hand_off.offset)
+            if moment not in self._read_on:
+                self._timers.arm(moment, self._station.clockwork.now() + hand_off.for_s)
                 return False
-            if self.state.position < self._read_on[key]:
+            if self.state.position < self._read_on[moment]:
                 return False
         return True
 
     def _wanted_call(self, life: Life, turn: int) -> Run | None:
         """The run that owes this model call, if we may make it."""
         run = self.state.runs.get(life[0])
-        ours = self.live and not self._giving_up and self._hooks.may_act()
-        return run if ours and run is not None and run.life == life[1] and run.owed and run.turn == turn else None
+        if run is None or run.life != life[1] or not run.owed or run.turn != turn:
+            return None
+        if not self.live or self._giving_up:
+            return None
+        if not self._hooks.may_act():  # if the session turns out to be ours still, it has to be made after all
+            self._timers.arm(Moment("again", *life), self._station.clockwork.now() + AGAIN_S)
+            return None
+        return run
 
     # --- the end of a run -------------------------------------------------------------------------------------------
 
@@ -271,9 +317,8 @@ class Owner:
             return
         life = (run.run_id, run.life)
         self._needed.pop(life, None)
-        for call_id in [call_id for turn in run.turns for call_id in turn.calls]:
-            self._timers.disarm(("call", *life, call_id))
-        self._timers.disarm(("run", *life))
+        for moment in deadlines.closed(run):
+            self._timers.disarm(moment)
         if self._publisher.has_answer(life):  # else it was answered before our time, and may be asked for again
             run.turns.clear()
         self._publisher.keep_answers_only(life)
@@ -285,63 +330,55 @@ class Owner:
         del self._remembered[life]
         run = self.state.runs.get(life[0])
         if run is not None and run.life == life[1]:
-            if self._unanswered(run):
+            if self._unanswered(run) or run.run_id in self._asked.values():
                 return  # somebody has asked for it again: it comes back when that is answered
             del self.state.runs[life[0]]
         self._publisher.forget(life)
 
+    # --- a run that is asked for again ---------------------------------------------------------------------------
+
+    async def keep_within_reach(self, request_offset: int, run_id: str) -> None:
+        """Before a request is noted as a duplicate: a successor has to know the run, or nobody would answer it.
+
+        So low does not pass the run's first event until the note is folded; if it has passed it already, a lower
+        one is committed first. A run that retention may have reached cannot be brought back.
+        """
+        run = self.state.runs.get(run_id)
+        if run is not None and self._station.clockwork.now() - run.first_at > self._station.settings.snapshot_age_s:
+            return
+        self._asked[request_offset] = run_id
+        while (run := self.state.runs.get(run_id)) is not None and run.first < self._reach:
+            self._committed.clear()
+            self._hooks.commit_soon()
+            await self._committed.wait()
+
     # --- timers -------------------------------------------------------------------------------------------------------
 
-    def _arm(self, run: Run) -> None:
-        self._timers.arm(("run", run.run_id, run.life), run.opening.deadline + 0.001)
-        if (batch := run.batch) is None:
-            return
-        for call_id, call in batch.calls.items():
-            if call.due is None or call.result is not None:
-                continue
-            if call.planned.deadline_s is not None:
-                self._timers.arm(("call", run.run_id, run.life, call_id), run.deadline_of(call) + 0.001)
-            if call.hand_off is not None:
-                key = ("lost", run.run_id, run.life, call_id, call.hand_off.offset)
-                self._timers.arm(key, self._station.clockwork.now() + call.hand_off.for_s)
-
-    def _ring(self, key: Hashable) -> None:
+    def _ring(self, moment: Moment) -> None:
         """A time has come by our clock. Whether it has by the broker's, the fold will say; until then, again."""
-        if not self.live or self._giving_up or not isinstance(key, tuple):
+        run = self.state.runs.get(moment.run_id)
+        if not self.live or self._giving_up or run is None or run.life != moment.life or not run.open or run.parked:
             return
-        run = self.state.runs.get(key[1])
-        if run is None or run.life != key[2] or not run.open or run.parked:
-            return
-        if key[0] == "model":
-            self._hooks.on_time_up(self, key)
-        elif (event := self._timed_event(run, key)) is not None and self._hooks.may_act():
-            self._station.append(self.partition, event)
-            self._timers.arm(key, self._station.clockwork.now() + AGAIN_S)
+        if moment.what == "again":
+            self._act(run)
+        elif moment.what == "model":
+            self._hooks.on_time_up(self, moment)
+        elif (event := deadlines.event_at(run, moment)) is not None:
+            if self._hooks.may_act():
+                self._station.append(self.partition, event)
+            self._timers.arm(moment, self._station.clockwork.now() + AGAIN_S)
 
-    def _timed_event(self, run: Run, key: tuple[Any, ...]) -> m.Event | None:
-        if key[0] == "run":
-            return m.RunExpired(run.run_id, run.life, "the run's deadline has passed")
-        call = run.call(key[3])
-        if call is None or call.result is not None:
-            return None
-        if key[0] == "call":
-            reason = f"{call.planned.tool} had no result {call.planned.deadline_s:g} s after it was published"
-            return m.CallExpired(run.run_id, run.life, key[3], reason)
-        if call.hand_off is None or call.hand_off.offset != key[4]:
-            return None
-        return m.CallLost(run.run_id, run.life, key[3], call.hand_off.offset)
-
-    def read_on(self, key: Hashable, end: int) -> None:
+    def read_on(self, moment: Moment, end: int) -> None:
         """The time of a hand-off is up, and the log ended at `end` then: up to there a reply may still stand."""
-        self._read_on[key] = end
+        self._read_on[moment] = end
         self._go_on_after_time_up()
 
     def _go_on_after_time_up(self) -> None:
-        for key, end in list(self._read_on.items()):
-            if self.live and self.state.position >= end and isinstance(key, tuple):
-                run = self.state.runs.get(key[1])
-                if run is None or run.life != key[2] or run.turn != key[3] or not run.owed:
-                    del self._read_on[key]
+        for moment, end in list(self._read_on.items()):
+            if self.live and self.state.position >= end:
+                run = self.state.runs.get(moment.run_id)
+                if run is None or run.life != moment.life or run.turn != moment.subject or not run.owed:
+                    del self._read_on[moment]
                 else:
                     self._act(run)
 
@@ -355,6 +392,7 @@ class Owner:
         if not metadata_kept:
             link = self.state.link if self.state.link is not None else self.state.began
             low = min(low, link)
+        self._reach = max(self._reach, low)
         return Commit(low, self._done_now(), next_request)
 
     def _low(self) -> tuple[int, int]:
@@ -362,13 +400,15 @@ class Owner:
         firsts = [
             (run.first, run.next_as_of_first) for run in self._needed.values() if run.open or self._unanswered(run)
         ]
+        asked = [self.state.runs[run_id] for run_id in self._asked.values() if run_id in self.state.runs]
+        firsts += [(run.first, run.next_as_of_first) for run in asked]
         notes = [offset for offset in self.state.notes if not self._publisher.is_settled(NoteDue(offset))]
         firsts += [(offset, self.state.note_links[offset]) for offset in notes]
         return min(firsts, default=(self.state.position, self.state.next_request or 0))
 
     def _wanted(self) -> Iterator[Publication]:
         for run in self._needed.values():
-            yield from effects.publications(run)
+            yield from effects.wanted(run)
         for cause in self.state.notes:
             yield NoteDue(cause)
 
@@ -384,7 +424,9 @@ class Owner:
         """The next owner will begin at `low`: what lies below is of interest to nobody any more."""
         state = self.state
         state.began = max(state.began, low)
-        self._size.forget_before(low)
+        self._reach = low
+        self._committed.set()
+        self._cleaner.committed(low)
         if len(state.last) > 2 * len(state.runs) + REMEMBERED:
             state.last = {run_id: offset for run_id, offset in state.last.items() if offset >= state.began}
 
@@ -392,10 +434,8 @@ class Owner:
         """Say open runs again, if the log from low on is mostly dead, or about to be eaten by retention."""
         if not self.live or self._giving_up:
             return
-        runs = cleaning.aged(self._needed.values(), self._station.clockwork.now(), age_s)
-        since_low, since_cleaning = self._size.since(self._low()[0]), self._size.total - self._cleaned
-        if cleaning.is_due(since_low, self.open_bytes, since_cleaning):
-            self._cleaned = self._size.total
-            runs = cleaning.oldest(self._needed.values())
-        for event in cleaning.snapshots(self.state, runs, self._station.worker_id):
-            self._station.append(self.partition, event)
+        now, station = self._station.clockwork.now(), self._station
+        runs = self._cleaner.choose(self._needed.values(), self._low()[0], self.open_bytes, now, age_s)
+        part_bytes = station.settings.snapshot_part_bytes
+        for event in cleaning.snapshots(self.state, runs, station.worker_id, part_bytes):
+            station.append(self.partition, event)

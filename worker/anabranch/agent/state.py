@@ -70,7 +70,7 @@ class Turn:
     replied_at: float
     calls: dict[str, Call] = field(default_factory=dict)
     finished_at: float | None = None
-    inputs: dict[str, dict[str, Json]] | None = None  # what `body` says; read when first needed
+    inputs: dict[str, dict[str, Json]] | None = field(default=None, compare=False)  # as `body` has them, while needed
 
     @property
     def complete(self) -> bool:
@@ -119,6 +119,7 @@ class Run:
     model_s: float = 0.0
     tools_s: float = 0.0
     size: int = 0
+    stirred: int = field(default=0, compare=False)  # where something last became due
     ending: Ending | None = None
     parked: str | None = None
 

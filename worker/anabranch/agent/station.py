@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from anabranch import messages as m
 from anabranch.agent.thinking import Clockwork, Thinker
@@ -13,7 +15,7 @@ from anabranch.config import AgentSettings, Price
 from anabranch.deadletters import dead_letter
 from anabranch.errors import AnabranchError
 from anabranch.kafka.seam import Appender
-from anabranch.kafka.sent import Sent
+from anabranch.kafka.sent import Acked, Sent
 from anabranch.registry import Registry
 from anabranch.topics import Namespace
 
@@ -49,12 +51,26 @@ class Station:
     room: Room
     partitions: int
     response_partitions: int
+    heard: dict[int, Callable[[m.Event, int, Acked], None]] = field(default_factory=dict)
 
     def append(self, partition: int, event: m.Event) -> Sent:
-        """Append an event to the run log."""
-        sent = self.send(encode(event, self.namespace.log, partition, self.worker_id))
-        sent.add_done_callback(_tell_failure)
+        """Append an event to the run log. The partition's owner hears of the acknowledgement (`heard`)."""
+        return self.append_encoded(partition, event, self.encoded(partition, event))
+
+    def encoded(self, partition: int, event: m.Event) -> Outgoing:
+        return encode(event, self.namespace.log, partition, self.worker_id)
+
+    def append_encoded(self, partition: int, event: m.Event, record: Outgoing) -> Sent:
+        sent = self.send(record)
+        sent.add_done_callback(partial(self._appended, partition, event, len(record.value or b"")))
         return sent
+
+    def _appended(self, partition: int, event: m.Event, size: int, sent: Sent) -> None:
+        if sent.is_written:
+            if (hear := self.heard.get(partition)) is not None:
+                hear(event, size, sent.result())
+        elif (error := sent.exception()) is not None:  # nobody may have to look for it: it will not happen
+            log.error("an event could not be appended: %s", error)
 
     def send(self, record: Outgoing, once: bool = False) -> Sent:
         return self.appender.append(record, once)
@@ -66,9 +82,3 @@ class Station:
         except AnabranchError as error:
             where = f"{record.topic}/{record.partition}/{record.offset}"
             log.error("%s could not be kept as a dead letter: %s (its reason: %s)", where, error, reason)
-
-
-def _tell_failure(sent: Sent) -> None:
-    """Nobody may have to look for it: what cannot be appended will not happen."""
-    if not sent.cancelled() and (error := sent.exception()) is not None:
-        log.error("an event could not be appended: %s", error)

@@ -189,6 +189,7 @@ class Thinker:
             planned,
             self._usage(context.agent.model, reply.usage),
             reply.body,
+            {call.tool_use_id: call.input for call in reply.calls},
         )
 
     def _failed(self, request: Request, code: str, message: str) -> m.Event:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Hashable
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 SLACK: Final = 1000
 """How many disarmed times are kept, at least, until they would have come."""
 
 
-class Timers:
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Timers(Generic[Key]):
     """Calls `ring(key)` once the time of `key` has come. Times are epoch seconds, by the clock given."""
 
-    def __init__(self, now: Callable[[], float], ring: Callable[[Hashable], None]) -> None:
+    def __init__(self, now: Callable[[], float], ring: Callable[[Key], None]) -> None:
         self._now, self._ring = now, ring
-        self._heap: list[tuple[float, int, Hashable]] = []
-        self._armed: dict[Hashable, float] = {}
+        self._heap: list[tuple[float, int, Key]] = []
+        self._armed: dict[Key, float] = {}
         self._count = 0
         self._handle: asyncio.TimerHandle | None = None
 
-    def arm(self, key: Hashable, when: float) -> None:
+    def arm(self, key: Key, when: float) -> None:
         """Ring for `key` at `when`; one that is armed already keeps its time."""
         if key in self._armed:
             return
@@ -31,7 +34,7 @@ class Timers:
         if self._heap[0][2] == key:
             self._schedule()
 
-    def disarm(self, key: Hashable) -> None:
+    def disarm(self, key: Key) -> None:
         if self._armed.pop(key, None) is not None and len(self._heap) > 2 * len(self._armed) + SLACK:
             self._heap = [entry for entry in self._heap if self._armed.get(entry[2]) == entry[0]]
             heapq.heapify(self._heap)

@@ -2,22 +2,27 @@
 
 It gives each partition that is assigned an `Owner` and an `Admission`, feeds them what is read, and commits
 for them. A partition that comes back after a rebalance keeps its fold; what is in flight of one that does not
-is handed off in the log, and goes on. It never decides anything about a run. `runtime.py` starts and ends it.
+is handed off in the log, and goes on. It never decides anything about a run. `kafka/membership.py` says when to
+take over and when to give up, `runtime.py` when to start and when to end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from anabranch.agent.admission import Admission
 from anabranch.agent.calling import ModelCalls
-from anabranch.agent.owner import Commit, Hooks, Owner
+from anabranch.agent.commit import read_commit
+from anabranch.agent.deadlines import Moment
+from anabranch.agent.owner import Hooks, Owner
 from anabranch.agent.station import Station
 from anabranch.codec import Record
 from anabranch.errors import AnabranchError, BrokerError
+from anabranch.kafka.membership import Membership
 from anabranch.kafka.seam import Broker, Committed, Place, Subscription
 from anabranch.kafka.sent import Sent, settled
 
@@ -34,30 +39,24 @@ class AgentWorker:
     def __init__(self, station: Station, broker: Broker, commit_s: float) -> None:
         self._station, self._broker, self._commit_s = station, broker, commit_s
         self._log, self._requests = station.namespace.log, station.namespace.requests
-        self._subscription: Subscription | None = None
+        self._membership = Membership(self, station.settings.hand_off_s)
         self._tasks: asyncio.TaskGroup | None = None
-        self._taking_over: asyncio.Task[None] | None = None
-        self._assigned: set[int] = set()
         self._assigned_at = 0.0
         self._owners: dict[int, Owner] = {}
         self._calls: dict[int, ModelCalls] = {}
         self._admissions: dict[int, Admission] = {}
         self._admitting: dict[int, asyncio.Task[None]] = {}
         self._committed: dict[Place, Committed] = {}
+        self._commit_now = asyncio.Event()
         self._metadata_kept: bool | None = None
-        self._stopping = False
-        self._giving_up = asyncio.Lock()
         self._over = asyncio.Event()
 
     def attach(self, subscription: Subscription) -> None:
-        """From here on partitions are taken over. The group may have assigned them before."""
-        self._subscription = subscription
-        self._start_to_take_over()
+        self._membership.attach(subscription)
 
     @property
     def subscription(self) -> Subscription:
-        assert self._subscription is not None, "attach() comes first"
-        return self._subscription
+        return self._membership.subscription
 
     @property
     def running(self) -> int:
@@ -75,16 +74,15 @@ class AgentWorker:
             self._tasks = tasks
             own = [tasks.create_task(self._station.thinker.run(), name="model calls")]
             own.append(tasks.create_task(self._commit_for_ever(), name="commits"))
-            self._start_to_take_over()
+            self._membership.enter(tasks)
             await self._over.wait()
-            for task in (*own, self._taking_over, *self._admitting.values()):
-                if task is not None:
-                    task.cancel()
+            self._membership.forget()
+            for task in (*own, *self._admitting.values()):
+                task.cancel()
 
     async def release(self, for_s: float) -> None:
         """Take nothing more, and give all partitions up; what is in flight goes on for `for_s` at most."""
-        self._stopping = True
-        await self._give_up(for_s)
+        await self._membership.release(for_s)
 
     async def finish(self, timeout_s: float) -> int:
         """Let the model calls end that are in flight; returns how many were abandoned."""
@@ -104,35 +102,24 @@ class AgentWorker:
 
     def assigned(self, places: frozenset[Place]) -> None:
         """Only where both the log and the requests are ours do we act."""
-        ours = {p.partition for p in places if p.topic == self._log}
-        ours &= {p.partition for p in places if p.topic == self._requests}
-        log.info("assigned %d partitions: %s", len(ours), sorted(ours))
+        ours = self._ours(places)
+        log.info("assigned %d partitions: %s", len(ours), ours)
         self._assigned_at = asyncio.get_running_loop().time()
-        for partition in self._owners.keys() - ours:
+        for partition in self._owners.keys() - set(ours):
             self._owners.pop(partition).drop()
             self._admissions.pop(partition)
-        self._assigned = ours
-        self._start_to_take_over()
+        self._membership.assigned(places)
 
-    def _start_to_take_over(self) -> None:
-        if self._tasks is None or self._subscription is None or self._stopping:
-            return
-        if self._taking_over is not None:
-            self._taking_over.cancel()
-        self._taking_over = self._tasks.create_task(self._take_over(self._assigned), name="take over")
+    def _ours(self, places: frozenset[Place]) -> list[int]:
+        logs = {place.partition for place in places if place.topic == self._log}
+        return sorted(logs & {place.partition for place in places if place.topic == self._requests})
 
     async def revoked(self, places: frozenset[Place], lost: bool) -> None:
-        if self._stopping:
-            async with self._giving_up:  # the group waits: what `release` has begun may be under way still
-                return
-        if lost:
-            self._let_go()
-        else:
-            await self._give_up(self._station.settings.hand_off_s)
+        await self._membership.revoked(lost)
 
     def records(self, place: Place, records: Sequence[Record]) -> None:
         owner, admission = self._owners.get(place.partition), self._admissions.get(place.partition)
-        if owner is None or admission is None or self._stopping:
+        if owner is None or admission is None or self._membership.stopping:
             return
         if place.topic == self._log:
             owner.fold(records)
@@ -145,7 +132,7 @@ class AgentWorker:
 
     def position(self, place: Place, offset: int) -> None:
         owner = self._owners.get(place.partition)
-        if self._stopping or owner is None:
+        if self._membership.stopping or owner is None:
             return
         if place.topic == self._log:
             owner.caught_up(offset)
@@ -164,14 +151,8 @@ class AgentWorker:
 
     # --- giving up --------------------------------------------------------------------------------------------------
 
-    async def _give_up(self, for_s: float) -> None:
+    async def give_up(self, for_s: float) -> None:
         """Finish the publications of all that is folded, hand off what is in flight, say so, commit."""
-        async with self._giving_up:
-            await self._give_all_up(for_s)
-
-    async def _give_all_up(self, for_s: float) -> None:
-        if self._taking_over is not None:
-            self._taking_over.cancel()
         self._stop_admitting()
         owners = list(self._owners.values())
         for owner in owners:
@@ -180,14 +161,12 @@ class AgentWorker:
         await _settled(sent for owner in owners for sent in owner.under_way())
         await _settled(sent for owner in owners for sent in owner.hand_off(for_s))
         offsets = self._offsets()
-        self._let_go()
+        self.let_go()
         if offsets:
             await self.subscription.commit(offsets)
 
-    def _let_go(self) -> None:
-        if self._taking_over is not None:
-            self._taking_over.cancel()
-        self._assigned = set()  # a revoke may come before `attach`, which then has nothing to take over
+    def let_go(self) -> None:
+        """Nothing is ours any more."""
         self._stop_admitting()
         for owner in self._owners.values():
             owner.suspend()
@@ -208,28 +187,21 @@ class AgentWorker:
 
     # --- taking over ------------------------------------------------------------------------------------------------
 
-    async def _take_over(self, partitions: set[int]) -> None:
-        """Begin or go on to fold; tried until it works, for without it nothing happens here."""
-        while True:
-            try:
-                return await self._begin(partitions)
-            except BrokerError as error:
-                log.warning("cannot take over yet: %s", error)
-                await asyncio.sleep(AGAIN_S)
-
-    async def _begin(self, partitions: set[int]) -> None:
-        logs = [Place(self._log, partition) for partition in sorted(partitions)]
-        requests = [Place(self._requests, partition) for partition in sorted(partitions)]
+    async def take_over(self, places: frozenset[Place]) -> None:
+        """A partition that was kept goes on with its fold; of another one it is begun anew."""
+        partitions = self._ours(places)
+        logs = [Place(self._log, partition) for partition in partitions]
+        requests = [Place(self._requests, partition) for partition in partitions]
         ends, begins = await self.subscription.ends(logs), await self.subscription.begins([*logs, *requests])
         committed = await self.subscription.committed(logs)
         for place, request_place in zip(logs, requests, strict=True):
-            owner = self._owners.get(place.partition)
+            owner, known = self._owners.get(place.partition), read_commit(committed.get(place))
             if owner is None:
                 owner = self._new_owner(place.partition)
-                known = _read_commit(committed.get(place))
                 position = owner.begin(known, begins[place], ends[place], begins[request_place])
             else:
                 position = owner.resume(ends[place])
+                owner.committed(known.low if known is not None else begins[place])
             self.subscription.seek(place, position)
             owner.caught_up(position)
 
@@ -237,16 +209,15 @@ class AgentWorker:
         calls = self._calls.get(partition)
         if calls is None:
             calls = self._calls[partition] = ModelCalls(partition, self._station)
-        owner = Owner(
-            partition, self._station, calls, Hooks(self._on_live, self._on_time_up, lambda: self.subscription.alive)
-        )
+        hooks = Hooks(self._on_live, self._on_time_up, lambda: self.subscription.alive, self._commit_now.set)
+        owner = Owner(partition, self._station, calls, hooks)
         self._owners[partition] = owner
         self._admissions[partition] = Admission(owner, self._station)
         return owner
 
     def _on_live(self, owner: Owner) -> None:
         """From here on requests are taken up, from where the fold says."""
-        if self._stopping or self._tasks is None:
+        if self._membership.stopping or self._tasks is None:
             return
         partition, admission = owner.partition, self._admissions[owner.partition]
         after_s = asyncio.get_running_loop().time() - self._assigned_at
@@ -256,17 +227,17 @@ class AgentWorker:
         name = f"admit {partition}"
         self._admitting[partition] = self._tasks.create_task(admission.run(), name=name)
 
-    def _on_time_up(self, owner: Owner, key: Hashable) -> None:
+    def _on_time_up(self, owner: Owner, moment: Moment) -> None:
         """A hand-off's time is up: the giver's reply may stand in the log, up to its end as it is now."""
-        if self._tasks is not None and not self._stopping:
-            self._tasks.create_task(self._capture_end(owner, key), name=f"end of {owner.partition}")
+        if self._tasks is not None and not self._membership.stopping:
+            self._tasks.create_task(self._capture_end(owner, moment), name=f"end of {owner.partition}")
 
-    async def _capture_end(self, owner: Owner, key: Hashable) -> None:
+    async def _capture_end(self, owner: Owner, moment: Moment) -> None:
         place = Place(self._log, owner.partition)
         while owner.live:
             try:
                 ends = await self.subscription.ends([place])
-                return owner.read_on(key, ends[place])
+                return owner.read_on(moment, ends[place])
             except BrokerError as error:
                 log.warning("the end of %s/%d cannot be had yet: %s", *place, error)
                 await asyncio.sleep(AGAIN_S)
@@ -276,14 +247,19 @@ class AgentWorker:
 
     async def _commit_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._commit_s)
-            if not self._stopping:
+            with suppress(TimeoutError):  # then it is time for the next one
+                async with asyncio.timeout(self._commit_s):
+                    await self._commit_now.wait()
+            self._commit_now.clear()
+            if not self._membership.stopping:
                 await self._commit()
                 for owner in self._owners.values():
                     owner.clean(self._station.settings.snapshot_age_s)
 
     async def _commit(self) -> None:
         offsets = {p: at for p, at in self._offsets().items() if self._committed.get(p) != at}
+        for place in offsets:  # until it is confirmed, either may stand there
+            self._committed.pop(place, None)
         if offsets and await self.subscription.commit(offsets):
             self._committed.update(offsets)
             for place, at in offsets.items():
@@ -297,7 +273,7 @@ class AgentWorker:
         for partition, owner in self._owners.items():
             commit = owner.commit(bool(self._metadata_kept))
             if commit is not None:
-                offsets[Place(self._log, partition)] = _write_commit(commit)
+                offsets[Place(self._log, partition)] = commit.write()
                 offsets[Place(self._requests, partition)] = Committed(owner.state.next_request or 0, "")
         return offsets
 
@@ -314,17 +290,3 @@ async def _settled(sent: Iterable[Sent]) -> None:
     """Wait for the broker, within bounds."""
     if late := await settled(sent, SETTLE_S):
         log.warning("%d records were not acknowledged within %g s of a revoke", len(late), SETTLE_S)
-
-
-def _write_commit(commit: Commit) -> Committed:
-    return Committed(commit.low, f"1 {commit.done} {commit.next_request}")
-
-
-def _read_commit(committed: Committed | None) -> Commit | None:
-    """Without metadata, `next_request` is what the first event that names one says."""
-    if committed is None:
-        return None
-    parts = committed.metadata.split()
-    if len(parts) == 3 and parts[0] == "1" and parts[1].isdecimal() and parts[2].isdecimal():
-        return Commit(committed.offset, int(parts[1]), int(parts[2]))
-    return Commit(committed.offset, 0, -1)

@@ -101,17 +101,17 @@ class MemoryAppender:
         if not self._link.is_whole:
             return
         batch = list(lane.waiting)
-        offsets = [self._log.write(lane.partition, item.record, item.sent_ms) for item in batch]
-        lane.under_way = self._link.later(lambda: self._answer(lane, batch, offsets))
+        written = [self._log.write(lane.partition, item.record, item.sent_ms) for item in batch]
+        lane.under_way = self._link.later(lambda: self._answer(lane, batch, written))
 
-    def _answer(self, lane: _Lane, batch: Sequence[_Item], offsets: Sequence[int]) -> None:
+    def _answer(self, lane: _Lane, batch: Sequence[_Item], written: Sequence[Acked]) -> None:
         """The answer is back. If it got lost, the batch is still the head of what waits, and goes again."""
         lane.under_way = None
         faults = self._link.faults
         if self._link.is_whole and not faults.lost_ack():
-            for item, offset in zip(batch, offsets, strict=True):
+            for item, acked in zip(batch, written, strict=True):
                 lane.waiting.popleft()
-                self._acknowledge(item, None if faults.blind_ack() else offset)
+                self._acknowledge(item, Acked(None) if faults.blind_ack() else acked)
         else:
             self._give_up_on(lane, [item for item in batch if item.once])
         self._send(lane)
@@ -123,9 +123,9 @@ class MemoryAppender:
             self._settle()
             item.sent.fail(BrokerError(f"a record for {item.record.topic} may have been written"))
 
-    def _acknowledge(self, item: _Item, offset: int | None) -> None:
+    def _acknowledge(self, item: _Item, acked: Acked) -> None:
         self._settle()
-        item.sent.succeed(Acked(offset))
+        item.sent.succeed(acked)
 
     def _settle(self) -> None:
         self._unacknowledged -= 1

@@ -16,6 +16,7 @@ from typing import Final
 from anabranch.codec import Headers, Outgoing
 from anabranch.errors import BrokerError, TooLarge, TopicsError
 from anabranch.kafka.seam import Place
+from anabranch.kafka.sent import Acked
 from anabranch.topics import TopicSpec, partition_of
 
 DEFAULT_RECORD_BYTES: Final = 1_048_588
@@ -146,7 +147,7 @@ class MemoryLog:
         size = len(topic.partitions)
         return topic.partitions[next(self._turn) % size if record.key is None else partition_of(record.key, size)]
 
-    def write(self, partition: Partition, record: Outgoing, sent_ms: int) -> int:
-        """Append `record`, sent at `sent_ms`, and return its offset."""
-        stamps = self.topic(record.topic).stamps
-        return partition.append(record, self.now_ms() if stamps else sent_ms)
+    def write(self, partition: Partition, record: Outgoing, sent_ms: int) -> Acked:
+        """Append `record`, sent at `sent_ms`, and say where it lies."""
+        at_ms = self.now_ms() if self.topic(record.topic).stamps else None
+        return Acked(partition.append(record, sent_ms if at_ms is None else at_ms), at_ms)

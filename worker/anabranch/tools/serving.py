@@ -20,7 +20,7 @@ from anabranch.codec import Outgoing, Record, cloud_event, header
 from anabranch.config import ToolSettings
 from anabranch.deadletters import dead_letter
 from anabranch.errors import AnabranchError, TooLarge, WireError
-from anabranch.kafka.seam import Appender
+from anabranch.kafka.seam import Appender, Place
 from anabranch.limits import Pacer, Serially
 from anabranch.messages import OUTCOME_UNKNOWN, ResultOutcome, ToolCall, ToolResult
 from anabranch.tools.executor import Execution, Executor
@@ -62,7 +62,19 @@ class Job:
     tool: Tool | None
     begun: bool = False
     dropped: bool = False
+    held_until: int = 0  # what was told to the next owner of its serial key, in epoch seconds
+    ends: asyncio.TimerHandle | None = None  # once it was handed off: the last one says for how long
     task: asyncio.Task[None] | None = None
+
+    @property
+    def place(self) -> Place:
+        """The partition that it was read from."""
+        return Place(self.record.topic, self.record.partition)
+
+    @property
+    def running(self) -> bool:
+        """Whether it executes now."""
+        return self.begun and self.task is not None and not self.task.done()
 
     @property
     def serial_key(self) -> str | None:

@@ -1,0 +1,126 @@
+"""A tool worker on a bench: its group is a dictionary, and what it appends is acknowledged at once.
+
+Responsible for: a subscription that delivers what the test says, commits that are kept, results in a list.
+Must never: run a broker, or decide what the worker does. Called by: tests of `ToolWorker`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from anabranch import App
+from anabranch.bodies import whole
+from anabranch.codec import Outgoing, header
+from anabranch.config import ToolSettings
+from anabranch.kafka.seam import Appender, Committed, Place, Subscription
+from anabranch.kafka.sent import Acked, Sent
+from anabranch.messages import ReplyTopic, ToolCall
+from anabranch.tasks import alongside
+from anabranch.tools.executor import Executor
+from anabranch.tools.serving import Bench
+from anabranch.tools.worker import ToolWorker
+from anabranch.topics import Namespace
+from tests.support import builders as b
+from tests.support.desk import Clock
+from tests.support.wait import until
+
+NAMESPACE = Namespace("t")
+PLACE = Place(NAMESPACE.calls("q"), 0)
+
+
+class Group:
+    """What is committed for the queue's group; `refuses` commits when it is told to. All offsets begin at 0."""
+
+    def __init__(self) -> None:
+        self.stands: dict[Place, Committed] = {}
+        self.sought: dict[Place, int] = {}
+        self.refuses = False
+        self.alive = True
+
+    async def commit(self, offsets: Mapping[Place, Committed]) -> bool:
+        if not self.refuses:
+            self.stands.update(offsets)
+        return not self.refuses
+
+    async def committed(self, places: Iterable[Place]) -> dict[Place, Committed]:
+        return {place: self.stands[place] for place in places if place in self.stands}
+
+    async def begins(self, places: Iterable[Place]) -> dict[Place, int]:
+        return dict.fromkeys(places, 0)
+
+    def seek(self, place: Place, offset: int) -> None:
+        self.sought[place] = offset
+
+    def pause(self, place: Place) -> None: ...
+
+    def resume(self, place: Place) -> None: ...
+
+
+class Results:
+    """An appender that has acknowledged everything already."""
+
+    def __init__(self) -> None:
+        self.records: list[Outgoing] = []
+
+    def append(self, record: Outgoing, once: bool = False) -> Sent:
+        self.records.append(record)
+        sent = Sent()
+        sent.succeed(Acked(len(self.records)))
+        return sent
+
+    async def flush(self, timeout_s: float) -> int:
+        return 0
+
+    @property
+    def returned(self) -> list[str]:
+        """The ids of the calls that have a result."""
+        kinds = [(header(r.headers, "ce_type"), header(r.headers, "ce_callid") or "") for r in self.records]
+        return [call_id for kind, call_id in kinds if kind == "tool.returned"]
+
+
+class ToolBench:
+    """One tool worker of queue `q`, and the partition `PLACE` of it. `calls` outlive workers, like a topic."""
+
+    def __init__(self, app: App, group: Group | None = None, worker_id: str = "w") -> None:
+        self.group, self.sent, self.clock = group or Group(), Results(), Clock(100.0)
+        settings = ToolSettings()
+        now = lambda: self.clock.now  # noqa: E731
+        self.executor = Executor(settings, now)
+        sent = cast(Appender, self.sent)
+        self.worker = ToolWorker(
+            Bench(NAMESPACE, worker_id, app, "q", sent, self.executor, settings, now), commit_s=0.01
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[ToolBench]:
+        self.worker.attach(cast(Subscription, self.group))
+        try:
+            async with alongside(self.worker.run(), "worker"):
+                yield self
+                self.worker.end()
+        finally:
+            self.executor.close()
+
+    async def assign(self) -> None:
+        """The partition is assigned, and its commit has been read."""
+        self.group.sought.clear()
+        self.worker.assigned(frozenset({PLACE}))
+        await until(lambda: PLACE in self.group.sought, what="the partition is taken over")
+
+    async def revoke(self) -> None:
+        await self.worker.revoked(frozenset({PLACE}), lost=False)
+
+    def deliver(self, *records: b.Read) -> None:
+        """What lies at or above the position is read."""
+        self.worker.records(PLACE, [record for record in records if record.offset >= self.group.sought[PLACE]])
+
+
+def call(offset: int, tool: str, arguments: dict[str, Any] | None = None, *, key: str = "key") -> b.Read:
+    """A call as it lies in the queue."""
+    body = ToolCall(
+        call_id=f"r/1.a/{offset}", run_id="r", agent="a", tool=tool, input=arguments or {}, dispatch=1, deadline=1e6,
+        idempotency_key=f"k{offset}", reply=ReplyTopic(b.LOG, 0),
+    )  # fmt: skip
+    return b.Read(*PLACE, offset, 0, key.encode(), whole(body), (("ce_life", b"0"),))

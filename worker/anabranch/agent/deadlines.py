@@ -1,0 +1,70 @@
+"""The times that matter to an open run, and what is to be appended when one of them has come. PURE.
+
+A deadline is the run's or a call's; a hand-off has a time too, after which nobody goes on with the call. They are
+rebuilt from the fold, never stored: `Owner` arms a timer for each, and asks here what it stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from anabranch import messages as m
+from anabranch.agent.state import Call, Run
+
+_LATE: Final = 0.001
+"""Seconds: the fold wants the broker's time to be past a deadline, not at it."""
+
+
+class Moment(NamedTuple):
+    """What a timer is for. `what` is "run", "call", "lost" or "model"; `subject` a call id, or the model's turn.
+
+    `hand_off` is the offset of the hand-off whose time it is.
+    """
+
+    what: str
+    run_id: str
+    life: str
+    subject: str | int | None = None
+    hand_off: int | None = None
+
+
+def moments(run: Run, now: float) -> Iterator[tuple[Moment, float]]:
+    """What is to be looked at again, and when, in epoch seconds; hand-offs that were just read count from now."""
+    yield Moment("run", run.run_id, run.life), run.opening.deadline + _LATE
+    if (batch := run.batch) is None:
+        return
+    for call_id, call in batch.calls.items():
+        if call.due is None or call.result is not None:
+            continue
+        if call.planned.deadline_s is not None:
+            yield Moment("call", run.run_id, run.life, call_id), run.deadline_of(call) + _LATE
+        if call.hand_off is not None:
+            yield Moment("lost", run.run_id, run.life, call_id, call.hand_off.offset), now + call.hand_off.for_s
+
+
+def closed(run: Run) -> Iterator[Moment]:
+    """The moments that are of no interest any more when the run is over."""
+    yield Moment("run", run.run_id, run.life)
+    for turn in run.turns:
+        for call_id in turn.calls:
+            yield Moment("call", run.run_id, run.life, call_id)
+
+
+def event_at(run: Run, moment: Moment) -> m.Event | None:
+    """What to append when it has come. Whether it has by the broker's clock, the fold will say."""
+    if moment.what == "run":
+        return m.RunExpired(run.run_id, run.life, "the run's deadline has passed")
+    call = run.call(str(moment.subject))
+    if call is None or call.result is not None:
+        return None
+    if moment.what == "call":
+        return _expired(run, call)
+    if call.hand_off is None or call.hand_off.offset != moment.hand_off:
+        return None
+    return m.CallLost(run.run_id, run.life, call.planned.call_id, call.hand_off.offset)
+
+
+def _expired(run: Run, call: Call) -> m.Event:
+    reason = f"{call.planned.tool} had no result {call.planned.deadline_s:g} s after it was published"
+    return m.CallExpired(run.run_id, run.life, call.planned.call_id, reason)

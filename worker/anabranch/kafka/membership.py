@@ -1,0 +1,112 @@
+"""A role's membership in its consumer group: when it takes over what is assigned, and when it gives all up.
+
+What both roles owe the group alike is here: an assignment may come before the subscription is known, a take-over
+is tried until it works and ends when it is overtaken, a revoke waits for a release that is under way. It decides
+nothing about partitions: `Member` does, which is an `AgentWorker` or a `ToolWorker`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final, Protocol
+
+from anabranch.errors import AnabranchError, ConfigError
+from anabranch.kafka.seam import Place, Subscription
+
+log = logging.getLogger(__name__)
+
+AGAIN_S: Final = 0.5
+
+
+class Member(Protocol):
+    """What a role does with its partitions."""
+
+    async def take_over(self, places: frozenset[Place]) -> None:
+        """Begin, or go on, where the commits say. What it raises is tried again, but for `ConfigError`."""
+        ...
+
+    async def give_up(self, for_s: float) -> None:
+        """Finish, hand off and commit; what is in flight goes on for `for_s` at most."""
+        ...
+
+    def let_go(self) -> None:
+        """The session was lost: nothing may be told or committed any more."""
+        ...
+
+
+class Membership:
+    """See the module. `hand_off_s` is for how long what is in flight goes on after a revoke."""
+
+    def __init__(self, member: Member, hand_off_s: float) -> None:
+        self._member, self._hand_off_s = member, hand_off_s
+        self._subscription: Subscription | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._taking_over: asyncio.Task[None] | None = None
+        self._assigned: frozenset[Place] = frozenset()
+        self._giving_up = asyncio.Lock()
+        self.stopping = False
+
+    @property
+    def subscription(self) -> Subscription:
+        assert self._subscription is not None, "attach() comes first"
+        return self._subscription
+
+    def attach(self, subscription: Subscription) -> None:
+        """From here on partitions are taken over. The group may have assigned them before."""
+        self._subscription = subscription
+        self._start_to_take_over()
+
+    def enter(self, tasks: asyncio.TaskGroup) -> None:
+        """From here on there is somebody to do it."""
+        self._tasks = tasks
+        self._start_to_take_over()
+
+    def assigned(self, places: frozenset[Place]) -> None:
+        self._assigned = places
+        self._start_to_take_over()
+
+    async def revoked(self, lost: bool) -> None:
+        if self.stopping:
+            async with self._giving_up:  # the group waits: what `release` has begun may be under way still
+                return
+        if lost:
+            self.forget()
+            self._member.let_go()
+        else:
+            await self._give_up(self._hand_off_s)
+
+    async def release(self, for_s: float) -> None:
+        """Take nothing more, and give all up; what is in flight goes on for `for_s` at most."""
+        self.stopping = True
+        await self._give_up(for_s)
+
+    def forget(self) -> None:
+        """Take over no more of what was assigned: a revoke may come before `attach`, or in mid-take-over."""
+        self._assigned = frozenset()
+        if self._taking_over is not None:
+            self._taking_over.cancel()
+            self._taking_over = None
+
+    async def _give_up(self, for_s: float) -> None:
+        async with self._giving_up:
+            self.forget()
+            await self._member.give_up(for_s)
+
+    def _start_to_take_over(self) -> None:
+        if self._tasks is None or self._subscription is None or self.stopping:
+            return
+        if self._taking_over is not None:
+            self._taking_over.cancel()
+        self._taking_over = self._tasks.create_task(self._take_over(self._assigned), name="take over")
+
+    async def _take_over(self, places: frozenset[Place]) -> None:
+        """Tried until it works: without it nothing happens here."""
+        while True:
+            try:
+                return await self._member.take_over(places)
+            except ConfigError:
+                raise
+            except AnabranchError as error:
+                log.warning("cannot take over yet: %s", error)
+                await asyncio.sleep(AGAIN_S)

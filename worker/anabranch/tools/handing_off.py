@@ -1,0 +1,99 @@
+"""Calls that go on while their partition is taken away: they are told to the logs of their runs, and their keys held.
+
+A call is marked as finished only when the log knows of its hand-off; one that takes longer than was announced is
+given up, a margin before. Of a serial key the commit says until when it is held: that is the bound for others, and
+here it is free as soon as its call is over. `ToolWorker` says what runs, and commits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from anabranch.codec import encode
+from anabranch.kafka.seam import Place
+from anabranch.kafka.sent import Sent, settled
+from anabranch.messages import CallsHandedOff
+from anabranch.tools.lane import Lane
+from anabranch.tools.serving import Bench, Job
+
+log = logging.getLogger(__name__)
+
+SETTLE_S: Final = 8.0
+"""How long a revoke waits for the broker: the group waits for the revoke."""
+MARGIN: Final = 0.1
+"""The part of a hand-off's time that the giver leaves unused: clocks and networks are not perfect."""
+
+
+class HandOffs:
+    """See the module. What executes here is asked of each job: `begun`, and its task not done."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._over: dict[tuple[Place, str], int] = {}  # keys that were told, with their time, whose call is over
+
+    # --- serial keys ------------------------------------------------------------------------------------------
+
+    def hold(self, lane: Lane, job: Job, for_s: float) -> bool:
+        """Name a serial call's key in the commit, with the call's time; False if there is no room for it."""
+        key = job.serial_key
+        if key is None:
+            return True
+        now = self._bench.now()
+        until = math.ceil(now + min(for_s, job.time_s))
+        if until <= lane.held.get(key, 0):
+            return True
+        if not lane.hold(key, until, now):
+            return False
+        job.held_until = until
+        return True
+
+    def free(self, lane: Lane | None, job: Job) -> None:
+        """Its call is over: no call of its key has to wait here for the time that was told to others."""
+        key = job.serial_key
+        if key is None or not job.held_until:
+            return
+        self._over[job.place, key] = job.held_until
+        if lane is not None and lane.held.get(key) == job.held_until:
+            del lane.held[key]
+
+    def held(self, place: Place, told: Iterable[tuple[str, int]]) -> dict[str, int]:
+        """The keys that a commit names, but for those of calls of ours that are over."""
+        self._over = {key: until for key, until in self._over.items() if until > self._bench.now()}
+        return {key: until for key, until in told if self._over.get((place, key)) != until}
+
+    # --- telling ----------------------------------------------------------------------------------------------
+
+    async def tell(self, jobs: Iterable[Job], for_s: float) -> list[Job]:
+        """Tell the partitions that they reply to; returns those of whom the broker knows."""
+        groups: dict[tuple[str, int], list[Job]] = {}
+        for job in jobs:
+            groups.setdefault((job.call.reply.topic, job.call.reply.partition), []).append(job)
+        groups_sent: dict[Sent, list[Job]] = {}
+        for (topic, partition), group in groups.items():
+            time_s = min(for_s, max(job.time_s for job in group))
+            event = CallsHandedOff(self._bench.worker_id, time_s, tuple(job.call.call_id for job in group))
+            groups_sent[self._bench.appender.append(encode(event, topic, partition, self._bench.worker_id))] = group
+            for job in group:
+                if job.ends is not None:
+                    job.ends.cancel()
+                job.ends = asyncio.get_running_loop().call_later(time_s * (1 - MARGIN), _time_is_up, job)
+        await settled(groups_sent, SETTLE_S)
+        return [job for sent, group in groups_sent.items() if sent.is_written for job in group]
+
+
+def cancel_serial(jobs: Iterable[Job], committed: Mapping[Place, object]) -> None:
+    """After a revoke: what the commit does not tell may be redelivered, and a serial call may not run twice."""
+    for job in jobs:
+        if job.serial_key is not None and job.place not in committed:
+            log.warning("call %s is cancelled: it may be redelivered, and its key is serial", job.call.call_id)
+            job.drop()
+
+
+def _time_is_up(job: Job) -> None:
+    if job.running:
+        log.warning("call %s was handed off and takes too long: it is given up", job.call.call_id)
+        job.drop()

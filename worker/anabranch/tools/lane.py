@@ -1,0 +1,68 @@
+"""One partition of a queue: how far it is done, what was taken in, and the serial keys that others go on with.
+
+It says what may be committed and when intake has to pause; it executes nothing, and knows no broker. The worker
+has a lane for each partition that is its own, from one assignment to the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from anabranch.kafka.seam import Committed
+from anabranch.tools import marks
+from anabranch.tools.marks import Marks
+from anabranch.tools.progress import Progress
+from anabranch.tools.serving import Job
+
+WAITING: Final = 4000
+"""How many calls of one partition are taken in; beyond it the partition pauses."""
+METADATA: Final = 4000
+"""Bytes of a commit's metadata that Kafka surely takes."""
+
+
+@dataclass(slots=True)
+class Lane:
+    """See the module. `held` is until when a key is another's, in epoch seconds."""
+
+    progress: Progress
+    held: dict[str, int] = field(default_factory=dict)
+    jobs: set[Job] = field(default_factory=set)
+    paused: bool = False
+    _crowded: bool = False
+
+    def commit(self, now: float) -> Committed | None:
+        """What may be committed; None if it would be more than Kafka takes."""
+        low = self.progress.low
+        found = self.progress.marks
+        held = tuple((key, until) for key, until in self.held.items() if until > now)
+        metadata = marks.write(low, Marks(found.finished, found.begun, held))
+        self._crowded = len(metadata) > marks.PAUSE
+        return Committed(low, metadata) if len(metadata) <= METADATA else None
+
+    @property
+    def full(self) -> bool:
+        return self._crowded or len(self.jobs) >= WAITING
+
+    @property
+    def has_room(self) -> bool:
+        """Enough to go on after a pause."""
+        return not self._crowded and len(self.jobs) <= WAITING // 2
+
+    def hold(self, key: str, until: int, now: float) -> bool:
+        """Name the key in the commits from now on; False, and nothing changed, if there is no room for it."""
+        before = self.held.get(key)
+        self.held[key] = until
+        if self.commit(now) is not None:
+            return True
+        del self.held[key]
+        if before is not None:
+            self.held[key] = before
+        return False
+
+    def drop_waiting(self) -> None:
+        """What has not begun will be read again, by whoever has the partition then."""
+        for job in [job for job in self.jobs if not job.begun]:
+            self.jobs.discard(job)
+            self.progress.give_back(job.record.offset)
+            job.drop()
