@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import anabranch
 from anabranch import App, Call, DefinitionError, Limit, Retryable
-from anabranch.specs import AgentLimits, ToolSpec
+from anabranch.specs import ToolSpec
 
 CALL = Call(id="run-1/1.ab/0", run_id="run-1", tool="refund", attempt=2, tenant="acme")
 
@@ -304,149 +302,6 @@ def test_the_tools_of_a_limit_are_in_one_queue(app: App) -> None:
         declare(app, "b", limit=crm, queue="cpu")
     with pytest.raises(DefinitionError, match="one queue"):
         app.remote_tool("c", queue="go", schema={"type": "object"}, description="Afar.", limit=crm)
-
-
-# --- remote tools ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def beside() -> Iterator[Callable[[str, str], str]]:
-    """Writes a file beside this one, as a user's own files lie beside the app; it is gone after the test."""
-    written: list[Path] = []
-
-    def write(name: str, content: str) -> str:
-        path = Path(__file__).with_name(name)
-        written.append(path)
-        path.write_text(content)
-        return name
-
-    yield write
-    for path in written:
-        path.unlink()
-
-
-SCHEMA = {"type": "object", "description": "Pollen by city.", "properties": {"city": {"type": "string"}}}
-
-
-def test_a_remote_tools_schema_is_read_beside_the_file_that_names_it(
-    app: App, beside: Callable[[str, str], str]
-) -> None:
-    app.remote_tool("pollen", queue="go", schema=beside("_pollen_a.json", json.dumps(SCHEMA)), after=["weather"])
-    assert app.remote_tools["pollen"].input_schema == SCHEMA
-    assert app.remote_tools["pollen"].description == "Pollen by city."
-    assert app.remote_tools["pollen"].after == ["weather"]
-
-
-def test_a_schema_file_may_hold_the_description_beside_the_schema(app: App, beside: Callable[[str, str], str]) -> None:
-    text = json.dumps({"description": "Pollen.", "input_schema": {"type": "object"}})
-    app.remote_tool("pollen", queue="go", schema=beside("_pollen_b.json", text), serial_key=None)
-    assert app.remote_tools["pollen"].description == "Pollen."
-
-
-@pytest.mark.parametrize(
-    ("schema", "options", "told"),
-    [
-        ("nowhere.json", {}, r"nowhere\.json cannot be read"),
-        ({"type": "array"}, {}, "object"),
-        (None, {}, "object"),
-        ({"type": "object"}, {"description": 7}, "must be a text"),
-        (SCHEMA, {"serial_key": "country"}, "none of \\['city'\\]"),
-        (SCHEMA, {"timeout": 0}, "timeout"),
-        (SCHEMA, {"after": ["pollen"]}, "circular"),
-    ],
-)
-def test_a_wrong_remote_tool_is_refused(app: App, schema: Any, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(DefinitionError, match=told) as caught:
-        app.remote_tool("pollen", queue="go", schema=schema, **options)
-    assert f"remote tool 'pollen' ({__file__}:" in str(caught.value)
-    assert app.remote_tools == {}
-
-
-def test_a_schema_file_that_is_no_json_is_refused(app: App, beside: Callable[[str, str], str]) -> None:
-    with pytest.raises(DefinitionError, match="is not JSON"):
-        app.remote_tool("pollen", queue="go", schema=beside("_pollen_c.json", "{"))
-
-
-# --- agents ------------------------------------------------------------------------------------------------
-
-
-def test_an_agent_keeps_what_it_declares(app: App) -> None:
-    app.tool(name="rate")(score)
-    agent = app.agent(
-        "analyst", model="m-1", system="Be brief.", tools=["elsewhere", score], max_turns=5, deadline="10m",
-        max_cost_usd=0.5, tool_choice="rate", parallel_tool_calls=False, thinking={"type": "adaptive"},
-    )  # fmt: skip
-    assert app.agents == {"analyst": agent}
-    assert app.agent_specs() == [agent.spec]
-    spec = agent.spec
-    assert spec.tools == ["elsewhere", "rate"]
-    assert spec.limits == AgentLimits(5, 600.0, 64, 0.5)
-    assert (spec.system, spec.tool_choice, spec.parallel_tool_calls) == ("Be brief.", "rate", False)
-    assert spec.options == {"thinking": {"type": "adaptive"}}
-
-
-def test_a_revision_depends_on_all_of_an_agent_and_on_nothing_else() -> None:
-    def revision(**options: Any) -> str:
-        return App("shop").agent("a", **{"model": "m", **options}).spec.revision
-
-    assert len(revision()) == 16
-    assert int(revision(), 16) >= 0
-    assert revision() == revision()
-    assert revision(thinking={"a": 1, "b": 2}) == revision(thinking={"b": 2, "a": 1})
-    others = [revision(model="n"), revision(system="x"), revision(tools=["t"]), revision(max_turns=2)]
-    assert len({revision(), *others}) == 5
-
-
-def test_a_prompt_is_read_beside_the_file_that_names_it(app: App, beside: Callable[[str, str], str]) -> None:
-    agent = app.agent("a", model="m", system=beside("_prompt.md", "# Be brief\n"))
-    assert agent.spec.system == "# Be brief\n"
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"system": "prompts/none.md"}, r"prompts/none\.md cannot be read.*relative to the file"),
-        ({"system": None}, "system=None"),
-        ({"model": " "}, "model"),
-        ({"tools": ["a", "a"]}, "names 'a' twice"),
-        ({"tools": "a"}, r"tools=\['weather'\]"),
-        ({"tools": ["a b"]}, "'a b'"),
-        ({"tools": [print]}, "no tool of this App"),
-        ({"tool_choice": "b", "tools": ["a"]}, r"tool_choice='b' is none of the agent's tools \['a'\]"),
-        ({"tool_choice": "any"}, "has no tools"),
-        ({"tool_choice": "auto", "tools": ["a"]}, "default"),
-        ({"max_turns": 0}, "max_turns=0"),
-        ({"max_calls_per_turn": 0}, "max_calls_per_turn=0"),
-        ({"max_tokens": "many"}, "max_tokens='many'"),
-        ({"max_cost_usd": 0}, "max_cost_usd=0"),
-        ({"deadline": 0}, "deadline=0"),
-        ({"parallel_hint": 1}, "parallel_hint=1"),
-        ({"temperature": 0.5}, "'temperature' no longer exists"),
-        ({"top_p": 1}, "'top_p' no longer exists"),
-        ({"top_k": 1}, "'top_k' no longer exists"),
-        ({"messages": []}, "'messages' is set by Anabranch"),
-        ({"stream": True}, "'stream' is set by Anabranch"),
-        ({"max_turn": 5}, "did you mean 'max_turns'"),
-        ({"thinking": object()}, "values of JSON"),
-    ],
-)
-def test_a_wrong_agent_is_refused(app: App, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(DefinitionError, match=told) as caught:
-        app.agent("analyst", **{"model": "m", **options})
-    assert f"agent 'analyst' ({__file__}:" in str(caught.value)
-    assert app.agents == {}
-
-
-@pytest.mark.parametrize("name", ["", "a b", "a/b", "a" * 129, "a\n"])
-def test_an_agents_name_fits_the_wire(app: App, name: str) -> None:
-    with pytest.raises(DefinitionError, match="agent name"):
-        app.agent(name, model="m")
-
-
-def test_two_agents_of_one_name_are_refused(app: App) -> None:
-    app.agent("a", model="m")
-    with pytest.raises(DefinitionError, match="already an agent"):
-        app.agent("a", model="m")
 
 
 # --- the App, the Call, the package --------------------------------------------------------------------------

@@ -31,14 +31,15 @@ SOON_S = 10.0
 
 
 class Commits:
-    """In the place of a subscription: every commit is confirmed, and `last` is what stands in the group."""
+    """In the place of a subscription: `last` is what stands in the group, confirmed or not."""
 
     def __init__(self) -> None:
         self.last: dict[Place, Committed] = {}
+        self.confirms = True
 
     async def commit(self, offsets: Mapping[Place, Committed]) -> bool:
         self.last.update(offsets)
-        return True
+        return self.confirms
 
     def pause(self, place: Place) -> None: ...
 
@@ -92,3 +93,17 @@ async def test_a_call_is_not_begun_while_its_mark_does_not_fit_into_the_commit()
     assert await asyncio.wait_for(beginning, SOON_S)
     assert marks.read(0, commits.last[PLACE].metadata).begun == {0}
     committing.cancel()
+
+
+async def test_a_commit_that_may_stand_unconfirmed_is_followed_by_another_even_if_it_says_the_same_as_before() -> None:
+    worker, lane, commits = worker_with({})
+    await worker._commits._commit()
+    before = commits.last[PLACE]
+    commits.confirms = False
+    lane.held["key"] = int(NOW) + 60
+    await worker._commits._commit()
+    assert commits.last[PLACE] != before
+    commits.confirms = True
+    lane.held.clear()
+    await worker._commits._commit()
+    assert commits.last[PLACE] == before
