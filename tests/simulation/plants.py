@@ -1,20 +1,16 @@
 """Bugs to be planted into our own code, one for each promise at least: the checker must notice every one of them.
 
-Responsible for: naming a bug, the promise that it breaks, and where it goes; the code is as it was afterwards.
+Responsible for: naming each bug, and the promise that it breaks.
 Must never: be more than a slip that somebody could make.
-Called by: tests of the simulation.
+Called by: tests of the simulation. Those of snapshots are in `plants_of_cleaning.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-import pytest
 
 from anabranch import messages as m
 from anabranch.agent import conversation, fold
@@ -28,37 +24,7 @@ from anabranch.messages import CallDispatched
 from anabranch.tools.progress import Progress
 from anabranch.tools.serving import Job, Service
 from anabranch.tools.worker import ToolWorker
-
-Patch = pytest.MonkeyPatch
-
-
-@dataclass(frozen=True, slots=True)
-class Plant:
-    """`promise` is the name of the check that must fail, in some of the seeds of `profile` from `start` on."""
-
-    name: str
-    promise: str
-    profile: str
-    start: int
-    dig: Callable[[Patch], None]
-
-
-PLANTS: list[Plant] = []
-
-
-def plant(promise: str, profile: str, start: int = 0) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-    def declare(dig: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        PLANTS.append(Plant(dig.__name__, promise, profile, start, dig))
-        return dig
-
-    return declare
-
-
-@contextmanager
-def planted(bug: Plant) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        bug.dig(patch)
-        yield
+from tests.simulation.planting import Patch, plant
 
 
 @plant("no worker dies", "crashes")

@@ -87,6 +87,15 @@ def job() -> Job:
     return Job(b.Read(*PLACE, 0, 0, b"r/1.a/0", b""), call, "0", NOW, None)
 
 
+async def test_a_worker_that_stops_while_a_call_waits_for_its_commit_lets_others_act() -> None:
+    worker, _, _ = worker_with({})
+    worker._stopping = True
+    worker._commit_now.set()
+    committing = asyncio.create_task(worker._commit_for_ever())
+    await asyncio.sleep(0)  # it hung here: whoever waits for what is set does not yield
+    committing.cancel()
+
+
 async def test_what_retention_has_eaten_of_a_queue_makes_nobody_forget_what_was_begun_above() -> None:
     worker, _, _ = worker_with({})
     eaten = Eaten(marks.Marks(finished=frozenset({11, 13}), begun=frozenset({14})))
