@@ -16,6 +16,8 @@ from anabranch.agent import cleaning, fold, snapshot
 from anabranch.agent.owner import Owner
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.worker import AgentWorker
+from anabranch.kafka.memory import MemorySubscription
+from anabranch.kafka.seam import Place
 from tests.simulation.planting import Patch, plant
 
 
@@ -58,14 +60,14 @@ def what_was_said_of_a_run_since_does_not_matter(patch: Patch) -> None:
     patch.setattr(fold, "_collected", deaf)
 
 
-@plant("a fold from a commit agrees", "long lives, zombies")
+@plant("a fold from a commit agrees", "long lives, crashes")
 def parts_of_two_authors_make_one_snapshot(patch: Patch) -> None:
     collected = fold._collected
 
     def mixing(state: Any, event: m.RunSnapshot, offset: int) -> Any:
         found = state.collecting.get(event.run_id)
-        if found is not None and found.offset == state.last.get(event.run_id):
-            event = replace(event, author=found.author, as_of=found.as_of)
+        if found is not None:
+            event, state.last[event.run_id] = replace(event, author=found.author, as_of=found.as_of), found.offset
         return collected(state, event, offset)
 
     patch.setattr(fold, "_collected", mixing)
@@ -96,9 +98,13 @@ def no_run_is_ever_said_again(patch: Patch) -> None:
     patch.setattr(Owner, "clean", lambda self, age_s: None)
 
 
-@plant("every request is answered", "long lives, zombies")
+@plant("a fold from a commit agrees", "long lives, zombies", start=16)
 def a_fold_goes_on_over_what_retention_has_eaten(patch: Patch) -> None:
+    async def at_the_start(self: MemorySubscription, places: Any) -> dict[Place, int]:
+        return dict.fromkeys(places, 0)
+
     patch.setattr(AgentWorker, "_misses", lambda self, owner, offset: False)
+    patch.setattr(MemorySubscription, "begins", at_the_start)
 
 
 def _said(patch: Patch, change: Callable[[Run], Run]) -> None:
