@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, TooLarge
@@ -30,7 +31,7 @@ class _Item:
 
 @dataclass(slots=True)
 class _Lane:
-    """What waits for one partition; one request is under way at a time, and takes all that waits then."""
+    """What waits for one partition; one request is under way at a time, and takes what waits then."""
 
     partition: Partition
     waiting: deque[_Item] = field(default_factory=deque)
@@ -100,7 +101,7 @@ class MemoryAppender:
         lane.under_way = None
         if not self._link.is_whole:
             return
-        batch = list(lane.waiting)
+        batch = list(islice(lane.waiting, self._link.faults.most()))
         written = [self._log.write(lane.partition, item.record, item.sent_ms) for item in batch]
         lane.under_way = self._link.later(lambda: self._answer(lane, batch, written))
 
