@@ -12,12 +12,13 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
 
 from tests.simulation.checker import violations
+from tests.simulation.evidence import NAMESPACE, Evidence
 from tests.simulation.world import simulate
 
 SHOWN = 8
@@ -58,8 +59,25 @@ def judge(seed: int) -> Verdict:
     met: Counter[str] = Counter(fault.kind for fault in ledger.faults)
     met["model calls"], met["executions"] = len(ledger.model_calls), len(ledger.executions)
     met["runs"] = len(evidence.workload.runs)
+    met["snapshots"], met["snapshots cut short"] = _snapshots(evidence)
+    met["records gone"] = evidence.gone
     met["rebalances asked for"] = sum(" start " in line or " stop " in line for line in ledger.trace)
     return Verdict(seed, evidence.profile.name, violations(evidence), met, ledger.trace)
+
+
+def _snapshots(evidence: Evidence) -> tuple[int, int]:
+    """How many were written to their end, and of how many an author wrote only the first parts."""
+    parts: dict[tuple[bytes | None, ...], set[bytes]] = defaultdict(set)
+    wanted: dict[tuple[bytes | None, ...], int] = {}
+    for place, records in evidence.records.items():
+        for record in records if place.topic == NAMESPACE.log else ():
+            told = dict(record.headers)
+            if told["ce_type"] == b"run.snapshot":
+                key = (record.key, told["ce_source"], told["ce_asof"])
+                parts[key].add(told["ce_part"])
+                wanted[key] = int(told["ce_parts"])
+    whole = sum(len(parts[key]) == wanted[key] for key in parts)
+    return whole, len(parts) - whole
 
 
 def main() -> int:

@@ -131,8 +131,9 @@ def _admitted_once(facts: Facts) -> Iterator[str]:
     """A request opens one life at most."""
     for run in facts.evidence.workload.runs:
         lives = facts.lives_of(run.run_id)
-        if lives > 1 + len(run.again) or (facts.orderly and lives > 1 and not _forgotten(facts, run)):
-            yield f"{run.run_id} was asked for {1 + len(run.again)} times, and has {lives} lives"
+        asked = 1 + len(run.again) + facts.evidence.ledger.asked_again[run.run_id]
+        if lives > asked or (facts.orderly and lives > 1 and not _forgotten(facts, run)):
+            yield f"{run.run_id} was asked for {asked} times, and has {lives} lives"
 
 
 def _forgotten(facts: Facts, run: PlannedRun) -> bool:
@@ -362,9 +363,11 @@ def _gist(run: Run | None) -> Any:
     if run is None:
         return None
     calls = [
-        (call_id, call.result and call.result.outcome) for turn in run.turns for call_id, call in turn.calls.items()
+        (call_id, call.due, call.dispatch, call.token, call.hand_off, call.result)
+        for turn in run.turns
+        for call_id, call in turn.calls.items()
     ]
-    return run.life, run.turn, run.owed, run.ending and run.ending.status, calls
+    return run.life, run.turn, run.owed, run.hand_offs, run.addresses, run.usage, run.ending, calls
 
 
 # --- in words -----------------------------------------------------------------------------------------------------

@@ -36,7 +36,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything that is left when a seed is over. `records` is what lies in each place."""
+    """Everything that is left when a seed is over. `records` is what was ever written in each place; so many of them
+    were `gone` for the workers in the end.
+    """
 
     seed: int
     profile: Profile
@@ -46,6 +48,7 @@ class Evidence:
     records: dict[Place, Sequence[MemoryRecord]]
     commits: dict[str, dict[Place, Committed]]
     samples: list[Sample]
+    gone: int
 
 
 def lags(

@@ -7,11 +7,12 @@ Called by: the doubles in `workload.py`, the world; read by the checker.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-FaultKind = Literal["kill", "freeze", "cut", "expel", "lost commit", "regressed commits"]
+FaultKind = Literal["kill", "freeze", "cut", "expel", "lost commit", "regressed commits", "copy"]
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class Ledger:
     executions: list[Execution] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     deaths: list[str] = field(default_factory=list)
+    asked_again: Counter[str] = field(default_factory=Counter)  # by run: the copies of its request that we made
     trace: list[str] = field(default_factory=list)
 
     def say(self, text: str) -> None:

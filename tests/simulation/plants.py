@@ -1,20 +1,16 @@
 """Bugs to be planted into our own code, one for each promise at least: the checker must notice every one of them.
 
-Responsible for: naming a bug, the promise that it breaks, and where it goes; the code is as it was afterwards.
+Responsible for: naming each bug, and the promise that it breaks.
 Must never: be more than a slip that somebody could make.
-Called by: tests of the simulation.
+Called by: tests of the simulation. Those of snapshots are in `plants_of_cleaning.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-import pytest
 
 from anabranch import messages as m
 from anabranch.agent import conversation, fold
@@ -30,37 +26,7 @@ from anabranch.tools.handing_off import HandOffs
 from anabranch.tools.progress import Progress
 from anabranch.tools.serving import Job, Service
 from anabranch.tools.worker import ToolWorker
-
-Patch = pytest.MonkeyPatch
-
-
-@dataclass(frozen=True, slots=True)
-class Plant:
-    """`promise` is the name of the check that must fail, in some of the seeds of `profile` from `start` on."""
-
-    name: str
-    promise: str
-    profile: str
-    start: int
-    dig: Callable[[Patch], None]
-
-
-PLANTS: list[Plant] = []
-
-
-def plant(promise: str, profile: str, start: int = 0) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-    def declare(dig: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        PLANTS.append(Plant(dig.__name__, promise, profile, start, dig))
-        return dig
-
-    return declare
-
-
-@contextmanager
-def planted(bug: Plant) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        bug.dig(patch)
-        yield
+from tests.simulation.planting import Patch, plant
 
 
 @plant("no worker dies", "crashes")
@@ -82,7 +48,7 @@ def one_result_is_dropped(patch: Patch) -> None:
     patch.setattr(Service, "deliver", dropping)
 
 
-@plant("every request is answered", "crashes")
+@plant("every request is answered", "crashes", start=11)
 def a_call_is_marked_before_its_result_is_appended(patch: Patch) -> None:
     execute = Service.execute
 
@@ -105,14 +71,14 @@ def the_fold_has_a_defect(patch: Patch) -> None:
     patch.setattr(fold, "_owe", broken)
 
 
-@plant("answers of one life are identical", "crashes and rebalances", start=35)
+@plant("answers of one life are identical", "crashes and rebalances", start=37)
 def an_answer_depends_on_who_gives_it(patch: Patch) -> None:
     count = itertools.count()
     made = "anabranch.agent.publishing.answer"
     patch.setattr(made, lambda run, brief=False: answer(run, brief) + b" " * next(count))
 
 
-@plant("a request is admitted once", "crashes and rebalances", start=9)
+@plant("a request is admitted once", "crashes and rebalances", start=35)
 def a_new_owner_begins_with_the_first_request(patch: Patch) -> None:
     begin, link = Owner.begin, fold._fold_link
 
@@ -147,7 +113,7 @@ def a_request_says_when_it_was_made(patch: Patch) -> None:
     patch.setattr(made, lambda *args: conversation.request_body(*args) + b" " * next(count))
 
 
-@plant("results are true", "crashes", start=16)
+@plant("results are true", "crashes", start=19)
 def a_begun_call_counts_as_ok(patch: Patch) -> None:
     unknown = Service.unknown
     patch.setattr(Service, "unknown", lambda self: replace(unknown(self), outcome="ok"))
@@ -176,7 +142,7 @@ def a_hand_off_is_not_waited_for(patch: Patch) -> None:
     patch.setattr(Owner, "_may_call", lambda self, run: True)
 
 
-@plant("a reply in the log is never paid again", "crashes and rebalances", start=6)
+@plant("a reply in the log is never paid again", "crashes and rebalances", start=10)
 def an_owner_acts_before_it_has_read_the_log(patch: Patch) -> None:
     resume = Owner.resume
     patch.setattr(Owner, "resume", lambda self, end: resume(self, 0))
@@ -190,7 +156,7 @@ def a_running_call_is_not_handed_off(patch: Patch) -> None:
     patch.setattr(HandOffs, "tell", forget)
 
 
-@plant("a tool call is executed once per fault", "orderly, rough", start=117)
+@plant("a tool call is executed once per fault", "deploys", start=25)
 def a_worker_that_stops_keeps_no_rebalance_waiting(patch: Patch) -> None:
     revoked = ToolWorker.revoked
 
@@ -201,7 +167,7 @@ def a_worker_that_stops_keeps_no_rebalance_waiting(patch: Patch) -> None:
     patch.setattr(ToolWorker, "revoked", at_once)
 
 
-@plant("no worker dies", "orderly")
+@plant("no worker dies", "orderly", start=18)
 def what_was_revoked_before_attach_is_taken_over(patch: Patch) -> None:
     forget = Membership.forget
 
@@ -218,7 +184,7 @@ def a_release_does_not_say_what_is_done(patch: Patch) -> None:
     patch.setattr(Owner, "_done_now", lambda self: 0)
 
 
-@plant("a call is published once", "crashes and rebalances", start=13)
+@plant("a call is published once", "crashes and rebalances", start=18)
 def any_dispatch_wins(patch: Patch) -> None:
     folded = fold._fold_call
 
@@ -231,13 +197,13 @@ def any_dispatch_wins(patch: Patch) -> None:
     patch.setattr(Publisher, "_may_publish", lambda self, due, may_dispatch: True)
 
 
-@plant("at most once", "crashes", start=16)
+@plant("at most once", "crashes", start=19)
 def what_was_begun_is_executed_again(patch: Patch) -> None:
     take = Progress.take
     patch.setattr(Progress, "take", lambda self, offset: take(self, offset).replace("begun", "new"))
 
 
-@plant("at most once", "crashes", start=16)
+@plant("at most once", "crashes", start=19)
 def a_call_begins_before_it_is_committed_as_begun(patch: Patch) -> None:
     async def at_once(self: Commits, *args: Any) -> bool:
         return True
@@ -264,12 +230,12 @@ def serial_keys_do_not_count(patch: Patch) -> None:
     patch.setattr(Job, "serial_key", None)
 
 
-@plant("serial keys go one by one", "orderly", start=25)
+@plant("serial keys go one by one", "orderly", start=26)
 def the_next_owner_does_not_hold_the_key(patch: Patch) -> None:
     patch.setattr(ToolWorker, "_held_until", lambda self, job: 0.0)
 
 
-@plant("no lag is left", "orderly", start=17)
+@plant("no lag is left", "orderly", start=21)
 def a_note_that_is_done_is_kept_for_ever(patch: Patch) -> None:
     low = Owner._low
 

@@ -11,10 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass
 from typing import Any, TypeVarTuple
 
+from anabranch.kafka.memory import MemoryBroker
 from anabranch.kafka.memory_group import Group
 from anabranch.kafka.memory_read import MemorySubscription
+from anabranch.runtime import Shutdown
+from tests.simulation.faults import Role
 from tests.support.virtual import VirtualLoop
 
 Args = TypeVarTuple("Args")
@@ -63,6 +67,24 @@ class Process:
             asyncio.get_running_loop().call_soon(self._on_doom, self, context=Context())
             return False
         return True
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One process of the fleet."""
+
+    process: Process
+    role: Role
+    broker: MemoryBroker
+    shutdown: Shutdown
+    task: asyncio.Task[int] | None = None
+    dead: bool = False
+    leaving: bool = False
+    hurt: bool = False
+
+    @property
+    def is_up(self) -> bool:
+        return not self.dead and not self.leaving and not self.hurt and self.shutdown.ready.is_set()
 
 
 class _Step:

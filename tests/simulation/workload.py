@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
@@ -65,18 +66,16 @@ class Workload:
     bad: tuple[BadRequest, ...]
 
 
-def draw(chance: Random) -> Workload:
-    """A workload of about half a minute."""
-    runs = tuple(_run(chance, number) for number in range(chance.randint(2, 6)))
+def draw(chance: Random, batches: Sequence[int]) -> Workload:
+    """A workload of about half a minute, or longer if runs have more batches than one or two."""
+    runs = tuple(_run(chance, number, batches) for number in range(chance.randint(2, 6)))
     bad = tuple(_bad(chance, number) for number in range(chance.choice((0, 0, 1, 2))))
     return Workload(runs, bad)
 
 
-def _run(chance: Random, number: int) -> PlannedRun:
+def _run(chance: Random, number: int, lengths: Sequence[int]) -> PlannedRun:
     at = chance.uniform(0, 25)
-    batches = tuple(
-        tuple(_call(chance) for _ in range(chance.randint(1, 4))) for _ in range(chance.choice((0, 1, 1, 1, 2)))
-    )
+    batches = tuple(tuple(_call(chance) for _ in range(chance.randint(1, 4))) for _ in range(chance.choice(lengths)))
     again = ((at + chance.uniform(0, 30), chance.randrange(INBOXES)),) if chance.random() < 0.2 else ()
     cancel_at = at + chance.uniform(0, 15) if chance.random() < 0.1 else None
     deadline_s = chance.uniform(1, 20) if chance.random() < 0.05 else None

@@ -21,49 +21,26 @@ from anabranch.agent.thinking import Clockwork
 from anabranch.app import App
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing, cloud_event, encode
-from anabranch.config import AgentSettings, KafkaSettings, Settings, ToolSettings, WorkerSettings
-from anabranch.kafka.memory import MemoryBroker, MemoryRecord, Timing
+from anabranch.config import Settings
+from anabranch.kafka.memory import MemoryBroker, MemoryRecord
 from anabranch.kafka.memory_append import MemoryAppender
 from anabranch.kafka.seam import Committed, Place
 from anabranch.messages import ReplyTo, RunCancelled, RunRequest
 from anabranch.runtime import Shutdown, serve_agent, serve_tools
 from anabranch.topics import partition_of
-from tests.simulation import faults, workload
-from tests.simulation.evidence import EPOCH, NAMESPACE, PARTITIONS, Evidence, Sample, lags, specs
+from tests.simulation import conditions, faults, workload
+from tests.simulation.archive import GROUPS, Archive
+from tests.simulation.evidence import EPOCH, NAMESPACE, PARTITIONS, Evidence, lags, specs
 from tests.simulation.faults import Event, Profile, Role
-from tests.simulation.ledger import Ledger
-from tests.simulation.processes import PROCESS, Process, ProcessLoop
+from tests.simulation.ledger import FaultKind, Ledger
+from tests.simulation.processes import PROCESS, Process, ProcessLoop, Worker
 from tests.simulation.workload import INBOXES, QUEUE, Outside, SimulatedModel
 
-SKEW_S: Final = 2.0
+LOOK_S: Final = 2.0
+"""How often the archive looks at what is committed, and retention takes what it may."""
 ANSWERED_S: Final = 600.0
 """Virtual seconds in which everything has to be answered once all is calm."""
-READ_S: Final = 60.0
-TIMING: Final = Timing(heartbeat_s=0.1, rebalance_s=12.0, session_s=6.0, request_s=3.0)
-SETTINGS: Final = Settings(
-    kafka=KafkaSettings(partitions=PARTITIONS),
-    worker=WorkerSettings(namespace=NAMESPACE.name, drain_s=30.0, commit_s=0.5, heartbeat_s=5.0),
-    agent=AgentSettings(model_backoff_s=0.2, model_backoff_max_s=1.0, hand_off_s=40.0),
-    tool=ToolSettings(hand_off_s=60.0, threads=1, processes=1),
-)
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One process of the fleet."""
-
-    process: Process
-    role: Role
-    broker: MemoryBroker
-    shutdown: Shutdown
-    task: asyncio.Task[int] | None = None
-    dead: bool = False
-    leaving: bool = False
-    hurt: bool = False
-
-    @property
-    def is_up(self) -> bool:
-        return not self.dead and not self.leaving and not self.hurt and self.shutdown.ready.is_set()
+READ_S: Final = 300.0
 
 
 def simulate(seed: int, profile: Profile | None = None) -> Evidence:
@@ -85,6 +62,7 @@ class _World:
     wanted: Profile | None
     chance: Random = field(init=False)
     profile: Profile = field(init=False)
+    settings: Settings = field(init=False)
     slow_s: float = field(init=False)
     ledger: Ledger = field(init=False)
     outside: Outside = field(init=False)
@@ -94,26 +72,30 @@ class _World:
     workers: list[Worker] = field(default_factory=list)
     kept: list[Any] = field(default_factory=list)
     later: set[asyncio.Task[None]] = field(default_factory=set)
-    samples: list[Sample] = field(default_factory=list)
-    old: dict[str, list[dict[Place, Committed]]] = field(default_factory=dict)
+    archive: Archive = field(init=False)
     calm: bool = False
 
     async def run(self) -> Evidence:
         self.chance = Random(self.seed)
         self.profile = self.wanted or self.chance.choice(faults.PROFILES)
         self.slow_s = self.chance.choice(faults.SLOW_S)
+        self.settings = conditions.settings(self.profile, self.chance)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unhandled)
         self.ledger = Ledger(loop.time)
-        self.outside = Outside(workload.draw(self.chance), self.ledger, Random(self.chance.random()))
+        self.outside = Outside(
+            workload.draw(self.chance, self.profile.lives.batches), self.ledger, Random(self.chance.random())
+        )
         self.app = workload.app_of(self.outside)
         self.broker = MemoryBroker(
             specs(),
             clock=lambda: EPOCH + loop.time(),
             metadata=self.profile.metadata,
-            timing=TIMING,
+            timing=conditions.TIMING,
             random=Random(self.chance.random()),
         )
+        retention = self.chance.choice(self.profile.lives.retention)
+        self.archive = Archive(self.broker, retention, lambda: EPOCH + loop.time())
         async with self.broker.appender() as self.client:
             await self._live()
         evidence = self._evidence()
@@ -148,7 +130,7 @@ class _World:
             agenda.append((bad.at, lambda bad=bad: self._send(_request(bad.run_id, bad.body))))  # type: ignore[misc]
         for event in faults.schedule(self.profile, self.chance):
             agenda.append((event.at, lambda event=event: self._happen(event)))  # type: ignore[misc]
-        agenda += [(float(at), self._sample) for at in range(5, 60, 10)]
+        agenda += [(at * LOOK_S, self.archive.look) for at in range(1, 30)]
         return sorted(agenda, key=lambda entry: entry[0])
 
     def _ask(self, run: workload.PlannedRun, inbox: int) -> None:
@@ -188,15 +170,14 @@ class _World:
         return worker
 
     async def _serve(self, worker: Worker, chance: Random) -> int:
-        loop, skew = asyncio.get_running_loop(), chance.uniform(-SKEW_S, SKEW_S)
-        clockwork = Clockwork(lambda: EPOCH + loop.time() + skew, lambda: f"{chance.getrandbits(64):016x}", chance)
+        clockwork = Clockwork(conditions.clock(chance), lambda: f"{chance.getrandbits(64):016x}", chance)
         if worker.role == "agent":
             return await serve_agent(
-                self.app, SETTINGS, worker.shutdown, broker=worker.broker, model=SimulatedModel(self.outside),
+                self.app, self.settings, worker.shutdown, broker=worker.broker, model=SimulatedModel(self.outside),
                 clockwork=clockwork,
             )  # fmt: skip
         return await serve_tools(
-            self.app, QUEUE, SETTINGS, worker.shutdown, broker=worker.broker, lenient=True, clockwork=clockwork
+            self.app, QUEUE, self.settings, worker.shutdown, broker=worker.broker, lenient=True, clockwork=clockwork
         )
 
     def _ended(self, worker: Worker, task: asyncio.Task[int]) -> None:
@@ -216,10 +197,21 @@ class _World:
     # --- faults --------------------------------------------------------------------------------------------------
 
     def _happen(self, event: Event) -> None:
-        self._sample()
-        able = [worker for worker in self.workers if worker.role == event.role and worker.is_up]
-        if event.what == "regress":
-            return self._regress(event)
+        self.archive.look()
+        up = [worker for worker in self.workers if worker.is_up]
+        able = [worker for worker in up if worker.role == event.role]
+        match event.what:
+            case "regress":
+                return self._regress(event)
+            case "copy":
+                return self._copy(event)
+            case "deploy":
+                return self._deploy(event, up)
+            case "freeze two" if len(up) > 1:
+                first = int(event.pick * len(up))
+                for worker in (up[first], up[first - 1]):
+                    self._hold(worker, event)
+                return None
         if event.what == "add" or not able:
             if sum(worker.is_up for worker in self.workers) < 6:
                 self._start(event.role)
@@ -266,8 +258,8 @@ class _World:
 
     def _hold(self, worker: Worker, event: Event) -> None:
         """A zombie: frozen, or cut off while it runs on; later it is back."""
-        kind = "freeze" if event.what == "freeze" else "cut"
-        self.ledger.fault(kind, worker.process.name, event.for_s + 1.0)  # type: ignore[arg-type]
+        kind: FaultKind = "cut" if event.what == "cut" else "freeze"
+        self.ledger.fault(kind, worker.process.name, event.for_s + 1.0)
         worker.hurt = True
         worker.broker.cut()
         if kind == "freeze":
@@ -290,12 +282,35 @@ class _World:
         """The commits of a group go back to what they were, or are lost; a rebalance makes it matter."""
         group = NAMESPACE.agents_group if event.role == "agent" else NAMESPACE.tools_group(QUEUE)
         commits = cast(dict[Place, Committed], self.broker.commits(group))
-        older = self.old.get(group, [])
+        older = self.archive.older[group]
         self.ledger.fault("regressed commits", group)
         commits.clear()
         if older and event.pick < 0.7:
             commits.update(older[int(event.for_s) % len(older)])
         self._start(event.role)
+
+    def _deploy(self, event: Event, up: Sequence[Worker]) -> None:
+        """A rolling deploy of both roles: one after the other is told to stop, and has a successor."""
+        for turn, worker in enumerate(up):
+            self._after(turn * event.for_s / 3, lambda worker=worker: self._replace(worker))  # type: ignore[misc]
+
+    def _replace(self, worker: Worker) -> None:
+        if worker.is_up:
+            self._stop(worker)
+            self._start(worker.role)
+
+    def _copy(self, event: Event) -> None:
+        """A record of some topic comes again, long after. Calls that must not be executed twice are left out: who
+        has them executed is whoever copies them."""
+        topic = (NAMESPACE.requests, NAMESPACE.log, NAMESPACE.log, NAMESPACE.calls(QUEUE), NAMESPACE.registry)
+        place = Place(topic[event.steps % len(topic)], 0 if event.steps % len(topic) == 4 else event.steps % 2)
+        known = [record for record in self.archive.records(*place) if not _at_most_once(record)]
+        if known:
+            record = known[int(event.pick * len(known))]
+            self.ledger.fault("copy", f"{place.topic}/{place.partition}/{record.offset}")
+            if place.topic == NAMESPACE.requests:
+                self.ledger.asked_again[(record.key or b"").decode()] += 1
+            self._send(Outgoing(place.topic, record.key, record.value, tuple(record.headers), place.partition))
 
     def _members_of(self, worker: Worker) -> list[Any]:
         return list(worker.broker._subscriptions)
@@ -324,46 +339,36 @@ class _World:
 
     async def _until(self, condition: Callable[[], bool], within_s: float) -> None:
         end = self.ledger.now() + within_s
-        while not condition() and self.ledger.now() < end:  # noqa: ASYNC110 - virtual seconds cost nothing
-            await asyncio.sleep(1.0)
+        while not condition() and self.ledger.now() < end:
+            await asyncio.sleep(1.0)  # virtual seconds cost nothing
+            self.archive.look()
 
     def _all_answered(self) -> bool:
-        answered = {record.key for inbox in range(INBOXES) for record in self._records(NAMESPACE.responses, inbox)}
+        records = self.archive.records
+        answered = {record.key for inbox in range(INBOXES) for record in records(NAMESPACE.responses, inbox)}
         wanted = [run.run_id for run in self.outside.workload.runs] + [b.run_id for b in self.outside.workload.bad]
         return all(run_id.encode() in answered for run_id in wanted)
 
     def _all_read(self) -> bool:
         """Whether every record is done with, as far as the groups have committed."""
-        return not any(lag for lag in lags(self.broker.commits, self._records).values())
-
-    def _records(self, topic: str, partition: int) -> Sequence[MemoryRecord]:
-        return self.broker.records(Place(topic, partition))
-
-    def _sample(self) -> None:
-        commits = self.broker.commits(NAMESPACE.agents_group)
-        self.old.setdefault(NAMESPACE.agents_group, []).append(dict(commits))
-        tools = NAMESPACE.tools_group(QUEUE)
-        self.old.setdefault(tools, []).append(dict(self.broker.commits(tools)))
-        for partition in range(PARTITIONS):
-            place = Place(NAMESPACE.log, partition)
-            if place in commits:
-                end = len(self.broker.records(place))
-                self.samples.append(Sample(partition, commits[place], end, EPOCH + self.ledger.now()))
+        found = lags(self.broker.commits, self.archive.records)
+        told = self.profile.metadata  # without it, low stays at the last event that took a request up
+        return not any(lag for place, lag in found.items() if told or place.topic != NAMESPACE.log)
 
     def _evidence(self) -> Evidence:
-        self._sample()
+        self.archive.look()
         looked_at = [spec for spec in specs() if spec.name != NAMESPACE.registry]
         places = [Place(spec.name, number) for spec in looked_at for number in range(spec.partitions)]
-        groups = (NAMESPACE.agents_group, NAMESPACE.tools_group(QUEUE))
         return Evidence(
             seed=self.seed,
             profile=self.profile,
             workload=self.outside.workload,
             calls=self.outside.calls,
             ledger=self.ledger,
-            records={place: self.broker.records(place) for place in places},
-            commits={group: dict(self.broker.commits(group)) for group in groups},
-            samples=self.samples,
+            records={place: self.archive.records(*place) for place in places},
+            commits={group: dict(self.broker.commits(group)) for group in GROUPS},
+            samples=self.archive.samples,
+            gone=sum(map(len, self.archive.gone.values())),
         )
 
     async def _clear_up(self) -> None:
@@ -382,6 +387,10 @@ class _World:
                 task.cancel()
             await asyncio.wait(tasks, timeout=1.0)
         raise AssertionError(f"seed={self.seed}: tasks do not end: {[task.get_name() for task in tasks]}")
+
+
+def _at_most_once(record: MemoryRecord) -> bool:
+    return any(b'"tool":"%s"' % tool.encode() in (record.value or b"") for tool in workload.AT_MOST_ONCE)
 
 
 def _request(run_id: str, body: bytes, misplaced: bool = False) -> Outgoing:

@@ -333,6 +333,22 @@ def test_what_retention_took_is_not_delivered_and_begins_says_so() -> None:
     assert virtually(story) == [3, 4]
 
 
+def test_where_retention_took_all_that_was_left_the_position_is_the_end() -> None:
+    async def story() -> list[int]:
+        broker = MemoryBroker(SPECS)
+        async with broker.appender() as appender:
+            await asyncio.gather(*[appender.append(record_for(LOG, b"x")) for _ in range(5)])
+        broker.trim(LOG, 5)
+        process = await Process(broker, Member(begin={LOG: 1})).begun()
+        await settled(lambda: process.member.positions.get(LOG) == 5)
+        async with broker.reader([LOG], {LOG: 1}) as reader:
+            assert await reader.read(1.0) == []
+        await process.end()
+        return process.member.offsets(LOG)
+
+    assert virtually(story) == []
+
+
 @pytest.mark.parametrize(
     ("members", "partitions", "shares"),
     [

@@ -7,7 +7,7 @@ Called by: pytest.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from tests.support import builders as b
@@ -46,6 +46,22 @@ class Commits:
     def resume(self, place: Place) -> None: ...
 
 
+class Eaten:
+    """In the place of a subscription: the partition begins at 12, and the group had committed at 10."""
+
+    def __init__(self, known: marks.Marks) -> None:
+        self._committed, self.sought = Committed(10, marks.write(10, known)), -1
+
+    async def begins(self, places: Iterable[Place]) -> dict[Place, int]:
+        return dict.fromkeys(places, 12)
+
+    async def committed(self, places: Iterable[Place]) -> dict[Place, Committed]:
+        return dict.fromkeys(places, self._committed)
+
+    def seek(self, place: Place, offset: int) -> None:
+        self.sought = offset
+
+
 def worker_with(held: Mapping[str, int]) -> tuple[ToolWorker, Lane, Commits]:
     """A worker that has taken the call at offset 0, and holds these serial keys for others."""
     app, clock = App("t"), lambda: NOW
@@ -71,6 +87,25 @@ def job() -> Job:
         deadline=NOW + 60, idempotency_key="k", reply=ReplyTopic(b.LOG, 0),
     )  # fmt: skip
     return Job(b.Read(*PLACE, 0, 0, b"r/1.a/0", b""), call, "0", NOW, None)
+
+
+async def test_a_worker_that_stops_while_a_call_waits_for_its_commit_lets_others_act() -> None:
+    worker, _, _ = worker_with({})
+    worker._membership.stopping = True
+    worker._commits._at_once.set()
+    committing = asyncio.create_task(worker._commits.run())
+    await asyncio.sleep(0)  # it hung here: whoever waits for what is set does not yield
+    committing.cancel()
+
+
+async def test_what_retention_has_eaten_of_a_queue_makes_nobody_forget_what_was_begun_above() -> None:
+    worker, _, _ = worker_with({})
+    eaten = Eaten(marks.Marks(finished=frozenset({11, 13}), begun=frozenset({14})))
+    worker._membership._subscription = cast(Subscription, eaten)
+    await worker.take_over(frozenset({PLACE}))
+    progress = worker._lanes[PLACE].progress
+    assert eaten.sought == 12
+    assert [progress.take(offset) for offset in range(12, 16)] == ["new", "known", "begun", "new"]
 
 
 async def test_a_call_is_begun_only_when_the_commit_says_so() -> None:

@@ -290,9 +290,9 @@ def _info(
 
 
 def _clockwork() -> Clockwork:
-    return Clockwork(time.time, lambda: secrets.token_hex(8), random.Random())
+    host = "".join(c if c.isalnum() or c in "._-" else "-" for c in socket.gethostname())[:60]
+    return Clockwork(time.time, lambda: secrets.token_hex(8), random.Random(), f"{host}-{os.getpid()}")
 
 
 def _new_worker_id(role: str, clockwork: Clockwork) -> str:
-    host = "".join(c if c.isalnum() or c in "._-" else "-" for c in socket.gethostname())[:60]
-    return f"{role}-{host}-{os.getpid()}-{clockwork.new_id()[:6]}"
+    return f"{role}-{clockwork.process}-{clockwork.new_id()[:6]}"

@@ -52,11 +52,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Clockwork:
-    """What is not pure: the time in epoch seconds, ids, chance. A simulation puts in its own."""
+    """What is not pure: the time in epoch seconds, ids, chance, what this process is called. A simulation puts in its
+    own."""
 
     now: Callable[[], float]
     new_id: Callable[[], str]
     chance: random.Random
+    process: str = "process"
 
 
 class Thinker:

@@ -47,6 +47,7 @@ class AgentWorker:
         self._admitting: dict[int, asyncio.Task[None]] = {}
         self._committed: dict[Place, Committed] = {}
         self._commit_now = asyncio.Event()
+        self._gaps: dict[int, int] = {}  # where, in a partition's log, records seemed to be missing
         self._metadata_kept: bool | None = None
         self._over = asyncio.Event()
 
@@ -105,8 +106,7 @@ class AgentWorker:
         log.info("assigned %d partitions: %s", len(ours), ours)
         self._assigned_at = asyncio.get_running_loop().time()
         for partition in self._owners.keys() - set(ours):
-            self._owners.pop(partition).drop()
-            self._admissions.pop(partition)
+            self._forget(partition)
         self._membership.assigned(places)
 
     def _ours(self, places: frozenset[Place]) -> list[int]:
@@ -118,29 +118,47 @@ class AgentWorker:
 
     def records(self, place: Place, records: Sequence[Record]) -> None:
         owner, admission = self._owners.get(place.partition), self._admissions.get(place.partition)
-        if owner is None or admission is None or self._membership.stopping:
+        membership = self._membership
+        if owner is None or admission is None or membership.stopping or membership.is_taking_over:
             return
-        if place.topic == self._log:
-            owner.fold(records)
-            admission.folded()
-            self._feed_again(place.partition, admission)
-        else:
+        if place.topic != self._log:
             admission.feed(records)
             if admission.full:
                 self.subscription.pause(place)
+        elif self._misses(owner, records[0].offset):
+            self._membership.take_over_again()
+        else:
+            owner.fold(records)
+            admission.folded()
+            self._feed_again(place.partition, admission)
 
     def position(self, place: Place, offset: int) -> None:
         owner = self._owners.get(place.partition)
-        if self._membership.stopping or owner is None:
+        if self._membership.stopping or self._membership.is_taking_over or owner is None:
             return
-        if place.topic == self._log:
+        if place.topic != self._log:
+            self._feed_again(place.partition, self._admissions[place.partition])
+        elif self._misses(owner, offset):
+            self._membership.take_over_again()
+        else:
             owner.caught_up(offset)
-        elif (admission := self._admissions.get(place.partition)) is not None:
-            self._feed_again(place.partition, admission)
 
     def _feed_again(self, partition: int, admission: Admission) -> None:
         if partition in self._admitting and admission.hungry:
             self.subscription.resume(Place(self._requests, partition))
+
+    def _misses(self, owner: Owner, offset: int) -> bool:
+        """Whether what is read next lies beyond what was folded: retention may have eaten what is in between.
+
+        Markers of a transaction leave a gap as well, so the partition is taken over again, which looks where the
+        log begins; a gap that is still there afterwards is none.
+        """
+        position = owner.state.position
+        if offset <= position or self._gaps.get(owner.partition) == position:
+            return False
+        log.warning("partition %d: %d is read next, and the fold is at %d", owner.partition, offset, position)
+        self._gaps[owner.partition] = position
+        return True
 
     def _stop_admitting(self) -> None:
         for partition, task in self._admitting.items():
@@ -195,7 +213,8 @@ class AgentWorker:
         committed = await self.subscription.committed(logs)
         for place, request_place in zip(logs, requests, strict=True):
             owner, known = self._owners.get(place.partition), read_commit(committed.get(place))
-            if owner is None:
+            if owner is None or owner.state.position < begins[place]:  # a fold with a gap is of another log
+                self._forget(place.partition)
                 owner = self._new_owner(place.partition)
                 position = owner.begin(known, begins[place], ends[place], begins[request_place])
             else:
@@ -203,6 +222,11 @@ class AgentWorker:
                 owner.committed(known.low if known is not None else begins[place])
             self.subscription.seek(place, position)
             owner.caught_up(position)
+
+    def _forget(self, partition: int) -> None:
+        if (owner := self._owners.pop(partition, None)) is not None:
+            owner.drop()
+        self._admissions.pop(partition, None)
 
     def _new_owner(self, partition: int) -> Owner:
         calls = self._calls.get(partition)

@@ -52,6 +52,11 @@ class Membership:
         assert self._subscription is not None, "attach() comes first"
         return self._subscription
 
+    @property
+    def is_taking_over(self) -> bool:
+        """What is delivered meanwhile, of an assignment that was not renewed, is read again."""
+        return self._taking_over is not None and not self._taking_over.done()
+
     def attach(self, subscription: Subscription) -> None:
         """From here on partitions are taken over. The group may have assigned them before."""
         self._subscription = subscription
@@ -65,6 +70,13 @@ class Membership:
     def assigned(self, places: frozenset[Place]) -> None:
         self._assigned = places
         self._start_to_take_over()
+
+    def take_over_again(self) -> None:
+        """Let what is assigned go, and begin anew with it."""
+        assigned = self._assigned
+        self.forget()
+        self._member.let_go()
+        self.assigned(assigned)
 
     async def revoked(self, lost: bool) -> None:
         if self.stopping:

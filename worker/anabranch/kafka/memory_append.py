@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, TooLarge
@@ -29,7 +30,7 @@ class _Sent:
 
 @dataclass(slots=True)
 class _Lane:
-    """What waits for one partition; one request is under way at a time, and takes all that waits then."""
+    """What waits for one partition; one request is under way at a time, and takes what waits then."""
 
     partition: Partition
     waiting: deque[_Sent] = field(default_factory=deque)
@@ -99,7 +100,7 @@ class MemoryAppender:
         lane.under_way = None
         if not self._link.is_whole:
             return
-        batch = list(lane.waiting)
+        batch = list(islice(lane.waiting, self._link.faults.most()))
         offsets = [self._log.write(lane.partition, sent.record, sent.sent_ms) for sent in batch]
         lane.under_way = self._link.later(lambda: self._answer(lane, batch, offsets))
 

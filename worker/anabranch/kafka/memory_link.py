@@ -8,6 +8,7 @@ Called by: the rest of the double, and tests, which give the `Faults`.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -27,13 +28,14 @@ class Faults:
 
     `delay` is the seconds that a request, an answer or a fetch takes. `lost_ack`: records are written, but the
     producer does not hear of it, and writes them again. `blind_ack`: the acknowledgement names no offset.
-    `lost_commit`: a commit is kept, but not confirmed.
+    `lost_commit`: a commit is kept, but not confirmed. `most` is how many records a producer sends at once.
     """
 
     delay: Callable[[], float] = _at_once
     lost_ack: Callable[[], bool] = _never
     blind_ack: Callable[[], bool] = _never
     lost_commit: Callable[[], bool] = _never
+    most: Callable[[], int] = lambda: sys.maxsize
 
     @classmethod
     def seeded(cls, random: Random, rate: float, slowest_s: float) -> Faults:

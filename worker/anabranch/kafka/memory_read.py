@@ -38,12 +38,17 @@ class _Cursor:
     paused: bool = False
 
     @property
+    def next(self) -> int | None:
+        """What is delivered next: retention may have taken what lies at the position."""
+        return None if self.position is None else max(self.position, self.partition.begin)
+
+    @property
     def has_more(self) -> bool:
-        return self.position is not None and not self.paused and self.position < self.partition.end
+        return not self.paused and (following := self.next) is not None and following < self.partition.end
 
     @property
     def is_news(self) -> bool:
-        return self.position is not None and self.reported != self.position <= self.partition.end
+        return (following := self.next) is not None and self.reported != following <= self.partition.end
 
 
 class _Turns:
@@ -212,7 +217,7 @@ class MemorySubscription:
             return False
         place, most = self._turns.choose(ready)
         cursor = self._cursors[place]
-        records = cursor.partition.read(cursor.position or 0, most)
+        records = cursor.partition.read(cursor.next or 0, most)
         cursor.position = records[-1].offset + 1  # before the listener, which may seek
         self._listener.records(place, records)
         return True
@@ -220,9 +225,10 @@ class MemorySubscription:
     def _report(self) -> None:
         """Tell the positions of the places that have been read as far as they go."""
         for place, cursor in list(self._cursors.items()):
-            if cursor.is_news and not cursor.has_more and cursor.position is not None and place in self._cursors:
-                cursor.reported = cursor.position
-                self._listener.position(place, cursor.position)
+            following = cursor.next
+            if cursor.is_news and not cursor.has_more and following is not None and place in self._cursors:
+                cursor.reported = following
+                self._listener.position(place, following)
 
     # --- offsets ----------------------------------------------------------------------------------------------
 
@@ -298,7 +304,8 @@ class MemoryReader:
     def _ready(self) -> list[Place]:
         if not self._link.is_whole:
             return []
-        return [place for place, partition in self._partitions.items() if self._positions[place] < partition.end]
+        places = self._partitions.items()
+        return [place for place, partition in places if max(self._positions[place], partition.begin) < partition.end]
 
 
 def _begin(partition: Partition, start: Start) -> int:

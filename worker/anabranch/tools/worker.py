@@ -140,10 +140,10 @@ class ToolWorker:
 
     def _new_lane(self, place: Place, committed: Committed | None, begin: int) -> Lane:
         position, known = begin, Marks()
-        if committed is not None and committed.offset >= begin:
-            position = committed.offset
+        if committed is not None:
+            position = max(committed.offset, begin)  # retention may have eaten a call that waits for long
             try:
-                known = marks.read(position, committed.metadata)
+                known = marks.read(committed.offset, committed.metadata)
             except WireError as error:
                 log.error("%s/%d: %s: calls may be executed again", *place, error)
         progress = Progress(position, known, self._executing.get(place, {}))
