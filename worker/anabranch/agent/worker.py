@@ -17,7 +17,7 @@ from anabranch.agent.calling import ModelCalls
 from anabranch.agent.owner import Commit, Hooks, Owner
 from anabranch.agent.station import Station
 from anabranch.codec import Record
-from anabranch.errors import AnabranchError, BrokerError
+from anabranch.errors import AnabranchError, BrokerError, Forbidden, TopicsError
 from anabranch.kafka.seam import Broker, Committed, Place, Subscription
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class AgentWorker:
             self._tasks = tasks
             own = [tasks.create_task(self._station.thinker.run(), name="model calls")]
             own.append(tasks.create_task(self._commit_for_ever(), name="commits"))
+            own.append(tasks.create_task(self._station.fate.come(), name="fate"))
             self._start_to_take_over()
             await self._over.wait()
             for task in (*own, self._taking_over, *self._admitting.values()):
@@ -212,6 +213,8 @@ class AgentWorker:
         while True:
             try:
                 return await self._begin(partitions)
+            except (Forbidden, TopicsError):
+                raise  # no repetition cures it: the worker ends, and says why
             except BrokerError as error:
                 log.warning("cannot take over yet: %s", error)
                 await asyncio.sleep(AGAIN_S)

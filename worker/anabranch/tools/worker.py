@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from anabranch.codec import Record, encode
-from anabranch.errors import AnabranchError, ConfigError, WireError
+from anabranch.errors import AnabranchError, ConfigError, Forbidden, TopicsError, WireError
 from anabranch.kafka.seam import Acked, Committed, Place, Subscription
 from anabranch.messages import CallsHandedOff
 from anabranch.tools import marks
@@ -186,7 +186,7 @@ class ToolWorker:
         while True:
             try:
                 return await self._begin(sorted(places))
-            except ConfigError:
+            except (ConfigError, Forbidden, TopicsError):
                 raise
             except AnabranchError as error:
                 log.warning("cannot take over yet: %s", error)
