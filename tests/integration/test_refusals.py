@@ -236,7 +236,7 @@ async def test_topics_that_an_agent_worker_only_writes_to_cost_no_more_than_what
 
 
 async def test_a_full_broker_is_named_and_when_it_has_room_again_nothing_is_lost(
-    kafka: str, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    guarded: Broker, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """KAFKA_STORAGE_ERROR in the place of its answers: a broker with a full disk does not even live to say more."""
     full = asyncio.Event()
@@ -250,7 +250,7 @@ async def test_a_full_broker_is_named_and_when_it_has_room_again_nothing_is_lost
 
     monkeypatch.setattr(AIOKafkaClient, "send", send)
     monkeypatch.setattr(appender, "STUCK_S", 5.0)
-    async with fleet(app, script, settings_for(kafka, namespace)) as running:
+    async with fleet(app, script, settings_for(guarded.bootstrap, namespace)) as running:
         runs = [await running.client.submit("caller", "near far") for _ in range(5)]
         full.set()
         log = f"{namespace}.agent.log"
