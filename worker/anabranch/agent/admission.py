@@ -21,7 +21,6 @@ from anabranch.agent.station import Station
 from anabranch.bodies import dump, read_request, sender_of
 from anabranch.codec import Outgoing, Record, cloud_event, encode
 from anabranch.errors import AnabranchError, InvalidRequest
-from anabranch.kafka.seam import Acked
 from anabranch.specs import AgentSpec
 from anabranch.topics import BODY_BYTES, partition_of
 
@@ -125,7 +124,7 @@ class Admission:
             outgoing = self._encoded(event)
         if record.offset < self.position:
             return  # while we waited, somebody's event of it was folded: ours would be counted after that
-        self._station.send(outgoing).add_done_callback(self._appended)
+        self._station.append_encoded(outgoing)
         opens = run_id if isinstance(event, m.RunRequested) else None
         self._remember(_Link(record.offset, opens, len(outgoing.value or b"")))
 
@@ -137,10 +136,6 @@ class Admission:
 
     def _encoded(self, event: m.Event) -> Outgoing:
         return encode(event, self._station.namespace.log, self._owner.partition, self._station.worker_id)
-
-    def _appended(self, sent: asyncio.Future[Acked]) -> None:
-        if not sent.cancelled() and (error := sent.exception()) is not None:
-            log.critical("partition %d admits nothing more: %s", self._owner.partition, error)
 
     async def _refuse(self, record: Record, run_id: str, reply_to: m.ReplyTo | None, error: InvalidRequest) -> m.Event:
         """A bad request is refused where its run would be: only there it is known whether that is open."""

@@ -11,7 +11,7 @@ from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.codec import Outgoing, Record, encode
 from anabranch.config import AgentSettings, Price
 from anabranch.deadletters import dead_letter
-from anabranch.errors import AnabranchError
+from anabranch.errors import AnabranchError, BrokerError
 from anabranch.kafka.seam import Acked, Appender
 from anabranch.registry import Registry
 from anabranch.topics import Namespace
@@ -33,6 +33,24 @@ class Room:
             self.freed.set()
 
 
+class Fate:
+    """Why this worker cannot go on, once something shows that."""
+
+    def __init__(self) -> None:
+        self._known = asyncio.Event()
+        self._error: Exception | None = None
+
+    def seal(self, error: Exception) -> None:
+        self._error = self._error or error
+        self._known.set()
+
+    async def come(self) -> None:
+        """Ends by raising it."""
+        await self._known.wait()
+        if self._error is not None:
+            raise self._error
+
+
 @dataclass(frozen=True, slots=True)
 class Station:
     """`worker_id` is unique to this process; `source` is what its events carry as `ce_source`."""
@@ -48,12 +66,24 @@ class Station:
     room: Room
     partitions: int
     response_partitions: int
+    fate: Fate = field(default_factory=Fate)
 
     def append(self, partition: int, event: m.Event) -> asyncio.Future[Acked]:
         """Append an event to the run log."""
-        sent = self.send(encode(event, self.namespace.log, partition, self.worker_id))
-        sent.add_done_callback(_tell_failure)
+        return self.append_encoded(encode(event, self.namespace.log, partition, self.worker_id))
+
+    def append_encoded(self, event: Outgoing) -> asyncio.Future[Acked]:
+        sent = self.send(event)
+        sent.add_done_callback(self._see_failure)
         return sent
+
+    def _see_failure(self, sent: asyncio.Future[Acked]) -> None:
+        """Nobody may have to look for it: what cannot be appended will not happen, and without a log nothing can."""
+        if sent.cancelled() or (error := sent.exception()) is None:
+            return
+        log.error("an event could not be appended: %s", error)
+        if isinstance(error, BrokerError):
+            self.fate.seal(error)
 
     def send(self, record: Outgoing, once: bool = False) -> asyncio.Future[Acked]:
         return self.appender.append(record, once)
@@ -65,9 +95,3 @@ class Station:
         except AnabranchError as error:
             where = f"{record.topic}/{record.partition}/{record.offset}"
             log.error("%s could not be kept as a dead letter: %s (its reason: %s)", where, error, reason)
-
-
-def _tell_failure(sent: asyncio.Future[Acked]) -> None:
-    """Nobody may have to look for it: what cannot be appended will not happen."""
-    if not sent.cancelled() and (error := sent.exception()) is not None:
-        log.error("an event could not be appended: %s", error)

@@ -31,6 +31,7 @@ from aiokafka.errors import (
 
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, TooLarge
+from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Acked
 from anabranch.tasks import alongside
 from anabranch.topics import RECORD_BYTES
@@ -49,6 +50,7 @@ _HOPELESS = (
     UnknownTopicOrPartitionError,
     ValueError,
 )
+_HOPELESS_TOPIC = (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
 # How brokers refuse InitProducerId; the embedded one says "unknown". Without it an append may be doubled, no more,
 # and the log's presumptions make the copy harmless.
 _NOT_IDEMPOTENT = (IncompatibleBrokerVersion, UnknownError, UnsupportedVersionError)
@@ -142,6 +144,8 @@ class KafkaAppender:
         return future
 
     def _settled(self, future: asyncio.Future[Acked]) -> None:
+        if not future.cancelled():
+            future.exception()  # it was logged: whoever does not look for it need not be told again
         self._outstanding -= 1
         if self._outstanding == 0:
             self._idle.set()
@@ -160,6 +164,8 @@ class KafkaAppender:
                 await self._serve_with(self._producer)
             except* _Replace:
                 log.warning("a send failed: replacing the producer, %d records go again", self._outstanding)
+            if _is_cancelled():
+                raise asyncio.CancelledError  # a TaskGroup forgets it when one of its tasks fails at that moment
             await _stop(self._producer)
             for lane in self._lanes.values():
                 lane.rewind()
@@ -190,7 +196,11 @@ class KafkaAppender:
             oldest = [next(iter(lane.unacked.values())) for lane in self._lanes.values() if lane.unacked]
             if any(loop.time() - item.sent_at > STUCK_S for item in oldest):
                 topics = sorted({item.record.topic for item in oldest})
-                log.error("nothing was acknowledged for %g s: is the broker full, or gone? (%s)", STUCK_S, topics)
+                log.error(
+                    "nothing was acknowledged for %g s on %s: is the broker full, or gone? See its log and its disks; "
+                    "%d records wait, and go again until it has them",
+                    STUCK_S, ", ".join(topics), self._outstanding,
+                )  # fmt: skip
                 self._broken.set()
 
     async def _connect(self, once: bool = False) -> None:
@@ -238,7 +248,9 @@ class KafkaAppender:
                 sent = await producer.send(
                     r.topic, value=r.value, key=r.key, partition=r.partition, headers=list(r.headers)
                 )
-            except (KafkaError, OSError, ValueError, AssertionError) as error:
+            except _HOPELESS as error:
+                self._refused(lane, item, error)
+            except (KafkaError, OSError) as error:
                 self._failed(lane, item, error)
             else:
                 sent.add_done_callback(partial(self._sent, lane, item))
@@ -257,23 +269,43 @@ class KafkaAppender:
         offset = sent.result().offset
         item.succeed(Acked(offset if offset >= 0 else None))
 
+    def _refused(self, lane: _Lane, item: _Item, error: BaseException) -> None:
+        """Nothing of it was sent, so the producer is as good as before."""
+        self._give_up(lane, item, error)
+        lane.trying = False
+
+    def _give_up(self, lane: _Lane, item: _Item, error: BaseException) -> None:
+        """A record that no repetition writes. If that is for its topic, those that wait behind it wait in vain."""
+        explained = self._explained(item.record, error)
+        log.error("a record is given up: %s", explained)
+        lane.unacked.pop(id(item), None)
+        item.fail(explained)
+        if isinstance(error, _HOPELESS_TOPIC):
+            for other in lane.waiting:
+                other.fail(self._explained(other.record, error))
+            lane.waiting.clear()
+
     def _failed(self, lane: _Lane, item: _Item, error: BaseException | None) -> None:
         """It may have been written. Whatever cannot be cured fails alone; the rest goes again."""
         if isinstance(error, MessageSizeTooLargeError) and not item.was_alone:
             for other in lane.unacked.values():  # the broker refused a batch: whose fault was it?
                 other.alone = True
         elif isinstance(error, _HOPELESS):
-            del lane.unacked[id(item)]
-            item.fail(_explained(item.record, error))
-        log.warning("a send to %s failed: %r", item.record.topic, error)
+            self._give_up(lane, item, error)
+        else:
+            log.warning("a send to %s failed: %r", item.record.topic, error)
         self._broken.set()
 
+    def _explained(self, record: Outgoing, error: BaseException) -> Exception:
+        if isinstance(error, MessageSizeTooLargeError):
+            return TooLarge(f"a record of {record.size} bytes is larger than {record.topic} takes (max.message.bytes)")
+        refused = refusal(error, self._arguments, "Write", record.topic)
+        return refused or BrokerError(f"cannot write to {record.topic}: {type(error).__name__}: {error}")
 
-def _explained(record: Outgoing, error: BaseException) -> Exception:
-    if isinstance(error, MessageSizeTooLargeError):
-        return TooLarge(f"a record of {record.size} bytes is larger than {record.topic} takes (max.message.bytes)")
-    mend = "create it with: anabranch topics apply APP" if isinstance(error, UnknownTopicOrPartitionError) else ""
-    return BrokerError(f"cannot write to {record.topic}: {type(error).__name__}: {error} {mend}".rstrip())
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
