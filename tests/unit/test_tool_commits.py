@@ -1,4 +1,4 @@
-"""What a tool worker has to have committed before it executes an at-most-once call.
+"""What a tool worker has to have committed before it executes a call that is at most once, or has a serial key.
 
 Responsible for: `ToolWorker`'s commits, against a subscription that only writes them down. Must never: run a broker.
 Called by: pytest.
@@ -30,12 +30,17 @@ SOON_S = 10.0
 
 
 class Commits:
-    """In the place of a subscription: every commit is confirmed, and `last` is what stands in the group."""
+    """In the place of a subscription: every commit is confirmed while this is a `member`, and `last` is what stands in
+    the group."""
 
     def __init__(self) -> None:
         self.last: dict[Place, Committed] = {}
+        self.member, self.refused = True, asyncio.Event()
 
     async def commit(self, offsets: Mapping[Place, Committed]) -> bool:
+        if not self.member:
+            self.refused.set()
+            return False
         self.last.update(offsets)
         return True
 
@@ -48,6 +53,7 @@ def worker_with(held: Mapping[str, int]) -> tuple[ToolWorker, _Lane, Commits]:
     """A worker that has taken the call at offset 0, and holds these serial keys for others."""
     app, clock = App("t"), lambda: NOW
     app.tool(queue="q", delivery="at_most_once")(refund)
+    app.tool(queue="q", serial_key="account")(book)
     settings = ToolSettings()
     sent = cast(Appender, Sent())
     bench = Bench(Namespace("t"), "w", app, "q", sent, Executor(settings, clock), settings, clock)
@@ -63,18 +69,24 @@ async def refund(cents: int) -> str:
     return str(cents)
 
 
-def job() -> Job:
+async def book(account: str) -> str:
+    """Book."""
+    return account
+
+
+def job(worker: ToolWorker, tool: str = "refund") -> Job:
     call: Any = ToolCall(
-        call_id="r/1.a/0", run_id="r", agent="a", tenant=None, tool="refund", input={"cents": 1}, dispatch=1,
+        call_id="r/1.a/0", run_id="r", agent="a", tenant=None, tool=tool, input={}, dispatch=1,
         deadline=NOW + 60, idempotency_key="k", reply=ReplyTopic(b.LOG, 0),
     )  # fmt: skip
-    return Job(b.Read(*PLACE, 0, 0, b"r/1.a/0", b""), call, "0", NOW, None)
+    return Job(b.Read(*PLACE, 0, 0, b"key", b""), call, "0", NOW, worker._tools[tool])
 
 
 async def test_a_call_is_begun_only_when_the_commit_says_so() -> None:
     worker, lane, commits = worker_with({})
+    worker._metadata_kept = True
     committing = asyncio.create_task(worker._commit_for_ever())
-    assert await asyncio.wait_for(worker._is_confirmed(lane, job()), SOON_S)
+    assert await asyncio.wait_for(worker._may_begin(lane, job(worker)), SOON_S)
     assert marks.read(0, commits.last[PLACE].metadata).begun == {0}
     committing.cancel()
 
@@ -82,12 +94,35 @@ async def test_a_call_is_begun_only_when_the_commit_says_so() -> None:
 async def test_a_call_is_not_begun_while_its_mark_does_not_fit_into_the_commit() -> None:
     """A commit that leaves the partition out confirms nothing of it."""
     worker, lane, commits = worker_with({f"{number:016x}": int(NOW) + 300 for number in range(200)})
+    worker._metadata_kept = True
     committing = asyncio.create_task(worker._commit_for_ever())
-    beginning = asyncio.create_task(worker._is_confirmed(lane, job()))
+    beginning = asyncio.create_task(worker._may_begin(lane, job(worker)))
     _, waiting = await asyncio.wait({beginning}, timeout=20 * COMMIT_S)
     assert waiting
     assert commits.last == {}
     lane.held.clear()  # their time is up
     assert await asyncio.wait_for(beginning, SOON_S)
     assert marks.read(0, commits.last[PLACE].metadata).begun == {0}
+    committing.cancel()
+
+
+async def test_a_serial_call_begins_only_when_the_group_still_counts_us_in() -> None:
+    """A worker that was frozen has calls of the key waiting, which its successor executes by now."""
+    worker, lane, commits = worker_with({})
+    worker._committed[PLACE] = Committed(0, "")  # nothing new is to be said
+    commits.member = False
+    committing = asyncio.create_task(worker._commit_for_ever())
+    beginning = asyncio.create_task(worker._may_begin(lane, job(worker, "book")))
+    await asyncio.wait_for(commits.refused.wait(), SOON_S)
+    assert not beginning.done()
+    worker._let_go()
+    assert not await asyncio.wait_for(beginning, SOON_S)
+    committing.cancel()
+
+
+async def test_a_serial_call_leaves_no_mark_for_it_may_be_executed_again() -> None:
+    worker, lane, commits = worker_with({})
+    committing = asyncio.create_task(worker._commit_for_ever())
+    assert await asyncio.wait_for(worker._may_begin(lane, job(worker, "book")), SOON_S)
+    assert commits.last[PLACE] == Committed(0, "")
     committing.cancel()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -335,7 +335,7 @@ class ToolWorker:
 
     async def _serve(self, lane: _Lane, job: Job) -> None:
         async with self._service.lane(job):
-            if job.at_most_once and self._metadata_kept and not await self._is_confirmed(lane, job):
+            if not await self._may_begin(lane, job):
                 return
             if self._service.is_idle(job.call):
                 self._finish(job)
@@ -370,12 +370,19 @@ class ToolWorker:
             lane.progress.give_back(job.record.offset)
             self.subscription.seek(place, lane.progress.position)
 
-    async def _is_confirmed(self, lane: _Lane, job: Job) -> bool:
-        """Commit that the call may have begun; only what is confirmed in this assignment is executed."""
+    async def _may_begin(self, lane: _Lane, job: Job) -> bool:
+        """Whom the group has expelled learns it from a commit. Others must not find a call of one key, or one that
+        they may not repeat, begun after that."""
+        if job.at_most_once and self._metadata_kept:
+            return await self._is_confirmed(lane, job, lambda: lane.progress.begin(job.record.offset))
+        return job.serial_key is None or await self._is_confirmed(lane, job, lambda: None)
+
+    async def _is_confirmed(self, lane: _Lane, job: Job, mark: Callable[[], None]) -> bool:
+        """Commit, with what `mark` adds to it; only what is confirmed in this assignment is executed."""
         place = Place(job.record.topic, job.record.partition)
         self._commit_now.set()  # once: if that commit fails, the next one is soon enough
         while self._lanes.get(place) is lane and not self._service.is_idle(job.call):
-            lane.progress.begin(job.record.offset)
+            mark()
             confirmed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._confirmations.append((place, confirmed))
             if await confirmed:
@@ -400,7 +407,8 @@ class ToolWorker:
     async def _commit(self) -> None:
         waiting, self._confirmations = self._confirmations, []
         told = self._offsets()  # without those whose marks are more than Kafka takes
-        offsets = {place: at for place, at in told.items() if self._committed.get(place) != at}
+        asked = {place for place, _ in waiting}
+        offsets = {place: at for place, at in told.items() if place in asked or self._committed.get(place) != at}
         confirmed = not offsets or await self.subscription.commit(offsets)
         if confirmed:
             self._committed.update({place: at for place, at in offsets.items() if place in self._lanes})
