@@ -22,6 +22,7 @@ from aiokafka.errors import (
     IncompatibleBrokerVersion,
     InvalidTopicError,
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     TopicAuthorizationFailedError,
     UnknownError,
@@ -160,6 +161,7 @@ class KafkaAppender:
                 await self._serve_with(self._producer)
             except* _Replace:
                 log.warning("a send failed: replacing the producer, %d records go again", self._outstanding)
+                _end_if_cancelled()
             await _stop(self._producer)
             for lane in self._lanes.values():
                 lane.rewind()
@@ -238,6 +240,9 @@ class KafkaAppender:
                 sent = await producer.send(
                     r.topic, value=r.value, key=r.key, partition=r.partition, headers=list(r.headers)
                 )
+            except UnknownTopicOrPartitionError as error:
+                missing = await _is_missing(producer, r.topic)
+                self._failed(lane, item, error if missing else KafkaTimeoutError("no broker could be asked"))
             except (KafkaError, OSError, ValueError, AssertionError) as error:
                 self._failed(lane, item, error)
             else:
@@ -267,6 +272,23 @@ class KafkaAppender:
             item.fail(_explained(item.record, error))
         log.warning("a send to %s failed: %r", item.record.topic, error)
         self._broken.set()
+
+
+def _end_if_cancelled() -> None:
+    """Until Python 3.13 a task group that ends with errors of its own forgets that it was cancelled from outside."""
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def _is_missing(producer: AIOKafkaProducer, topic: str) -> bool:
+    """Whether a broker says that there is no such topic. A new producer that has reached none for `REQUEST_S` says
+    so too, and then the broker is only away: its records must not be given up."""
+    try:
+        async with asyncio.timeout(REQUEST_S):
+            known = await producer.client.fetch_all_metadata()
+    except (KafkaError, OSError, TimeoutError):
+        return False
+    return known.partitions_for_topic(topic) is None
 
 
 def _explained(record: Outgoing, error: BaseException) -> Exception:
