@@ -11,7 +11,7 @@ import asyncio
 import random
 import signal
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from itertools import cycle
@@ -24,7 +24,7 @@ from tests.support.wait import until
 PAUSE_S: Final = (0.3, 3.0)
 FROZEN_S: Final = (SESSION_S * 1.2, SESSION_S * 2)
 MUTE_S: Final = (0.5, 1.5)
-SILENT_S: Final = (SESSION_S * 0.5, SESSION_S * 1.7)
+SILENT_S: Final = (SESSION_S * 1.2, SESSION_S * 1.9)
 DELAYED_S: Final = (2.0, 6.0)
 CALM_S: Final = 3.0
 """Before anything breaks there is work that it can break."""
@@ -80,13 +80,17 @@ class Faults:
         }
 
     async def run(self, seconds: float) -> None:
-        """Break things for so long; each kind comes once before any comes twice."""
-        until, first = time.monotonic() + seconds, self._first()
+        """Break things for so long, or longer: each kind comes once, before any comes twice."""
+        over = time.monotonic() + seconds
         await asyncio.sleep(min(seconds, CALM_S))
+        for phase in self._phases():
+            async with asyncio.TaskGroup() as tasks:
+                for kind in phase:
+                    tasks.create_task(self._do[kind](), name=kind)
+                    await asyncio.sleep(self._chance.uniform(*PAUSE_S))
         async with asyncio.TaskGroup() as tasks:
-            while (left := until - time.monotonic()) > 0:
-                kind = first.popleft() if first else self._drawn()
-                if kind in BROKER:
+            while (left := over - time.monotonic()) > 0:
+                if (kind := self._drawn()) in BROKER:
                     await self._do[kind]()
                 else:
                     tasks.create_task(self._do[kind](), name=kind)
@@ -113,12 +117,13 @@ class Faults:
         with suppress(AssertionError):  # then more of them die before it has: the checker says what it comes to
             await until(goes_on, RECOVERED_S, "the fleet goes on")
 
-    def _first(self) -> deque[FaultKind]:
-        """Each kind once, or once for each role: deploys while nothing else explains what they repeat, then kills, and
-        at last the broker, whose absence hides the rest."""
+    def _phases(self) -> list[list[FaultKind]]:
+        """Each kind once, or once for each role: at first deploys, while nothing else explains what they repeat, and at
+        last the broker, whose absence explains too much."""
         kinds = self._kinds + [kind for kind in self._kinds if kind in BOTH_ROLES]
         mixed = self._chance.sample(kinds, len(kinds))
-        return deque(sorted(mixed, key=lambda kind: (kind in BROKER, kind != "roll", kind != "kill")))
+        workers = [kind for kind in mixed if kind not in PLANNED | BROKER]
+        return [[kind for kind in mixed if kind in PLANNED], workers, [kind for kind in mixed if kind in BROKER]]
 
     def _drawn(self) -> FaultKind:
         return self._chance.choices(self._kinds, [WEIGHTS[kind] for kind in self._kinds])[0]
