@@ -22,9 +22,10 @@ from tests.chaos.ledger import PLANNED, Fault, FaultKind
 from tests.support.wait import until
 
 PAUSE_S: Final = (0.3, 3.0)
-FROZEN_S: Final = (SESSION_S * 1.2, SESSION_S * 2)
+FROZEN_S: Final = (SESSION_S * 1.05, SESSION_S * 1.5)
 MUTE_S: Final = (0.5, 1.5)
-SILENT_S: Final = (SESSION_S * 1.2, SESSION_S * 1.9)
+SILENT_S: Final = FROZEN_S
+"""Little beyond the session: who comes back finds its successor at work on the same turns."""
 DELAYED_S: Final = (2.0, 6.0)
 CALM_S: Final = 3.0
 """Before anything breaks there is work that it can break."""
