@@ -23,7 +23,7 @@ from tests.support.kafka_admin import answers
 from tests.support.kafka_sources import KafkaFailed, KafkaUnavailable, Node, Source, find_source
 from tests.support.process import GuardedProcess, free_ports, is_listening, tail
 
-READY_DEADLINE_S = 60.0
+READY_DEADLINE_S = 180.0
 PORT_TAKEN = re.compile("address already in use|port is already allocated", re.IGNORECASE)  # Java's words, Docker's
 BOOTSTRAP_VARIABLE = "ANABRANCH_TEST_BOOTSTRAP"
 

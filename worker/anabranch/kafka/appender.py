@@ -22,6 +22,7 @@ from aiokafka.errors import (
     IncompatibleBrokerVersion,
     InvalidTopicError,
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     TopicAuthorizationFailedError,
     UnknownError,
@@ -164,8 +165,7 @@ class KafkaAppender:
                 await self._serve_with(self._producer)
             except* _Replace:
                 log.warning("a send failed: replacing the producer, %d records go again", self._outstanding)
-            if _is_cancelled():
-                raise asyncio.CancelledError  # a TaskGroup forgets it when one of its tasks fails at that moment
+            _end_if_cancelled()
             await _stop(self._producer)
             for lane in self._lanes.values():
                 lane.rewind()
@@ -248,6 +248,11 @@ class KafkaAppender:
                 sent = await producer.send(
                     r.topic, value=r.value, key=r.key, partition=r.partition, headers=list(r.headers)
                 )
+            except UnknownTopicOrPartitionError as error:
+                if await _is_missing(producer, r.topic):
+                    self._refused(lane, item, error)
+                else:
+                    self._failed(lane, item, KafkaTimeoutError("no broker could be asked"))
             except _HOPELESS as error:
                 self._refused(lane, item, error)
             except (KafkaError, OSError) as error:
@@ -303,9 +308,21 @@ class KafkaAppender:
         return refused or BrokerError(f"cannot write to {record.topic}: {type(error).__name__}: {error}")
 
 
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _end_if_cancelled() -> None:
+    """Until Python 3.13 a task group that ends with errors of its own forgets that it was cancelled from outside."""
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def _is_missing(producer: AIOKafkaProducer, topic: str) -> bool:
+    """Whether a broker says that there is no such topic. A new producer that has reached none for `REQUEST_S` says
+    so too, and then the broker is only away: its records must not be given up."""
+    try:
+        async with asyncio.timeout(REQUEST_S):
+            known = await producer.client.fetch_all_metadata()
+    except (KafkaError, OSError, TimeoutError):
+        return False
+    return known.partitions_for_topic(topic) is None
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
