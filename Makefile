@@ -63,7 +63,7 @@ simulate: $(VENV)/.installed-test ## Run both roles through SEEDS seeds of simul
 bench: $(VENV)/.installed-test ## Measure on a real Kafka; a table, and build/bench.json
 	@$(RUN) -m tests.bench
 
-chaos: $(VENV)/.installed-test ## Break a real Kafka and the workers under load, then prove from a ledger that nothing was lost
+chaos: $(VENV)/.installed-test ## Break a real Kafka and the workers under load, then prove that nothing was lost (ARGS=--only=kills)
 	@$(RUN) -m tests.chaos $(ARGS)
 
 chaos-short: $(VENV)/.installed-test ## The same, in about a minute

@@ -29,6 +29,7 @@ from examples.shop_data import make_database  # noqa: E402
 from anabranch.cli import frame, portrait  # noqa: E402
 from anabranch.cli.enrich import Outcome, Source, enrich_file, print_outcome  # noqa: E402
 from anabranch.cli.enrichment import Order, Stop  # noqa: E402
+from anabranch.cli.loglines import log_to_stderr  # noqa: E402
 from anabranch.cli.logs import RunLog  # noqa: E402
 from anabranch.cli.outfile import OutFile  # noqa: E402
 from anabranch.cli.records import Recipe, Template  # noqa: E402
@@ -83,7 +84,7 @@ class Plan:
 )
 def demo(model: str, records: int | None, concurrency: int | None, build: Path) -> int:
     """Enrich 200 customers of a small shop. No key, no Docker, no Kafka; Ctrl-C drains."""
-    frame.log_to_stderr(Settings(), least="error")  # the workers' logs are in their files
+    log_to_stderr(Settings(), least="error")  # the workers' logs are in their files
     wanted = concurrency or (100 if model == SCRIPTED else 10)
     plan = Plan(model, records, wanted, build.absolute())
     if plan.is_real:

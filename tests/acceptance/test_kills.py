@@ -1,7 +1,7 @@
-"""Workers as processes, killed and restarted under load: every run is answered, and answered right.
+"""Workers as processes, killed, frozen and restarted under load: every run is answered, and answered right.
 
-Responsible for: SIGKILL of an agent and of a tool worker, and a rolling restart by SIGTERM, through the command that a
-user runs. Must never: look inside a worker; it sees answers, records and logs.
+Responsible for: SIGKILL and SIGSTOP of an agent and of a tool worker, and a rolling restart by SIGTERM, through the
+command that a user runs. Must never: look inside a worker; it sees answers, records and logs.
 """
 
 from __future__ import annotations
@@ -85,6 +85,14 @@ class Crew:
             await asyncio.gather(*(keep_asking() for _ in range(AT_ONCE)))
         return [answer for _, answer in sorted(answers.items())]
 
+    def assignments(self, number: int) -> int:
+        """How often the worker that was started as this one has been given partitions."""
+        return self.logs[number].read_text(errors="replace").count(": assigned ")
+
+    async def assigned_again(self, number: int, before: int) -> None:
+        what = f"partitions are assigned to {self.logs[number].name} once more"
+        await until(lambda: self.assignments(number) > before, LOADED_S, what)
+
     async def middle(self, calls: int) -> None:
         await until(lambda: self.model.calls >= calls, LOADED_S, f"{calls} model calls")
 
@@ -165,3 +173,32 @@ async def test_a_rolling_restart_by_sigterm_loses_nothing(kafka: str, namespace:
         over.set()
         await running.check(await loading)
         assert all("stopped: 0 abandoned" in tail(log) for log in running.logs[:4])
+
+
+async def test_workers_that_were_frozen_for_longer_than_their_session_change_nothing_when_they_wake(
+    kafka: str, namespace: str, tmp_path: Path
+) -> None:
+    """An agent and a tool worker, in the midst of their calls; others have taken over by then."""
+    async with crew(kafka, namespace, tmp_path) as running:
+        roles = [("agent",), ("tool", "io"), ("agent",), ("tool", "io"), ("tool", "sums")]
+        workers = await asyncio.gather(*(running.start(*role) for role in roles))
+        victims, others = (0, 1), (2, 3)
+        over = asyncio.Event()
+        loading = asyncio.create_task(running.load(over))
+        await running.middle(60)
+        before = [running.assignments(number) for number in range(4)]
+        for number in victims:
+            workers[number].freeze()
+        for number in others:
+            await running.assigned_again(number, before[number])
+        await running.middle(running.model.calls + 60)
+        for number in victims:
+            workers[number].thaw()
+        for number in victims:
+            await running.assigned_again(number, before[number])
+        await running.middle(running.model.calls + 60)
+        over.set()
+        await running.check(await loading)
+        for number in victims:
+            await asyncio.to_thread(workers[number].stop)
+            assert "stopped: 0 abandoned" in tail(running.logs[number])

@@ -15,9 +15,8 @@ import secrets
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +30,7 @@ from tests.chaos.app import app
 from tests.chaos.broker import Kafka, started
 from tests.chaos.checker import violations
 from tests.chaos.faults import Faults, kinds
-from tests.chaos.fleet import PARTITIONS, PLACES, CannotStart, Fleet, fleet
+from tests.chaos.fleet import PARTITIONS, PLACES, CannotStart, Fleet, started_fleet
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import Load
 from tests.chaos.model import Model
@@ -41,9 +40,10 @@ from tests.support.kafka_admin import drop_topics
 from tests.support.kafka_sources import ROOT, KafkaFailed, KafkaUnavailable
 
 FOLDER: Final = ROOT / "build" / "chaos"
-SECONDS, SHORT_SECONDS = 120.0, 30.0
+LEDGER: Final = "ledger.jsonl"
+SECONDS, SHORT_SECONDS = 120.0, 25.0
 AT_ONCE: Final = 32
-ANSWERED_S, READ_S = 90.0, 60.0
+ANSWERED_S, READ_S = 150.0, 90.0
 console = Console(width=120)
 
 
@@ -62,8 +62,12 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, Path | None]:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Breaks things, and checks the ledger.")
     parser.add_argument("--seconds", type=float, help=f"how long things break ({SECONDS:g})")
     parser.add_argument("--seed", type=int, help="what breaks, and when (a new one each time)")
-    parser.add_argument("--short", action="store_true", help=f"{SHORT_SECONDS:g} seconds")
-    parser.add_argument("--only", choices=["rolling"], help="deploys alone: then nothing at all may be repeated")
+    parser.add_argument("--short", action="store_true", help="each kind of fault once, in about a minute")
+    parser.add_argument(
+        "--only",
+        choices=["rolling", "kills"],
+        help="deploys alone (then nothing at all may be repeated), or SIGKILL alone, as often as the fleet recovers",
+    )
     parser.add_argument("--check", type=Path, metavar="LEDGER", help="check this ledger again, and break nothing")
     given = parser.parse_args(arguments)
     seconds = given.seconds or (SHORT_SECONDS if given.short else SECONDS)
@@ -72,7 +76,8 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, Path | None]:
 
 
 async def chaos(plan: Plan, kafka: Kafka) -> Ledger:
-    """The workload and the faults; returns what the outside world saw."""
+    """The workload and the faults; returns what the outside world saw. If it ends early, that is in the ledger's file
+    as far as it was seen."""
     namespace = f"chaos-{secrets.token_hex(4)}"
     settings = Settings(
         kafka=KafkaSettings(bootstrap=kafka.bootstrap, partitions=PARTITIONS),
@@ -80,38 +85,45 @@ async def chaos(plan: Plan, kafka: Kafka) -> Ledger:
     )
     await broker_of(settings).apply(topic_specs(app, settings))
     model, load = Model(plan.seed), Load(settings)
+    running = Fleet(kafka, namespace, FOLDER, model)
+    faults = Faults(running, plan.seed, kinds(plan.only, plan.short))
     try:
-        async with _stopping_in_order(kafka, namespace, model) as running:
-            faults = Faults(running, plan.seed, kinds(plan.only, plan.short))
+        async with started_fleet(running):
             async with alongside(running.watch(), "watch"), asyncio.TaskGroup() as tasks:
-                tasks.create_task(load.run(AT_ONCE, plan.seconds), name="load")
-                tasks.create_task(faults.run(plan.seconds), name="faults")
+                tasks.create_task(load.run(AT_ONCE), name="load")
+                await (faults.kill_on if plan.only == "kills" else faults.run)(plan.seconds)
+                load.end()
             console.print("all is mended: waiting for the last answers")
             await evidence.all_answered(kafka.bootstrap, namespace, {s.run for s in load.submitted}, ANSWERED_S)
             committed = await evidence.settled(kafka.bootstrap, namespace, READ_S)
-        return Ledger(
-            seed=plan.seed,
-            only_planned=plan.only == "rolling",
-            submitted=tuple(load.submitted),
-            model_calls=tuple(model.calls.values()),
-            executions=tuple(running.executions()),
-            logged=await evidence.logged(kafka.bootstrap, namespace),
-            answers=await evidence.answers(kafka.bootstrap, namespace),
-            faults=tuple(faults.done),
+            await running.stop_all()
+        return replace(
+            _seen(plan, load, running, faults),
             committed=committed,
-            lives=tuple(running.lives),
-            refused=tuple(running.refused),
+            logged=await evidence.logged(kafka.bootstrap, namespace),
+            published=await evidence.published(kafka.bootstrap, namespace),
+            answers=await evidence.answers(kafka.bootstrap, namespace),
         )
+    except BaseException:
+        ledger.write(_seen(plan, load, running, faults), FOLDER / LEDGER)
+        raise
     finally:
-        await asyncio.to_thread(drop_topics, kafka.bootstrap, f"{namespace}.")
+        if kafka.broker is None:  # of our own one nothing is left anyway
+            await asyncio.to_thread(drop_topics, kafka.bootstrap, f"{namespace}.")
 
 
-@asynccontextmanager
-async def _stopping_in_order(kafka: Kafka, namespace: str, model: Model) -> AsyncIterator[Fleet]:
-    """A fleet whose workers are asked to stop when all went well: that they then do is a promise too."""
-    async with fleet(kafka, namespace, FOLDER, model) as running:
-        yield running
-        await asyncio.gather(*(running.stop(worker) for worker in list(running.workers)))
+def _seen(plan: Plan, load: Load, fleet: Fleet, faults: Faults) -> Ledger:
+    """What was seen outside of Kafka so far."""
+    return Ledger(
+        seed=plan.seed,
+        only_planned=plan.only == "rolling",
+        submitted=tuple(load.submitted),
+        model_calls=tuple(fleet.model.calls.values()),
+        executions=tuple(fleet.executions()),
+        faults=tuple(faults.done),
+        lives=tuple(fleet.lives),
+        refused=tuple(fleet.refused),
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -134,10 +146,13 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BaseException:
+        console.print(f"seed {plan.seed}: it ended early; {FOLDER.relative_to(ROOT)} has what was seen until then")
+        raise
     finally:
         if kafka is not None and kafka.broker is not None:
             kafka.broker.close()
-    ledger.write(found, FOLDER / "ledger.jsonl")
+    ledger.write(found, FOLDER / LEDGER)
     return _judge(found)
 
 

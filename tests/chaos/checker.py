@@ -13,6 +13,7 @@ from typing import Final
 
 from tests.chaos.explain import executions, is_unknown, model_repeats, tool_repeats, unknowns, winners
 from tests.chaos.ledger import Asked, Execution, Ledger, ModelCall, Told
+from tests.chaos.serial import disorders, overlaps, scattered
 
 GROWN_BYTES: Final = 48 * 1024 * 1024
 GROWN_FILES: Final = 40
@@ -140,6 +141,27 @@ def an_unknown_outcome_has_a_cause(ledger: Ledger) -> Found:
     yield from (f"{loss.what} ended as unknown without a fault" for loss in unknowns(ledger) if loss.cause is None)
 
 
+def calls_of_one_key_never_overlap(ledger: Ledger) -> Found:
+    for overlap in overlaps(ledger):
+        if overlap.cause is None:
+            earlier, later = overlap.earlier, overlap.later
+            yield (
+                f"{overlap.key}: tool call {later.token}[{later.index}] began at {later.begun:.3f} ({later.worker}), "
+                f"while {earlier.token}[{earlier.index}] ran since {earlier.begun:.3f} ({earlier.worker})"
+            )
+
+
+def calls_of_one_key_begin_in_order(ledger: Ledger) -> Found:
+    """In the order in which they were published; their first executions, that is."""
+    for key, partitions in scattered(ledger).items():
+        yield f"{key}: its calls lie in the partitions {sorted(partitions)}"
+    for key, late, before in disorders(ledger):
+        yield (
+            f"{key}: tool call {late.token}[{late.index}] ({late.worker}) began {late.begun - before.begun:.3f} s "
+            f"after {before.token}[{before.index}] ({before.worker}), which was published later"
+        )
+
+
 def a_settled_model_call_is_not_repeated(ledger: Ledger) -> Found:
     """No model call begins when the log has the reply already."""
     settled = winners(ledger)
@@ -216,6 +238,8 @@ INVARIANTS: Final[tuple[Callable[[Ledger], Found], ...]] = (
     at_most_once_is_at_most_once,
     a_lost_execution_is_told_as_unknown,
     an_unknown_outcome_has_a_cause,
+    calls_of_one_key_never_overlap,
+    calls_of_one_key_begin_in_order,
     a_settled_model_call_is_not_repeated,
     a_model_call_is_repeated_only_if_in_flight_at_a_fault,
     a_tool_call_is_repeated_only_by_a_fault,

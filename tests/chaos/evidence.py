@@ -1,4 +1,4 @@
-"""What Kafka holds in the end: the replies in the log, the answers, and where the groups stand.
+"""What Kafka holds in the end: the replies in the log, the calls in their queue, the answers, and the commits.
 
 Responsible for: reading topics from their start as somebody who knows only docs/wire.md, and the groups' commits.
 Must never: use our own workers or codec. Called by: `__main__.py`, when all is mended.
@@ -16,11 +16,11 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from tests.chaos.app import QUEUE
-from tests.chaos.ledger import Answer, Committed, Logged
+from tests.chaos.ledger import Answer, Committed, Logged, Published
 from tests.support.kafka_admin import admin_of
 from tests.support.wait import until
 
-READ_S: Final = 60.0
+READ_S: Final = 120.0
 
 
 async def logged(bootstrap: str, namespace: str) -> tuple[Logged, ...]:
@@ -32,6 +32,12 @@ async def logged(bootstrap: str, namespace: str) -> tuple[Logged, ...]:
 def _logged(record: Any) -> Logged:
     token, turn = json.loads(record.value)["content"][0]["text"], int(dict(record.headers)["ce_turn"])
     return Logged(token, record.key.decode(), turn, record.partition, record.offset, record.timestamp / 1000)
+
+
+async def published(bootstrap: str, namespace: str) -> tuple[Published, ...]:
+    """Every call of the queue."""
+    records = await _all(bootstrap, f"{namespace}.tool.calls.{QUEUE}")
+    return tuple(Published(dict(r.headers)["ce_callid"].decode(), r.partition, r.offset) for r in records)
 
 
 async def answers(bootstrap: str, namespace: str) -> tuple[Answer, ...]:

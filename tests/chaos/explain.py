@@ -2,8 +2,8 @@
 
 Responsible for: finding the repeats of model calls and of tool calls, and the cause of each.
 Must never: excuse a repeat with a fault elsewhere: a kill explains only what was in flight in the process that it hit,
-and a deploy explains nothing.
-Called by: `checker.py`, `report.py`.
+and a deploy or a slow connection explains nothing.
+Called by: `checker.py`, `serial.py`, `report.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from tests.chaos.ledger import PLANNED, Execution, Fault, FaultKind, Ledger, Logged, ModelCall, Told, tool_use_id
+from tests.chaos.ledger import Execution, Fault, FaultKind, Ledger, Logged, ModelCall, Told, tool_use_id
 
 COMMIT_S: Final = 3.0
 """How long after its end an execution may not be committed yet, although nothing is broken."""
@@ -22,14 +22,15 @@ CLOCKS_S: Final = 0.05
 """Times come from different processes, and are written a moment after what they say."""
 AFTER_S: Final[dict[FaultKind, float]] = {
     "kill": 0.0,
+    "mute": 0.0,
     "freeze": 4.0,
-    "cut": 8.0,
-    "delay": 8.0,
+    "cut": 4.0,
     "half_open": 12.0,
     "broker_stop": 20.0,
     "broker_kill": 20.0,
 }
-"""How long after its end a fault is still felt: a woken process finds out, a session ends, a group comes together."""
+"""How long after its end a fault is still felt: a woken process finds out, a session ends, a group comes together.
+Others, a deploy and a slow connection among them, explain nothing."""
 FOREVER: Final = float("inf")
 
 
@@ -74,8 +75,8 @@ def model_repeats(ledger: Ledger) -> list[Repeat]:
         for earlier, later in pairwise(calls):
             # In flight until its reply is in the log; the log may have it late, because the broker was away.
             over = logged.get(earlier.token, FOREVER)
-            cause = _hit(ledger.faults, [earlier.worker], earlier.begun, min(over, later.begun))
-            cause = cause or _awoken(ledger.faults, later.worker, later.begun)
+            cause = hit(ledger.faults, [earlier.worker], earlier.begun, min(over, later.begun))
+            cause = cause or awoken(ledger.faults, later.worker, later.begun)
             found.append(Repeat(f"model call {later.token} (turn {turn} of {run}, {later.worker})", later.begun, cause))
     return found
 
@@ -88,9 +89,9 @@ def tool_repeats(ledger: Ledger) -> list[Repeat]:
     for (token, index), done in executions(ledger).items():
         for earlier, later in pairwise(done):
             over = FOREVER if earlier.ended is None else earlier.ended + COMMIT_S
-            cause = _hit(ledger.faults, [earlier.worker], earlier.begun, min(over, later.begun))
-            cause = cause or _awoken(ledger.faults, later.worker, later.begun)
-            if cause is None and (published := _hit(ledger.faults, agents, asked_at.get(token, 0.0), later.begun)):
+            cause = hit(ledger.faults, [earlier.worker], earlier.begun, min(over, later.begun))
+            cause = cause or awoken(ledger.faults, later.worker, later.begun)
+            if cause is None and (published := hit(ledger.faults, agents, asked_at.get(token, 0.0), later.begun)):
                 cause = f"{published} of an agent worker"  # the next owner publishes again what may not be published
             what = f"tool call {token}[{index}] ({later.worker}, after {earlier.worker})"
             found.append(Repeat(what, later.begun, cause))
@@ -107,7 +108,7 @@ def unknowns(ledger: Ledger) -> list[Repeat]:
             if is_unknown(told):
                 # Not executed: it was lost on its way, so that any worker may have been the cause.
                 places = [workers[told.tool_use_id]] if told.tool_use_id in workers else None
-                cause = _hit(ledger.faults, places, asked_at.get(call.after or "", 0.0), call.begun)
+                cause = hit(ledger.faults, places, asked_at.get(call.after or "", 0.0), call.begun)
                 found[told.tool_use_id] = Repeat(f"tool call {told.tool_use_id}", call.begun, cause)
     return list(found.values())
 
@@ -117,14 +118,14 @@ def is_unknown(told: Told) -> bool:
     return told.is_error and "outcome unknown" in told.text
 
 
-def _hit(faults: Sequence[Fault], workers: Iterable[str] | None, begun: float, over: float) -> str | None:
+def hit(faults: Sequence[Fault], workers: Iterable[str] | None, begun: float, over: float) -> str | None:
     """The kind of the fault that hit one of `workers` (None: any), or the broker, in that time: rather one that was
     under way than one that was still felt, and rather the worker's own."""
     places = None if workers is None else set(workers)
     felt = [
         fault
         for fault in faults
-        if fault.kind not in PLANNED
+        if fault.kind in AFTER_S
         and (places is None or fault.worker is None or fault.worker in places)
         and fault.begun <= over + CLOCKS_S
         and fault.ended + AFTER_S[fault.kind] >= begun
@@ -133,6 +134,6 @@ def _hit(faults: Sequence[Fault], workers: Iterable[str] | None, begun: float, o
     return felt[0].kind if felt else None
 
 
-def _awoken(faults: Sequence[Fault], worker: str, at: float) -> str | None:
+def awoken(faults: Sequence[Fault], worker: str, at: float) -> str | None:
     """The fault from which `worker` had just come back when it did something at `at`, not knowing what it missed."""
-    return _hit([fault for fault in faults if fault.kind != "kill"], [worker], at, at)
+    return hit([fault for fault in faults if fault.kind not in ("kill", "mute")], [worker], at, at)

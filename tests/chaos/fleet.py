@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -38,7 +38,7 @@ AT_FIRST: Final = 3
 """Workers of each role."""
 SESSION_S, DRAIN_S, HAND_OFF_S, COMMIT_S = 6.0, 10.0, 15.0, 0.2
 PARTITIONS: Final = 6
-UP_S, GONE_S = 60.0, DRAIN_S + 30.0
+UP_S, GONE_S = 90.0, DRAIN_S + 50.0
 TRIES: Final = 10
 IS_UP: Final = re.compile(r"-(\d+)-[0-9a-f]{6} is up")
 Role = Literal["agent", "tool"]
@@ -70,7 +70,7 @@ class CannotStart(RuntimeError):
 
 
 class Fleet:
-    """See the module; `fleet()` makes one."""
+    """See the module; `started_fleet` starts one, and leaves nothing of it."""
 
     def __init__(self, kafka: Kafka, namespace: str, folder: Path, model: Model) -> None:
         self.kafka, self.namespace, self.folder, self.model = kafka, namespace, folder, model
@@ -115,7 +115,8 @@ class Fleet:
         )
 
     async def _comes_up(self, worker: Worker) -> bool:
-        await until(lambda: self._is_up(worker) or not worker.process.is_running(), UP_S, worker.name)
+        with suppress(AssertionError):  # then it never will
+            await until(lambda: self._is_up(worker) or not worker.process.is_running(), UP_S, worker.name)
         return worker.up_at > 0
 
     async def _launch(self, role: Role) -> Worker:
@@ -167,17 +168,23 @@ class Fleet:
         worker.signal(signal.SIGTERM)
         await self._gone(worker)
 
+    async def stop_all(self) -> None:
+        """When all went well: that they then end is a promise too."""
+        await asyncio.gather(*(self.stop(worker) for worker in list(self.workers)))
+
     async def _gone(self, worker: Worker) -> None:
-        try:
+        """One that hangs is killed, and `_life` says so: its log does not end in order."""
+        with suppress(AssertionError):
             await until(lambda: not worker.process.is_running(), GONE_S, f"{worker.name} ends")
-        finally:
-            await self._bury(worker)
+        await self._bury(worker)
 
     async def _bury(self, worker: Worker) -> None:
         """Nothing of it is left, and what became of it is in the ledger."""
         await asyncio.to_thread(worker.process.kill)
         if worker in self.workers:
             self.workers.remove(worker)
+        if worker.proxy is not None:
+            worker.proxy.mend()
         self._places.add(worker.place)
         self.refused += [Refused(worker.name, reason) for reason in worker.model.refusals]
         await worker.model.close()
@@ -198,11 +205,18 @@ class Fleet:
                     worker.vitals.sample()
             await asyncio.sleep(0.5)
 
+    def work_done(self) -> tuple[int, int]:
+        """How many model calls and how many executions of tools have begun so far."""
+        return len(self.model.calls), self._written().count('"begun"')
+
+    def _written(self) -> str:
+        file = self.folder / "executions.jsonl"
+        return file.read_text() if file.exists() else ""
+
     def executions(self) -> list[Execution]:
         """What the tools wrote down."""
-        file = self.folder / "executions.jsonl"
         found: dict[str, dict[str, Any]] = {}
-        for line in file.read_text().splitlines() if file.exists() else []:
+        for line in self._written().splitlines():
             entry = json.loads(line)
             found.setdefault(entry["nonce"], {"ended": None}).update(entry)
         return [Execution(worker=self._pids[entry.pop("pid")], **entry) for entry in found.values()]
@@ -220,16 +234,15 @@ def _life(worker: Worker) -> Life:
 
 
 @asynccontextmanager
-async def fleet(kafka: Kafka, namespace: str, folder: Path, model: Model) -> AsyncIterator[Fleet]:
+async def started_fleet(fleet: Fleet) -> AsyncIterator[None]:
     """Some workers of each role; none is left afterwards, those of a fleet that failed included."""
-    running = Fleet(kafka, namespace, folder, model)
     async with AsyncExitStack() as stack:
-        for proxy in kafka.proxies:
+        for proxy in fleet.kafka.proxies:
             await proxy.start()
             stack.push_async_callback(proxy.close)
         try:
-            await asyncio.gather(*(running.start(role) for role in ROLES for _ in range(AT_FIRST)))
-            yield running
+            await asyncio.gather(*(fleet.start(role) for role in ROLES for _ in range(AT_FIRST)))
+            yield
         finally:
-            for worker in list(running.workers):
-                await running.kill(worker)
+            for worker in list(fleet.workers):
+                await fleet.kill(worker)

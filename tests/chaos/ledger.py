@@ -20,7 +20,17 @@ from typing import Any, Final, Literal, get_args
 
 Delivery = Literal["at_least_once", "at_most_once"]
 FaultKind = Literal[
-    "kill", "freeze", "cut", "delay", "half_open", "broker_stop", "broker_kill", "roll", "scale_out", "scale_in"
+    "kill",
+    "mute",
+    "freeze",
+    "cut",
+    "delay",
+    "half_open",
+    "broker_stop",
+    "broker_kill",
+    "roll",
+    "scale_out",
+    "scale_in",
 ]
 PLANNED: Final[frozenset[FaultKind]] = frozenset({"roll", "scale_out", "scale_in"})
 """What a deploy does: it explains no repeat of anything."""
@@ -75,7 +85,8 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """A tool was executed. `nonce` is new for each; `ended` is None if it never came to its end."""
+    """A tool was executed. `nonce` is new for each; `ended` is None if it never came to its end, `stopped` is when it
+    was given up. `serial` is the argument by which it runs in order, if it has one."""
 
     nonce: str
     token: str
@@ -86,6 +97,17 @@ class Execution:
     worker: str
     begun: float
     ended: float | None
+    stopped: float | None = None
+    serial: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A tool call lies in its queue."""
+
+    call_id: str
+    partition: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +176,7 @@ class Refused:
     reason: str
 
 
-Entry = Submitted | ModelCall | Execution | Logged | Answer | Fault | Committed | Life | Refused
+Entry = Submitted | ModelCall | Published | Execution | Logged | Answer | Fault | Committed | Life | Refused
 _KINDS: Final[dict[str, Callable[..., Entry]]] = {kind.__name__: kind for kind in get_args(Entry)}
 
 
@@ -166,6 +188,7 @@ class Ledger:
     only_planned: bool = False
     submitted: tuple[Submitted, ...] = ()
     model_calls: tuple[ModelCall, ...] = ()
+    published: tuple[Published, ...] = ()
     executions: tuple[Execution, ...] = ()
     logged: tuple[Logged, ...] = ()
     answers: tuple[Answer, ...] = ()
@@ -185,6 +208,7 @@ class Ledger:
 _PLACES: Final = {
     "Submitted": "submitted",
     "ModelCall": "model_calls",
+    "Published": "published",
     "Execution": "executions",
     "Logged": "logged",
     "Answer": "answers",

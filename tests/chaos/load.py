@@ -33,11 +33,14 @@ class Load:
         self._settings = settings
         self._numbers = count(1)
         self._again: list[str] = []
-        self._until = 0.0
+        self._ending = False
 
-    async def run(self, at_once: int, seconds: float) -> None:
-        """Keep so many runs open for so long; returns when the last of them is answered, or has had its time."""
-        self._until = time.monotonic() + seconds
+    def end(self) -> None:
+        """Submit nothing more."""
+        self._ending = True
+
+    async def run(self, at_once: int) -> None:
+        """Keep so many runs open until `end`; returns when the last of them is answered, or has had its time."""
         while self._goes_on():
             async with self._client() as client, asyncio.TaskGroup() as tasks:
                 broken = asyncio.Event()
@@ -45,7 +48,7 @@ class Load:
                     tasks.create_task(self._keep_asking(client, broken), name="load")
 
     def _goes_on(self) -> bool:
-        return bool(self._again) or time.monotonic() < self._until
+        return bool(self._again) or not self._ending
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[Client]:

@@ -18,9 +18,14 @@ from anabranch.testing import Answer, Reply, last_results, prompt_of, result_tex
 from tests.chaos.ledger import Asked, Delivery, ModelCall, Told, tool_use_id
 
 TURNS: Final = 3
-TOOLS: Final[dict[str, Delivery]] = {"often": "at_least_once", "once": "at_most_once"}
+TOOLS: Final[dict[str, Delivery]] = {"often": "at_least_once", "once": "at_most_once", "serial": "at_least_once"}
 TURN: Final = ("often", "often", "once")
 """What is called in each turn but the last."""
+SERIAL_TURN: Final = ("often", "serial", "serial")
+KINDS, SERIAL_KEYS = 5, 4
+"""Of so many runs one calls in order, and shares so many keys with its like: a few, for a key waits long when the
+worker that went on with it has left. Two are answered at once: they are over when a worker that was away comes back."""
+SERIAL, QUICK = (0,), (1, 2)
 LATENCY_S, TOOL_S = (0.1, 0.8), (0.02, 1.0)
 LONG, LONG_S = 0.25, (2.0, 6.0)
 """This part of the calls takes longer than a rebalance: without those a forgotten hand-off would not be noticed."""
@@ -54,7 +59,7 @@ class Model:
         told = [
             Told(id_, result_text(block), bool(block.get("is_error"))) for id_, block in last_results(request).items()
         ]
-        tools = TURN if turn < TURNS else ()
+        tools = _turn_of(run) if turn < _turns_of(run) else ()
         asked = [Asked(tool_use_id(token, i), i, TOOLS[tool]) for i, tool in enumerate(tools)]
         call = ModelCall(token, run, turn, worker, time.time(), None, _after(request), tuple(told), tuple(asked))
         self.calls[token] = call
@@ -62,10 +67,24 @@ class Model:
 
     def _reply(self, call: ModelCall) -> Reply:
         uses = []
-        for asked, tool in zip(call.asked, TURN, strict=False):
-            arguments = {"token": call.token, "index": asked.index, "seconds": self._time_of(TOOL_S)}
+        for asked, tool in zip(call.asked, _turn_of(call.run), strict=False):
+            arguments: dict[str, Any] = {"token": call.token, "index": asked.index, "seconds": self._time_of(TOOL_S)}
+            if tool == "serial":
+                arguments["serial"] = f"key-{_number(call.run) // KINDS % SERIAL_KEYS}"
             uses.append(tool_use(tool, arguments, asked.tool_use_id))
         return Reply(content=[text(call.token), *uses])
+
+
+def _turn_of(run: str) -> tuple[str, ...]:
+    return SERIAL_TURN if _number(run) % KINDS in SERIAL else TURN
+
+
+def _turns_of(run: str) -> int:
+    return 1 if _number(run) % KINDS in QUICK else TURNS
+
+
+def _number(run: str) -> int:
+    return int(run.rpartition("-")[2])
 
 
 def _after(request: Request) -> str | None:

@@ -1,7 +1,8 @@
 """A TCP proxy that can misbehave: it cuts connections, delays what passes, or lets them stand half open.
 
-Responsible for: passing bytes both ways between its own port and the broker's, as `mode` says.
-Must never: read the protocol. Called by: `fleet.py`, one proxy for each place of a worker.
+Responsible for: passing bytes both ways between its own port and the broker's, as its mode says.
+Must never: read more of the protocol than whether a request writes records.
+Called by: `fleet.py`, one proxy for each place of a worker.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import asyncio
 import contextlib
 from typing import Final, Literal
 
-Mode = Literal["pass", "delay", "silent"]
+Mode = Literal["pass", "delay", "mute", "silent"]
 CHUNK: Final = 64 * 1024
+API_KEY, PRODUCE = slice(4, 6), b"\0\0"
+"""A request begins with its length and with what it asks for."""
 
 
 class Proxy:
-    """Listens on `port` of this machine and connects to `target`. `silent` takes bytes, and passes none on."""
+    """Listens on `port` of this machine and connects to `target`. `silent` takes bytes, and passes none on; `mute` does
+    so with what would write records, as if that connection alone were half open."""
 
     def __init__(self, port: int, target: int, delay_s: float = 0.4) -> None:
         self.port, self._target, self._delay_s = port, target, delay_s
@@ -38,10 +42,16 @@ class Proxy:
     def set(self, mode: Mode) -> None:
         """From now on, for connections that are open too."""
         self._mode = mode
-        (self._passing.clear if mode == "silent" else self._passing.set)()
+        (self._passing.clear if mode in ("mute", "silent") else self._passing.set)()
+
+    def mend(self) -> None:
+        """As new: what was held back is lost, for who sent it has died."""
+        if self._mode != "pass":
+            self.cut()
+            self.set("pass")
 
     def cut(self) -> None:
-        """Reset every connection that is open."""
+        """Reset every connection that is open. What was held back of it is lost."""
         for writer in list(self._open):
             writer.transport.abort()
 
@@ -54,19 +64,20 @@ class Proxy:
         self._open |= {writer, onward}
         try:
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._pass(reader, onward))
-                both.create_task(self._pass(onward_reader, writer))
+                both.create_task(self._pass(reader, onward, towards_broker=True))
+                both.create_task(self._pass(onward_reader, writer, towards_broker=False))
         finally:
             self._open -= {writer, onward}
             writer.transport.abort()
             onward.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, towards_broker: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK):
                 if self._mode == "delay":
                     await asyncio.sleep(self._delay_s)
-                await self._passing.wait()
+                if self._mode != "mute" or (towards_broker and data[API_KEY] == PRODUCE):
+                    await self._passing.wait()
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()  # and so the other direction ends too

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.explain import Repeat, executions, model_repeats, tool_repeats, turns, unknowns
-from tests.chaos.ledger import Ledger
+from tests.chaos.ledger import Fault, Ledger
+from tests.chaos.serial import by_key, overlaps
 
 SHOWN = 10
 
@@ -33,8 +34,8 @@ def show(console: Console, ledger: Ledger, violations: dict[str, list[str]]) -> 
 
 def _faults(ledger: Ledger) -> Table:
     table = Table("fault", "count", title=f"faults (seed {ledger.seed})", title_justify="left")
-    for kind, count in sorted(Counter(fault.kind for fault in ledger.faults).items()):
-        table.add_row(kind, str(count))
+    for what, count in sorted(Counter(map(_what, ledger.faults)).items()):
+        table.add_row(what, str(count))
     table.add_row("all", str(len(ledger.faults)))
     return table
 
@@ -46,9 +47,22 @@ def _work(ledger: Ledger) -> Table:
     calls, tools, lost = model_repeats(ledger), tool_repeats(ledger), unknowns(ledger)
     table.add_row("model calls", str(len(turns(ledger))), str(len(calls)), _causes(calls))
     table.add_row("tool calls", str(len(executions(ledger))), str(len(tools)), _causes(tools))
+    table.add_row("in order", *_in_order(ledger))
     table.add_row("told as unknown", str(len(lost)), "", _causes(lost))
     table.add_row("worker processes", str(len(ledger.lives)), "", "")
     return table
+
+
+def _what(fault: Fault) -> str:
+    """Its kind, and the role of the worker that it hit."""
+    return f"{fault.kind} ({fault.worker.partition('-')[0]})" if fault.worker is not None else fault.kind
+
+
+def _in_order(ledger: Ledger) -> tuple[str, str, str]:
+    """Of the calls with a serial key: how many there were, and the overlaps that nobody can prevent."""
+    calls = {done.call_id for each in by_key(ledger).values() for done in each}
+    found = Counter(overlap.cause or "NONE" for overlap in overlaps(ledger))
+    return str(len(calls)), "", ", ".join(f"overlap by {cause} {count}" for cause, count in found.most_common())
 
 
 def _causes(repeats: Iterable[Repeat]) -> str:

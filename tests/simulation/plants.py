@@ -208,7 +208,7 @@ def a_call_begins_before_it_is_committed_as_begun(patch: Patch) -> None:
     async def at_once(self: Commits, *args: Any) -> bool:
         return True
 
-    patch.setattr(Commits, "is_begun", at_once)
+    patch.setattr(Commits, "may_begin", at_once)
 
 
 @plant("nothing is executed that was not asked", "crashes and rebalances")

@@ -4,7 +4,8 @@ Responsible for: starting the command; ending it when told so, or when the owner
 (SIGKILL included: its end of our standard input is then closed by the operating system).
 Must never: import anything but the standard library, outlive the command, or clean up while the owner lives.
 Called by: `tests.support.process`, as a program: `python guard.py SPEC`, where SPEC is JSON
-`{command, owner, on_kill, when_orphaned, remove}`. Lines on standard input are orders: `stop`, `kill`.
+`{command, owner, on_kill, when_orphaned, remove}`. Lines on standard input are orders: `stop`, `kill`, `freeze`
+and `thaw`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ def _watch(child: subprocess.Popen[bytes], spec: dict[str, Any]) -> None:
         order = _next_order(orders, spec["owner"])
         if order == "stop":
             child.terminate()
+        elif order == "freeze":
+            child.send_signal(signal.SIGSTOP)
+        elif order == "thaw":
+            child.send_signal(signal.SIGCONT)
         elif order == "kill":
             return
         elif order == GONE:

@@ -23,7 +23,7 @@ from tests.support.kafka_admin import answers
 from tests.support.kafka_sources import KafkaFailed, KafkaUnavailable, Node, Source, find_source
 from tests.support.process import GuardedProcess, free_ports, is_listening, tail
 
-READY_DEADLINE_S = 60.0
+READY_DEADLINE_S = 180.0
 PORT_TAKEN = re.compile("address already in use|port is already allocated", re.IGNORECASE)  # Java's words, Docker's
 BOOTSTRAP_VARIABLE = "ANABRANCH_TEST_BOOTSTRAP"
 
@@ -34,12 +34,13 @@ class Broker:
     `stop` and `kill` keep data and port, so that `start` goes on where it was; `close` ends it for good.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, guarded: bool = False) -> None:
         """Fetches and formats; does not start. Raises KafkaFailed."""
         source.fetch()
-        port, controller_port = free_ports(2)
+        port, controller_port, guarded_port = free_ports(3)
         self._source = source
-        self._node = Node(Path(tempfile.mkdtemp(prefix="anabranch-kafka-")), port, controller_port)
+        home = Path(tempfile.mkdtemp(prefix="anabranch-kafka-"))
+        self._node = Node(home, port, controller_port, guarded_port if guarded else None)
         self._log = self._node.home / "broker.log"
         self._process: GuardedProcess | None = None
         try:
@@ -52,6 +53,12 @@ class Broker:
     def bootstrap(self) -> str:
         """`host:port`, the same after a restart."""
         return f"127.0.0.1:{self._node.port}"
+
+    @property
+    def guarded(self) -> str:
+        """`host:port` where clients log in (see `Node`), of a broker that was launched with `guarded`."""
+        assert self._node.guarded_port is not None, "not launched with a guarded listener"
+        return f"127.0.0.1:{self._node.guarded_port}"
 
     def is_running(self) -> bool:
         """Whether its process is there (a method, so that a type checker does not take the answer for lasting)."""
@@ -104,11 +111,14 @@ class Broker:
         self.close()
 
 
-def launch() -> Broker:
-    """A broker that serves; close it. Raises KafkaUnavailable, or KafkaFailed with the end of its log."""
+def launch(guarded: bool = False) -> Broker:
+    """A broker that serves; close it. Raises KafkaUnavailable, or KafkaFailed with the end of its log.
+
+    With `guarded` it has a second address, where clients log in and access control lists hold.
+    """
     source = find_source()
     for _ in range(2):
-        broker = Broker(source)
+        broker = Broker(source, guarded)
         try:
             broker.start()
         except BaseException as error:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 POM = Path(__file__).with_name("kafka-pom.xml")
 LIBRARIES = ROOT / "build" / "kafka" / "libs"
 OLDEST_JAVA = 17
+USERS = ("agents", "tools")
 FETCH_DEADLINE_S = 600.0
 JVM = ["-Xms128m", "-Xmx512m", "-XX:TieredStopAtLevel=1"]
 
@@ -40,11 +41,16 @@ class KafkaFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Node:
-    """One KRaft node, broker and controller: its ports on 127.0.0.1 and its own empty folder."""
+    """One KRaft node, broker and controller: its ports on 127.0.0.1 and its own empty folder.
+
+    At `port` everybody may do everything. At `guarded_port`, if there is one, clients log in (SASL/PLAIN, a password is
+    the user's name), and access control lists say what they may do.
+    """
 
     home: Path
     port: int
     controller_port: int
+    guarded_port: int | None = None
 
 
 class Source(Protocol):
@@ -136,8 +142,9 @@ class Docker:
         env = {"KAFKA_" + name.upper().replace(".", "_"): value for name, value in values.items()}
         env |= {"CLUSTER_ID": _cluster_id(), "KAFKA_HEAP_OPTS": " ".join(JVM)}
         flags = [part for name, value in env.items() for part in ("--env", f"{name}={value}")]
-        publish = f"127.0.0.1:{node.port}:{node.port}"
-        create = ["docker", "create", "--name", self._container(node), "--publish", publish, *flags, self._image]
+        ports = [port for port in (node.port, node.guarded_port) if port is not None]
+        flags += [part for port in ports for part in ("--publish", f"127.0.0.1:{port}:{port}")]
+        create = ["docker", "create", "--name", self._container(node), *flags, self._image]
         _run(create, "create Kafka's container", deadline_s=60)
 
     def command(self, node: Node) -> Command:
@@ -165,7 +172,7 @@ class Docker:
 
 def settings(node: Node, host: str, log_dir: str) -> dict[str, str]:
     """The broker's settings: one node, small, quick to rebalance, creating no topic unasked."""
-    return {
+    plain = {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@127.0.0.1:{node.controller_port}",
@@ -191,6 +198,25 @@ def settings(node: Node, host: str, log_dir: str) -> dict[str, str]:
         # Each test makes some hundred partitions and drops them: keep each small, and let go of it soon.
         "log.index.size.max.bytes": "1048576",
         "log.segment.delete.delay.ms": "1000",
+    }
+    return plain if node.guarded_port is None else plain | _guarded(plain, host, node.guarded_port)
+
+
+def _guarded(plain: dict[str, str], host: str, port: int) -> dict[str, str]:
+    """Those of a second listener, behind which everything is allowed but what an access control list denies."""
+    users = " ".join(f'user_{name}="{name}"' for name in USERS)
+    protocols = plain["listener.security.protocol.map"]
+    return {
+        "listeners": f"{plain['listeners']},GUARDED://{host}:{port}",
+        "advertised.listeners": f"{plain['advertised.listeners']},GUARDED://127.0.0.1:{port}",
+        "listener.security.protocol.map": f"{protocols},GUARDED:SASL_PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.guarded.plain.sasl.jaas.config": (
+            f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
+        ),
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+        "allow.everyone.if.no.acl.found": "true",
     }
 
 

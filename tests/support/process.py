@@ -72,6 +72,14 @@ class GuardedProcess:
             self.kill()
         self._close()
 
+    def freeze(self) -> None:
+        """Stop the command in its tracks, as a hypervisor would that pauses a machine (SIGSTOP, so not on Windows)."""
+        self._order("freeze")
+
+    def thaw(self) -> None:
+        """Let it go on where it was."""
+        self._order("thaw")
+
     def kill(self) -> None:
         """End the command at once, as a crash would; returns when it is gone."""
         self._order("kill")

@@ -25,11 +25,13 @@ from tests.chaos.ledger import (
     Life,
     Logged,
     ModelCall,
+    Published,
     Refused,
     Submitted,
     Told,
     tool_use_id,
 )
+from tests.chaos.serial import disorders, overlaps
 
 UNKNOWN = "outcome unknown: the worker that had this call was lost."
 A, B = "agent-1", "agent-2"
@@ -67,6 +69,7 @@ def clean() -> Ledger:
     return Ledger(
         submitted=(Submitted("run-1", 99),),
         model_calls=(model_call(FIRST, 100), model_call(LAST, 103, after=FIRST)),
+        published=tuple(Published(f"call-{index}", 0, 10 + index) for index in range(3)),
         executions=tuple(execution(index) for index in range(3)),
         logged=(Logged(FIRST, "run-1", 1, 0, 5, 101.1), Logged(LAST, "run-1", 2, 0, 9, 104.1)),
         answers=(Answer("run-1", "completed", LAST, "digest"),) * 2,
@@ -90,6 +93,12 @@ def with_last(ledger: Ledger, **changes: object) -> Ledger:
 
 def with_executions(ledger: Ledger, *more: Execution) -> Ledger:
     return replace(ledger, executions=ledger.executions + more)
+
+
+def in_order(ledger: Ledger, first: Execution, second: Execution) -> Ledger:
+    """The two calls that may be repeated share a serial key, and are executed like this."""
+    done = (replace(first, serial="key-1"), replace(second, serial="key-1"), ledger.executions[2])
+    return replace(ledger, executions=done)
 
 
 def with_calls(ledger: Ledger, *more: ModelCall) -> Ledger:
@@ -132,6 +141,8 @@ BREACHES: dict[str, Callable[[Ledger], Ledger]] = {
     ),
     "a_lost_execution_is_told_as_unknown": lambda it: replace(lost(it, "nonce-2"), faults=(fault("kill", T, 101.6),)),
     "an_unknown_outcome_has_a_cause": lost,
+    "calls_of_one_key_never_overlap": lambda it: in_order(it, execution(0), execution(1, begun=102)),
+    "calls_of_one_key_begin_in_order": lambda it: in_order(it, execution(0, begun=102.6), execution(1)),
     "a_settled_model_call_is_not_repeated": lambda it: replace(
         with_calls(it, model_call("run-1/1/3", 103, B)), faults=(fault("kill", A, 100.5),)
     ),
@@ -174,6 +185,13 @@ def test_a_planted_breach_is_caught(invariant: str) -> None:
         ("results_are_exactly_those_of_the_calls", lambda it: with_last(it, told=it.model_calls[1].told * 2)),
         ("one_call_has_one_id", lambda it: replace(it, executions=(execution(0), replace(execution(1), key="call-0")))),
         ("an_ok_result_was_executed", lambda it: with_told(it, 0, Told(tool_use_id(FIRST, 0), "nonce-1", False))),
+        (
+            "calls_of_one_key_begin_in_order",
+            lambda it: replace(
+                in_order(it, execution(0), execution(1, begun=102.6)),
+                published=(Published("call-0", 0, 10), Published("call-1", 1, 4)),
+            ),
+        ),
         ("nothing_is_left_to_read", lambda it: commit(it, None)),
         ("no_worker_leaks", lambda it: life(it, grown_bytes=GROWN_BYTES + 1)),
     ],
@@ -228,6 +246,47 @@ def test_an_unknown_outcome_is_explained_by_the_loss_of_its_worker(harm: Fault, 
     told = replace(lost(clean()), faults=(harm,))
     assert [loss.cause for loss in unknowns(told)] == [cause]
     assert (violations(told) == {}) == (cause is not None)
+
+
+# --- calls of one key ------------------------------------------------------------------------------------------------
+
+
+def test_calls_of_one_key_may_follow_one_another() -> None:
+    assert violations(in_order(clean(), execution(0), execution(1, begun=102.5))) == {}
+
+
+@pytest.mark.parametrize(
+    ("harm", "cause"),
+    [
+        (fault("freeze", T, 101.6, 109), "freeze"),  # it had begun before, and its successor could not know
+        (fault("half_open", T, 101.6, 109), "half_open"),
+        (fault("freeze", U, 95, 101.9), "freeze"),  # the later one's worker had just woken up
+        (fault("freeze", U, 103, 110), None),  # afterwards
+        (fault("freeze", B, 101.6, 109), None),  # another worker's
+        (fault("cut", T, 101.6), None),  # no session is lost so soon
+        (fault("broker_kill", None, 101.6, 104), None),  # nor was it anybody's own
+        (fault("roll", T, 101.6, 103), None),
+    ],
+)
+def test_an_overlap_is_excused_by_a_worker_that_could_not_know(harm: Fault, cause: str | None) -> None:
+    both = replace(in_order(clean(), execution(0), execution(1, worker=U, begun=102)), faults=(harm,))
+    assert [overlap.cause for overlap in overlaps(both)] == [cause]
+    assert ("calls_of_one_key_never_overlap" in violations(both)) == (cause is None)
+
+
+def test_the_dead_execute_nothing() -> None:
+    left = in_order(clean(), replace(execution(0), ended=None), execution(1, worker=U, begun=102))
+    assert overlaps(left)  # who is not known to be dead may still be at it
+    assert not overlaps(replace(left, faults=(fault("kill", T, 101.9),)))
+    assert not overlaps(replace(left, faults=(fault("mute", T, 101, 101.9),)))
+    given_up = replace(left.executions[0], stopped=101.9)
+    assert not overlaps(replace(left, executions=(given_up, *left.executions[1:])))
+
+
+def test_a_call_that_is_executed_again_begins_in_the_order_of_its_first_time() -> None:
+    done = in_order(clean(), execution(0), execution(1, begun=102.5))
+    again = replace(execution(0, "again", U, 104), serial="key-1")
+    assert not list(disorders(with_executions(done, again)))
 
 
 def test_a_ledger_is_read_as_it_was_written(tmp_path: Path) -> None:

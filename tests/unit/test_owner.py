@@ -21,6 +21,7 @@ from anabranch.agent.deadlines import Moment
 from anabranch.codec import cloud_event
 from anabranch.errors import BrokerError, TooLarge
 from anabranch.kafka.sent import Acked
+from anabranch.topics import partition_of
 
 AMO = b.planned(0, delivery="at_most_once", deadline_s=60.0)
 
@@ -197,6 +198,14 @@ async def test_a_record_that_cannot_be_read_is_a_dead_letter_and_the_partition_g
     desk.write(b.calls())
     assert len(desk.sent.to(NAMESPACE.dead_letters)) == 1
     assert desk.called == [b.call_id()]
+
+
+async def test_a_copy_on_a_wrong_partition_is_a_dead_letter_and_opens_nothing() -> None:
+    """Else it would be a run of its own there, and the request that is due next would be skipped."""
+    strangers = [name for name in (f"r{n}" for n in range(20)) if partition_of(name, 4) != 0]
+    desk = Desk(partitions=4).begin().write(b.requested(strangers[0]))
+    assert (desk.owner.state.runs, desk.owner.state.next_request, desk.jobs.due) == ({}, 0, [])
+    assert len(desk.sent.to(NAMESPACE.dead_letters)) == 1
 
 
 async def test_an_unknown_event_parks_its_run() -> None:

@@ -1,4 +1,4 @@
-"""What a tool worker has to have committed before it executes an at-most-once call.
+"""What a tool worker has to have committed before it executes a call that is at most once, or has a serial key.
 
 Responsible for: `ToolWorker`'s commits, against a subscription that only writes them down. Must never: run a broker.
 Called by: pytest.
@@ -31,13 +31,17 @@ SOON_S = 10.0
 
 
 class Commits:
-    """In the place of a subscription: `last` is what stands in the group, confirmed or not."""
+    """In the place of a subscription: `last` is what stands in the group, confirmed or not; a `member` can commit."""
 
     def __init__(self) -> None:
         self.last: dict[Place, Committed] = {}
-        self.confirms = True
+        self.confirms = self.member = True
+        self.refused = asyncio.Event()
 
     async def commit(self, offsets: Mapping[Place, Committed]) -> bool:
+        if not self.member:
+            self.refused.set()
+            return False
         self.last.update(offsets)
         return self.confirms
 
@@ -66,6 +70,7 @@ def worker_with(held: Mapping[str, int]) -> tuple[ToolWorker, Lane, Commits]:
     """A worker that has taken the call at offset 0, and holds these serial keys for others."""
     app, clock = App("t"), lambda: NOW
     app.tool(queue="q", delivery="at_most_once")(refund)
+    app.tool(queue="q", serial_key="account")(book)
     settings = ToolSettings()
     sent = cast(Appender, Outbox())
     bench = Bench(Namespace("t"), "w", app, "q", sent, Executor(settings, clock), settings, clock)
@@ -81,12 +86,17 @@ async def refund(cents: int) -> str:
     return str(cents)
 
 
-def job() -> Job:
+async def book(account: str) -> str:
+    """Book."""
+    return account
+
+
+def job(worker: ToolWorker, tool: str = "refund") -> Job:
     call: Any = ToolCall(
-        call_id="r/1.a/0", run_id="r", agent="a", tenant=None, tool="refund", input={"cents": 1}, dispatch=1,
+        call_id="r/1.a/0", run_id="r", agent="a", tenant=None, tool=tool, input={}, dispatch=1,
         deadline=NOW + 60, idempotency_key="k", reply=ReplyTopic(b.LOG, 0),
     )  # fmt: skip
-    return Job(b.Read(*PLACE, 0, 0, b"r/1.a/0", b""), call, "0", NOW, None)
+    return Job(b.Read(*PLACE, 0, 0, b"key", b""), call, "0", NOW, worker._tools[tool])
 
 
 async def test_a_worker_that_stops_while_a_call_waits_for_its_commit_lets_others_act() -> None:
@@ -110,8 +120,9 @@ async def test_what_retention_has_eaten_of_a_queue_makes_nobody_forget_what_was_
 
 async def test_a_call_is_begun_only_when_the_commit_says_so() -> None:
     worker, lane, commits = worker_with({})
+    worker._commits.metadata_kept = True
     committing = asyncio.create_task(worker._commits.run())
-    assert await asyncio.wait_for(worker._is_begun(lane, job()), SOON_S)
+    assert await asyncio.wait_for(worker._may_begin(lane, job(worker)), SOON_S)
     assert marks.read(0, commits.last[PLACE].metadata).begun == {0}
     committing.cancel()
 
@@ -119,8 +130,9 @@ async def test_a_call_is_begun_only_when_the_commit_says_so() -> None:
 async def test_a_call_is_not_begun_while_its_mark_does_not_fit_into_the_commit() -> None:
     """A commit that leaves the partition out confirms nothing of it."""
     worker, lane, commits = worker_with({f"{number:016x}": int(NOW) + 300 for number in range(200)})
+    worker._commits.metadata_kept = True
     committing = asyncio.create_task(worker._commits.run())
-    beginning = asyncio.create_task(worker._is_begun(lane, job()))
+    beginning = asyncio.create_task(worker._may_begin(lane, job(worker)))
     _, waiting = await asyncio.wait({beginning}, timeout=20 * COMMIT_S)
     assert waiting
     assert commits.last == {}
@@ -142,3 +154,25 @@ async def test_a_commit_that_may_stand_unconfirmed_is_followed_by_another_even_i
     lane.held.clear()
     await worker._commits._commit()
     assert commits.last[PLACE] == before
+
+
+async def test_a_serial_call_begins_only_when_the_group_still_counts_us_in() -> None:
+    """A worker that was frozen has calls of the key waiting, which its successor executes by now."""
+    worker, lane, commits = worker_with({})
+    worker._commits._committed[PLACE] = Committed(0, "")  # nothing new is to be said
+    commits.member = False
+    committing = asyncio.create_task(worker._commits.run())
+    beginning = asyncio.create_task(worker._may_begin(lane, job(worker, "book")))
+    await asyncio.wait_for(commits.refused.wait(), SOON_S)
+    assert not beginning.done()
+    worker.let_go()
+    assert not await asyncio.wait_for(beginning, SOON_S)
+    committing.cancel()
+
+
+async def test_a_serial_call_leaves_no_mark_for_it_may_be_executed_again() -> None:
+    worker, lane, commits = worker_with({})
+    committing = asyncio.create_task(worker._commits.run())
+    assert await asyncio.wait_for(worker._may_begin(lane, job(worker, "book")), SOON_S)
+    assert commits.last[PLACE] == Committed(0, "")
+    committing.cancel()

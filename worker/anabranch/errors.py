@@ -8,7 +8,8 @@
     │   └── InvalidRequest   ... in a request: it is answered with `invalid_request`
     ├── TooLarge             a record would not fit into its topic
     ├── BrokerError          Kafka cannot be reached, refuses, or lost something
-    │   └── TopicsError      a topic is missing or misconfigured; names the setting and the command that mends it
+    │   ├── TopicsError      a topic is missing or misconfigured; names the setting and the command that mends it
+    │   └── Forbidden        Kafka's access control denies us something; names who, what, and the command that allows it
     └── RunFailed            raised by `Run.output()` for a run that did not complete
 
 Every message says what was wrong, with which value, and what to do about it.
@@ -55,6 +56,10 @@ class BrokerError(AnabranchError):
 
 class TopicsError(BrokerError):
     """A topic is missing or set up so that data could be lost."""
+
+
+class Forbidden(BrokerError):
+    """Kafka does not allow our user what a worker needs."""
 
 
 class RunFailed(AnabranchError):

@@ -138,9 +138,7 @@ class Admission:
         if link.opens is not None:
             self._opened[link.opens] += 1
 
-    def _appended(self, sent: Sent) -> None:
-        if not sent.cancelled() and (error := sent.exception()) is not None:
-            log.critical("partition %d admits nothing more: %s", self._owner.partition, error)
+    def _appended(self, _: Sent) -> None:
         self.folded()  # the acknowledgement may have been enough
 
     async def _refuse(self, record: Record, run_id: str, reply_to: m.ReplyTo | None, error: InvalidRequest) -> m.Event:

@@ -29,6 +29,7 @@ from anabranch.codec import Record, decode
 from anabranch.deadletters import dead_letter
 from anabranch.errors import WireError
 from anabranch.kafka.sent import Acked, Sent
+from anabranch.topics import partition_of
 
 log = logging.getLogger(__name__)
 
@@ -237,12 +238,20 @@ class Owner:
 
     def _decode(self, record: Record) -> m.Event | None:
         try:
-            return decode(record)
+            event = decode(record)
+            self._check_place(event)
+            return event
         except WireError as error:
             if record.offset >= self._done:
                 log.error("%s/%d/%d cannot be read: %s", record.topic, record.partition, record.offset, error)
                 self._station.send(dead_letter(self._station.namespace, record, str(error)))
             return None
+
+    def _check_place(self, event: m.Event) -> None:
+        """A copy on a wrong partition could open its run there, and skip a request. A note may be of any run."""
+        run_id = None if isinstance(event, m.RequestNoted) else getattr(event, "run_id", None)
+        if run_id is not None and (own := partition_of(run_id, self._station.partitions)) != self.partition:
+            raise WireError(f"run {run_id} belongs to partition {own}: it was written to the wrong one")
 
     def _replaced(self, run: Run) -> None:
         """Another life of it was opened: whatever this one still wanted is wanted no more."""

@@ -165,7 +165,8 @@ class Publisher:
         if isinstance(due, CallDue):
             if due.at_most_once and isinstance(error, BrokerError):
                 return  # it may have been: its deadline answers "outcome unknown"
-            body = dump(m.ToolResult(f"the call could not be handed to a worker: {error}"))
+            why = "Kafka does not take it" if isinstance(error, BrokerError) else str(error)
+            body = dump(m.ToolResult(f"the call could not be handed to a worker: {why}"))
             event = m.ToolReturned(due.run_id, due.life, due.call_id, "error", body)
             self._station.append(self._partition, event)
         elif isinstance(error, BrokerError):

@@ -13,7 +13,7 @@ from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.codec import Outgoing, Record, encode
 from anabranch.config import AgentSettings, Price
 from anabranch.deadletters import dead_letter
-from anabranch.errors import AnabranchError
+from anabranch.errors import AnabranchError, BrokerError
 from anabranch.kafka.seam import Appender
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.registry import Registry
@@ -36,6 +36,24 @@ class Room:
             self.freed.set()
 
 
+class Fate:
+    """Why this worker cannot go on, once something shows that."""
+
+    def __init__(self) -> None:
+        self._known = asyncio.Event()
+        self._error: Exception | None = None
+
+    def seal(self, error: Exception) -> None:
+        self._error = self._error or error
+        self._known.set()
+
+    async def come(self) -> None:
+        """Ends by raising it."""
+        await self._known.wait()
+        if self._error is not None:
+            raise self._error
+
+
 @dataclass(frozen=True, slots=True)
 class Station:
     """`worker_id` is unique to this process; `source` is what its events carry as `ce_source`."""
@@ -51,6 +69,7 @@ class Station:
     room: Room
     partitions: int
     response_partitions: int
+    fate: Fate = field(default_factory=Fate)
     heard: dict[int, Callable[[m.Event, int, Acked], None]] = field(default_factory=dict)
 
     def append(self, partition: int, event: m.Event) -> Sent:
@@ -66,11 +85,14 @@ class Station:
         return sent
 
     def _appended(self, partition: int, event: m.Event, size: int, sent: Sent) -> None:
+        """Nobody may have to look for it: what cannot be appended will not happen, and without a log nothing can."""
         if sent.is_written:
             if (hear := self.heard.get(partition)) is not None:
                 hear(event, size, sent.result())
-        elif (error := sent.exception()) is not None:  # nobody may have to look for it: it will not happen
+        elif (error := sent.exception()) is not None:
             log.error("an event could not be appended: %s", error)
+            if isinstance(error, BrokerError):
+                self.fate.seal(error)
 
     def send(self, record: Outgoing, once: bool = False) -> Sent:
         return self.appender.append(record, once)

@@ -75,6 +75,7 @@ class AgentWorker:
             self._tasks = tasks
             own = [tasks.create_task(self._station.thinker.run(), name="model calls")]
             own.append(tasks.create_task(self._commit_for_ever(), name="commits"))
+            own.append(tasks.create_task(self._station.fate.come(), name="fate"))
             self._membership.enter(tasks)
             await self._over.wait()
             self._membership.forget()

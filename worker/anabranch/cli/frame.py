@@ -1,4 +1,4 @@
-"""What all commands have in common: options, settings, output, logging, exit statuses.
+"""What all commands have in common: options, settings, output, exit statuses.
 
 The statuses: 0 for success, 1 for a failure that is explained on stderr, 2 for wrong usage, 130 after Ctrl-C.
 A command returns its status, or None for 0, and raises an `AnabranchError` for what the user can mend. Results go
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
 
 import click
 
+from anabranch.cli.loglines import log_to_stderr
 from anabranch.errors import AnabranchError, ConfigError
 
 if TYPE_CHECKING:
@@ -41,15 +42,6 @@ FAILED: Final = 1
 INTERRUPTED: Final = 130
 THREADS_S: Final = 0.5
 """How long threads that are still at work when all is done are waited for."""
-_OTHERS: Final = {
-    "aiokafka": logging.ERROR,  # it alone says why a connection failed
-    "aiokafka.producer.sender": logging.CRITICAL,  # what became of a send, the appender says
-    "aiohttp": logging.WARNING,
-    "anthropic": logging.WARNING,
-    "httpx": logging.WARNING,
-    "httpx2": logging.WARNING,
-    "httpcore": logging.WARNING,
-}
 
 
 # --- commands ---------------------------------------------------------------------------------------------------
@@ -252,33 +244,6 @@ def ago(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86400:.0f} d"
-
-
-# --- logging ----------------------------------------------------------------------------------------------------
-
-
-def log_to_stderr(settings: Settings, *, least: str = "debug") -> None:
-    """One line a record, from the level of the settings on; from `least` on if that is higher, unless it is debug."""
-    names = logging.getLevelNamesMapping()
-    level = names[settings.worker.log_level.upper()]
-    if level > logging.DEBUG:
-        level = max(level, names[least.upper()])
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name, quiet in _OTHERS.items():
-        logging.getLogger(name).setLevel(logging.DEBUG if level == logging.DEBUG else quiet)
-
-
-class _OneLine(logging.Formatter):
-    """A record is a line, so that tools which collect logs see one record. A traceback keeps its lines."""
-
-    converter = time.gmtime  # type: ignore[assignment]  # typeshed describes a narrower default
-    default_msec_format = "%s.%03dZ"
-    default_time_format = "%Y-%m-%dT%H:%M:%S"
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return super().formatMessage(record).replace("\n", " | ")
 
 
 # --- running ----------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from anabranch.config import KafkaSettings
-from anabranch.errors import BrokerError, TopicsError
+from anabranch.errors import BrokerError, Forbidden, TopicsError
 from anabranch.kafka import comparison
 from anabranch.kafka.comparison import APPLY, Cluster, Configs, Seen
 from anabranch.kafka.seam import Committed, Lack, Place
@@ -97,7 +97,9 @@ class Admin:
         """How many partitions `topic` has. Raises `TopicsError` if there is no such topic."""
         seen = (await self._look([topic])).topics.get(topic)
         if seen is None:
-            raise TopicsError(f"topic {topic} does not exist at {self._settings.bootstrap}: create it with {APPLY}")
+            raise TopicsError(
+                f"topic {topic} does not exist at {self._settings.bootstrap} (was it deleted?): create it with {APPLY}"
+            )
         return seen.partitions
 
     async def lacks(self, specs: Sequence[TopicSpec]) -> list[Lack]:
@@ -308,7 +310,8 @@ class Admin:
         except TimeoutError as error:
             raise self._no_success(what, last or error) from (last or error)
         except KafkaError as error:
-            raise BrokerError(f"cannot {what}: {error}. {_remedy(error)}") from error
+            kind = Forbidden if isinstance(error, _FORBIDDEN) else BrokerError
+            raise kind(f"cannot {what}: {error}. {_remedy(error)}") from error
 
     def _no_success(self, what: str, last: Exception) -> BrokerError:
         why = f"in {DEADLINE_S:g} s; the last answer was {str(last) or repr(last)}"

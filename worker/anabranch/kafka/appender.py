@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,6 +21,7 @@ from aiokafka.errors import (
     IncompatibleBrokerVersion,
     InvalidTopicError,
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     TopicAuthorizationFailedError,
     UnknownError,
@@ -32,9 +31,11 @@ from aiokafka.errors import (
 
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, TooLarge
+from anabranch.kafka.batching import Item, Lane, Line
+from anabranch.kafka.refusals import refusal
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.tasks import alongside
-from anabranch.topics import RECORD_BYTES, partition_of
+from anabranch.topics import RECORD_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ _HOPELESS = (
     UnknownTopicOrPartitionError,
     ValueError,
 )
+_HOPELESS_TOPIC = (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
 # How brokers refuse InitProducerId; the embedded one says "unknown". Without it an append may be doubled, no more,
 # and the log's presumptions make the copy harmless.
 _NOT_IDEMPOTENT = (IncompatibleBrokerVersion, UnknownError, UnsupportedVersionError)
@@ -63,91 +65,12 @@ class _Replace(Exception):
     """The producer is no longer to be trusted."""
 
 
-@dataclass(slots=True, eq=False)
-class _Item:
-    record: Outgoing
-    sent: Sent
-    once: bool
-    alone: bool = False  # to be sent in a batch of its own
-
-
-@dataclass(slots=True, eq=False)
-class _Line:
-    """The records of one partition: those that wait, and the batch that is under way. There is one at a time."""
-
-    partition: int
-    waiting: deque[_Item] = field(default_factory=deque)
-    batch: list[_Item] = field(default_factory=list)
-    sent_at: float = 0.0  # by the loop's clock
-
-    def next_batch(self, batch: Any) -> list[_Item]:
-        """Fill `batch` with what waits, as far as it goes; returns what is in it."""
-        items = self.batch
-        while self.waiting and not (items and (items[0].alone or self.waiting[0].alone)):
-            r = self.waiting[0].record
-            if batch.append(timestamp=None, key=r.key, value=r.value, headers=list(r.headers)) is None:
-                break
-            items.append(self.waiting.popleft())
-        return items
-
-    def rewind(self) -> None:
-        """What is not acknowledged goes first, in its order, but for what may be sent only once."""
-        for item in self.batch:
-            if item.once:
-                where = item.record.topic
-                item.sent.fail(BrokerError(f"a record for {where} may have been written, and is not sent again"))
-        self.waiting.extendleft(item for item in reversed(self.batch) if not item.once)
-        self.batch = []
-
-
-@dataclass(slots=True, eq=False)
-class _Lane:
-    """One topic. `ready` are the lines that may be sent; `partitions` is how many it has, once that is known."""
-
-    topic: str
-    partitions: int | None = None
-    lines: dict[int, _Line] = field(default_factory=dict)
-    ready: dict[int, _Line] = field(default_factory=dict)
-    unplaced: deque[_Item] = field(default_factory=deque)  # until it is known how many partitions there are
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    sent_at: float = 0.0
-
-    def push(self, item: _Item) -> None:
-        partition = item.record.partition
-        if partition is None and self.partitions is not None:
-            partition = partition_of(item.record.key or b"", self.partitions)
-        if partition is None:
-            self.unplaced.append(item)
-        else:
-            line = self.lines.get(partition)
-            if line is None:
-                line = self.lines[partition] = _Line(partition)
-            line.waiting.append(item)
-            if not line.batch:
-                self.ready[partition] = line
-        self.wake.set()
-
-    def place(self, partitions: int) -> None:
-        """So many partitions there are: what has waited for that finds its place."""
-        self.partitions = partitions
-        unplaced, self.unplaced = self.unplaced, deque()
-        for item in unplaced:
-            self.push(item)
-
-    def rewind(self) -> None:
-        self.partitions = None  # whoever comes next asks again
-        for line in self.lines.values():
-            line.rewind()
-        self.ready = {number: line for number, line in self.lines.items() if line.waiting}
-        self.wake.set()
-
-
 class KafkaAppender:
     """See `seam.Appender`. Made by `opened`, which owns its task."""
 
     def __init__(self, arguments: dict[str, Any], idempotent: bool) -> None:
         self._arguments, self._idempotent = arguments, idempotent
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._new_lane = asyncio.Event()
         self._broken = asyncio.Event()
         self._outstanding = 0
@@ -176,9 +99,9 @@ class KafkaAppender:
         sent.add_done_callback(self._settled)
         lane = self._lanes.get(record.topic)
         if lane is None:
-            lane = self._lanes[record.topic] = _Lane(record.topic)
+            lane = self._lanes[record.topic] = Lane(record.topic)
             self._new_lane.set()
-        lane.push(_Item(record, sent, once))
+        lane.push(Item(record, sent, once))
         return sent
 
     def _settled(self, _: Sent) -> None:
@@ -200,6 +123,7 @@ class KafkaAppender:
                 await self._serve_with(self._producer)
             except* _Replace:
                 log.warning("a send failed: replacing the producer, %d records go again", self._outstanding)
+            _end_if_cancelled()
             await _stop(self._producer)
             for lane in self._lanes.values():
                 lane.rewind()
@@ -227,17 +151,22 @@ class KafkaAppender:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(STUCK_S / 4)
-            since = loop.time() - STUCK_S
-            stuck = {
-                lane.topic
-                for lane in self._lanes.values()
-                for line in lane.lines.values()
-                if line.batch and line.sent_at < since
-            }
+            stuck = self._stuck(loop.time() - STUCK_S)
             if stuck:
-                topics = sorted(stuck)
-                log.error("nothing was acknowledged for %g s: is the broker full, or gone? (%s)", STUCK_S, topics)
+                log.error(
+                    "nothing was acknowledged for %g s on %s: is the broker full, or gone? See its log and its disks; "
+                    "%d records wait, and go again until it has them",
+                    STUCK_S, ", ".join(stuck), self._outstanding,
+                )  # fmt: skip
                 self._broken.set()
+
+    def _stuck(self, since: float) -> list[str]:
+        """The topics of which a batch has been under way since then."""
+        return sorted(
+            lane.topic
+            for lane in self._lanes.values()
+            if any(line.batch and line.sent_at < since for line in lane.lines.values())
+        )
 
     async def _connect(self, once: bool = False) -> None:
         pause, longest = BACKOFF_S
@@ -269,7 +198,7 @@ class KafkaAppender:
                 self._producer = producer
                 return
 
-    async def _send_lane(self, producer: AIOKafkaProducer, lane: _Lane) -> None:
+    async def _send_lane(self, producer: AIOKafkaProducer, lane: Lane) -> None:
         """One batch at a time for each partition: what comes meanwhile makes the next one larger."""
         loop = asyncio.get_running_loop()
         while True:
@@ -284,14 +213,16 @@ class KafkaAppender:
             if not lane.ready:
                 await lane.wake.wait()
 
-    async def _place(self, producer: AIOKafkaProducer, lane: _Lane) -> None:
+    async def _place(self, producer: AIOKafkaProducer, lane: Lane) -> None:
+        """Find out how many partitions there are, for what has none of its own."""
         try:
             lane.place(len(await producer.partitions_for(lane.topic)))
         except (KafkaError, OSError) as error:
-            unplaced, lane.unplaced = lane.unplaced, deque()
-            for item in unplaced:
-                item.sent.fail(_explained(item.record, error))
-            self._broken.set()
+            if (hopeless := await _hopeless(producer, lane.topic, error)) is None:
+                log.warning("the partitions of %s cannot be had: %r", lane.topic, error)
+                self._broken.set()
+            else:
+                self._give_up(lane, [], hopeless)
 
     async def _pace(self, sent_at: float, loop: asyncio.AbstractEventLoop) -> None:
         """With much under way, a batch costs more than what is in it: let a few come together."""
@@ -299,33 +230,49 @@ class KafkaAppender:
         if pause > SHORTEST_PAUSE_S:
             await asyncio.sleep(pause)
 
-    async def _send_line(self, producer: AIOKafkaProducer, lane: _Lane, line: _Line) -> None:
+    async def _send_line(self, producer: AIOKafkaProducer, lane: Lane, line: Line) -> None:
         batch = producer.create_batch()
         items = line.next_batch(batch)
         line.sent_at = lane.sent_at
         try:
             acked = await producer.send_batch(batch, lane.topic, partition=line.partition)
         except (KafkaError, OSError, ValueError, AssertionError) as error:
-            self._failed(line, items, error)
+            if (hopeless := await _hopeless(producer, lane.topic, error)) is None:
+                self._failed(lane, line, items, KafkaTimeoutError(f"no broker could be asked: {error!r}"))
+            else:
+                self._refused(lane, line, hopeless)
         else:
             acked.add_done_callback(partial(self._acked, lane, line, items))
 
-    def _acked(self, lane: _Lane, line: _Line, items: list[_Item], acked: asyncio.Future[Any]) -> None:
+    def _acked(self, lane: Lane, line: Line, items: list[Item], acked: asyncio.Future[Any]) -> None:
         if line.batch is not items:
             return  # sent again meanwhile, by a fresh producer
         if acked.cancelled() or (error := acked.exception()) is not None:
-            self._failed(line, items, None if acked.cancelled() else error)
+            self._failed(lane, line, items, None if acked.cancelled() else error)
             return
         line.batch = []
-        if line.waiting:
-            lane.ready[line.partition] = line
-            lane.wake.set()
+        lane.see_to(line)
         told = acked.result()
         at_ms = told.timestamp if told.timestamp_type == LOG_APPEND_TIME else None
         for number, item in enumerate(items):
             item.sent.succeed(Acked(told.offset + number if told.offset >= 0 else None, at_ms))
 
-    def _failed(self, line: _Line, items: list[_Item], error: BaseException | None) -> None:
+    def _refused(self, lane: Lane, line: Line, error: BaseException) -> None:
+        """Nothing of the batch was sent, so the producer is as good as before."""
+        items, line.batch = line.batch, []
+        self._give_up(lane, items, error)
+        lane.see_to(line)
+
+    def _give_up(self, lane: Lane, items: Sequence[Item], error: BaseException) -> None:
+        """Records that no repetition writes. If that is for their topic, all that wait for it wait in vain."""
+        if isinstance(error, _HOPELESS_TOPIC):
+            items = [*items, *lane.take_waiting()]
+        if items:
+            log.error("%d records are given up: %s", len(items), self._explained(items[0].record, error))
+        for item in items:
+            item.sent.fail(self._explained(item.record, error))
+
+    def _failed(self, lane: Lane, line: Line, items: list[Item], error: BaseException | None) -> None:
         """They may have been written. What cannot be cured fails alone; the rest goes again."""
         if line.batch is not items:
             return
@@ -334,17 +281,40 @@ class KafkaAppender:
                 item.alone = True
         elif isinstance(error, _HOPELESS):
             line.batch = []
-            for item in items:
-                item.sent.fail(_explained(item.record, error))
-        log.warning("a send to %s failed: %r", items[0].record.topic, error)
+            self._give_up(lane, items, error)
+        else:
+            log.warning("a send to %s failed: %r", lane.topic, error)
         self._broken.set()
 
+    def _explained(self, record: Outgoing, error: BaseException) -> Exception:
+        if isinstance(error, MessageSizeTooLargeError):
+            return TooLarge(f"a record of {record.size} bytes is larger than {record.topic} takes (max.message.bytes)")
+        refused = refusal(error, self._arguments, "Write", record.topic)
+        return refused or BrokerError(f"cannot write to {record.topic}: {type(error).__name__}: {error}")
 
-def _explained(record: Outgoing, error: BaseException) -> Exception:
-    if isinstance(error, MessageSizeTooLargeError):
-        return TooLarge(f"a record of {record.size} bytes is larger than {record.topic} takes (max.message.bytes)")
-    mend = "create it with: anabranch topics apply APP" if isinstance(error, UnknownTopicOrPartitionError) else ""
-    return BrokerError(f"cannot write to {record.topic}: {type(error).__name__}: {error} {mend}".rstrip())
+
+def _end_if_cancelled() -> None:
+    """Until Python 3.13 a task group that ends with errors of its own forgets that it was cancelled from outside."""
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def _hopeless(producer: AIOKafkaProducer, topic: str, error: BaseException) -> BaseException | None:
+    """The error, if no repetition cures it."""
+    if isinstance(error, UnknownTopicOrPartitionError) and not await _is_missing(producer, topic):
+        return None
+    return error if isinstance(error, _HOPELESS) else None
+
+
+async def _is_missing(producer: AIOKafkaProducer, topic: str) -> bool:
+    """Whether a broker says that there is no such topic. A new producer that has reached none for `REQUEST_S` says
+    so too, and then the broker is only away: its records must not be given up."""
+    try:
+        async with asyncio.timeout(REQUEST_S):
+            known = await producer.client.fetch_all_metadata()
+    except (KafkaError, OSError, TimeoutError):
+        return False
+    return known.partitions_for_topic(topic) is None
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:

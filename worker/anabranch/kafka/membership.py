@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import Final, Protocol
 
-from anabranch.errors import AnabranchError, ConfigError
+from anabranch.errors import AnabranchError, ConfigError, Forbidden, TopicsError
 from anabranch.kafka.seam import Place, Subscription
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class Member(Protocol):
     """What a role does with its partitions."""
 
     async def take_over(self, places: frozenset[Place]) -> None:
-        """Begin, or go on, where the commits say. What it raises is tried again, but for `ConfigError`."""
+        """Begin, or go on, where the commits say. What no repetition cures ends the worker; all else is tried again."""
         ...
 
     async def give_up(self, for_s: float) -> None:
@@ -117,8 +117,8 @@ class Membership:
         while True:
             try:
                 return await self._member.take_over(places)
-            except ConfigError:
-                raise
+            except (ConfigError, Forbidden, TopicsError):
+                raise  # no repetition cures it: the worker ends, and says why
             except AnabranchError as error:
                 log.warning("cannot take over yet: %s", error)
                 await asyncio.sleep(AGAIN_S)

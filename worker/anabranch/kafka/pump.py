@@ -24,12 +24,15 @@ from anabranch.config import KafkaSettings
 from anabranch.errors import BrokerError
 from anabranch.kafka.admin import Admin
 from anabranch.kafka.assignor import make_assignor
+from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Committed, Listener, Place
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 COMMIT_S = 5.0
+GONE_S = 3.0
+STOP_S = 10.0
 REBALANCE_S = 30.0
 
 
@@ -47,6 +50,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
     ) -> None:
         self._topics, self._group, self._listener, self._admin = list(topics), group, listener, admin
         self._where, self._session_s = settings.bootstrap, settings.session_timeout_s
+        self._arguments = arguments
+        self._missing_since: float | None = None
         self._polled = time.monotonic()
         self._stopped = False
         self._begun: dict[Place, int] = {}
@@ -78,9 +83,20 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             await self._consumer.start()
             yield
         except (KafkaError, OSError) as error:
-            raise BrokerError(f"group {self._group} at {self._where}: {error}") from error
+            raise self._explained("cannot be joined", error) from error
         finally:
-            await self._consumer.stop()
+            await self._stop()
+
+    async def _stop(self) -> None:
+        """Bounded, and as a task: if the broker is gone, `stop` lets the CancelledError of a fetch escape."""
+        _, late = await asyncio.wait([asyncio.ensure_future(self._consumer.stop())], timeout=STOP_S)
+        for stopping in late:
+            log.warning("the consumer of group %s did not stop within %g s", self._group, STOP_S)
+            stopping.cancel()
+
+    def _explained(self, what: str, error: Exception) -> BrokerError:
+        refused = refusal(error, self._arguments, "Read", self._group)
+        return refused or BrokerError(f"group {self._group} at {self._where} {what}: {error!r}")
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -96,8 +112,9 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
                         self._deliver(place, records)
                 if not batches or time.monotonic() - self._reported > POLL_S:
                     await self._report()
+                    await self._see_topics()
         except (KafkaError, OSError) as error:
-            raise BrokerError(f"group {self._group} at {self._where} cannot be read: {error!r}") from error
+            raise self._explained("cannot be read", error) from error
 
     def stop(self) -> None:
         self._stopped = True
@@ -129,6 +146,17 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             if place in self._begun and offset >= self._begun[place]:
                 self._begun[place] = offset
                 self._listener.position(place, offset)
+
+    async def _see_topics(self) -> None:
+        """The group goes on without a topic that was deleted, and says nothing: nobody would be served, silently."""
+        gone = [topic for topic in self._topics if self._consumer.partitions_for_topic(topic) is None]
+        if not gone:
+            self._missing_since = None
+        elif self._missing_since is None:
+            self._missing_since = time.monotonic()
+        elif time.monotonic() - self._missing_since > GONE_S:
+            self._missing_since = None
+            await self._admin.partitions(gone[0])  # raises if there is no such topic
 
     def seek(self, place: Place, offset: int) -> None:
         if self._is_ours(place):
@@ -189,7 +217,10 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
     async def _commit(self, offsets: Mapping[Place, Committed]) -> bool:
         wanted = {TopicPartition(*place): OffsetAndMetadata(at.offset, at.metadata) for place, at in offsets.items()}
         try:
-            await asyncio.wait_for(self._consumer.commit(wanted), COMMIT_S)
+            async with asyncio.timeout(
+                COMMIT_S
+            ):  # `wait_for` may swallow a cancellation, and whoever waits for us hangs
+                await self._consumer.commit(wanted)
         except (KafkaError, TimeoutError, ValueError) as error:
             log.info("a commit of group %s was not confirmed: %r", self._group, error)
             return False
@@ -205,5 +236,5 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         try:
             found = await question([TopicPartition(*place) for place in places])
         except (KafkaError, OSError) as error:
-            raise BrokerError(f"the offsets of group {self._group} cannot be had: {error!r}") from None
+            raise self._explained("tells no offsets", error) from None
         return {Place(where.topic, where.partition): offset for where, offset in found.items()}

@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError
 
 from anabranch.codec import Record
 from anabranch.errors import BrokerError
+from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Place, Start
 
 
@@ -42,8 +43,9 @@ class KafkaReader:
             await reader._begin(start)
             yield reader
         except (KafkaError, OSError) as error:
-            where = arguments["bootstrap_servers"]
-            raise BrokerError(f"cannot read {places[0].topic} from Kafka at {where}: {error}") from error
+            where, topic = arguments["bootstrap_servers"], places[0].topic
+            refused = refusal(error, arguments, "Read", topic)
+            raise refused or BrokerError(f"cannot read {topic} from Kafka at {where}: {error}") from error
         finally:
             # As a task: if the broker is gone, `stop` lets the CancelledError of a fetch escape as if it were ours.
             await asyncio.wait([asyncio.ensure_future(consumer.stop())])

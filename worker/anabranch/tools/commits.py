@@ -54,7 +54,8 @@ class Commits:
     async def _commit(self) -> None:
         waiting, self._confirmations = self._confirmations, []
         told = self._offsets()  # without those whose marks are more than Kafka takes
-        offsets = {place: at for place, at in told.items() if self._committed.get(place) != at}
+        asked = {place for place, _ in waiting}
+        offsets = {place: at for place, at in told.items() if place in asked or self._committed.get(place) != at}
         for place in offsets:  # until it is confirmed, either may stand there
             self._committed.pop(place, None)
         confirmed = not offsets or await self._membership.subscription.commit(offsets)
@@ -87,13 +88,21 @@ class Commits:
         self.give_up()
         self._committed.clear()
 
-    # --- at most once -----------------------------------------------------------------------------------------
+    # --- what has to be known to the group before a call begins ---------------------------------------------------
 
-    async def is_begun(self, lane: Lane, job: Job, is_idle: Callable[[], bool]) -> bool:
-        """Commit that the call may have begun; only what is confirmed in this assignment may be executed."""
+    async def may_begin(self, lane: Lane, job: Job, is_idle: Callable[[], bool]) -> bool:
+        """Whom the group has expelled learns it from a commit. Others must not find a call of one key, or one that
+        they may not repeat, begun after that.
+        """
+        if job.at_most_once and self.metadata_kept:
+            return await self._is_confirmed(lane, job, is_idle, lambda: lane.progress.begin(job.record.offset))
+        return job.serial_key is None or await self._is_confirmed(lane, job, is_idle, lambda: None)
+
+    async def _is_confirmed(self, lane: Lane, job: Job, is_idle: Callable[[], bool], mark: Callable[[], None]) -> bool:
+        """Commit, with what `mark` adds to it; only what is confirmed in this assignment may be executed."""
         self._at_once.set()  # once: if that commit fails, the next one is soon enough
         while self._lanes.get(job.place) is lane and not is_idle():
-            lane.progress.begin(job.record.offset)
+            mark()
             confirmed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._confirmations.append((job.place, confirmed))
             if await confirmed:

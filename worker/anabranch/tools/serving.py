@@ -19,7 +19,7 @@ from anabranch.bodies import depth_of, dump, read
 from anabranch.codec import Outgoing, Record, cloud_event, header
 from anabranch.config import ToolSettings
 from anabranch.deadletters import dead_letter
-from anabranch.errors import AnabranchError, TooLarge, WireError
+from anabranch.errors import AnabranchError, Forbidden, TooLarge, TopicsError, WireError
 from anabranch.kafka.seam import Appender, Place
 from anabranch.limits import Pacer, Serially
 from anabranch.messages import OUTCOME_UNKNOWN, ResultOutcome, ToolCall, ToolResult
@@ -187,10 +187,15 @@ class Service:
         return Execution(outcome, text, now, now, 1)
 
     async def deliver(self, job: Job, execution: Execution) -> None:
-        """Append the result. A call whose result can never be delivered, by its own fault, is a dead letter."""
+        """Append the result. A call whose result can never be delivered, by its own fault, is a dead letter.
+
+        Raises `Forbidden` or `TopicsError` if our own log takes no results: then no worker here is of any use.
+        """
         try:
             await self._send(job, execution)
         except AnabranchError as error:
+            if isinstance(error, Forbidden | TopicsError) and job.call.reply.topic == self._bench.namespace.log:
+                raise
             log.error("the result of call %s cannot be delivered: %s", job.call.call_id, error)
             await self.bury(job.record, f"its result cannot be delivered: {error}")
         self._seen[job.call.call_id] = job.call.dispatch

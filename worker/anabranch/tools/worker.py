@@ -205,7 +205,7 @@ class ToolWorker:
 
     async def _serve(self, lane: Lane, job: Job) -> None:
         async with self._service.lane(job):
-            if job.at_most_once and self._commits.metadata_kept and not await self._is_begun(lane, job):
+            if not await self._may_begin(lane, job):
                 return
             if self._service.is_idle(job.call):
                 self._finish(job)
@@ -221,9 +221,6 @@ class ToolWorker:
                 del self._executing[job.place][job.record.offset]
                 if job.dropped:
                     self._read_again(job)
-
-    async def _is_begun(self, lane: Lane, job: Job) -> bool:
-        return await self._commits.is_begun(lane, job, lambda: self._service.is_idle(job.call))
 
     async def _tell_unknown(self, lane: Lane, job: Job) -> None:
         """Somebody before us committed it as begun, and it is not finished: it is not executed again."""
@@ -241,6 +238,9 @@ class ToolWorker:
         if lane is not None and lane.progress.is_open(job.record.offset) and not self._membership.stopping:
             lane.progress.give_back(job.record.offset)
             self._membership.subscription.seek(job.place, lane.progress.position)
+
+    async def _may_begin(self, lane: Lane, job: Job) -> bool:
+        return await self._commits.may_begin(lane, job, lambda: self._service.is_idle(job.call))
 
     def _held_until(self, job: Job) -> float:
         lane = self._lanes.get(job.place)

@@ -1,0 +1,56 @@
+"""What Kafka refuses, in words that an operator can act on. PURE.
+
+Responsible for: naming who was refused what, on which topic or group, and the command that mends it. Must never:
+decide what becomes of a worker. Called by: `appender.py`, `pump.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
+
+from anabranch.errors import BrokerError, Forbidden, TopicsError
+from anabranch.kafka.comparison import APPLY
+
+FORBIDDEN: Final = (TopicAuthorizationFailedError, GroupAuthorizationFailedError)
+
+
+def refusal(error: BaseException, arguments: Mapping[str, Any], operation: str, subject: str) -> BrokerError | None:
+    """`error` as ours, if it is one that no repetition cures: forbidden, or a topic that is not there.
+
+    `arguments` are those of the client, `operation` is Kafka's word ("Read", "Write"), and `subject` the topic or
+    group that was asked for, if the error names none.
+    """
+    where = arguments["bootstrap_servers"]
+    if isinstance(error, UnknownTopicOrPartitionError):
+        return TopicsError(f"topic {subject} does not exist at {where} (was it deleted?): create it with {APPLY}")
+    if not isinstance(error, FORBIDDEN):
+        return None
+    kind = "group" if isinstance(error, GroupAuthorizationFailedError) else "topic"
+    named = _named(error) or subject
+    who = principal(arguments)
+    return Forbidden(
+        f"Kafka at {where} forbids {who} to {operation.lower()} {kind} {named} ({type(error).__name__}). Allow it: "
+        f"kafka-acls --bootstrap-server {where} --add --allow-principal {who} --operation {operation} --{kind} {named}"
+    )
+
+
+def principal(arguments: Mapping[str, Any]) -> str:
+    """Who we are to Kafka, as far as the settings tell."""
+    protocol: str = arguments["security_protocol"]
+    if protocol.startswith("SASL"):
+        return f"User:{arguments.get('sasl_plain_username')}"
+    return "User:ANONYMOUS" if protocol == "PLAINTEXT" else "the user of ANABRANCH_SSL_CERTFILE"
+
+
+def _named(error: KafkaError) -> str:
+    """The topics or the group that aiokafka names: a text, or a set of them."""
+    named = error.args[0] if error.args else ""
+    return named if isinstance(named, str) else ", ".join(sorted(map(str, named)))
