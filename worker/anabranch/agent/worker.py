@@ -111,6 +111,7 @@ class AgentWorker:
             self._owners.pop(partition).drop()
             self._admissions.pop(partition)
         self._assigned = ours
+        self._station.thinker.own(frozenset(ours), self._station.partitions)
         self._start_to_take_over()
 
     def _start_to_take_over(self) -> None:
@@ -125,7 +126,7 @@ class AgentWorker:
             async with self._giving_up:  # the group waits: what `release` has begun may be under way still
                 return
         if lost:
-            self._let_go()
+            self._let_go(lost=True)
         else:
             await self._give_up(self._station.settings.hand_off_s)
 
@@ -183,7 +184,8 @@ class AgentWorker:
         if offsets:
             await self.subscription.commit(offsets)
 
-    def _let_go(self) -> None:
+    def _let_go(self, lost: bool = False) -> None:
+        self._station.thinker.disown(lost)
         if self._taking_over is not None:
             self._taking_over.cancel()
         self._assigned = set()  # a revoke may come before `attach`, which then has nothing to take over
