@@ -237,8 +237,12 @@ class Budget:
             self._window.accepted()
 
     def refused(self, attempt: Attempt, retry_after: float | None, now: float) -> None:
-        """The provider wants to be asked less: for `retry_after` seconds nothing of the model is asked for."""
+        """The provider wants to be asked less: for `retry_after` seconds nothing of the model is asked for.
+
+        A refused request is given back; if the provider counts it, what it says is left will tell.
+        """
         self._window.refused(attempt.round)
+        self._requests.spend(-1.0, now)
         self._paused_until = max(self._paused_until, now + min(retry_after or 0.0, PAUSE_MAX_S))
 
     def ended(self, attempt: Attempt, usage: Mapping[str, Any] | None, now: float) -> None:
