@@ -3,8 +3,9 @@
 PURE: the time is given, in seconds of one clock, and nothing waits here; `thinking.py` asks and sets the timers.
 
 - **A pace, not a sum.** A share of a limit is spent evenly: what is not used is kept for `BURST_S`, and for one call.
-  So no window of a minute holds more than the limit, that remainder (0.4 %) and a call a worker, and nothing is left
-  over from a former owner of the share that could be spent twice.
+  So no window of a minute holds more than the limit, that remainder (0.4 %) and two or three calls a worker: the one
+  that was kept, the one that begins, and what was estimated too low. And nothing is left over from a former owner of
+  the share that could be spent twice.
 - **Estimated, then settled.** A call starts when no bucket is in debt, takes what it is estimated to use, and gives
   back or owes the difference when its usage is known. So a large call waits for no more than a small one, those after
   it wait for what it took, and the pace holds in the long run. The provider counts input as it is estimated at the
