@@ -14,7 +14,7 @@ from typing import Any, Final
 import orjson
 
 from anabranch import App
-from anabranch.agent.model import OnEvent
+from anabranch.agent.model import OnEvent, OnLeft
 from anabranch.agent.reply import Reply, reply_of
 from tests.bench import workload
 
@@ -38,7 +38,7 @@ app.agent(AGENT, model="instant", system="You are measured.", tools=[look_up], m
 class InstantModel:
     """A `Model` without latency: its replies are made once."""
 
-    async def reply(self, body: bytes, on_event: OnEvent) -> Reply:
+    async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
         return _answer() if b'"tool_result"' in body else _calls(workload.tool_ms_of(body))
 
 

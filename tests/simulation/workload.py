@@ -15,7 +15,7 @@ from itertools import count
 from random import Random
 from typing import Any, Final
 
-from anabranch.agent.model import OnEvent, Transient
+from anabranch.agent.model import OnEvent, OnLeft, Transient
 from anabranch.agent.reply import Reply, reply_of
 from anabranch.app import App, Call, Retryable
 from tests.simulation.ledger import Execution, Ledger, ModelCall
@@ -118,7 +118,7 @@ class SimulatedModel:
         self._outside = outside
         self._runs = {run.run_id: run for run in outside.workload.runs}
 
-    async def reply(self, body: bytes, on_event: OnEvent) -> Reply:
+    async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
         outside, ledger = self._outside, self._outside.ledger
         call = _seen(body, outside.process(), ledger.now())
         ledger.model_calls.append(call)

@@ -17,7 +17,7 @@ from anabranch.client import Client
 from anabranch.config import AgentSettings, AnthropicSettings, KafkaSettings, Settings, WorkerSettings
 from anabranch.messages import RunResponse
 from anabranch.runtime import Shutdown, broker_of, namespace_of, serve_agent, serve_tools, topic_specs
-from anabranch.testing import Answer, Script, ScriptedModel, last_results, result_text, turn_of
+from anabranch.testing import Answer, RateLimits, Script, ScriptedModel, last_results, result_text, turn_of
 from anabranch.topics import Namespace
 
 START_S = 30.0
@@ -115,16 +115,17 @@ async def fleet(
     models: Sequence[str] = ("scripted",),
     also: Sequence[App] = (),
     refusals: bool = False,
+    limits: RateLimits | None = None,
 ) -> AsyncIterator[Fleet]:
     """One agent worker and one tool worker for each queue, unless said otherwise.
 
-    `also` are Apps of the same namespace, whose topics are made too. Fails if the model refused a request, unless
-    `refusals` says that the test wants that.
+    `also` are Apps of the same namespace, whose topics are made too; the model enforces `limits`. Fails if the model
+    refused a request, unless `refusals` says that the test wants that.
     """
     failed: Exception | None = None
     for each in (app, *also):
         await broker_of(settings).apply(topic_specs(each, settings))
-    async with ScriptedModel(script, models=tuple(models)) as model:
+    async with ScriptedModel(script, models=tuple(models), limits=limits) as model:
         provider = AnthropicSettings(api_key="test", base_url=model.base_url)
         settings = replace(settings, anthropic=provider)
         async with Client.for_app(app, settings=settings) as client, asyncio.TaskGroup() as tasks:

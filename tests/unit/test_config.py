@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.config import Price, Settings, load, shown
+from anabranch.config import ModelLimits, Price, Settings, load, shown
 from anabranch.errors import ConfigError
 
 
@@ -47,6 +47,18 @@ def test_prices_come_from_the_file(tmp_path: Path) -> None:
     assert load(file, {}).prices == {"m-1": Price(3.0, 15.5)}
 
 
+def test_limits_of_models_come_from_the_file_and_are_shown(tmp_path: Path) -> None:
+    file = written(tmp_path, '[models."m-*"]\nrequests_per_minute = 50\noutput_tokens_per_minute = 8000\n')
+    found = load(file, {})
+    assert found.models == {"m-*": ModelLimits(requests_per_minute=50, output_tokens_per_minute=8000)}
+    assert shown(found)["models"]["m-*"] == {
+        "requests_per_minute": 50,
+        "input_tokens_per_minute": None,
+        "output_tokens_per_minute": 8000,
+        "count_cache_reads": False,
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -57,6 +69,8 @@ def test_prices_come_from_the_file(tmp_path: Path) -> None:
         ("prices = 5", "prices must be a table"),
         ("[prices.m]\ninput = 1\noutput = 1\ncache_reed = 1", "has no setting 'cache_reed'"),
         ("[prices.m]\ninput = 1", r"prices.m.output"),
+        ("[models.m]\nrpm = 1", r"\[models.m\] has no setting 'rpm'; it has count_cache_reads, input_tokens_per"),
+        ("[models.m]\nrequests_per_minute = 0", r"models.m.requests_per_minute"),
         ("[prices.m]\ninput = -1\noutput = 1", r"prices.m.input"),
         ("[agent]\nmodel_concurrency = 0", r"agent.model_concurrency \(ANABRANCH_AGENT_MODEL_CONCURRENCY"),
         ("[worker]\ndrain_s = inf", "worker.drain_s"),

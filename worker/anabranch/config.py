@@ -22,6 +22,7 @@ from anabranch.errors import ConfigError
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+PerMinute = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,19 @@ class Price:
     output: Dollars
     cache_read: Dollars = 0.0
     cache_creation: Dollars = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What the whole fleet may use of a model in a minute; None: as much as the provider lets through.
+
+    Input that is read from the provider's cache does not count, unless `count_cache_reads`.
+    """
+
+    requests_per_minute: PerMinute | None = None
+    input_tokens_per_minute: PerMinute | None = None
+    output_tokens_per_minute: PerMinute | None = None
+    count_cache_reads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +122,9 @@ class AnthropicSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that is in force."""
+    """Everything that is in force. `prices` go by the model's name; so do the limits of `models`, or by a pattern
+    such as `claude-opus-4*`: the models that match one share its limits.
+    """
 
     kafka: KafkaSettings = field(default_factory=KafkaSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
@@ -116,7 +132,11 @@ class Settings:
     tool: ToolSettings = field(default_factory=ToolSettings)
     anthropic: AnthropicSettings = field(default_factory=AnthropicSettings)
     prices: dict[str, Price] = field(default_factory=dict)
+    models: dict[str, ModelLimits] = field(default_factory=dict)
 
+
+_BY_MODEL: dict[str, type] = {"prices": Price, "models": ModelLimits}
+"""Sections with a table for each model; they have no variables."""
 
 _PREFIXES = {
     "kafka": "ANABRANCH_",
@@ -172,11 +192,11 @@ def _refuse_unknown(data: Mapping[str, Any], file: str) -> None:
     for section, table in data.items():
         if not isinstance(table, dict):
             raise ConfigError(f"{file}: {section} must be a table, such as [{section}], not {type(table).__name__}")
-        if section == "prices":
-            _refuse_unknown_prices(table, file)
+        if section in _BY_MODEL:
+            _refuse_unknown_of_models(section, table, file)
             continue
         if section not in known:
-            raise ConfigError(f"{file}: there is no section [{section}]; there are {', '.join([*known, 'prices'])}")
+            raise ConfigError(f"{file}: there is no section [{section}]; there are {', '.join([*known, *_BY_MODEL])}")
         for name in table:
             if name not in known[section]:
                 raise ConfigError(
@@ -184,12 +204,12 @@ def _refuse_unknown(data: Mapping[str, Any], file: str) -> None:
                 )
 
 
-def _refuse_unknown_prices(prices: Mapping[str, Any], file: str) -> None:
-    known = {item.name for item in fields(Price)}
-    for model, price in prices.items():
-        if isinstance(price, dict) and (unknown := price.keys() - known):
+def _refuse_unknown_of_models(section: str, tables: Mapping[str, Any], file: str) -> None:
+    known = {item.name for item in fields(_BY_MODEL[section])}
+    for model, table in tables.items():
+        if isinstance(table, dict) and (unknown := table.keys() - known):
             names = ", ".join(sorted(known))
-            raise ConfigError(f"{file}: [prices.{model}] has no setting {sorted(unknown)[0]!r}; it has {names}")
+            raise ConfigError(f"{file}: [{section}.{model}] has no setting {sorted(unknown)[0]!r}; it has {names}")
 
 
 def _explain(error: ValidationError, file: str) -> str:
@@ -211,10 +231,11 @@ def shown(settings: Settings) -> dict[str, dict[str, Any]]:
             else getattr(value, item.name)
             for item in fields(kind)
         }
-    out["prices"] = {
-        model: {item.name: getattr(price, item.name) for item in fields(price)}
-        for model, price in settings.prices.items()
-    }
+    for section, kind in _BY_MODEL.items():
+        tables = getattr(settings, section)
+        out[section] = {
+            model: {item.name: getattr(table, item.name) for item in fields(kind)} for model, table in tables.items()
+        }
     return out
 
 

@@ -134,7 +134,7 @@ async def serve_agent(
             namespace=namespace,
             worker_id=worker_id,
             appender=appender,
-            thinker=Thinker(opened, settings.agent, settings.prices, clockwork),
+            thinker=Thinker(opened, settings.agent, settings.prices, clockwork, settings.models),
             registry=registry,
             settings=settings.agent,
             prices=settings.prices,

@@ -8,14 +8,15 @@ one, so `reply.py` reads the raw events. Called by `Thinker`, and by nobody else
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
 import anthropic
 from anthropic import AsyncStream
 
-from anabranch.agent.model import Hopeless, OnEvent, Transient
+from anabranch.agent.allowance import left_of, retry_after_of
+from anabranch.agent.model import Hopeless, OnEvent, OnLeft, Transient
 from anabranch.agent.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
 from anabranch.config import AnthropicSettings
 from anabranch.errors import ConfigError
@@ -23,6 +24,8 @@ from anabranch.errors import ConfigError
 CONNECT_S: Final = 10.0
 _TRANSIENT: Final = frozenset({408, 409, 429})
 _TRANSIENT_KINDS: Final = frozenset({"overloaded_error", "api_error", "rate_limit_error", "timeout_error"})
+_SLOW_DOWN: Final = frozenset({429, 529})
+_SLOW_DOWN_KINDS: Final = frozenset({"rate_limit_error", "overloaded_error"})
 _NO_CURE: Final = "enforced_spend_limit_reached"
 
 
@@ -49,16 +52,19 @@ class AnthropicModel:
         async with client:
             yield cls(client, silence_s)
 
-    async def reply(self, body: bytes, on_event: OnEvent) -> Reply:
+    async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
         builder = ReplyBuilder()
         try:
             async with asyncio.timeout(self._silence_s) as silence:
-                return await self._read(body, builder, on_event, silence)
+                stream = await self._asked(body)
+                _tell(stream.response.headers, on_left)
+                return await self._read(stream, builder, on_event, silence)
         except BrokenReply as error:
             raise Transient(error.reason, broken=True, usage=error.usage) from None
         except ProviderError as error:
             raise _from_event(error) from None
         except anthropic.APIStatusError as error:
+            _tell(error.response.headers, on_left)
             raise _from_status(error) from None
         except TimeoutError:
             raise Transient(f"the model said nothing for {self._silence_s:g} s", usage=builder.usage) from None
@@ -69,9 +75,8 @@ class AnthropicModel:
                 raise
             raise Transient(f"the connection broke: {error!r}", usage=builder.usage) from None
 
-    async def _read(self, body: bytes, builder: ReplyBuilder, on_event: OnEvent, silence: asyncio.Timeout) -> Reply:
-        loop = asyncio.get_running_loop()
-        stream = await self._client.post(
+    async def _asked(self, body: bytes) -> AsyncStream[object]:
+        return await self._client.post(
             "/v1/messages",
             cast_to=object,
             content=body,
@@ -79,6 +84,11 @@ class AnthropicModel:
             stream=True,
             stream_cls=AsyncStream[object],
         )
+
+    async def _read(
+        self, stream: AsyncStream[object], builder: ReplyBuilder, on_event: OnEvent, silence: asyncio.Timeout
+    ) -> Reply:
+        loop = asyncio.get_running_loop()
         async with stream:
             if "json" in stream.response.headers.get("content-type", ""):
                 return reply_of(await stream.response.aread())
@@ -98,9 +108,15 @@ class AnthropicModel:
 _TRANSPORT: Final = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "anyio", "h11"})
 
 
+def _tell(headers: Mapping[str, str], on_left: OnLeft) -> None:
+    if (left := left_of(headers)) is not None:
+        on_left(left)
+
+
 def _from_event(error: ProviderError) -> Exception:
     if error.kind in _TRANSIENT_KINDS:
-        return Transient(f"{error.kind}: {error.message}", usage=error.usage)
+        slow_down = error.kind in _SLOW_DOWN_KINDS
+        return Transient(f"{error.kind}: {error.message}", usage=error.usage, slow_down=slow_down)
     return Hopeless("model_rejected", f"{error.kind}: {error.message}", error.usage)
 
 
@@ -109,7 +125,8 @@ def _from_status(error: anthropic.APIStatusError) -> Exception:
     if status == 429 and _NO_CURE in str(error.body):
         return Hopeless("model_unavailable", f"the spend limit is reached: {message}")
     if status in _TRANSIENT or status >= 500:
-        return Transient(f"{status}: {message}", _retry_after(error))
+        after = retry_after_of(error.response.headers)
+        return Transient(f"{status}: {message}", after, slow_down=status in _SLOW_DOWN)
     code = "context_exceeded" if "prompt is too long" in message else "model_rejected"
     return Hopeless(code, f"{status}: {message}")
 
@@ -120,12 +137,3 @@ def _message(error: anthropic.APIStatusError) -> str:
     if isinstance(inner, dict) and isinstance(inner.get("message"), str):
         return str(inner["message"])[:2000]
     return error.message[:2000]
-
-
-def _retry_after(error: anthropic.APIStatusError) -> float | None:
-    """Seconds; a date or rubbish counts as not said."""
-    try:
-        seconds = float(error.response.headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds < 1e7 else None

@@ -72,12 +72,18 @@ class ModelCalls:
             return
         job = Job(
             run.opening.request.tenant or "",
+            self._model_of(run),
             prepare=partial(self._prepare, life, due.turn),
             append=partial(self._append, life),
             on_event=partial(self._speak, run),
         )
         self._calls[life] = _Call(due.turn, job)
         self._station.thinker.submit(job)
+
+    def _model_of(self, run: Run) -> str:
+        """Whose limits hold; "" if the registry does not know the run's agent, which `_prepare` will tell."""
+        agent = self._station.registry.agent(run.opening.request.agent or "", run.opening.revision)
+        return agent.model if agent is not None else ""
 
     def has(self, life: Life, turn: int) -> bool:
         """Whether this very call is being made, or waits for its place."""

@@ -1,4 +1,4 @@
-"""The seam to a provider: one call of its model, and the two ways in which it can fail.
+"""The seam to a provider: one call of its model, the two ways in which it can fail, and what it says is left.
 
 `anthropic_model.py` implements it; `thinking.py` calls it, and retries. Imports no provider's library.
 """
@@ -11,17 +11,41 @@ from typing import Any, Protocol
 
 from anabranch.agent.reply import Reply
 
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """One of a model's limits a minute, and what is left of it now, for the whole organisation; None: not said."""
+
+    limit: float | None = None
+    remaining: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a provider said with one response."""
+
+    requests: Quota = Quota()
+    input_tokens: Quota = Quota()
+    output_tokens: Quota = Quota()
+
+
 OnEvent = Callable[[dict[str, Any]], None]
+OnLeft = Callable[[Left], None]
+"""Is told when the provider has accepted or refused a request, if it says what is left."""
 
 
 @dataclass(eq=False)
 class Transient(Exception):
-    """Worth another try, after `retry_after` seconds if the provider named them."""
+    """Worth another try, after `retry_after` seconds if the provider named them.
+
+    `slow_down`: it was refused because of a limit or an overload, so that other calls would be, too.
+    """
 
     reason: str
     retry_after: float | None = None
     broken: bool = False
     usage: dict[str, Any] | None = None
+    slow_down: bool = False
 
 
 @dataclass(eq=False)
@@ -36,6 +60,6 @@ class Hopeless(Exception):
 class Model(Protocol):
     """What the agent role needs of a provider."""
 
-    async def reply(self, body: bytes, on_event: OnEvent) -> Reply:
+    async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
         """One attempt. Raises `Transient` or `Hopeless`."""
         ...

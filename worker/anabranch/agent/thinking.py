@@ -1,8 +1,9 @@
 """Model calls: who may make one now, how often it is tried, and what event it ends in.
 
-`Thinker` runs as many calls at once as the settings allow, fair between tenants. Each is tried until the
-run's deadline; what was paid for and could not be used is told to the log as `model.discarded`. It knows no
-partitions: the owner gives it a `Job` and is called back with the event to append.
+`Thinker` runs as many calls at once as the settings allow, over all models, and of each model as many as its limits let
+start (`lanes.py`). A call that waits, for its model or to be tried again, takes no other model's place. Each is tried
+until the run's deadline; what was paid for and could not be used is told to the log as `model.discarded`. It knows no
+partitions but which are ours: the owner gives it a `Job` and is called back with the event to append.
 """
 
 from __future__ import annotations
@@ -10,24 +11,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
 from anabranch import messages as m
-from anabranch.agent.model import Hopeless, Model, Transient
+from anabranch.agent.budget import Attempt, count
+from anabranch.agent.lanes import Lane, Lanes
+from anabranch.agent.model import Hopeless, Left, Model, Transient
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply
 from anabranch.bodies import dump
-from anabranch.config import AgentSettings, Price
+from anabranch.config import AgentSettings, ModelLimits, Price
 from anabranch.topics import BODY_BYTES
 
 log = logging.getLogger(__name__)
 
 HEADER_BYTES: Final = 200_000
 """What a plan may take in a record's header: more is a reply that nobody can run."""
+WARN_AGAIN_S: Final = 60.0
+"""How often the log warns of a run whose model keeps failing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Job:
     """A model call that is due. `prepare` is asked when its time has come, and may say that it no longer is."""
 
     tenant: str
+    model: str
     prepare: Callable[[], Request | None]
     append: Callable[[m.Event], None]
     on_event: Callable[[Request, dict[str, Any]], None]
@@ -61,37 +66,69 @@ class Clockwork:
     process: str = "process"
 
 
-class Thinker:
-    """Makes model calls. `run` must be running for it to do anything."""
+@dataclass(slots=True, eq=False)
+class _Trying:
+    """A call that has begun. `attempt` is None between two of its attempts, while `granted` is to give the next."""
 
-    def __init__(self, model: Model, settings: AgentSettings, prices: dict[str, Price], clockwork: Clockwork) -> None:
+    job: Job
+    lane: Lane[Job | _Trying]
+    request: Request
+    attempt: Attempt | None
+    granted: asyncio.Future[None] | None = None
+    tries: int = 0
+    broken: int = 0
+    warned_at: float | None = None
+
+
+class Thinker:
+    """Makes model calls. `run` must be running for it to do anything.
+
+    `limits` are those of models, by name or pattern; this worker has the share of them that `own` says.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: AgentSettings,
+        prices: Mapping[str, Price],
+        clockwork: Clockwork,
+        limits: Mapping[str, ModelLimits],
+    ) -> None:
         self._model, self._settings, self._prices, self._clockwork = model, settings, prices, clockwork
-        self._waiting: dict[str, deque[Job]] = {}
+        self._lanes: Lanes[Job | _Trying] = Lanes(limits, settings.model_concurrency, self._wake_up)
         self._running: dict[Job, asyncio.Task[None]] = {}
+        self._attempts = 0
         self._wake = asyncio.Event()
         self._stopped = False
+        self.own, self.disown = self._lanes.own, self._lanes.disown
 
     @property
     def running(self) -> int:
+        """Calls that have begun and not ended."""
         return len(self._running)
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """How many calls wait for a place or for their model's limit, by its name."""
+        return self._lanes.waiting
+
     def submit(self, job: Job) -> None:
-        self._waiting.setdefault(job.tenant, deque()).append(job)
-        self._wake.set()
+        if self._stopped:
+            return
+        self._lanes.of(job.model).line.add(job.tenant, job)
+        self._wake_up()
 
     def cancel(self, job: Job) -> None:
         """Its reply is no longer wanted."""
         if (task := self._running.get(job)) is not None:
             task.cancel()
-        elif (queue := self._waiting.get(job.tenant)) is not None and job in queue:
-            queue.remove(job)
-            if not queue:
-                del self._waiting[job.tenant]
+        else:
+            self._lanes.of(job.model).line.remove(job.tenant, job)
 
     def stop(self) -> None:
         """Start nothing more; what runs goes on."""
         self._stopped = True
-        self._waiting.clear()
+        self._lanes.drop_fresh()
 
     async def idle(self) -> None:
         """Wait until no call is running."""
@@ -102,75 +139,149 @@ class Thinker:
         """Start calls as they fit in, for ever. Whatever a call raises that is not its own failure ends this."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                while len(self._running) < self._settings.model_concurrency and (job := self._next()) is not None:
-                    task = tasks.create_task(self._think(job), name="model call")
-                    self._running[job] = task
-                    task.add_done_callback(lambda _, job=job: self._ended(job))  # type: ignore[misc]
                 self._wake.clear()
+                self._start_what_fits(tasks)
                 await self._wake.wait()
 
-    def _ended(self, job: Job) -> None:
-        self._running.pop(job, None)
+    def _wake_up(self) -> None:
         self._wake.set()
 
-    def _next(self) -> Job | None:
-        """The tenants take turns."""
-        if self._stopped or not self._waiting:
-            return None
-        tenant, queue = next(iter(self._waiting.items()))
-        del self._waiting[tenant]
-        job = queue.popleft()
-        if queue:
-            self._waiting[tenant] = queue
-        return job
+    # --- starting ----------------------------------------------------------------------------------------------
 
-    # --- one call ------------------------------------------------------------------------------------------
+    def _start_what_fits(self, tasks: asyncio.TaskGroup) -> None:
+        while self._attempts < self._settings.model_concurrency and (found := self._lanes.next()) is not None:
+            lane, call = found
+            if isinstance(call, Job):
+                self._begin(lane, call, tasks)
+            elif call.granted is not None and not call.granted.done():
+                call.attempt = self._attempt(lane, call.request)
+                call.granted.set_result(None)
+        self._lanes.watch()
 
-    async def _think(self, job: Job) -> None:
+    def _begin(self, lane: Lane[Job | _Trying], job: Job, tasks: asyncio.TaskGroup) -> None:
         request = job.prepare()
         if request is None:
             return
+        trying = _Trying(job, lane, request, self._attempt(lane, request))
+        lane.begun += 1
+        task = self._running[job] = tasks.create_task(self._think(trying), name="model call")
+        task.add_done_callback(partial(self._ended, trying))
+
+    def _attempt(self, lane: Lane[Job | _Trying], request: Request) -> Attempt:
+        self._attempts += 1
+        return lane.budget.start(len(request.body), request.context.agent.max_tokens, _time())
+
+    def _settle(self, trying: _Trying, usage: dict[str, Any] | None) -> None:
+        """An attempt is over. Without `usage` nobody knows what it has used."""
+        if trying.attempt is not None:
+            self._attempts -= 1
+            trying.lane.budget.ended(trying.attempt, usage, _time())
+            trying.attempt = None
+            self._wake_up()
+
+    def _ended(self, trying: _Trying, _: asyncio.Task[None]) -> None:
+        self._settle(trying, {})  # what was cancelled before it asked
+        del self._running[trying.job]
+        trying.lane.begun -= 1
+        self._wake_up()
+
+    async def _again(self, trying: _Trying) -> None:
+        """Wait for the turn of the next attempt."""
+        granted = trying.granted = asyncio.get_running_loop().create_future()
+        trying.lane.line.add_begun(trying.job.tenant, trying)
+        self._wake_up()
         try:
-            event = await self._until_answered(job, request)
+            await granted
+        finally:
+            trying.lane.line.remove(trying.job.tenant, trying)
+
+    # --- one call ------------------------------------------------------------------------------------------
+
+    async def _think(self, trying: _Trying) -> None:
+        request = trying.request
+        try:
+            event = await self._until_answered(trying)
         except Hopeless as error:
             event = self._failed(request, error.code, error.message)
         except Exception as error:
             log.exception("a model call of run %s failed inside", request.context.run_id)
             event = self._failed(request, "internal", f"{type(error).__name__}: {error}")
-        job.append(event)
+        trying.job.append(event)
 
-    async def _until_answered(self, job: Job, request: Request) -> m.Event:
-        tries = broken = 0
+    async def _until_answered(self, trying: _Trying) -> m.Event:
+        job, request = trying.job, trying.request
         while True:
             context = replace(request.context, attempt=self._clockwork.new_id())
             try:
-                told = partial(job.on_event, replace(request, context=context))
-                reply = await self._model.reply(request.body, told)
-                return self._replied(request, context, reply)
+                return self._replied(request, context, await self._asked(trying, context))
             except Transient as error:
-                tries, broken = tries + 1, broken + error.broken
+                trying.tries, trying.broken = trying.tries + 1, trying.broken + error.broken
                 if error.usage:
                     job.append(self._discarded(request, context, error.usage, error.reason))
-                if broken >= self._settings.model_broken_max:
-                    message = f"{broken} replies could not be used; the last: {error.reason}"
+                if trying.broken >= self._settings.model_broken_max:
+                    message = f"{trying.broken} replies could not be used; the last: {error.reason}"
                     raise Hopeless("model_unavailable", message) from None
-                await self._pause(request, error, tries)
+                await self._pause(trying, error)
+                await self._again(trying)
             except Hopeless as error:
                 if error.usage:
                     job.append(self._discarded(request, context, error.usage, error.message))
                 raise
 
-    async def _pause(self, request: Request, error: Transient, tries: int) -> None:
-        """Full jitter, or what the provider asks for; never past the deadline."""
-        longest = min(self._settings.model_backoff_max_s, self._settings.model_backoff_s * 2 ** min(tries - 1, 16))
-        pause = self._clockwork.chance.uniform(0, longest)
+    async def _asked(self, trying: _Trying, context: BatchContext) -> Reply:
+        """One attempt, and what it tells of the model's limits."""
+        budget, attempt, asked = trying.lane.budget, trying.attempt, replace(trying.request, context=context)
+        assert attempt is not None, "an attempt is granted before it is made"
+        usage: dict[str, Any] | None = None
+
+        def on_event(event: dict[str, Any]) -> None:
+            budget.accepted(attempt)
+            trying.job.on_event(asked, event)
+
+        def on_left(left: Left) -> None:
+            budget.told(attempt, left, _time())
+
+        try:
+            reply = await self._model.reply(asked.body, on_event, on_left)
+            budget.accepted(attempt)
+            usage = reply.usage
+            return reply
+        except (Transient, Hopeless) as error:
+            usage = error.usage or {}
+            if isinstance(error, Transient) and error.slow_down:
+                budget.refused(attempt, error.retry_after, _time())
+            raise
+        finally:
+            self._settle(trying, usage)
+
+    async def _pause(self, trying: _Trying, error: Transient) -> None:
+        """Full jitter, or what the provider asks for. A run fails only if that would pass its deadline."""
+        first, tries = self._settings.model_backoff_s, trying.tries
+        pause = self._clockwork.chance.uniform(
+            0, min(self._settings.model_backoff_max_s, first * 2 ** min(tries - 1, 16))
+        )
+        left = trying.request.deadline - self._clockwork.now()
+        if pause >= left > first:
+            pause = left / 2  # there is time for another try
         if error.retry_after is not None:
             pause = max(pause, error.retry_after)
-        if self._clockwork.now() + pause >= request.deadline:
+        if pause >= left:
             message = f"the model cannot be had before the run's deadline, after {tries} tries: {error.reason}"
             raise Hopeless("model_unavailable", message) from None
-        log.info("run %s: the model is tried again in %.1f s: %s", request.context.run_id, pause, error.reason)
+        self._say(trying, pause, error.reason)
         await asyncio.sleep(pause)
+
+    def _say(self, trying: _Trying, pause: float, reason: str) -> None:
+        """The first failure, and once a minute that it goes on."""
+        run_id, now = trying.request.context.run_id, _time()
+        if trying.warned_at is None:
+            trying.warned_at = now
+            log.info("run %s: the model is tried again in %.1f s: %s", run_id, pause, reason)
+        elif now - trying.warned_at >= WARN_AGAIN_S:
+            trying.warned_at = now
+            log.warning("run %s: the model has failed %d times, the last with: %s", run_id, trying.tries, reason)
+        else:
+            log.debug("run %s: the model is tried again in %.1f s: %s", run_id, pause, reason)
 
     # --- events ----------------------------------------------------------------------------------------------
 
@@ -210,7 +321,7 @@ class Thinker:
 
 def priced(raw: dict[str, Any], price: Price | None) -> m.Usage:
     """The provider's usage with its cost. Without a price the cost is 0."""
-    counts = [_count(raw.get(name)) for name in _COUNTED]
+    counts = [count(raw.get(name)) for name in _COUNTED]
     cost = 0.0
     if price is not None:
         rates = (price.input, price.output, price.cache_read, price.cache_creation)
@@ -221,5 +332,6 @@ def priced(raw: dict[str, Any], price: Price | None) -> m.Usage:
 _COUNTED: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 
 
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and 0 <= value < 2**53 else 0
+def _time() -> float:
+    """Of the loop: it is never set back."""
+    return asyncio.get_running_loop().time()

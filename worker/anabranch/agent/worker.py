@@ -84,6 +84,7 @@ class AgentWorker:
 
     async def release(self, for_s: float) -> None:
         """Take nothing more, and give all partitions up; what is in flight goes on for `for_s` at most."""
+        self._station.thinker.disown(False)
         await self._membership.release(for_s)
 
     async def finish(self, timeout_s: float) -> int:
@@ -109,6 +110,7 @@ class AgentWorker:
         self._assigned_at = asyncio.get_running_loop().time()
         for partition in self._owners.keys() - set(ours):
             self._forget(partition)
+        self._station.thinker.own(frozenset(ours), self._station.partitions)
         self._membership.assigned(places)
 
     def _ours(self, places: frozenset[Place]) -> list[int]:
@@ -116,6 +118,7 @@ class AgentWorker:
         return sorted(logs & {place.partition for place in places if place.topic == self._requests})
 
     async def revoked(self, places: frozenset[Place], lost: bool) -> None:
+        self._station.thinker.disown(lost)
         await self._membership.revoked(lost)
 
     def records(self, place: Place, records: Sequence[Record]) -> None:

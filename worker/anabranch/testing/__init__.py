@@ -7,6 +7,7 @@ It exports names and does nothing else. It must never be imported by the runtime
 benchmarks need it.
 """
 
+from anabranch.testing.quota import Metered, RateLimits
 from anabranch.testing.replies import (
     Answer,
     Reply,
@@ -22,6 +23,8 @@ from anabranch.testing.server import Script, ScriptedModel
 
 __all__ = [
     "Answer",
+    "Metered",
+    "RateLimits",
     "Reply",
     "Script",
     "ScriptedModel",

@@ -17,6 +17,7 @@ import click
 
 from anabranch.errors import AnabranchError, ConfigError
 from anabranch.testing.load import load_script
+from anabranch.testing.quota import RateLimits
 from anabranch.testing.server import ScriptedModel
 
 
@@ -28,13 +29,25 @@ from anabranch.testing.server import ScriptedModel
 @click.option("--model", "models", multiple=True, default=["scripted"], show_default=True,
               help="A model name that is known; may be repeated.")  # fmt: skip
 @click.option("--latency", "latency_s", default=0.0, help="Seconds before each reply, beside the script's own.")
-def main(script: str, host: str, port: int, port_file: Path | None, models: tuple[str, ...], latency_s: float) -> None:
+@click.option("--requests-per-minute", "requests", type=float, help="Refuse with 429 what exceeds it, for each model.")
+@click.option("--input-tokens-per-minute", "input_tokens", type=float, help="The same for input tokens.")
+@click.option("--output-tokens-per-minute", "output_tokens", type=float, help="The same for output tokens.")
+def main(
+    script: str,
+    host: str,
+    port: int,
+    port_file: Path | None,
+    models: tuple[str, ...],
+    latency_s: float,
+    **limits: float | None,
+) -> None:
     """Serve the Messages API from SCRIPT: module:attribute or path.py[:attribute] (default: model)."""
     try:
         if port_file is not None:
             port_file.unlink(missing_ok=True)  # the port of a killed predecessor would mislead
+        enforced = RateLimits(limits["requests"], limits["input_tokens"], limits["output_tokens"])
         server = ScriptedModel(
-            load_script(script), models, port, host=host, keep=0, latency_s=latency_s
+            load_script(script), models, port, host=host, keep=0, latency_s=latency_s, limits=enforced
         )  # keep=0: nobody reads the requests
         asyncio.run(_serve(server, port_file))
     except AnabranchError as error:

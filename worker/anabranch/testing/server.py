@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from aiohttp.typedefs import Handler
 from anabranch.errors import AnabranchError, ConfigError, DefinitionError
 from anabranch.testing import sse
 from anabranch.testing.intake import MAX_BODY, check_headers, parse
+from anabranch.testing.quota import Meter, Metered, RateLimits, counted
 from anabranch.testing.refusal import STATUS_OF, Refused, error_body, refuse, type_of
 from anabranch.testing.replies import Answer, Failure, Reply, as_reply
 from anabranch.testing.rules import check_count, check_message
@@ -44,7 +46,8 @@ class ScriptedModel:
 
     `port` 0 takes a free one. `models` are the names it knows. `headers` go with every response (say
     `anthropic-ratelimit-requests-remaining`) and `latency_s` is added to that of every reply. `keep` bounds the
-    requests that are remembered.
+    requests that are remembered. `limits` are enforced for each model, as the API does: replies say what is left, and
+    what exceeds them is answered with a 429 and a `retry-after`.
 
     A script that raises, gives something unusable or is over is answered with a 500 `api_error` that says so.
 
@@ -63,6 +66,7 @@ class ScriptedModel:
         keep: int = 10_000,
         headers: Mapping[str, str] | None = None,
         latency_s: float = 0.0,
+        limits: RateLimits | None = None,
     ) -> None:
         self._ask = _asker(script)
         self._models = (models,) if isinstance(models, str) else tuple(models)
@@ -71,6 +75,7 @@ class ScriptedModel:
         self._requests: deque[Request] = deque(maxlen=keep)
         self._refusals: deque[str] = deque(maxlen=keep)
         self._calls = 0
+        self._meter = Meter(limits, keep)
         self._signatures = Signatures()
         self._runner: web.AppRunner | None = None
 
@@ -88,6 +93,16 @@ class ScriptedModel:
     def calls(self) -> int:
         """How many bodies of `POST /v1/messages` came in."""
         return self._calls
+
+    @property
+    def metered(self) -> list[Metered]:
+        """What it counted towards its limits, in order; the last `keep` entries."""
+        return list(self._meter.metered)
+
+    @property
+    def limited(self) -> int:
+        """How many requests it answered with a 429 because of its limits; they are no `refusals`."""
+        return self._meter.refused
 
     @property
     def port(self) -> int:
@@ -163,10 +178,25 @@ class ScriptedModel:
         self._requests.append(request)
         check_message(request, self._models)
         self._signatures.check(request["messages"])
+        model, estimate = request["model"], sse.tokens(len(data))
+        if (refused := self._meter.refuses(model, estimate, _now())) is not None:
+            return self._over_the_limit(model, *refused)
+        self._meter.count(model, _now(), requests=1, input_tokens=estimate)
         reply, message = await self._answer(request, len(data))
         if self._latency_s + reply.latency_s > 0:
             await asyncio.sleep(self._latency_s + reply.latency_s)
+        self._settle(reply, message, estimate)
         return await self._reply(http, reply, message, request.get("stream") is True)
+
+    def _over_the_limit(self, model: str, limit: str, wait_s: float) -> web.Response:
+        message = f"This request would exceed the rate limit of {limit.replace('_', ' ')} of {model}."
+        headers = {**self._meter.headers(model, _now()), "retry-after": f"{math.ceil(wait_s * 1000) / 1000:g}"}
+        return self._failed(429, Failure("rate_limit_error", message), headers)
+
+    def _settle(self, reply: Reply, message: sse.Message, estimate: int) -> None:
+        """A reply counts as its usage says, an error as no tokens."""
+        used_input, used_output = counted(message.usage) if reply.status < 400 else (0, 0)
+        self._meter.count(message.model, _now(), input_tokens=used_input - estimate, output_tokens=used_output)
 
     async def _on_count(self, http: web.Request) -> web.StreamResponse:
         data = await http.read()
@@ -202,12 +232,13 @@ class ScriptedModel:
         self, http: web.Request, reply: Reply, message: sse.Message, streaming: bool
     ) -> web.StreamResponse:
         kind = "text/event-stream; charset=utf-8" if streaming else "application/json"
-        headers = self._headers_of(kind, reply.headers)
+        told = {**self._meter.headers(message.model, _now()), **reply.headers}
+        headers = self._headers_of(kind, told)
         if reply.raw is not None:
             return web.Response(status=reply.status, body=reply.raw, headers=headers)
         if (failure := _failure(reply, streaming)) is not None:
             status = reply.status if reply.status >= 400 else STATUS_OF.get(failure.type, 500)
-            return self._failed(status, failure, reply.headers)
+            return self._failed(status, failure, told)
         self._signatures.issued(message.content)
         if streaming:
             delivery = sse.streamed(reply, sse.events(message))
@@ -225,6 +256,10 @@ class ScriptedModel:
     def _headers_of(self, kind: str, extra: Mapping[str, str]) -> dict[str, str]:
         own = {"content-type": kind, "request-id": f"req_{uuid4().hex[:24]}"}
         return own | _lower(self._headers) | _lower(extra)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:
