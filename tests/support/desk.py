@@ -25,6 +25,7 @@ from anabranch.codec import Outgoing, decode, encode, header
 from anabranch.config import AgentSettings
 from anabranch.kafka.seam import Acked, Appender
 from anabranch.registry import Registry
+from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace
 from tests.support import builders as b
 
@@ -109,7 +110,13 @@ _DESKS = itertools.count(1)
 class Desk:
     """An owner with what it needs. Make it inside of a running loop."""
 
-    def __init__(self, log: Log | None = None, settings: AgentSettings | None = None, partitions: int = 1) -> None:
+    def __init__(
+        self,
+        log: Log | None = None,
+        settings: AgentSettings | None = None,
+        partitions: int = 1,
+        store: Store = NO_STORE,
+    ) -> None:
         self.log, self.sent, self.jobs, self.clock = log or Log(), Sent(), Jobs(), Clock()
         self.registry, self.lives = Registry(), 0
         self.registry.add([b.tool()], [b.agent()])
@@ -118,7 +125,7 @@ class Desk:
         settings = settings or AgentSettings()
         self.station = Station(
             NAMESPACE, "w", cast(Appender, self.sent), cast(Thinker, self.jobs), self.registry, settings, {}, clockwork,
-            Room(settings.max_open_bytes), partitions, response_partitions=4,
+            Room(settings.max_open_bytes), partitions, response_partitions=4, store=store,
         )  # fmt: skip
         self.time_up: list[Hashable] = []
         hooks = Hooks(self._count_live, lambda _, key: self.time_up.append(key), lambda: True)

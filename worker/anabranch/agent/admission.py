@@ -20,7 +20,7 @@ from anabranch.agent.owner import Owner
 from anabranch.agent.station import Station
 from anabranch.bodies import dump, read_request, sender_of
 from anabranch.codec import Outgoing, Record, cloud_event, encode
-from anabranch.errors import AnabranchError, InvalidRequest
+from anabranch.errors import AnabranchError, InvalidRequest, StoreError
 from anabranch.kafka.seam import Acked
 from anabranch.specs import AgentSpec
 from anabranch.topics import BODY_BYTES, partition_of
@@ -218,10 +218,12 @@ class Admission:
         if agent is None:
             known = ", ".join(sorted(self._station.registry.agents)) or "none"
             raise InvalidRequest(f"there is no agent {request.agent!r}; the agents are: {known}", "unknown_agent")
-        if (request.input is None) == (request.messages is None):
+        if sum(each is not None for each in (request.input, request.messages, request.messages_ref)) != 1:
             raise InvalidRequest(
                 "give either input or messages: the first user message, or a conversation to go on with"
             )
+        if request.messages_ref is not None:
+            self._refuse_beyond_store(request.messages_ref)
         if request.input in ("", []) or request.messages == []:
             raise InvalidRequest("input: is empty")
         if request.reply_to is not None and request.reply_to.partition >= self._station.response_partitions:
@@ -230,6 +232,13 @@ class Admission:
                 f"reply_to.partition: is {request.reply_to.partition}, and the last partition is {top}"
             )
         return agent
+
+    def _refuse_beyond_store(self, reference: str) -> None:
+        """Whether the object is there is seen when it is needed."""
+        try:
+            self._station.store.refuse(reference)
+        except StoreError as error:
+            raise InvalidRequest(f"messages_ref: {error}") from None
 
 
 def _fallback_id(record: Record) -> str:

@@ -14,14 +14,15 @@ from functools import partial
 from typing import Final
 
 from anabranch import messages as m
-from anabranch.agent.answer import answer, note_answer
+from anabranch.agent.answer import answer, brief_answer, note_answer
 from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication
+from anabranch.agent.large import is_in_pieces, large_answer
 from anabranch.agent.outbox import call_record, response_record
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing
-from anabranch.errors import BrokerError
+from anabranch.errors import BrokerError, StoreUnavailable
 from anabranch.kafka.seam import Acked
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Publisher:
         self._dispatching: set[str] = set()
         self._answers: dict[Life, bytes] = {}
         self._again: dict[Publication, asyncio.TimerHandle] = {}
+        self._storing: set[asyncio.Task[Acked]] = set()  # those of `_sending` that wait for the store
 
     # --- what is settled ------------------------------------------------------------------------------------------
 
@@ -81,6 +83,8 @@ class Publisher:
         for timer in self._again.values():
             timer.cancel()
         self._again.clear()
+        for task in self._storing:
+            task.cancel()
 
     # --- publishing -------------------------------------------------------------------------------------------------
 
@@ -92,12 +96,23 @@ class Publisher:
             return
         if isinstance(due, CallDue) and due.at_most_once and not self._may_publish(due, may_dispatch):
             return
-        record = self._record(due)
-        if record is None:
-            return
+        sent = self._sent(due)
+        if sent is not None:
+            self._sending[due] = sent
+            sent.add_done_callback(partial(self._published, due))
+
+    def _sent(self, due: Publication) -> asyncio.Future[Acked] | None:
+        """Sent, or None if it is no longer wanted or cannot be made."""
+        try:
+            if isinstance(due, AnswerDue) and (run := self._large(due)) is not None:
+                return self._stored_and_sent(run, due)
+            record = self._made(due)
+        except Exception as error:
+            log.exception("%s cannot be made", due)
+            self._not_published(due, error)
+            return None
         once = isinstance(due, CallDue) and due.at_most_once
-        sent = self._sending[due] = self._station.send(record, once)
-        sent.add_done_callback(partial(self._published, due))
+        return self._station.send(record, once) if record is not None else None
 
     def _may_publish(self, due: CallDue, may_dispatch: bool) -> bool:
         """At most once: only the token that the log has accepted, and only once."""
@@ -116,15 +131,6 @@ class Publisher:
     def _settle(self, due: CallDue | AnswerDue) -> None:
         self._acked.setdefault((due.run_id, due.life), set()).add(due)
 
-    def _record(self, due: Publication) -> Outgoing | None:
-        """What is to be sent, or None if it is no longer wanted or cannot be made."""
-        try:
-            return self._made(due)
-        except Exception as error:
-            log.exception("%s cannot be made", due)
-            self._not_published(due, error)
-            return None
-
     def _made(self, due: Publication) -> Outgoing | None:
         if isinstance(due, NoteDue):
             note = self._state.notes[due.cause]
@@ -135,6 +141,26 @@ class Publisher:
         if isinstance(due, CallDue):
             return call_record(self._station, self._partition, run, due.call_id)
         return response_record(self._station, run.run_id, run.addresses[due.index].reply_to, self._answer(run))
+
+    def _large(self, due: AnswerDue) -> Run | None:
+        """The run, if its answer has to be put into the store, and is not known to be there."""
+        run = self._state.runs.get(due.run_id)
+        if run is None or run.life != due.life or self.has_answer((run.run_id, run.life)):
+            return None
+        takes = self._station.store.takes
+        return run if is_in_pieces(run) or (takes(run.size) and takes(len(answer(run)))) else None
+
+    def _stored_and_sent(self, run: Run, due: AnswerDue) -> asyncio.Task[Acked]:
+        storing = asyncio.create_task(self._send_large(run, due), name=f"large answer of {due.run_id}")
+        self._storing.add(storing)
+        storing.add_done_callback(self._storing.discard)
+        return storing
+
+    async def _send_large(self, run: Run, due: AnswerDue) -> Acked:
+        """What is large goes into the store, and the answer names it."""
+        reply_to = run.addresses[due.index].reply_to
+        body = self._answers[run.run_id, run.life] = await large_answer(self._station.store, run)
+        return await self._station.send(response_record(self._station, run.run_id, reply_to, body))
 
     def _answer(self, run: Run) -> bytes:
         life = (run.run_id, run.life)
@@ -167,10 +193,10 @@ class Publisher:
             body = dump(m.ToolResult(f"the call could not be handed to a worker: {error}"))
             event = m.ToolReturned(due.run_id, due.life, due.call_id, "error", body)
             self._station.append(self._partition, event)
-        elif isinstance(error, BrokerError):
+        elif isinstance(error, BrokerError | StoreUnavailable):
             self._again[due] = asyncio.get_running_loop().call_later(AGAIN_S, self._try_again, due)
         elif isinstance(due, AnswerDue) and (run := self._state.runs.get(due.run_id)) is not None:
-            self._answers[run.run_id, run.life] = answer(run, brief=True)
+            self._answers[run.run_id, run.life] = brief_answer(run, str(error))
             self.publish(due)
 
     def _try_again(self, due: Publication) -> None:

@@ -70,7 +70,7 @@ class Turn:
     replied_at: float
     calls: dict[str, Call] = field(default_factory=dict)
     finished_at: float | None = None
-    inputs: dict[str, dict[str, Json]] | None = None  # what `body` says; read when first needed
+    inputs: dict[str, dict[str, Json] | str] | None = None  # what `body` says; read when first needed
 
     @property
     def complete(self) -> bool:

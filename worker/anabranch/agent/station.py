@@ -14,6 +14,7 @@ from anabranch.deadletters import dead_letter
 from anabranch.errors import AnabranchError
 from anabranch.kafka.seam import Acked, Appender
 from anabranch.registry import Registry
+from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Station:
     room: Room
     partitions: int
     response_partitions: int
+    store: Store = NO_STORE
 
     def append(self, partition: int, event: m.Event) -> asyncio.Future[Acked]:
         """Append an event to the run log."""

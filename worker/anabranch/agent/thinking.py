@@ -17,11 +17,13 @@ from functools import partial
 from typing import Any, Final
 
 from anabranch import messages as m
+from anabranch.agent.large import Incomplete, Large
 from anabranch.agent.model import Hopeless, Model, Transient
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply
 from anabranch.bodies import dump
 from anabranch.config import AgentSettings, Price
+from anabranch.store import NO_STORE, Store
 from anabranch.topics import BODY_BYTES
 
 log = logging.getLogger(__name__)
@@ -32,12 +34,13 @@ HEADER_BYTES: Final = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A model call, ready to be made. `deadline` is epoch seconds."""
+    """A model call, ready to be made, or `incomplete`. `deadline` is epoch seconds."""
 
     life: str
     context: BatchContext
     deadline: float
     body: bytes
+    incomplete: Incomplete | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,8 +65,16 @@ class Clockwork:
 class Thinker:
     """Makes model calls. `run` must be running for it to do anything."""
 
-    def __init__(self, model: Model, settings: AgentSettings, prices: dict[str, Price], clockwork: Clockwork) -> None:
+    def __init__(
+        self,
+        model: Model,
+        settings: AgentSettings,
+        prices: dict[str, Price],
+        clockwork: Clockwork,
+        store: Store = NO_STORE,
+    ) -> None:
         self._model, self._settings, self._prices, self._clockwork = model, settings, prices, clockwork
+        self._large = Large(store, clockwork.now)
         self._waiting: dict[str, deque[Job]] = {}
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
@@ -129,7 +140,11 @@ class Thinker:
         if request is None:
             return
         try:
-            event = await self._until_answered(job, request)
+            if request.incomplete is None:
+                event = await self._until_answered(job, request)
+            else:
+                async with self._large.completed(request.incomplete, request.deadline) as body:
+                    event = await self._until_answered(job, replace(request, body=body))
         except Hopeless as error:
             event = self._failed(request, error.code, error.message)
         except Exception as error:
@@ -144,7 +159,7 @@ class Thinker:
             try:
                 told = partial(job.on_event, replace(request, context=context))
                 reply = await self._model.reply(request.body, told)
-                return self._replied(request, context, reply)
+                return await self._replied(job, request, context, reply)
             except Transient as error:
                 tries, broken = tries + 1, broken + error.broken
                 if error.usage:
@@ -172,14 +187,14 @@ class Thinker:
 
     # --- events ----------------------------------------------------------------------------------------------
 
-    def _replied(self, request: Request, context: BatchContext, reply: Reply) -> m.Event:
+    async def _replied(self, job: Job, request: Request, context: BatchContext, reply: Reply) -> m.Event:
         planned = plan(reply.calls, context)
         plan_bytes = len(dump(planned))
-        if len(reply.body) > BODY_BYTES - HEADER_BYTES or plan_bytes > HEADER_BYTES:
+        body = await self._large.body_of(reply, job.tenant or None, request.deadline)
+        if len(body) > BODY_BYTES - HEADER_BYTES or plan_bytes > HEADER_BYTES:
             size = len(reply.body) + plan_bytes
-            raise Hopeless(
-                "internal", f"the reply of {size} bytes does not fit into the log: lower the agent's max_tokens"
-            )
+            mend = "lower the agent's max_tokens, or give the workers a store (ANABRANCH_STORE)"
+            raise Hopeless("internal", f"the reply of {size} bytes does not fit into the log: {mend}")
         return m.ModelReplied(
             context.run_id,
             request.life,
@@ -188,7 +203,7 @@ class Thinker:
             reply.outcome,
             planned,
             self._usage(context.agent.model, reply.usage),
-            reply.body,
+            body,
         )
 
     def _failed(self, request: Request, code: str, message: str) -> m.Event:
