@@ -162,6 +162,12 @@ async def test_when_the_time_is_up_it_is_unavailable() -> None:
         await store.get(NAME, None, 0.0)
 
 
+async def test_what_went_wrong_is_told_without_the_query_of_a_url() -> None:
+    failure = OSError("GET https://host/path?sig=geheim&x=1 failed\n\nDebug source: innards")
+    with pytest.raises(StoreUnavailable, match=r"GET https://host/path failed$"):
+        await in_memory(objects=Metered(failure)).get(NAME, None, 0.0)
+
+
 async def test_the_first_failure_of_several_is_told() -> None:
     store = in_memory()
     await store.put(DATA, None, 5.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -33,6 +34,7 @@ CHECK_S: Final = 15.0
 BACKOFF_S: Final = (0.2, 10.0)
 AT_ONCE: Final = 8
 """Objects that are read at once for one reader."""
+_QUERY: Final = re.compile(r"\?[^\s'\"]*")
 _PROBE: Final = b'"anabranch was here"'
 
 
@@ -191,6 +193,6 @@ async def _once(failing: str, work: Callable[[], Awaitable[T]], within_s: float)
 
 
 def _first_line(error: Exception) -> str:
-    """Below it obstore tells its own innards."""
-    lines = str(error).strip().splitlines()
+    """Below it obstore tells its own innards; and the query of a signed URL is a secret."""
+    lines = _QUERY.sub("", str(error)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -117,7 +117,8 @@ class Admission:
             event = await self._decide(record, replace(request, run_id=run_id))
             outgoing = self._encoded(event)
             if (size := len(outgoing.value or b"")) > BODY_BYTES:
-                raise InvalidRequest(f"the request is too large: {size} bytes, of {BODY_BYTES} at most")
+                mend = "a client with a store sends a reference (ANABRANCH_STORE)"
+                raise InvalidRequest(f"the request is too large: {size} bytes, of {BODY_BYTES} at most; {mend}")
         except InvalidRequest as error:
             named, reply_to = sender_of(record.value)
             run_id = named or run_id
