@@ -25,7 +25,7 @@ from anabranch.agent import snapshot
 from anabranch.agent.answer import answer, brief_answer
 from anabranch.agent.asking import to_request
 from anabranch.agent.conversation import content_of, request_body
-from anabranch.agent.large import AT_ONCE, Incomplete, Large, large_answer, needed
+from anabranch.agent.large import AT_ONCE, REPLY_BYTES, Incomplete, Large, large_answer, needed
 from anabranch.agent.model import Hopeless
 from anabranch.agent.referring import content_ref_of, inputs_of, referring
 from anabranch.agent.reply import Reply, RequestedCall
@@ -72,6 +72,11 @@ async def body_after(shop: Store, run: Run) -> Any:
         return orjson.loads(body)
 
 
+def tiny() -> Store:
+    """One that takes nothing."""
+    return Store(MemoryStore(), "t", StoreSettings(store_inline_bytes=INLINE, store_max_bytes=INLINE))
+
+
 # --- replies --------------------------------------------------------------------------------------------
 
 
@@ -105,10 +110,19 @@ async def test_inputs_stand_beside_the_reference_while_they_fit() -> None:
 
 
 async def test_a_reply_that_cannot_be_kept_fails_its_run_and_counts_what_it_cost() -> None:
-    tiny = Store(MemoryStore(), "t", StoreSettings(store_inline_bytes=INLINE, store_max_bytes=INLINE))
     with pytest.raises(Hopeless) as caught:
-        await Large(tiny, lambda: 0.0).body_of(reply([b.text(LONG)]), None, 5.0)
+        await Large(tiny(), lambda: 0.0).body_of(reply([b.text("x" * REPLY_BYTES)]), None, 5.0)
     assert (caught.value.code, caught.value.usage) == ("internal", {"output_tokens": 7})
+
+
+async def test_what_fits_into_its_record_needs_no_store_that_cannot_be_had() -> None:
+    said, result = reply([b.text(LONG)]), ToolResult(LONG)
+    assert await Large(tiny(), lambda: 0.0).body_of(said, None, 5.0) is said.body
+    assert await tools_large.body_of(tiny(), result, call(), 0.0) == dump(result)
+    with pytest.raises(StoreError, match="ANABRANCH_STORE_MAX_BYTES"):
+        await tools_large.body_of(tiny(), ToolResult("x" * 2_000_000), call(), 0.0)
+    run = b.run_after(b.replied(body=said.body))
+    assert await large_answer(tiny(), run) == answer(run)
 
 
 def test_what_only_looks_like_a_reference_is_none() -> None:

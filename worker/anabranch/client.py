@@ -25,7 +25,7 @@ from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.seam import Acked, Appender, Broker, Place
 from anabranch.messages import Content, Json, ReplyTo, RequestNoted, RunCancelled, RunRequest, RunResponse, StreamDelta
 from anabranch.store import NO_STORE, Store, opened
-from anabranch.topics import Namespace, partition_of
+from anabranch.topics import BODY_BYTES, Namespace, partition_of
 from anabranch.units import duration
 from anabranch.view import LogView, RunEvent
 
@@ -233,19 +233,20 @@ class Client:
         body, run_id = dump(request), request.run_id or ""
         read_request(body)
         if self._store.takes(len(body)):
-            body = await self._referring(request)
+            body = await self._referring(request) or body
         partition = partition_of(run_id, self._partitions)
         await self._append(
             cloud_event(self.namespace.requests, "run.request", self._id, run_id, body, partition=partition)
         )
 
-    async def _referring(self, request: RunRequest) -> bytes:
-        """The request with what makes it large in the store."""
+    async def _referring(self, request: RunRequest) -> bytes | None:
+        """The request with what makes it large in the store; None if that cannot be had, and need not."""
         messages = request.messages
         if request.input is not None:
             messages = [{"role": "user", "content": request.input}]
-        reference = await self._store.put(dump(messages), request.tenant, STORE_S)
-        return dump(replace(request, input=None, messages=None, messages_ref=reference))
+        data = dump(messages)
+        reference = await self._store.put_if(data, request.tenant, STORE_S, fits=len(data) <= BODY_BYTES)
+        return None if reference is None else dump(replace(request, input=None, messages=None, messages_ref=reference))
 
     async def whole(self, response: RunResponse, tenant: str | None = None) -> RunResponse:
         """A response with what of it lies in the store. Raises `StoreError` if that cannot be had."""

@@ -31,6 +31,8 @@ SCHEMES: Final = ("file", "s3", "gs", "az")
 TRY_S: Final = 120.0
 """How long one try to read or write an object may take."""
 CHECK_S: Final = 15.0
+SOON_S: Final = 10.0
+"""How long the store is tried for what fits into a record all the same."""
 BACKOFF_S: Final = (0.2, 10.0)
 AT_ONCE: Final = 8
 """Objects that are read at once for one reader."""
@@ -76,6 +78,16 @@ class Store:
         path = self._path(reference, tenant)
         await _patiently(f"{reference} cannot be kept", within_s, lambda: self._put(path, data))
         return reference
+
+    async def put_if(self, data: bytes, tenant: str | None, within_s: float, fits: bool) -> str | None:
+        """As `put`. But what `fits` into its record need not wait for a store that cannot be had: None."""
+        try:
+            return await self.put(data, tenant, min(within_s, SOON_S) if fits else within_s)
+        except StoreError as error:
+            if not fits:
+                raise
+            log.warning("%s; it goes into the record", error)
+            return None
 
     async def get(self, reference: str, tenant: str | None, within_s: float) -> bytes:
         """The bytes of `reference`, checked. Tried again for `within_s` seconds while the store is unreachable.

@@ -23,9 +23,14 @@ from anabranch.agent.reply import Reply, RequestedCall
 from anabranch.agent.state import Run
 from anabranch.errors import InvalidRequest, StoreError
 from anabranch.store import Store
+from anabranch.topics import BODY_BYTES
 
 AT_ONCE: Final = 256 * 1024 * 1024
 """Bytes of what was fetched that a worker holds for its model calls, but for one call that is larger by itself."""
+HEADER_BYTES: Final = 200_000
+"""What a plan may take in a record's header: more is a reply that nobody can run."""
+REPLY_BYTES: Final = BODY_BYTES - HEADER_BYTES
+"""What a reply may take in a record, beside the plan of its calls."""
 ANSWER_S: Final = 30.0
 """How long an answer is tried; its owner tries again, for as long as it owns the run."""
 
@@ -89,13 +94,14 @@ class Large:
         """What the log says of a reply: all of it, or where it lies. Raises `Hopeless` if it cannot be kept."""
         if not self._store.takes(len(reply.body)):
             return reply.body
-        within_s = deadline - self._now()
+        within_s, fits = deadline - self._now(), len(reply.body) <= REPLY_BYTES
         try:
-            reference = await self._store.put(content_of(reply.body), tenant, within_s)
-            inputs = await self._inputs(reply.calls, tenant, within_s)
+            reference = await self._store.put_if(content_of(reply.body), tenant, within_s, fits)
+            if reference is None:
+                return reply.body
+            return referring(reply.body, reference, await self._inputs(reply.calls, tenant, within_s))
         except StoreError as error:
             raise Hopeless("internal", f"the reply cannot be kept: {error}", reply.usage) from None
-        return referring(reply.body, reference, inputs)
 
     async def _inputs(self, calls: Sequence[RequestedCall], tenant: str | None, within_s: float) -> dict[str, Input]:
         """Those that fit into the log together stand there; the others go into the store, each by itself."""
@@ -116,7 +122,10 @@ async def large_answer(store: Store, run: Run) -> bytes:
     found = await store.get_all(named, tenant, ANSWER_S)
     lists = [content_of(turn.body, found) for turn in last]
     joined = b"[" + b",".join(part[1:-1] for part in lists if len(part) > 2) + b"]"
-    return answer.referring_answer(run, await store.put(joined, tenant, ANSWER_S))
+    inline = answer.answer(run)
+    fits = not named and len(inline) <= BODY_BYTES
+    reference = await store.put_if(joined, tenant, ANSWER_S, fits)
+    return inline if reference is None else answer.referring_answer(run, reference)
 
 
 def is_in_pieces(run: Run) -> bool:

@@ -17,19 +17,15 @@ from functools import partial
 from typing import Any, Final
 
 from anabranch import messages as m
-from anabranch.agent.large import Incomplete, Large
+from anabranch.agent.large import HEADER_BYTES, REPLY_BYTES, Incomplete, Large
 from anabranch.agent.model import Hopeless, Model, Transient
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply
 from anabranch.bodies import dump
 from anabranch.config import AgentSettings, Price
 from anabranch.store import NO_STORE, Store
-from anabranch.topics import BODY_BYTES
 
 log = logging.getLogger(__name__)
-
-HEADER_BYTES: Final = 200_000
-"""What a plan may take in a record's header: more is a reply that nobody can run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +187,7 @@ class Thinker:
         planned = plan(reply.calls, context)
         plan_bytes = len(dump(planned))
         body = await self._large.body_of(reply, job.tenant or None, request.deadline)
-        if len(body) > BODY_BYTES - HEADER_BYTES or plan_bytes > HEADER_BYTES:
+        if len(body) > REPLY_BYTES or plan_bytes > HEADER_BYTES:
             size = len(reply.body) + plan_bytes
             mend = "lower the agent's max_tokens, or give the workers a store (ANABRANCH_STORE)"
             raise Hopeless("internal", f"the reply of {size} bytes does not fit into the log: {mend}")

@@ -44,10 +44,12 @@ def refuse_depth(arguments: dict[str, Json] | None) -> None:
 async def body_of(store: Store, result: ToolResult, call: ToolCall, now: float) -> bytes:
     """The body of `tool.returned`: the result, or where its content lies. Raises `TooLarge`, `StoreError`."""
     body = dump(result)
+    fits = len(body) <= BODY_BYTES
     if store.takes(len(body)):
-        reference = await store.put(orjson.dumps(result.content), call.tenant, _left(call, now))
-        return dump(replace(result, content=None, content_ref=reference))
-    if len(body) > BODY_BYTES:
+        reference = await store.put_if(orjson.dumps(result.content), call.tenant, _left(call, now), fits)
+        if reference is not None:
+            return dump(replace(result, content=None, content_ref=reference))
+    if not fits:
         mend = "give the tool a lower max_result, or the workers a store (ANABRANCH_STORE)"
         raise TooLarge(f"{len(body)} bytes, of {BODY_BYTES} at most: {mend}")
     return body
