@@ -15,6 +15,7 @@ import orjson
 from anabranch import contract_examples
 from anabranch import messages as m
 from anabranch.agent import cleaning, fold
+from anabranch.agent.referring import referring as stored
 from anabranch.agent.state import Partition
 from anabranch.codec import Outgoing, cloud_event, decode, encode
 from tests.support import builders as b
@@ -223,6 +224,26 @@ def _in_two_parts(entries: Iterable[Entry]) -> Iterator[m.RunSnapshot]:
         yield replace(whole, part=part, parts=2, body=orjson.dumps({"pieces": some}))
 
 
+def referring() -> Iterable[Entry]:
+    """Messages, a reply, an argument, a result and an answer that lie in the store; one run has ended, one is open."""
+    lies = [f"sha256:{number:064x};{number}00000" for number in range(1, 6)]
+    request = b.request(input=None, messages_ref=lies[0], tenant="acme")
+    plan = (b.planned(0), b.planned(1))
+    head = b.message([], "tool_use")
+    asks = stored(head, lies[1], {"tu10": {"city": "Köln"}, "tu11": lies[2]})
+    final = stored(b.message([], "end_turn"), lies[4], {})
+    open_run = b.opening(request=replace(request, run_id="s"))
+    return _one_after_another(
+        b.requested(opens=b.opening(request=request)),
+        b.replied("calls", plan=plan, body=asks),
+        b.returned(0, body=orjson.dumps({"content_ref": lies[3], "started_at": 2.5, "finished_at": 2.75})),
+        b.returned(1),
+        b.replied("final", 2, body=final),
+        b.requested("s", after=1, offset=1, opens=open_run),
+        b.replied("calls", plan=[b.planned(0, run_id="s")], body=asks, run_id="s", life="1"),
+    )
+
+
 SCENARIOS: Final[dict[str, Callable[[], Iterable[Entry]]]] = {
     "contract": contract,
     "answered": answered,
@@ -233,5 +254,6 @@ SCENARIOS: Final[dict[str, Callable[[], Iterable[Entry]]]] = {
     "future": future,
     "snapshots": snapshots,
     "from_snapshot": snapshots,
+    "referring": referring,
 }
 BEGINS: Final = {"from_snapshot": 8}

@@ -75,7 +75,7 @@ def the_fold_has_a_defect(patch: Patch) -> None:
 def an_answer_depends_on_who_gives_it(patch: Patch) -> None:
     count = itertools.count()
     made = "anabranch.agent.publishing.answer"
-    patch.setattr(made, lambda run, brief=False: answer(run, brief) + b" " * next(count))
+    patch.setattr(made, lambda run: answer(run) + b" " * next(count))
 
 
 @plant("a request is admitted once", "crashes and rebalances", start=35)
@@ -97,13 +97,13 @@ def a_new_owner_begins_with_the_first_request(patch: Patch) -> None:
 @plant("results are exactly those of the calls", "orderly")
 def the_results_message_lacks_one(patch: Patch) -> None:
     results = conversation._results
-    patch.setattr(conversation, "_results", lambda turn, cached: results(turn, cached)[1:])
+    patch.setattr(conversation, "_results", lambda turn, found, cached: results(turn, found, cached)[1:])
 
 
 @plant("results are exactly those of the calls", "orderly")
 def the_results_are_in_the_order_of_their_arrival(patch: Patch) -> None:
     results = conversation._results
-    patch.setattr(conversation, "_results", lambda turn, cached: results(turn, cached)[::-1])
+    patch.setattr(conversation, "_results", lambda turn, found, cached: results(turn, found, cached)[::-1])
 
 
 @plant("a repeated model call asks the same", "crashes")

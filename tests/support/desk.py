@@ -27,6 +27,7 @@ from anabranch.config import AgentSettings
 from anabranch.kafka.seam import Appender
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.registry import Registry
+from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace
 from tests.support import builders as b
 
@@ -111,7 +112,13 @@ _DESKS = itertools.count(1)
 class Desk:
     """An owner with what it needs. Make it inside of a running loop."""
 
-    def __init__(self, log: Log | None = None, settings: AgentSettings | None = None, partitions: int = 1) -> None:
+    def __init__(
+        self,
+        log: Log | None = None,
+        settings: AgentSettings | None = None,
+        partitions: int = 1,
+        store: Store = NO_STORE,
+    ) -> None:
         self.log, self.sent, self.jobs, self.clock = log or Log(), Outbox(), Jobs(), Clock()
         self.registry, self.lives = Registry(), 0
         self.registry.add([b.tool()], [b.agent()])
@@ -120,7 +127,7 @@ class Desk:
         settings = settings or AgentSettings()
         self.station = Station(
             NAMESPACE, "w", cast(Appender, self.sent), cast(Thinker, self.jobs), self.registry, settings, {}, clockwork,
-            Room(settings.max_open_bytes), partitions, response_partitions=4,
+            Room(settings.max_open_bytes), partitions, response_partitions=4, store=store,
         )  # fmt: skip
         self.time_up: list[Moment] = []
         self.alive, self.commits_asked_for = True, 0

@@ -14,7 +14,7 @@ import pytest
 from tests.support import builders as b
 
 from anabranch import messages as m
-from anabranch.agent.answer import answer, note_answer
+from anabranch.agent.answer import answer, brief_answer, note_answer
 
 
 def answer_after(*events: m.Event, opens: m.Opening | None = None, at: float = 1.0) -> Any:
@@ -167,6 +167,6 @@ def test_the_same_run_gives_the_same_bytes() -> None:
 
 
 def test_a_brief_answer_says_where_the_rest_is() -> None:
-    said = orjson.loads(answer(b.run_after(b.replied()), brief=True))
+    said = orjson.loads(brief_answer(b.run_after(b.replied()), "too large"))
     assert (said["status"], said["output"], said["content"]) == ("completed", None, None)
     assert "run's log" in said["error"]["message"]

@@ -337,6 +337,8 @@ def test_the_package_exports_what_users_need() -> None:
 
 
 def test_importing_the_package_brings_no_client_along() -> None:
-    code = "import anabranch, sys; print({'aiokafka', 'anthropic', 'aiolimiter', 'aiohttp'} & set(sys.modules))"
+    code = (
+        "import anabranch, sys; print({'aiokafka', 'anthropic', 'aiolimiter', 'aiohttp', 'obstore'} & set(sys.modules))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

@@ -20,7 +20,7 @@ from anabranch.errors import AnabranchError, BrokerError
 from anabranch.specs import WorkerInfo
 from anabranch.topics import Namespace
 
-HEAVY = "aiokafka", "anthropic", "pydantic", "rich", "aiohttp"
+HEAVY = "aiokafka", "anthropic", "pydantic", "rich", "aiohttp", "obstore"
 
 
 def raising(error: BaseException) -> click.Command:

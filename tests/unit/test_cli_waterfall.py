@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from anabranch import messages as m
 from anabranch.agent import fold
+from anabranch.agent.referring import referring
 from anabranch.agent.state import Partition, Run
 from anabranch.cli import portrait
 from anabranch.cli.steps import changes, facts, named, told
@@ -146,6 +148,24 @@ def test_the_picture_says_how_it_ended_and_cannot_be_used_to_send_escape_sequenc
     console.print(portrait.whole(run, T0 + 3, 100))
     text = console.export_text()
     assert "cancelled: cancelled: enough ?[2J" in text
+
+
+def test_what_lies_in_the_store_is_shown_by_its_reference() -> None:
+    """Times and outcomes need no look into it."""
+    log, lies = Log().opened(), f"sha256:{'a' * 64};900000"
+    log.add(m.ModelReplied("r", "0", 1, "a", "calls", (call("a"),), m.Usage(), b"{}"), 1.0)
+    result = json.dumps({"content_ref": lies, "started_at": T0 + 1.25, "finished_at": T0 + 1.75}).encode()
+    returned = m.ToolReturned("r", "0", call_id("a"), "error", result)
+    assert told(returned, facts(log.run), T0 + 2).endswith(f"error in 0.50 s: (in the store: {lies})")
+    log.add(returned, 2.0)
+    reply = referring(b'{"stop_reason":"end_turn","content":[]}', lies, {})
+    run = log.add(m.ModelReplied("r", "0", 2, "a", "final", (), m.Usage(), reply), 3.0).run
+    data = portrait.as_json(run, T0 + 9)
+    assert data["response"]["content_ref"] == lies
+    assert [row["run_s"] for row in data["rows"] if row["kind"] == "call"] == [pytest.approx(0.5)]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(portrait.whole(run, T0 + 9, 120))
+    assert f"(in the store: {lies})" in console.export_text()
 
 
 def test_the_json_has_the_times_of_each_call_and_the_response() -> None:

@@ -13,7 +13,7 @@ from random import Random
 
 from tests.support.virtual import now, virtually
 
-from anabranch.agent.model import OnEvent
+from anabranch.agent.model import OnEvent, OnLeft
 from anabranch.agent.reply import Reply, reply_of
 from anabranch.agent.thinking import Clockwork
 from anabranch.app import App
@@ -36,7 +36,7 @@ FINAL = b'{"role":"assistant","stop_reason":"end_turn","usage":{},"content":[{"t
 class Model:
     """Thinks about the run `slow` for ever, and answers all others."""
 
-    async def reply(self, body: bytes, on_event: OnEvent) -> Reply:
+    async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
         if b"slow" in body:
             await asyncio.Event().wait()
         return reply_of(FINAL)

@@ -91,17 +91,23 @@ def dump(value: Any) -> bytes:
         raise WireError(f"cannot be written as JSON: {error}") from None
 
 
-def whole(value: Any) -> bytes:
-    """JSON of a dataclass with every field there, null or not: what is read by people's scripts."""
+def whole(value: Any, but: str = "") -> bytes:
+    """JSON of a dataclass with every field there, null or not: what is read by people's scripts.
+
+    Only the field `but` is left out if it is null: it came later, and what was written before stays the same.
+    """
+    named = {field.name: getattr(value, field.name) for field in fields(value)}
+    if but and named[but] is None:
+        del named[but]
     try:
-        return orjson.dumps(value)
+        return orjson.dumps(named)
     except orjson.JSONEncodeError:  # an integer of more than 64 bits
-        return _slowly(value)
+        return _slowly(named)
 
 
-def _slowly(value: Any) -> bytes:
+def _slowly(named: dict[str, Any]) -> bytes:
     try:
-        return json.dumps(asdict(value), separators=(",", ":"), allow_nan=False).encode()
+        return json.dumps(named, default=asdict, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise WireError(f"cannot be written as JSON: {error}") from None
 

@@ -16,15 +16,17 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from anabranch.agent.answer import words_of
 from anabranch.bodies import dump, read, read_request
 from anabranch.codec import cloud_event, encode
 from anabranch.config import KafkaSettings, Settings, load
-from anabranch.errors import AnabranchError, BrokerError, InvalidRequest, RunFailed, WireError
+from anabranch.errors import AnabranchError, BrokerError, InvalidRequest, RunFailed, StoreError, WireError
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.seam import Appender, Broker, Place
 from anabranch.kafka.sent import Acked
 from anabranch.messages import Content, Json, ReplyTo, RequestNoted, RunCancelled, RunRequest, RunResponse, StreamDelta
-from anabranch.topics import Namespace, partition_of
+from anabranch.store import NO_STORE, Store, opened
+from anabranch.topics import BODY_BYTES, Namespace, partition_of
 from anabranch.units import duration
 from anabranch.view import LogView, RunEvent
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.5
+STORE_S: Final = 30.0
+"""How long the store is tried for a request or an answer."""
 BACK_S: Final = 60.0
 """How far back a watcher begins, in seconds before the submission: clocks differ."""
 
@@ -41,13 +45,25 @@ BACK_S: Final = 60.0
 class Run:
     """A run that was submitted. `await run` gives its `RunResponse`."""
 
-    def __init__(self, client: Client, run_id: str, answer: asyncio.Future[RunResponse]) -> None:
+    def __init__(
+        self, client: Client, run_id: str, answer: asyncio.Future[RunResponse], tenant: str | None = None
+    ) -> None:
         self.run_id = run_id
-        self._client, self._answer = client, answer
+        self._client, self._answer, self._tenant = client, answer, tenant
+        self._whole: RunResponse | None = None
         self._submitted_at = time.time()
 
     def __await__(self) -> Generator[Any, None, RunResponse]:
-        return asyncio.shield(self._answer).__await__()
+        return self._response().__await__()
+
+    async def _response(self) -> RunResponse:
+        """The answer, with what of it lies in the store. Raises `StoreError` if that cannot be had."""
+        response = await asyncio.shield(self._answer)
+        if response.content_ref is None:
+            return response
+        if self._whole is None:
+            self._whole = await self._client.whole(response, self._tenant)
+        return self._whole
 
     @property
     def done(self) -> bool:
@@ -74,8 +90,8 @@ class Run:
 class Client:
     """See the module. Use it as `async with app.client() as client`."""
 
-    def __init__(self, namespace: Namespace, broker: Broker) -> None:
-        self.namespace, self._broker = namespace, broker
+    def __init__(self, namespace: Namespace, broker: Broker, store: Store = NO_STORE) -> None:
+        self.namespace, self._broker, self._store = namespace, broker, store
         self._id = f"client-{secrets.token_hex(6)}"
         self._waiting: dict[str, list[asyncio.Future[RunResponse]]] = {}
         self._exit = AsyncExitStack()
@@ -99,8 +115,8 @@ class Client:
         kafka: KafkaSettings = settings.kafka
         if bootstrap is not None:
             kafka = replace(kafka, bootstrap=bootstrap)
-        name = namespace or settings.worker.namespace or (app.namespace if app is not None else "")
-        return cls(Namespace(name.lower()), broker or KafkaBroker(kafka))
+        name = Namespace((namespace or settings.worker.namespace or (app.namespace if app is not None else "")).lower())
+        return cls(name, broker or KafkaBroker(kafka), opened(settings.storage, name))
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -136,7 +152,8 @@ class Client:
     ) -> Run:
         """Ask for a run; returns when Kafka has the request. `deadline` is seconds, or "1h".
 
-        Raises `InvalidRequest` for what no worker would take, `BrokerError` if Kafka does not take it.
+        What is too large for a record goes into the store. Raises `InvalidRequest` for what no worker would take,
+        `BrokerError` if Kafka does not take it, `StoreError` if the store does not.
         """
         run_id = run_id or f"run-{secrets.token_hex(10)}"
         request = RunRequest(
@@ -159,7 +176,7 @@ class Client:
         except BaseException:
             self._forget(run_id, answer)
             raise
-        return Run(self, run_id, answer)
+        return Run(self, run_id, answer, tenant)
 
     async def cancel(self, run_id: str, reason: str = "cancelled by its client") -> None:
         """End a run. It is heard at once by an open run, and by one that still waits to be admitted."""
@@ -216,10 +233,32 @@ class Client:
     async def _request(self, request: RunRequest) -> None:
         body, run_id = dump(request), request.run_id or ""
         read_request(body)
+        if self._store.takes(len(body)):
+            body = await self._referring(request) or body
         partition = partition_of(run_id, self._partitions)
         await self._append(
             cloud_event(self.namespace.requests, "run.request", self._id, run_id, body, partition=partition)
         )
+
+    async def _referring(self, request: RunRequest) -> bytes | None:
+        """The request with what makes it large in the store; None if that cannot be had, and need not."""
+        messages = request.messages
+        if request.input is not None:
+            messages = [{"role": "user", "content": request.input}]
+        data = dump(messages)
+        reference = await self._store.put_if(data, request.tenant, STORE_S, fits=len(data) <= BODY_BYTES)
+        return None if reference is None else dump(replace(request, input=None, messages=None, messages_ref=reference))
+
+    async def whole(self, response: RunResponse, tenant: str | None = None) -> RunResponse:
+        """A response with what of it lies in the store. Raises `StoreError` if that cannot be had."""
+        if response.content_ref is None:
+            return response
+        data = await self._store.get(response.content_ref, tenant, STORE_S)
+        try:
+            output, content = words_of(read(list[dict[str, Json]], data), response.status == "completed")
+        except WireError as error:
+            raise StoreError(f"{response.content_ref} is no list of content blocks: {error}") from None
+        return replace(response, output=output, content=content)
 
     async def _append(self, record: Any) -> Acked:
         if self._appender is None:
@@ -230,7 +269,8 @@ class Client:
         except AnabranchError as error:
             if isinstance(error, BrokerError):
                 raise
-            raise InvalidRequest(f"the request cannot be sent: {error}") from None
+            hint = "" if self._store.is_set else "; a store would take it (ANABRANCH_STORE)"
+            raise InvalidRequest(f"the request cannot be sent: {error}{hint}") from None
 
     async def _read(self, reader: Any) -> None:
         try:

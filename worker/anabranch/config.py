@@ -2,8 +2,8 @@
 
 `load` is called by the commands and by `App.client`; nothing else in the package looks at the environment.
 A setting `agent.model_concurrency` is `ANABRANCH_AGENT_MODEL_CONCURRENCY` in the environment and
-`[agent] model_concurrency = 64` in the file; the environment wins. Those of `kafka` and `worker` have no
-prefix of their own: `ANABRANCH_BOOTSTRAP`, `ANABRANCH_DRAIN_S`.
+`[agent] model_concurrency = 64` in the file; the environment wins. Those of `kafka`, `worker` and `storage` have
+no prefix of their own: `ANABRANCH_BOOTSTRAP`, `ANABRANCH_DRAIN_S`, `ANABRANCH_STORE`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -120,6 +121,25 @@ class AnthropicSettings:
     base_url: str | None = None
 
 
+def without_secrets(url: str) -> str:
+    """A URL without what may be a secret in it: user, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where large bodies lie. `store` is a URL (file, s3, gs, az), without which nothing goes by reference.
+
+    What is larger than `store_inline_bytes` goes there; an object larger than `store_max_bytes` is neither kept
+    nor read.
+    """
+
+    store: str | None = field(default=None, metadata={"shown": without_secrets})
+    store_inline_bytes: Annotated[int, Field(ge=1024, le=512 * 1024)] = 256 * 1024
+    store_max_bytes: Count = 64 * 1024 * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that is in force. `prices` go by the model's name; so do the limits of `models`, or by a pattern
@@ -131,6 +151,7 @@ class Settings:
     agent: AgentSettings = field(default_factory=AgentSettings)
     tool: ToolSettings = field(default_factory=ToolSettings)
     anthropic: AnthropicSettings = field(default_factory=AnthropicSettings)
+    storage: StoreSettings = field(default_factory=StoreSettings)
     prices: dict[str, Price] = field(default_factory=dict)
     models: dict[str, ModelLimits] = field(default_factory=dict)
 
@@ -144,6 +165,7 @@ _PREFIXES = {
     "agent": "ANABRANCH_AGENT_",
     "tool": "ANABRANCH_TOOL_",
     "anthropic": "ANTHROPIC_",
+    "storage": "ANABRANCH_",
 }
 
 
@@ -225,18 +247,20 @@ def shown(settings: Settings) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     for section, kind in _sections():
         value = getattr(settings, section)
-        out[section] = {
-            item.name: "********"
-            if item.metadata.get("secret") and getattr(value, item.name)
-            else getattr(value, item.name)
-            for item in fields(kind)
-        }
+        out[section] = {item.name: _masked(item.metadata, getattr(value, item.name)) for item in fields(kind)}
     for section, kind in _BY_MODEL.items():
         tables = getattr(settings, section)
         out[section] = {
             model: {item.name: getattr(table, item.name) for item in fields(kind)} for model, table in tables.items()
         }
     return out
+
+
+def _masked(metadata: Mapping[str, Any], value: Any) -> Any:
+    if not value:
+        return value
+    show = metadata.get("shown")
+    return "********" if metadata.get("secret") else show(value) if show is not None else value
 
 
 def sources(file: str | Path | None = None, environment: Mapping[str, str] | None = None) -> dict[tuple[str, str], str]:

@@ -7,6 +7,8 @@
     ├── WireError            a record or a body does not fit the contract in docs/wire.md
     │   └── InvalidRequest   ... in a request: it is answered with `invalid_request`
     ├── TooLarge             a record would not fit into its topic
+    ├── StoreError           what lies in the store cannot be had: missing, corrupt, too large, or no store is set
+    │   └── StoreUnavailable ... because the store cannot be reached at present
     ├── BrokerError          Kafka cannot be reached, refuses, or lost something
     │   ├── TopicsError      a topic is missing or misconfigured; names the setting and the command that mends it
     │   └── Forbidden        Kafka's access control denies us something; names who, what, and the command that allows it
@@ -48,6 +50,14 @@ class InvalidRequest(WireError):
 
 class TooLarge(AnabranchError):
     """A record would be larger than its topic takes."""
+
+
+class StoreError(AnabranchError):
+    """An object of the store cannot be had or kept, and no repetition cures it."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached, or refuses: worth another try."""
 
 
 class BrokerError(AnabranchError):

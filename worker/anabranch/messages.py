@@ -8,6 +8,7 @@ durations are seconds, sizes are bytes, offsets are ints.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
@@ -15,6 +16,9 @@ from pydantic import Field
 
 NAME_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+REFERENCE_PATTERN = r"^sha256:[0-9a-f]{64};[0-9]{1,12}$"
+Reference = Annotated[str, Field(pattern=REFERENCE_PATTERN)]
+"""What lies in the store and not in the record: the hash and the size of its bytes (`references.py`)."""
 _NAME = re.compile(NAME_PATTERN, re.ASCII)
 
 
@@ -59,6 +63,7 @@ class RunRequest:
     agent: Annotated[Name | None, says("The name of a registered agent")] = None
     input: Annotated[Content | None, says("The first user message: text, or content blocks")] = None
     messages: Annotated[list[dict[str, Json]] | None, says("Instead of input: a conversation to go on with")] = None
+    messages_ref: Annotated[Reference | None, says("Instead of both: the messages, a JSON list in the store")] = None
     tenant: Annotated[Name | None, says("Whose run it is, for fairness and limits")] = None
     deadline_s: Annotated[Positive | None, says("Seconds from admission; past it the run ends as expired")] = None
     max_turns: Annotated[Annotated[int, Field(ge=1)] | None, says("Fewer turns than the agent allows")] = None
@@ -168,7 +173,7 @@ class ModelReplied:
     plan: tuple[PlannedCall, ...]
     usage: Usage
     body: bytes
-    inputs: dict[str, dict[str, Json]] | None = field(default=None, compare=False)
+    inputs: Mapping[str, dict[str, Json]] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +217,14 @@ OUTCOME_UNKNOWN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """The body of `tool.returned`. `started_at` and `finished_at` are epoch seconds."""
+    """The body of `tool.returned`: `content` or `content_ref`. `started_at` and `finished_at` are epoch seconds."""
 
-    content: Annotated[Content, says("What the model gets: text, or content blocks")]
+    content: Annotated[Content | None, says("What the model gets: text, or content blocks")] = None
     started_at: Annotated[float | None, says("Epoch seconds")] = None
     finished_at: Annotated[float | None, says("Epoch seconds")] = None
     tries: Annotated[int, says("How many times the call was tried, from 1")] = 1
     worker: Annotated[str | None, says("Who executed it")] = None
+    content_ref: Annotated[Reference | None, says("Instead of content: the content, JSON in the store")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,14 +353,15 @@ class ReplyTopic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """The body of a record in `tool.calls.<queue>`. `deadline` is epoch seconds."""
+    """The body of a record in `tool.calls.<queue>`, with `input` or `input_ref`. `deadline` is epoch seconds."""
 
     call_id: Annotated[str, says("Opaque, at most 200 characters")]
     run_id: Annotated[Name, says("The run that wants the result")]
     agent: Annotated[Name, says("Its agent")]
     tenant: Annotated[str | None, says("Its tenant")] = None
     tool: Annotated[str, says("The tool's name")]
-    input: Annotated[dict[str, Json], says("The arguments; they fit the tool's input_schema")]
+    input: Annotated[dict[str, Json] | None, says("The arguments; they fit the tool's input_schema")] = None
+    input_ref: Annotated[Reference | None, says("Instead of input: the arguments, a JSON object in the store")] = None
     dispatch: Annotated[int, says("1, and one more each time that a lost call is published again")]
     deadline: Annotated[float, says("Epoch seconds; past it nobody waits for the result")]
     idempotency_key: Annotated[str, says("The same for every dispatch and try")]
@@ -415,6 +422,7 @@ class RunResponse:
     content: Annotated[list[dict[str, Json]] | None, says("The final blocks, verbatim, if they are more than text")] = (
         None
     )
+    content_ref: Annotated[Reference | None, says("Instead of both: all final blocks, a JSON list in the store")] = None
     stop_reason: Annotated[str | None, says("The provider's word, verbatim")] = None
     error: Annotated[RunError | None, says("null if the run completed")] = None
     usage: Annotated[TotalUsage, says("Over all turns")] = field(default_factory=TotalUsage)

@@ -33,6 +33,8 @@ from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.seam import Appender, Broker, Place, Subscription
 from anabranch.registry import Registry, follow, register, worker_entry, worker_gone
 from anabranch.specs import WorkerInfo
+from anabranch.store import Store
+from anabranch.store import opened as open_store
 from anabranch.tasks import alongside, asked_by_signals
 from anabranch.tools.executor import Executor
 from anabranch.tools.serving import Bench
@@ -127,14 +129,14 @@ async def serve_agent(
     clockwork = clockwork or _clockwork()
     broker, namespace = broker or broker_of(settings), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
-    worker_id, registry = _new_worker_id("agent", clockwork), Registry()
+    worker_id, registry, store = _new_worker_id("agent", clockwork), Registry(), await _store(settings, namespace)
     async with broker.appender() as appender, _model(settings, model) as opened:
         await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs())
         station = Station(
             namespace=namespace,
             worker_id=worker_id,
             appender=appender,
-            thinker=Thinker(opened, settings.agent, settings.prices, clockwork, settings.models),
+            thinker=Thinker(opened, settings.agent, settings.prices, clockwork, settings.models, store),
             registry=registry,
             settings=settings.agent,
             prices=settings.prices,
@@ -142,6 +144,7 @@ async def serve_agent(
             room=Room(settings.agent.max_open_bytes),
             partitions=await broker.partitions(namespace.log),
             response_partitions=await broker.partitions(namespace.responses),
+            store=store,
         )
         worker = AgentWorker(station, broker, settings.worker.commit_s)
         info = _info(worker, worker_id, "agent", None, clockwork.now)
@@ -173,11 +176,14 @@ async def serve_tools(
         raise ConfigError(f"App {app.name!r} has no tool in queue {queue!r}; its queues are: {known}")
     broker, namespace = broker or broker_of(settings), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs([queue], settings.kafka.partitions))
-    worker_id, executor = _new_worker_id("tool", clockwork), Executor(settings.tool, clockwork.now)
+    worker_id, store = _new_worker_id("tool", clockwork), await _store(settings, namespace)
+    executor = Executor(settings.tool, clockwork.now)
     try:
         async with broker.appender() as appender:
             await register(appender, namespace, worker_id, [tool.spec for tool in tools], [])
-            bench = Bench(namespace, worker_id, app, queue, appender, executor, settings.tool, clockwork.now, lenient)
+            bench = Bench(
+                namespace, worker_id, app, queue, appender, executor, settings.tool, clockwork.now, lenient, store
+            )
             worker = ToolWorker(bench, settings.worker.commit_s)
             info = _info(worker, worker_id, "tool", queue, clockwork.now)
             group = namespace.tools_group(queue)
@@ -187,6 +193,13 @@ async def serve_tools(
             )
     finally:
         executor.close()
+
+
+async def _store(settings: Settings, namespace: Namespace) -> Store:
+    """The store of the settings; one that cannot be written and read ends the start."""
+    opened = open_store(settings.storage, namespace)
+    await opened.check()
+    return opened
 
 
 # --- the parts ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from anabranch.agent.owner import Owner
 from anabranch.agent.station import Station
 from anabranch.bodies import dump, read_request, sender_of
 from anabranch.codec import Record, cloud_event
-from anabranch.errors import AnabranchError, InvalidRequest
+from anabranch.errors import AnabranchError, InvalidRequest, StoreError
 from anabranch.kafka.sent import Sent
 from anabranch.specs import AgentSpec
 from anabranch.topics import BODY_BYTES, partition_of
@@ -117,7 +117,8 @@ class Admission:
             event = await self._decide(record, request if request.run_id else replace(request, run_id=run_id))
             outgoing = self._station.encoded(self._owner.partition, event)
             if (size := len(outgoing.value or b"")) > BODY_BYTES:
-                raise InvalidRequest(f"the request is too large: {size} bytes, of {BODY_BYTES} at most")
+                mend = "a client with a store sends a reference (ANABRANCH_STORE)"
+                raise InvalidRequest(f"the request is too large: {size} bytes, of {BODY_BYTES} at most; {mend}")
         except InvalidRequest as error:
             named, reply_to = sender_of(record.value)
             run_id = named or run_id
@@ -223,10 +224,12 @@ class Admission:
         if agent is None:
             known = ", ".join(sorted(self._station.registry.agents)) or "none"
             raise InvalidRequest(f"there is no agent {request.agent!r}; the agents are: {known}", "unknown_agent")
-        if (request.input is None) == (request.messages is None):
+        if sum(each is not None for each in (request.input, request.messages, request.messages_ref)) != 1:
             raise InvalidRequest(
                 "give either input or messages: the first user message, or a conversation to go on with"
             )
+        if request.messages_ref is not None:
+            self._refuse_beyond_store(request.messages_ref)
         if request.input in ("", []) or request.messages == []:
             raise InvalidRequest("input: is empty")
         if request.reply_to is not None and request.reply_to.partition >= self._station.response_partitions:
@@ -235,6 +238,13 @@ class Admission:
                 f"reply_to.partition: is {request.reply_to.partition}, and the last partition is {top}"
             )
         return agent
+
+    def _refuse_beyond_store(self, reference: str) -> None:
+        """Whether the object is there is seen when it is needed."""
+        try:
+            self._station.store.refuse(reference)
+        except StoreError as error:
+            raise InvalidRequest(f"messages_ref: {error}") from None
 
 
 def _fallback_id(record: Record) -> str:

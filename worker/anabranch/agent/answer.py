@@ -11,10 +11,11 @@ from typing import Any
 
 import orjson
 
+from anabranch.agent.referring import content_ref_of
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.bodies import read, whole
 from anabranch.errors import WireError
-from anabranch.messages import CallCounts, RequestNoted, RunError, RunResponse, Timing, ToolResult, TotalUsage
+from anabranch.messages import CallCounts, Content, RequestNoted, RunError, RunResponse, Timing, ToolResult, TotalUsage
 
 _STOPS = {
     "max_tokens": ("max_tokens", "the reply was cut off at its max_tokens"),
@@ -23,29 +24,40 @@ _STOPS = {
 }
 
 
-def answer(run: Run, brief: bool = False) -> bytes:
-    """The body for `agent.responses`. The run must have ended. `brief` leaves out what makes it large."""
+def answer(run: Run) -> bytes:
+    """The body for `agent.responses`. The run must have ended."""
+    return whole(response(run), but="content_ref")
+
+
+def referring_answer(run: Run, reference: str) -> bytes:
+    """The same, with what the run said last in the store."""
+    return whole(replace(response(run), output=None, content=None, content_ref=reference))
+
+
+def brief_answer(run: Run, why: str) -> bytes:
+    """The same, without what the run said last: it cannot be sent."""
     told = response(run)
-    return whole(replace(told, output=None, content=None, error=told.error or TOO_LARGE) if brief else told)
-
-
-TOO_LARGE = RunError("internal", "the answer is larger than agent.responses takes; it is in the run's log")
+    error = RunError("internal", f"the answer cannot be sent whole, but is in the run's log: {why}")
+    told = replace(told, output=None, content=None, content_ref=None, error=told.error or error)
+    return whole(told, but="content_ref")
 
 
 def response(run: Run) -> RunResponse:
     """What `agent.responses` says of a run that has ended."""
     assert run.ending is not None, "only a run that has ended has an answer"
-    stop, blocks = _last_words(run.turns)
-    completed = run.ending.status == "completed"
-    text = "".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text")
-    only_text = all(block.get("type") == "text" for block in blocks)
+    last = last_words(run)
+    stop = _said(last[-1].body)[0] if last else None
+    parts = [content_ref_of(turn.body) for turn in last]
+    blocks = [] if any(parts) else [block for turn in last for block in _said(turn.body)[1]]
+    output, content = words_of(blocks, run.ending.status == "completed")
     return RunResponse(
         run_id=run.run_id,
         agent=run.opening.request.agent,
         revision=run.opening.revision,
         status=run.ending.status,
-        output=text if completed else None,
-        content=None if (completed and only_text) or not blocks else blocks,
+        output=output if not any(parts) else None,
+        content=content,
+        content_ref=parts[0] if len(parts) == 1 else None,
         stop_reason=stop,
         error=_error(run, stop),
         usage=_usage(run),
@@ -59,20 +71,22 @@ def response(run: Run) -> RunResponse:
 def note_answer(note: RequestNoted) -> bytes:
     """The answer to a request that was rejected."""
     error = note.error or RunError("invalid_request", "the request was rejected")
-    return whole(RunResponse(note.run_id, None, None, "failed", error=error))
+    return whole(RunResponse(note.run_id, None, None, "failed", error=error), but="content_ref")
 
 
-def _last_words(turns: list[Turn]) -> tuple[str | None, list[dict[str, Any]]]:
-    """The last stop reason, and the blocks of the last reply with the paused ones that it goes on with."""
-    stop: str | None = None
-    blocks: list[dict[str, Any]] = []
-    for number, turn in enumerate(reversed(turns)):
-        if number > 0 and turn.outcome != "pause":
-            break
-        last, content = _said(turn.body)
-        stop = last if number == 0 else stop
-        blocks = [*content, *blocks]
-    return stop, blocks
+def last_words(run: Run) -> list[Turn]:
+    """The last reply, behind the paused ones that it goes on with."""
+    first = len(run.turns) - 1
+    while first > 0 and run.turns[first - 1].outcome == "pause":
+        first -= 1
+    return run.turns[max(0, first) :]
+
+
+def words_of(blocks: list[dict[str, Any]], completed: bool) -> tuple[str | None, list[dict[str, Any]] | None]:
+    """`output` and `content` of a response, from the blocks that the run said last."""
+    text = "".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text")
+    only_text = all(block.get("type") == "text" for block in blocks)
+    return text if completed else None, None if (completed and only_text) or not blocks else blocks
 
 
 def _said(body: bytes) -> tuple[str | None, list[dict[str, Any]]]:
@@ -109,7 +123,7 @@ def _text(call: Call) -> str:
     if call.result is None or call.result.body is None:
         return call.result.text or "" if call.result else ""
     result = result_of(call.result.body)
-    content = result.content if result else UNREADABLE
+    content = shown_content(result) if result else UNREADABLE
     return content if isinstance(content, str) else orjson.dumps(content).decode()
 
 
@@ -119,9 +133,15 @@ UNREADABLE = "the tool's worker sent a result that cannot be read"
 def result_of(body: bytes) -> ToolResult | None:
     """A tool's result, or None if its worker sent something else."""
     try:
-        return read(ToolResult, body)
+        result = read(ToolResult, body)
     except WireError:
         return None
+    return result if (result.content is None) != (result.content_ref is None) else None
+
+
+def shown_content(result: ToolResult) -> Content:
+    """What people are shown of a result without a look into the store."""
+    return result.content if result.content is not None else f"(in the store: {result.content_ref})"
 
 
 def _usage(run: Run) -> TotalUsage:

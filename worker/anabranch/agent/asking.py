@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from anabranch.agent.conversation import request_body
+from anabranch.agent.large import Incomplete, needed
 from anabranch.agent.plan import BatchContext
 from anabranch.agent.state import Run
 from anabranch.agent.thinking import Request
@@ -27,7 +29,11 @@ def to_request(run: Run, registry: Registry) -> Request:
     tools = [spec for tool in agent.tools if (spec := registry.tool(tool)) is not None]
     parallel = agent.parallel_tool_calls and run.opening.request.parallel_tool_calls is not False
     context = BatchContext(run.run_id, run.turn, "", agent, parallel, registry.tool)
-    return Request(run.life, context, run.opening.deadline, request_body(run, agent, tools))
+    build = partial(request_body, run, agent, tools)
+    if not (references := needed(run)):
+        return Request(run.life, context, run.opening.deadline, build())
+    incomplete = Incomplete(run.opening.request.tenant, references, build)
+    return Request(run.life, context, run.opening.deadline, b"", incomplete)
 
 
 def stream_record(namespace: Namespace, run: Run, request: Request, event: dict[str, Any]) -> Outgoing | None:

@@ -7,14 +7,18 @@ then nothing. Replies go back as the bytes that they came as; a result is read h
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import orjson
 
 from anabranch.agent.answer import UNREADABLE, result_of
+from anabranch.agent.referring import content_ref_of
 from anabranch.agent.reply import exact
 from anabranch.agent.state import Call, Result, Run, Turn
-from anabranch.messages import Content, RunRequest
+from anabranch.bodies import MAX_DEPTH, depth_of, read
+from anabranch.errors import InvalidRequest, WireError
+from anabranch.messages import Content, RunRequest, ToolResult
 from anabranch.specs import AgentSpec, ToolSpec
 
 HINT = (
@@ -25,8 +29,16 @@ _CACHED = {"type": "ephemeral"}
 _MARK = b',"content":['
 
 
-def request_body(run: Run, agent: AgentSpec, tools: list[ToolSpec]) -> bytes:
-    """The JSON of `POST /v1/messages` for the turn that the run owes, as a stream."""
+Found = Mapping[str, bytes]
+"""What was fetched from the store, by its reference: all that `agent.large.needed` names."""
+_NOTHING: Final[Found] = {}
+
+
+def request_body(run: Run, agent: AgentSpec, tools: list[ToolSpec], found: Found = _NOTHING) -> bytes:
+    """The JSON of `POST /v1/messages` for the turn that the run owes, as a stream.
+
+    Raises `InvalidRequest` if the messages that the request refers to cannot be any.
+    """
     request = run.opening.request
     parallel = agent.parallel_tool_calls and request.parallel_tool_calls is not False
     body: dict[str, Any] = {
@@ -34,7 +46,7 @@ def request_body(run: Run, agent: AgentSpec, tools: list[ToolSpec]) -> bytes:
         "model": agent.model,
         "max_tokens": agent.max_tokens,
         "stream": True,
-        "messages": _messages(run),
+        "messages": _messages(run, found),
     }
     if system := _system(agent, bool(tools) and parallel):
         body["system"] = system
@@ -72,29 +84,46 @@ def _tool_choice(agent: AgentSpec, tools: set[str], turn: int, parallel: bool) -
     return None if choice == {"type": "auto"} else choice
 
 
-def _messages(run: Run) -> list[dict[str, Any]]:
-    messages = _opening(run.opening.request)
+def _messages(run: Run, found: Found) -> list[dict[str, Any]]:
+    messages = _opening(run.opening.request, found)
     paused: list[bytes] = []
     last = len(run.turns) - 1
     for number, turn in enumerate(run.turns):
-        paused.append(content_of(turn.body))
+        paused.append(content_of(turn.body, found))
         if turn.outcome == "pause" and number < last:
             continue
         messages.append({"role": "assistant", "content": orjson.Fragment(_joined(paused))})
         paused = []
         if turn.calls:
-            messages.append({"role": "user", "content": _results(turn, cached=number == last)})
+            messages.append({"role": "user", "content": _results(turn, found, cached=number == last)})
     return messages
 
 
-def _opening(request: RunRequest) -> list[dict[str, Any]]:
+def _opening(request: RunRequest, found: Found) -> list[dict[str, Any]]:
+    if request.messages_ref is not None:
+        return _messages_in(found[request.messages_ref], request.messages_ref)
     if request.messages is not None:
         return list(request.messages)
     return [{"role": "user", "content": request.input}]
 
 
-def content_of(body: bytes) -> bytes:
+def _messages_in(data: bytes, reference: str) -> list[dict[str, Any]]:
+    """What the client has put into the store is looked at as closely as if it had been in its request."""
+    try:
+        messages = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"messages_ref: {reference} is not JSON: {error}") from None
+    if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
+        raise InvalidRequest(f"messages_ref: {reference} must be a list of messages that is not empty")
+    if depth_of(messages) > MAX_DEPTH:
+        raise InvalidRequest(f"messages_ref: {reference} nests deeper than {MAX_DEPTH} levels")
+    return messages
+
+
+def content_of(body: bytes, found: Found = _NOTHING) -> bytes:
     """The content of a reply, as the bytes of a JSON list."""
+    if (reference := content_ref_of(body)) is not None:
+        return found[reference]
     head, mark, tail = body.partition(_MARK)
     if mark and tail.endswith(b"]}") and _is_whole(head + b"}"):
         return b"[" + tail[:-1]
@@ -114,17 +143,17 @@ def _joined(lists: list[bytes]) -> bytes:
     return lists[0] if len(lists) == 1 else b"[" + b",".join(part[1:-1] for part in lists if part != b"[]") + b"]"
 
 
-def _results(turn: Turn, cached: bool) -> list[dict[str, Any]]:
-    blocks = [_result(call) for call in turn.calls.values()]
+def _results(turn: Turn, found: Found, cached: bool) -> list[dict[str, Any]]:
+    blocks = [_result(call, found) for call in turn.calls.values()]
     if cached and blocks:
         blocks[-1]["cache_control"] = _CACHED
     return blocks
 
 
-def _result(call: Call) -> dict[str, Any]:
+def _result(call: Call, found: Found) -> dict[str, Any]:
     result = call.result
     assert result is not None, "a batch is sent back only when it is complete"
-    content, failed = _said(result)
+    content, failed = _said(result, found)
     block: dict[str, Any] = {
         "type": "tool_result",
         "tool_use_id": call.planned.tool_use_id,
@@ -135,12 +164,23 @@ def _result(call: Call) -> dict[str, Any]:
     return block
 
 
-def _said(result: Result) -> tuple[Content, bool]:
+def _said(result: Result, found: Found) -> tuple[Content, bool]:
     """What a call came to, and whether it failed."""
     if result.body is None:
         return result.text or "", result.outcome != "ok"
     told = result_of(result.body)
-    return (UNREADABLE, True) if told is None else (told.content, result.outcome != "ok")
+    content = None if told is None else _content(told, found)
+    return (UNREADABLE, True) if content is None else (content, result.outcome != "ok")
+
+
+def _content(result: ToolResult, found: Found) -> Content | None:
+    """What a result says, wherever it lies; None if it is nothing that a result can say."""
+    if result.content_ref is None:
+        return result.content
+    try:
+        return read(ToolResult, b'{"content":' + found[result.content_ref] + b"}").content
+    except WireError:
+        return None
 
 
 def _fit(content: Content, failed: bool) -> Content:

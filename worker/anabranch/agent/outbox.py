@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
 
 from anabranch.agent.conversation import content_of
+from anabranch.agent.referring import Input, content_ref_of, inputs_of
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.station import Station
 from anabranch.bodies import whole
@@ -21,13 +22,15 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
     planned, queue = call.planned, call.planned.queue
     if queue is None:
         return None
+    given = _inputs(batch).get(planned.tool_use_id, {})
     body = ToolCall(
         call_id=call_id,
         run_id=run.run_id,
         agent=request.agent or "",
         tenant=request.tenant,
         tool=planned.tool,
-        input=_inputs(batch).get(planned.tool_use_id, {}),
+        input=given if not isinstance(given, str) else None,
+        input_ref=given if isinstance(given, str) else None,
         dispatch=call.dispatch,
         deadline=run.deadline_of(call),
         idempotency_key=call_id,
@@ -35,12 +38,16 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
     )
     topic = station.namespace.calls(queue)
     pairs = [("ce_runid", run.run_id), ("ce_life", run.life), ("ce_callid", call_id)]
-    return cloud_event(topic, "tool.call", station.worker_id, planned.key or call_id, whole(body), pairs)
+    return cloud_event(
+        topic, "tool.call", station.worker_id, planned.key or call_id, whole(body, but="input_ref"), pairs
+    )
 
 
-def _inputs(turn: Turn) -> dict[str, dict[str, Any]]:
+def _inputs(turn: Turn) -> Mapping[str, Input]:
     """The inputs of a reply's calls, by tool_use id; read once for all calls of the batch."""
-    if turn.inputs is None:
+    if turn.inputs is None and content_ref_of(turn.body) is not None:
+        turn.inputs = inputs_of(turn.body)
+    elif turn.inputs is None:
         blocks = json.loads(content_of(turn.body))
         turn.inputs = {b["id"]: b["input"] for b in blocks if b.get("type") == "tool_use"}
     return turn.inputs

@@ -14,14 +14,15 @@ from functools import partial
 from typing import Final
 
 from anabranch import messages as m
-from anabranch.agent.answer import answer, note_answer
+from anabranch.agent.answer import answer, brief_answer, note_answer
 from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication
+from anabranch.agent.large import is_in_pieces, large_answer
 from anabranch.agent.outbox import call_record, response_record
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing
-from anabranch.errors import BrokerError
+from anabranch.errors import BrokerError, StoreUnavailable
 from anabranch.kafka.sent import Sent
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Publisher:
         self._answers: dict[Life, bytes] = {}
         self._again: dict[Publication, asyncio.TimerHandle] = {}
         self._shortened: set[AnswerDue] = set()  # what could not be published as it was
+        self._storing: set[asyncio.Task[None]] = set()  # those of `_sending` that wait for the store
 
     # --- what is settled ------------------------------------------------------------------------------------------
 
@@ -82,6 +84,8 @@ class Publisher:
         for timer in self._again.values():
             timer.cancel()
         self._again.clear()
+        for task in self._storing:
+            task.cancel()
 
     # --- publishing -------------------------------------------------------------------------------------------------
 
@@ -93,12 +97,23 @@ class Publisher:
             return
         if isinstance(due, CallDue) and due.at_most_once and not self._may_publish(due, may_dispatch):
             return
-        record = self._record(due)
-        if record is None:
-            return
+        sent = self._sent(due)
+        if sent is not None:
+            self._sending[due] = sent
+            sent.add_done_callback(partial(self._published, due))
+
+    def _sent(self, due: Publication) -> Sent | None:
+        """Sent, or None if it is no longer wanted or cannot be made."""
+        try:
+            if isinstance(due, AnswerDue) and (run := self._large(due)) is not None:
+                return self._stored_and_sent(run, due)
+            record = self._made(due)
+        except Exception as error:
+            log.exception("%s cannot be made", due)
+            self._not_published(due, error)
+            return None
         once = isinstance(due, CallDue) and due.at_most_once
-        sent = self._sending[due] = self._station.send(record, once)
-        sent.add_done_callback(partial(self._published, due))
+        return self._station.send(record, once) if record is not None else None
 
     def _may_publish(self, due: CallDue, may_dispatch: bool) -> bool:
         """At most once: only the token that the log has accepted, and only once."""
@@ -117,15 +132,6 @@ class Publisher:
     def _settle(self, due: CallDue | AnswerDue) -> None:
         self._acked.setdefault((due.run_id, due.life), set()).add(due)
 
-    def _record(self, due: Publication) -> Outgoing | None:
-        """What is to be sent, or None if it is no longer wanted or cannot be made."""
-        try:
-            return self._made(due)
-        except Exception as error:
-            log.exception("%s cannot be made", due)
-            self._not_published(due, error)
-            return None
-
     def _made(self, due: Publication) -> Outgoing | None:
         if isinstance(due, NoteDue):
             note = self._state.notes[due.cause]
@@ -136,6 +142,31 @@ class Publisher:
         if isinstance(due, CallDue):
             return call_record(self._station, self._partition, run, due.call_id)
         return response_record(self._station, run.run_id, run.addresses[due.address].reply_to, self._answer(run))
+
+    def _large(self, due: AnswerDue) -> Run | None:
+        """The run, if its answer has to be put into the store, and is not known to be there."""
+        run = self._state.runs.get(due.run_id)
+        if run is None or run.life != due.life or self.has_answer((run.run_id, run.life)):
+            return None
+        takes = self._station.store.takes
+        return run if is_in_pieces(run) or (takes(run.size) and takes(len(answer(run)))) else None
+
+    def _stored_and_sent(self, run: Run, due: AnswerDue) -> Sent:
+        """What is large goes into the store, and the answer names it."""
+        sent = Sent()
+        storing = asyncio.create_task(self._send_large(run, due, sent), name=f"large answer of {due.run_id}")
+        self._storing.add(storing)
+        storing.add_done_callback(self._storing.discard)
+        storing.add_done_callback(lambda task: sent.cancel() if task.cancelled() else None)
+        return sent
+
+    async def _send_large(self, run: Run, due: AnswerDue, sent: Sent) -> None:
+        reply_to = run.addresses[due.address].reply_to
+        try:
+            body = self._answers[run.run_id, run.life] = await large_answer(self._station.store, run)
+            sent.succeed(await self._station.send(response_record(self._station, run.run_id, reply_to, body)))
+        except Exception as error:  # noqa: BLE001 - `_published` decides what becomes of it
+            sent.fail(error)
 
     def _answer(self, run: Run) -> bytes:
         life = (run.run_id, run.life)
@@ -169,17 +200,17 @@ class Publisher:
             body = dump(m.ToolResult(f"the call could not be handed to a worker: {why}"))
             event = m.ToolReturned(due.run_id, due.life, due.call_id, "error", body)
             self._station.append(self._partition, event)
-        elif isinstance(error, BrokerError):
+        elif isinstance(error, BrokerError | StoreUnavailable):
             self._again[due] = asyncio.get_running_loop().call_later(AGAIN_S, self._try_again, due)
         elif isinstance(due, AnswerDue) and due not in self._shortened:
             self._shortened.add(due)
-            self._shorten(due)
+            self._shorten(due, str(error))
 
-    def _shorten(self, due: AnswerDue) -> None:
+    def _shorten(self, due: AnswerDue, why: str) -> None:
         """Once: if what is left cannot be published either, the log is full of it, and somebody has to look."""
         run = self._state.runs.get(due.run_id)
         if run is not None and run.life == due.life:
-            self._answers[run.run_id, run.life] = answer(run, brief=True)
+            self._answers[run.run_id, run.life] = brief_answer(run, why)
             self.publish(due)
 
     def _try_again(self, due: Publication) -> None:

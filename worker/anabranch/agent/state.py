@@ -7,6 +7,7 @@ event in epoch seconds, `offset` its place in the log.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from anabranch.messages import (
@@ -70,7 +71,7 @@ class Turn:
     replied_at: float
     calls: dict[str, Call] = field(default_factory=dict)
     finished_at: float | None = None
-    inputs: dict[str, dict[str, Json]] | None = field(default=None, compare=False)  # as `body` has them, while needed
+    inputs: Mapping[str, dict[str, Json] | str] | None = field(default=None, compare=False)  # as `body` has them
 
     @property
     def complete(self) -> bool:

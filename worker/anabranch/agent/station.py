@@ -17,6 +17,7 @@ from anabranch.errors import AnabranchError, BrokerError
 from anabranch.kafka.seam import Appender
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.registry import Registry
+from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Station:
     room: Room
     partitions: int
     response_partitions: int
+    store: Store = NO_STORE
     fate: Fate = field(default_factory=Fate)
     heard: dict[int, Callable[[m.Event, int, Acked], None]] = field(default_factory=dict)
 

@@ -19,29 +19,30 @@ from typing import Any, Final
 from anabranch import messages as m
 from anabranch.agent.budget import Attempt, count
 from anabranch.agent.lanes import Lane, Lanes
+from anabranch.agent.large import HEADER_BYTES, REPLY_BYTES, Incomplete, Large
 from anabranch.agent.model import Hopeless, Left, Model, Transient
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply
 from anabranch.bodies import dump
 from anabranch.config import AgentSettings, ModelLimits, Price
-from anabranch.topics import BODY_BYTES
+from anabranch.references import size_of
+from anabranch.store import NO_STORE, Store
 
 log = logging.getLogger(__name__)
 
-HEADER_BYTES: Final = 200_000
-"""What a plan may take in a record's header: more is a reply that nobody can run."""
 WARN_AGAIN_S: Final = 60.0
 """How often the log warns of a run whose model keeps failing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A model call, ready to be made. `deadline` is epoch seconds."""
+    """A model call, ready to be made, or `incomplete`. `deadline` is epoch seconds."""
 
     life: str
     context: BatchContext
     deadline: float
     body: bytes
+    incomplete: Incomplete | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,8 +94,10 @@ class Thinker:
         prices: Mapping[str, Price],
         clockwork: Clockwork,
         limits: Mapping[str, ModelLimits],
+        store: Store = NO_STORE,
     ) -> None:
         self._model, self._settings, self._prices, self._clockwork = model, settings, prices, clockwork
+        self._large = Large(store, clockwork.now)
         self._lanes: Lanes[Job | _Trying] = Lanes(limits, settings.model_concurrency, self._wake_up)
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._attempts = 0
@@ -169,7 +172,10 @@ class Thinker:
 
     def _attempt(self, lane: Lane[Job | _Trying], request: Request) -> Attempt:
         self._attempts += 1
-        return lane.budget.start(len(request.body), request.context.agent.max_tokens, _time())
+        size = len(request.body)
+        if request.incomplete is not None:
+            size += sum(map(size_of, request.incomplete.references))
+        return lane.budget.start(size, request.context.agent.max_tokens, _time())
 
     def _settle(self, trying: _Trying, usage: dict[str, Any] | None) -> None:
         """An attempt is over. Without `usage` nobody knows what it has used."""
@@ -200,7 +206,12 @@ class Thinker:
     async def _think(self, trying: _Trying) -> None:
         request = trying.request
         try:
-            event = await self._until_answered(trying)
+            if request.incomplete is None:
+                event = await self._until_answered(trying)
+            else:
+                async with self._large.completed(request.incomplete, request.deadline) as body:
+                    trying.request = replace(request, body=body)
+                    event = await self._until_answered(trying)
         except Hopeless as error:
             event = self._failed(request, error.code, error.message)
         except Exception as error:
@@ -213,7 +224,7 @@ class Thinker:
         while True:
             context = replace(request.context, attempt=self._clockwork.new_id())
             try:
-                return self._replied(request, context, await self._asked(trying, context))
+                return await self._replied(job, request, context, await self._asked(trying, context))
             except Transient as error:
                 trying.tries, trying.broken = trying.tries + 1, trying.broken + error.broken
                 if error.usage:
@@ -285,14 +296,14 @@ class Thinker:
 
     # --- events ----------------------------------------------------------------------------------------------
 
-    def _replied(self, request: Request, context: BatchContext, reply: Reply) -> m.Event:
+    async def _replied(self, job: Job, request: Request, context: BatchContext, reply: Reply) -> m.Event:
         planned = plan(reply.calls, context)
         plan_bytes = len(dump(planned))
-        if len(reply.body) > BODY_BYTES - HEADER_BYTES or plan_bytes > HEADER_BYTES:
+        body = await self._large.body_of(reply, job.tenant or None, request.deadline)
+        if len(body) > REPLY_BYTES or plan_bytes > HEADER_BYTES:
             size = len(reply.body) + plan_bytes
-            raise Hopeless(
-                "internal", f"the reply of {size} bytes does not fit into the log: lower the agent's max_tokens"
-            )
+            mend = "lower the agent's max_tokens, or give the workers a store (ANABRANCH_STORE)"
+            raise Hopeless("internal", f"the reply of {size} bytes does not fit into the log: {mend}")
         return m.ModelReplied(
             context.run_id,
             request.life,
@@ -301,8 +312,8 @@ class Thinker:
             reply.outcome,
             planned,
             self._usage(context.agent.model, reply.usage),
-            reply.body,
-            {call.tool_use_id: call.input for call in reply.calls},
+            body,
+            {call.tool_use_id: call.input for call in reply.calls} if body is reply.body else None,
         )
 
     def _failed(self, request: Request, code: str, message: str) -> m.Event:

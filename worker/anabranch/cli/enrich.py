@@ -219,9 +219,7 @@ def enrich(
 async def _enrich(
     common: frame.Frame, source: Source, recipe: r.Recipe, out_path: Path, order: Order, quiet: bool
 ) -> Outcome:
-    from anabranch.client import Client
-
-    client: Any = Client(common.namespace(), common.broker())
+    client: Any = common.client()
     async with client, Stop().on_signals() as stop:
         return await enrich_file(source, recipe, out_path, order, client, frame.stderr(), stop, quiet)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from anabranch.app import App
+    from anabranch.client import Client
     from anabranch.config import Settings
     from anabranch.kafka.seam import Broker
     from anabranch.topics import Namespace
@@ -132,6 +133,14 @@ class Frame:
         from anabranch.kafka.connect import KafkaBroker
 
         return KafkaBroker(self.settings.kafka)
+
+    def client(self) -> Client:
+        """A client of the namespace, with the store of the settings; nothing is connected yet."""
+        from anabranch.client import Client
+        from anabranch.store import opened
+
+        namespace = self.namespace()
+        return Client(namespace, self.broker(), opened(self.settings.storage, namespace))
 
 
 _CONFIG = click.option(

@@ -61,9 +61,14 @@ def whole(run: Run, now: float, width: int, *, answer: bool = True) -> Group:
     told = response(run) if run.ending is not None else None
     if told is not None and told.error is not None:
         lines += [Text(), error_text(told)]
-    if answer and told is not None and told.output is not None:
-        lines += [Text(), Text(printable(told.output))]
+    if answer and told is not None and (words := words_in(told)) is not None:
+        lines += [Text(), Text(printable(words))]
     return Group(*lines)
+
+
+def words_in(told: RunResponse) -> str | None:
+    """What the run said last, or where that lies."""
+    return told.output if told.content_ref is None else f"(in the store: {told.content_ref})"
 
 
 def error_text(told: RunResponse) -> Text:

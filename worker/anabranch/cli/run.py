@@ -86,11 +86,10 @@ def _stdin() -> str:
 async def _run(common: frame.Frame, asked: Asked, quiet: bool) -> RunResponse:
     from anabranch.cli.logs import RunLog
     from anabranch.cli.watching import Watch
-    from anabranch.client import Client
 
     broker, namespace, console = common.broker(), common.namespace(), frame.stderr()
     start: Start = "begin" if asked.known else "end"
-    async with Client(namespace, broker) as client, RunLog.opened(broker, namespace, asked.run_id, start) as log:
+    async with common.client() as client, RunLog.opened(broker, namespace, asked.run_id, start) as log:
         submitted = await client.submit(
             asked.agent,
             asked.text,

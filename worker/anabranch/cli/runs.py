@@ -165,7 +165,6 @@ def cancel(common: frame.Frame, run_id: str, reason: str) -> None:
 
 async def _cancel(common: frame.Frame, run_id: str, reason: str) -> None:
     from anabranch.cli.logs import RunLog, not_found
-    from anabranch.client import Client
 
     broker, namespace = common.broker(), common.namespace()
     async with RunLog.opened(broker, namespace, run_id, "begin") as log:
@@ -174,7 +173,7 @@ async def _cancel(common: frame.Frame, run_id: str, reason: str) -> None:
             raise not_found(namespace, log)
         if run is not None:
             _refuse_ended(run)
-        async with Client(namespace, broker) as client:
+        async with common.client() as client:
             await client.cancel(run_id, reason)
         run = await log.catch_up()
         if run is None:

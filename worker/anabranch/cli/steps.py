@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from anabranch import messages as m
-from anabranch.agent.answer import result_of
+from anabranch.agent.answer import result_of, shown_content
 from anabranch.agent.state import Call, Run
 from anabranch.cli.frame import printable
 from anabranch.cli.tally import span
@@ -120,7 +120,7 @@ def _returned(event: m.ToolReturned) -> str:
     if result.started_at is not None and result.finished_at is not None:
         text += f" in {span(max(0.0, result.finished_at - result.started_at))}"
     text += f", {result.tries} tries" if result.tries > 1 else ""
-    return text if event.outcome == "ok" else f"{text}: {excerpt(result.content)}"
+    return text if event.outcome == "ok" else f"{text}: {excerpt(shown_content(result))}"
 
 
 def excerpt(content: m.Content) -> str:

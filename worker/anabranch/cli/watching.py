@@ -59,7 +59,7 @@ class Watch:
             self._console.print(portrait.whole(run, now, self._console.width, answer=answer))
         elif answer and run.ending is not None:
             told = response(run)
-            self._console.print(portrait.error_text(told) if told.error else printable(told.output or ""))
+            self._console.print(portrait.error_text(told) if told.error else printable(portrait.words_in(told) or ""))
 
     def _ended(self) -> bool:
         run = self._log.run

@@ -15,21 +15,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from anabranch.app import App, Call, Tool
-from anabranch.bodies import depth_of, dump, read
+from anabranch.bodies import read
 from anabranch.codec import Outgoing, Record, cloud_event, header
 from anabranch.config import ToolSettings
 from anabranch.deadletters import dead_letter
-from anabranch.errors import AnabranchError, Forbidden, TooLarge, TopicsError, WireError
+from anabranch.errors import AnabranchError, Forbidden, StoreError, TooLarge, TopicsError, WireError
 from anabranch.kafka.seam import Appender, Place
 from anabranch.limits import Pacer, Serially
 from anabranch.messages import OUTCOME_UNKNOWN, ResultOutcome, ToolCall, ToolResult
+from anabranch.store import NO_STORE, Store
+from anabranch.tools import large
 from anabranch.tools.executor import Execution, Executor
-from anabranch.topics import BODY_BYTES, Namespace
+from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)
 
 REMEMBERED: Final = 50_000
-MAX_INPUT_DEPTH: Final = 150
 SPARE_S: Final = 30.0
 
 
@@ -49,6 +50,7 @@ class Bench:
     settings: ToolSettings
     now: Callable[[], float]
     lenient: bool = False
+    store: Store = NO_STORE
 
 
 @dataclass(slots=True, eq=False)
@@ -101,8 +103,9 @@ class Job:
 def read_job(record: Record, tools: dict[str, Tool], now: float) -> Job:
     """Raises `WireError` if the record is no call that can be answered."""
     call = read(ToolCall, record.value)
-    if depth_of(call.input, MAX_INPUT_DEPTH) > MAX_INPUT_DEPTH:
-        raise WireError(f"input: nests deeper than {MAX_INPUT_DEPTH} levels")
+    if (call.input is None) == (call.input_ref is None):
+        raise WireError("input: is missing, and so is input_ref, or both are there")
+    large.refuse_depth(call.input)
     life = header(record.headers, "ce_life")
     if life is None:
         raise WireError("header ce_life is missing: a result could not name the run's life")
@@ -170,7 +173,11 @@ class Service:
             idempotency_key=call.idempotency_key,
         )
         try:
-            return await self._bench.executor.execute(tool, call.input, told)
+            arguments = await large.input_of(self._bench.store, call, self._bench.now())
+        except (StoreError, WireError) as error:
+            return self._without_tool("error", f"{tool.name} was not run: its input cannot be had: {error}")
+        try:
+            return await self._bench.executor.execute(tool, arguments, told)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if job.dropped or task is None or (self.owner is not None and self.owner.cancelling()):
@@ -204,11 +211,11 @@ class Service:
 
     async def _send(self, job: Job, execution: Execution) -> None:
         try:
-            await self._bench.appender.append(self._result(job, execution))
-        except (TooLarge, WireError) as error:
+            await self._bench.appender.append(await self._result(job, execution))
+        except (StoreError, TooLarge, WireError) as error:
             text = f"the result of {job.call.tool[:128]} cannot be sent: {error}"
             shorter = Execution("error", text, execution.started_at, execution.finished_at, execution.tries)
-            await self._bench.appender.append(self._result(job, shorter))
+            await self._bench.appender.append(await self._result(job, shorter))
 
     async def bury(self, record: Record, reason: str) -> None:
         """Keep a record as a dead letter; returns when the broker has it, or never will."""
@@ -217,12 +224,10 @@ class Service:
         except AnabranchError as error:
             log.error("%s/%d/%d is not kept: %s", record.topic, record.partition, record.offset, error)
 
-    def _result(self, job: Job, execution: Execution) -> Outgoing:
+    async def _result(self, job: Job, execution: Execution) -> Outgoing:
         call, worker = job.call, self._bench.worker_id
         result = ToolResult(execution.content, execution.started_at, execution.finished_at, execution.tries, worker)
-        body = dump(result)
-        if len(body) > BODY_BYTES:
-            raise TooLarge(f"{len(body)} bytes, of {BODY_BYTES} at most: give the tool a lower max_result")
+        body = await large.body_of(self._bench.store, result, call, self._bench.now())
         pairs = [("ce_runid", call.run_id), ("ce_life", job.life), ("ce_callid", call.call_id)]
         pairs.append(("ce_outcome", execution.outcome))
         reply = call.reply

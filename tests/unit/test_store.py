@@ -1,0 +1,233 @@
+"""The store: named by hash, checked on reading, bounded, and patient with what passes.
+
+Responsible for: `references.py`, `store.py`, with obstore's store in memory or in a folder of the test.
+Must never: open a connection.
+Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from obstore.store import MemoryStore
+
+from anabranch import references
+from anabranch.config import StoreSettings, load, shown
+from anabranch.errors import ConfigError, StoreError, StoreUnavailable
+from anabranch.store import NO_STORE, Store, opened
+from anabranch.topics import Namespace
+
+DATA = b'"a large thing"'
+NAME = f"sha256:{hashlib.sha256(DATA).hexdigest()};{len(DATA)}"
+NAMESPACE = Namespace("t")
+
+
+def store_in(folder: Path, **settings: Any) -> Store:
+    return opened(StoreSettings(store=folder.as_uri(), **settings), NAMESPACE)
+
+
+def in_memory(namespace: str = "t", objects: Any = None) -> Store:
+    return Store(objects or MemoryStore(), namespace, StoreSettings())
+
+
+# --- references -----------------------------------------------------------------------------------------
+
+
+def test_a_reference_is_the_hash_and_the_size() -> None:
+    assert references.name_of(DATA) == NAME
+    assert references.read(NAME) == (hashlib.sha256(DATA).hexdigest(), len(DATA))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "sha256:../../../etc/passwd;5",
+        f"sha256:{'A' * 64};5",
+        f"sha256:{'a' * 63};5",
+        f"sha256:{'a' * 64}",
+        f"sha256:{'a' * 64};-1",
+        f"sha256:{'a' * 64};5\n",
+        f"sha256:{'a' * 64};{'9' * 13}",
+        f"sha256:{'a' * 64};\u0665",
+        "s3://elsewhere/secret",
+        f"md5:{'a' * 64};5",
+    ],
+)
+def test_what_is_no_reference_is_refused(wrong: str) -> None:
+    with pytest.raises(StoreError, match="is no reference"):
+        references.read(wrong)
+
+
+# --- reading and writing --------------------------------------------------------------------------------
+
+
+async def test_what_is_kept_is_found_under_its_hash_and_tenant(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    assert await store.put(DATA, "acme", 5.0) == NAME
+    assert await store.get(NAME, "acme", 5.0) == DATA
+    digest = references.read(NAME).digest
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == [
+        f"t/tenant=acme/{digest}"
+    ]
+
+
+async def test_keeping_a_thing_twice_keeps_it_once(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    assert [await store.put(DATA, None, 5.0) for _ in range(2)] == [NAME, NAME]
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
+
+
+async def test_a_reference_of_another_tenant_or_namespace_finds_nothing() -> None:
+    objects = MemoryStore()
+    await in_memory("t", objects).put(DATA, "acme", 5.0)
+    for namespace, tenant in (("t", "other"), ("t", None), ("t", "shared"), ("u", "acme"), ("t", "../t/tenant=acme")):
+        with pytest.raises(StoreError):
+            await in_memory(namespace, objects).get(NAME, tenant, 0.0)
+
+
+async def test_a_missing_object_is_named() -> None:
+    with pytest.raises(StoreError, match=f"{NAME} is not in the store"):
+        await in_memory().get(NAME, None, 5.0)
+
+
+@pytest.mark.parametrize("other", [b'"a LARGE thing"', b"", DATA + b" "])
+async def test_other_bytes_than_those_of_the_hash_are_refused(tmp_path: Path, other: bytes) -> None:
+    store = store_in(tmp_path)
+    await store.put(DATA, None, 5.0)
+    (tmp_path / "t" / "shared" / references.read(NAME).digest).write_bytes(other)
+    with pytest.raises(StoreError, match="is corrupt"):
+        await store.get(NAME, None, 5.0)
+    await store.put(DATA, None, 5.0)
+    assert await store.get(NAME, None, 5.0) == DATA, "writing it again mends it"
+
+
+async def test_an_object_beyond_the_largest_size_is_neither_kept_nor_read(tmp_path: Path) -> None:
+    store = store_in(tmp_path, store_max_bytes=len(DATA) - 1)
+    for attempt in (store.put(DATA, None, 5.0), store.get(NAME, None, 5.0)):
+        with pytest.raises(StoreError, match="ANABRANCH_STORE_MAX_BYTES"):
+            await attempt
+    assert not list(tmp_path.rglob("*"))
+
+
+class Metered:
+    """In the place of obstore's store: an object that is larger than its reference says, or one that cannot be had."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures, self.read, self.objects = list(failures), 0, MemoryStore()
+
+    async def put_async(self, path: str, data: bytes) -> Any:
+        if self.failures:
+            raise self.failures.pop(0)
+        return await self.objects.put_async(path, data)
+
+    async def get_async(self, path: str) -> Any:
+        if self.failures:
+            raise self.failures.pop(0)
+        found = await self.objects.get_async(path)
+        self.read += 1
+        return found
+
+
+async def test_an_object_of_another_size_is_not_even_read() -> None:
+    class Huge:
+        meta = {"size": 2**40}  # noqa: RUF012
+
+        async def bytes_async(self) -> bytes:
+            raise AssertionError("its bytes were read")
+
+    class Objects:
+        async def get_async(self, path: str) -> Any:
+            return Huge()
+
+    with pytest.raises(StoreError, match="is corrupt"):
+        await in_memory(objects=Objects()).get(NAME, None, 5.0)
+
+
+async def test_a_store_that_cannot_be_reached_is_tried_again() -> None:
+    objects = Metered(OSError("no route"), OSError("no route"))
+    store = in_memory(objects=objects)
+    assert await store.put(DATA, None, 30.0) == NAME
+    objects.failures = [OSError("no route")]
+    assert await store.get(NAME, None, 30.0) == DATA
+
+
+async def test_when_the_time_is_up_it_is_unavailable() -> None:
+    store = in_memory(objects=Metered(*[OSError("no route")] * 100))
+    with pytest.raises(StoreUnavailable, match="no route"):
+        await store.get(NAME, None, 0.0)
+
+
+async def test_what_went_wrong_is_told_without_the_query_of_a_url() -> None:
+    failure = OSError("GET https://host/path?sig=geheim&x=1 failed\n\nDebug source: innards")
+    with pytest.raises(StoreUnavailable, match=r"GET https://host/path failed$"):
+        await in_memory(objects=Metered(failure)).get(NAME, None, 0.0)
+
+
+async def test_the_first_failure_of_several_is_told() -> None:
+    store = in_memory()
+    await store.put(DATA, None, 5.0)
+    missing = references.name_of(b"other")
+    with pytest.raises(StoreError, match=f"{missing} is not in the store"):
+        await store.get_all([NAME, missing], None, 5.0)
+    assert await store.get_all([NAME], None, 5.0) == {NAME: DATA}
+
+
+async def test_a_reader_that_is_cancelled_leaves_nothing_behind() -> None:
+    reading = asyncio.Event()
+
+    class Slow:
+        async def get_async(self, path: str) -> Any:
+            reading.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(in_memory(objects=Slow()).get_all([NAME], None, 60.0))
+    await reading.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+# --- settings -------------------------------------------------------------------------------------------
+
+
+async def test_without_a_store_the_setting_is_named() -> None:
+    assert not NO_STORE.takes(10**9)
+    for attempt in (NO_STORE.put(DATA, None, 5.0), NO_STORE.get(NAME, None, 5.0)):
+        with pytest.raises(StoreError, match="ANABRANCH_STORE"):
+            await attempt
+    await NO_STORE.check()
+
+
+def test_what_is_larger_than_the_limit_goes_there(tmp_path: Path) -> None:
+    store = store_in(tmp_path, store_inline_bytes=2000)
+    assert (store.takes(2000), store.takes(2001)) == (False, True)
+
+
+async def test_a_store_that_works_is_found_to_work(tmp_path: Path) -> None:
+    await store_in(tmp_path / "new").check()
+
+
+async def test_a_store_that_cannot_be_written_ends_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t").write_text("a file where a folder should be")
+    monkeypatch.setattr("anabranch.store.CHECK_S", 0.0)
+    with pytest.raises(ConfigError, match=r"the store file:///.* \(ANABRANCH_STORE\) cannot be used: "):
+        await store_in(tmp_path).check()
+
+
+@pytest.mark.parametrize("url", ["bucket", "ftp://host/x", "memory:///", "http://user:geheim@host/x", ""])
+def test_a_url_of_another_kind_is_refused_without_its_secrets(url: str) -> None:
+    with pytest.raises(ConfigError, match="file, s3, gs, az") as caught:
+        opened(StoreSettings(store=url), NAMESPACE)
+    assert "geheim" not in str(caught.value)
+
+
+def test_the_environment_names_the_store_and_its_secrets_are_masked() -> None:
+    url = "az://user:geheim@container/prefix?sig=geheim"
+    settings = load(environment={"ANABRANCH_STORE": url, "ANABRANCH_STORE_INLINE_BYTES": "4096"})
+    assert settings.storage == StoreSettings(store=url, store_inline_bytes=4096)
+    assert shown(settings)["storage"]["store"] == "az://container/prefix"

@@ -1,0 +1,134 @@
+"""What an agent worker keeps in the store, and fetches from it: large replies, answers, and what a run refers to.
+
+The fold knows references only; they are resolved here, when a model call is about to be made, and what was fetched
+is in memory only as long as the call. Nothing here decides anything about a run: what cannot be had becomes
+`Hopeless`, as when the model cannot be had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from anabranch import references
+from anabranch.agent import answer
+from anabranch.agent.conversation import Found, content_of
+from anabranch.agent.model import Hopeless
+from anabranch.agent.referring import Input, content_ref_of, referring
+from anabranch.agent.reply import Reply, RequestedCall
+from anabranch.agent.state import Run
+from anabranch.errors import InvalidRequest, StoreError
+from anabranch.store import Store
+from anabranch.topics import BODY_BYTES
+
+AT_ONCE: Final = 256 * 1024 * 1024
+"""Bytes of what was fetched that a worker holds for its model calls, but for one call that is larger by itself."""
+HEADER_BYTES: Final = 200_000
+"""What a plan may take in a record's header: more is a reply that nobody can run."""
+REPLY_BYTES: Final = BODY_BYTES - HEADER_BYTES
+"""What a reply may take in a record, beside the plan of its calls."""
+ANSWER_S: Final = 30.0
+"""How long an answer is tried; its owner tries again, for as long as it owns the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incomplete:
+    """A model call that refers to the store: `build` makes its body of what `references` name."""
+
+    tenant: str | None
+    references: tuple[str, ...]
+    build: Callable[[Found], bytes]
+
+
+def needed(run: Run) -> tuple[str, ...]:
+    """What has to be fetched for the next model call of `run`, each once."""
+    named = [run.opening.request.messages_ref]
+    for turn in run.turns:
+        named.append(content_ref_of(turn.body))
+        for call in turn.calls.values():
+            body = call.result.body if call.result is not None else None
+            if body is not None and b'"content_ref"' in body and (told := answer.result_of(body)) is not None:
+                named.append(told.content_ref)
+    return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+class Large:
+    """The store, as model calls use it. `now` is epoch seconds."""
+
+    def __init__(self, store: Store, now: Callable[[], float]) -> None:
+        self._store, self._now = store, now
+        self._used = 0
+        self._freed = asyncio.Event()
+
+    @asynccontextmanager
+    async def completed(self, incomplete: Incomplete, deadline: float) -> AsyncIterator[bytes]:
+        """The body of the model call, while inside. Raises `Hopeless` if it cannot be had by the deadline."""
+        try:
+            for reference in incomplete.references:
+                self._store.refuse(reference)
+            async with self._room(sum(map(references.size_of, incomplete.references))):
+                within_s = deadline - self._now()
+                yield incomplete.build(await self._store.get_all(incomplete.references, incomplete.tenant, within_s))
+        except InvalidRequest as error:
+            raise Hopeless(error.code, str(error)) from None
+        except StoreError as error:
+            raise Hopeless("internal", f"the model call cannot be made: {error}") from None
+
+    @asynccontextmanager
+    async def _room(self, size: int) -> AsyncIterator[None]:
+        while self._used and self._used + size > AT_ONCE:
+            self._freed.clear()
+            await self._freed.wait()
+        self._used += size
+        try:
+            yield
+        finally:
+            self._used -= size
+            self._freed.set()
+
+    async def body_of(self, reply: Reply, tenant: str | None, deadline: float) -> bytes:
+        """What the log says of a reply: all of it, or where it lies. Raises `Hopeless` if it cannot be kept."""
+        if not self._store.takes(len(reply.body)):
+            return reply.body
+        within_s, fits = deadline - self._now(), len(reply.body) <= REPLY_BYTES
+        try:
+            reference = await self._store.put_if(content_of(reply.body), tenant, within_s, fits)
+            if reference is None:
+                return reply.body
+            return referring(reply.body, reference, await self._inputs(reply.calls, tenant, within_s))
+        except StoreError as error:
+            raise Hopeless("internal", f"the reply cannot be kept: {error}", reply.usage) from None
+
+    async def _inputs(self, calls: Sequence[RequestedCall], tenant: str | None, within_s: float) -> dict[str, Input]:
+        """Those that fit into the log together stand there; the others go into the store, each by itself."""
+        inputs: dict[str, Input] = {}
+        room = self._store.inline_bytes
+        for call in calls:
+            data = json.dumps(call.input, separators=(",", ":")).encode()
+            inline = len(data) <= room
+            room -= len(data) if inline else 0
+            inputs[call.tool_use_id] = call.input if inline else await self._store.put(data, tenant, within_s)
+        return inputs
+
+
+async def large_answer(store: Store, run: Run) -> bytes:
+    """The answer of a run whose last words are too large for it, or lie in pieces. Raises `StoreError`."""
+    tenant, last = run.opening.request.tenant, answer.last_words(run)
+    named = dict.fromkeys(name for turn in last if (name := content_ref_of(turn.body)) is not None)
+    found = await store.get_all(named, tenant, ANSWER_S)
+    lists = [content_of(turn.body, found) for turn in last]
+    joined = b"[" + b",".join(part[1:-1] for part in lists if len(part) > 2) + b"]"
+    inline = answer.answer(run)
+    fits = not named and len(inline) <= BODY_BYTES
+    reference = await store.put_if(joined, tenant, ANSWER_S, fits)
+    return inline if reference is None else answer.referring_answer(run, reference)
+
+
+def is_in_pieces(run: Run) -> bool:
+    """Whether the answer cannot be told from the fold alone: of several last replies some lie in the store."""
+    last = answer.last_words(run)
+    return len(last) > 1 and any(content_ref_of(turn.body) for turn in last)

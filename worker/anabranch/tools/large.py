@@ -1,0 +1,60 @@
+"""What a tool worker fetches from the store, and keeps there: inputs and results that are too large for a record.
+
+An input is fetched when its call is about to run, and not before. What cannot be had or kept costs only its call.
+Called by `serving.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import orjson
+
+from anabranch.bodies import depth_of, dump, read
+from anabranch.errors import TooLarge, WireError
+from anabranch.messages import Json, ToolCall, ToolResult
+from anabranch.store import Store
+from anabranch.topics import BODY_BYTES
+
+MAX_INPUT_DEPTH = 150
+LEAST_S = 1.0
+"""How long the store is tried at least, in seconds: the deadline of a call may be past when it has its result."""
+
+
+async def input_of(store: Store, call: ToolCall, now: float) -> dict[str, Json]:
+    """The arguments of a call, wherever they lie. Raises `StoreError`, or `WireError` if they are no object."""
+    if call.input_ref is None:
+        return call.input or {}
+    data = await store.get(call.input_ref, call.tenant, _left(call, now))
+    try:
+        arguments = read(dict[str, Json], data)
+    except WireError as error:
+        raise WireError(f"input_ref: {call.input_ref} is not a JSON object: {error}") from None
+    refuse_depth(arguments)
+    return arguments
+
+
+def refuse_depth(arguments: dict[str, Json] | None) -> None:
+    """Raises `WireError` for arguments that nest too deeply to be read by others."""
+    if depth_of(arguments, MAX_INPUT_DEPTH) > MAX_INPUT_DEPTH:
+        raise WireError(f"input: nests deeper than {MAX_INPUT_DEPTH} levels")
+
+
+async def body_of(store: Store, result: ToolResult, call: ToolCall, now: float) -> bytes:
+    """The body of `tool.returned`: the result, or where its content lies. Raises `TooLarge`, `StoreError`."""
+    body = dump(result)
+    fits = len(body) <= BODY_BYTES
+    if store.takes(len(body)):
+        reference = await store.put_if(orjson.dumps(result.content), call.tenant, _left(call, now), fits)
+        if reference is not None:
+            return dump(replace(result, content=None, content_ref=reference))
+    if not fits:
+        mend = "give the tool a lower max_result, or the workers a store (ANABRANCH_STORE)"
+        raise TooLarge(f"{len(body)} bytes, of {BODY_BYTES} at most: {mend}")
+    return body
+
+
+def _left(call: ToolCall, now: float) -> float:
+    left = call.deadline - now
+    return max(LEAST_S, left) if math.isfinite(left) else LEAST_S
