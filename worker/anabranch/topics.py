@@ -7,6 +7,7 @@ here and passed explicitly, so that no client library's own choice matters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from struct import unpack_from
 from typing import Final
 
 from anabranch.errors import ConfigError
@@ -108,23 +109,21 @@ BODY_BYTES: Final = RECORD_BYTES - 24_576
 """What we put into one body: the rest is for key, headers and the batch's own framing."""
 
 _M: Final = 0x5BD1E995
+_SEED: Final = 0x9747B28C
 _MASK: Final = 0xFFFFFFFF
 
 
 def murmur2(data: bytes) -> int:
     """32-bit murmur2 with the seed of Kafka's Java client (`org.apache.kafka.common.utils.Utils`)."""
     length = len(data)
-    h = (0x9747B28C ^ length) & _MASK
-    whole = length & ~3
-    for i in range(0, whole, 4):
-        k = (int.from_bytes(data[i : i + 4], "little") * _M) & _MASK
-        k ^= k >> 24
-        h = (h * _M) & _MASK ^ (k * _M) & _MASK
-    if tail := data[whole:]:
-        h = ((h ^ int.from_bytes(tail, "little")) * _M) & _MASK
-    h ^= h >> 13
-    h = (h * _M) & _MASK
-    return h ^ (h >> 15)
+    h, whole = _SEED ^ length, length & ~3
+    for k in unpack_from(f"<{whole >> 2}I", data):
+        k = k * _M & _MASK
+        h = h * _M & _MASK ^ (k ^ k >> 24) * _M & _MASK
+    if whole < length:
+        h = (h ^ int.from_bytes(data[whole:], "little")) * _M & _MASK
+    h = (h ^ h >> 13) * _M & _MASK
+    return h ^ h >> 15
 
 
 def partition_of(key: str | bytes, partitions: int) -> int:
