@@ -99,6 +99,14 @@ def test_a_fold_that_begins_at_the_snapshot_knows_the_run() -> None:
     assert later.runs["r"].next_as_of_first == 1
 
 
+def test_without_a_commit_the_snapshot_says_which_request_is_next() -> None:
+    """Of a log whose older events are gone: nothing in it may be admitted again."""
+    whole = in_mid_run()
+    as_of, events = whole.position, said_again(whole)
+    later = folded(*events, state=Partition(began=as_of, position=as_of))
+    assert later.next_request == whole.next_request == 1
+
+
 def test_it_goes_on_from_the_snapshot_as_from_the_events() -> None:
     whole = in_mid_run()
     as_of, events = whole.position, said_again(whole)

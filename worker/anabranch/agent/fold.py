@@ -296,6 +296,8 @@ def _fold_snapshot(state: Partition, event: m.RunSnapshot, offset: int, at: floa
     if collecting is None or len(collecting.parts) < event.parts:
         return
     del state.collecting[event.run_id]
+    if state.next_request is None:  # nothing since `as_of` has named it either
+        state.next_request = event.next_request
     run = state.runs.get(event.run_id)
     if run is not None and (not run.open or run.life != event.life or run.parked):
         return
