@@ -24,6 +24,7 @@ from anabranch.config import KafkaSettings
 from anabranch.errors import BrokerError
 from anabranch.kafka.admin import Admin
 from anabranch.kafka.assignor import make_assignor
+from anabranch.kafka.liveness import Liveness
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Committed, Listener, Place
 
@@ -34,6 +35,8 @@ COMMIT_S = 5.0
 GONE_S = 3.0
 STOP_S = 10.0
 REBALANCE_S = 30.0
+HEARTBEATS = 4
+"""How many there are in the time of a session."""
 
 
 class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -49,10 +52,10 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         admin: Admin,
     ) -> None:
         self._topics, self._group, self._listener, self._admin = list(topics), group, listener, admin
-        self._where, self._session_s = settings.bootstrap, settings.session_timeout_s
+        self._where = settings.bootstrap
         self._arguments = arguments
         self._missing_since: float | None = None
-        self._polled = time.monotonic()
+        self._liveness = Liveness(settings.session_timeout_s, settings.session_timeout_s / HEARTBEATS, time.monotonic())
         self._stopped = False
         self._begun: dict[Place, int] = {}
         self._sought: dict[Place, int] = {}
@@ -68,7 +71,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             isolation_level="read_committed",
             partition_assignment_strategy=[make_assignor()],
             session_timeout_ms=int(settings.session_timeout_s * 1000),
-            heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 4),
+            heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / HEARTBEATS),
             rebalance_timeout_ms=int(REBALANCE_S * 1000),
             request_timeout_ms=int(REBALANCE_S * 1000) + 10_000,
             max_poll_interval_ms=600_000,
@@ -104,7 +107,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         try:
             while not self._stopped:
                 batches = await self._consumer.getmany(timeout_ms=int(POLL_S * 1000))
-                self._polled = time.monotonic()
+                self._liveness.polled(time.monotonic())
                 asked = self._seeks
                 for where, records in batches.items():
                     place = Place(where.topic, where.partition)
@@ -122,7 +125,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
     @property
     def alive(self) -> bool:
         """A process that was frozen finds out here, before its first heartbeat does."""
-        return time.monotonic() - self._polled < self._session_s
+        return self._liveness.is_alive(time.monotonic())
 
     def _deliver(self, place: Place, records: Sequence[Any]) -> None:
         begun = self._begun.get(place)
