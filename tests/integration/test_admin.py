@@ -19,6 +19,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.structs import OffsetAndMetadata
 from tests.support.kafka import Broker
 from tests.support.kafka_admin import admin_of
+from tests.support.wait import until
 
 from anabranch.config import KafkaSettings
 from anabranch.errors import BrokerError, TopicsError
@@ -52,6 +53,12 @@ async def create(bootstrap: str, topic: str, partitions: int, **settings: str) -
     async with admin_of(bootstrap) as admin:
         answer = await admin.create_topics([_new_topic(topic, partitions, 1, topic_configs=configs)])
         assert [entry[1] for entry in answer.topic_errors] == [0]
+
+        async def is_known() -> bool:
+            [found] = await admin.describe_topics([topic])
+            return bool(found["error_code"] == 0)
+
+        await until(is_known, what=f"the broker tells of {topic}")
 
 
 async def settings_of(bootstrap: str, topic: str) -> dict[str, str]:

@@ -210,6 +210,7 @@ async def test_garbage_in_a_queue_costs_nobody_anything(kafka: str, namespace: s
     """Also calls that ask for their result on a topic or a partition that is not there."""
     async with fleet(app, script, settings_for(kafka, namespace)) as running:
         queue, log = running.namespace.calls("io"), running.namespace.log
+        home = partition_of("order-1", PARTITIONS)
         life = [("ce_type", b"tool.call"), ("ce_life", b"0"), ("ce_runid", b"order-1")]
         garbage: list[dict[str, Any]] = [
             {"value": None},
@@ -218,18 +219,21 @@ async def test_garbage_in_a_queue_costs_nobody_anything(kafka: str, namespace: s
             {"value": call_body()},
             {"value": call_body(input=[1]), "headers": life},
             {
-                "value": call_body(call_id="a/1.a/0", tool="nobody", reply={"topic": log, "partition": 0}),
+                "value": call_body(call_id="a/1.a/0", tool="nobody", reply={"topic": log, "partition": home}),
                 "headers": life,
             },
-            {"value": call_body(call_id="b/1.a/0", deadline=1, reply={"topic": log, "partition": 0}), "headers": life},
+            {
+                "value": call_body(call_id="b/1.a/0", deadline=1, reply={"topic": log, "partition": home}),
+                "headers": life,
+            },
             {"value": call_body(call_id="c/1.a/0", reply={"topic": log, "partition": 4000}), "headers": life},
             {"value": call_body(call_id="d/1.a/0", reply={"topic": "no topic!", "partition": 0}), "headers": life},
             {"value": call_body(call_id="e/1.a/0", reply={"topic": f"{log}.gone", "partition": 0}), "headers": life},
             {
-                "value": call_body(call_id="f/1.a/0", input={"n": "x"}, reply={"topic": log, "partition": 0}),
+                "value": call_body(call_id="f/1.a/0", input={"n": "x"}, reply={"topic": log, "partition": home}),
                 "headers": life,
             },
-            {"value": call_body(call_id="g" * 5000, reply={"topic": log, "partition": 0}), "headers": life},
+            {"value": call_body(call_id="g" * 5000, reply={"topic": log, "partition": home}), "headers": life},
         ]
         for record in garbage:
             await produce(running.bootstrap, queue, partition=3, **record)

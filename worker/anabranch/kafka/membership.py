@@ -110,7 +110,11 @@ class Membership:
             return
         if self._taking_over is not None:
             self._taking_over.cancel()
-        self._taking_over = self._tasks.create_task(self._take_over(self._assigned), name="take over")
+        work = self._take_over(self._assigned)
+        try:
+            self._taking_over = self._tasks.create_task(work, name="take over")
+        except RuntimeError:  # the worker is ending already, and its task group takes nothing more
+            work.close()
 
     async def _take_over(self, places: frozenset[Place]) -> None:
         """Tried until it works: without it nothing happens here."""
