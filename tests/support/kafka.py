@@ -53,6 +53,13 @@ class Broker:
         """`host:port`, the same after a restart."""
         return f"127.0.0.1:{self._node.port}"
 
+    @property
+    def pid(self) -> int:
+        """Of the process that has the broker's among its children. Raises KafkaFailed if none runs."""
+        if self._process is None:
+            raise KafkaFailed("Kafka was not started, or has been closed")
+        return self._process.pid
+
     def is_running(self) -> bool:
         """Whether its process is there (a method, so that a type checker does not take the answer for lasting)."""
         return self._process is not None and self._process.is_running()
