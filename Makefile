@@ -15,7 +15,7 @@ SEEDS ?= 2000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format unit integration acceptance schemas demo spec simulate bench chaos chaos-short clean
+.PHONY: help install test lint format unit integration acceptance schemas demo spec simulate bench bench-peers chaos chaos-short clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ simulate: $(VENV)/.installed-test ## Run both roles through SEEDS seeds of simul
 
 bench: $(VENV)/.installed-test ## Measure on a real Kafka; a table, and build/bench.json
 	@$(RUN) -m tests.bench
+
+bench-peers: $(VENV)/.installed-test ## The same job on other frameworks, each in an environment of its own: a table, and build/peers.json
+	@$(RUN) -m tests.bench.peers $(ARGS)
 
 chaos: $(VENV)/.installed-test ## Break a real Kafka and the workers under load, then prove that nothing was lost (ARGS=--only=kills)
 	@$(RUN) -m tests.chaos $(ARGS)

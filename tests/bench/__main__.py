@@ -24,7 +24,8 @@ from rich.console import Console
 
 from tests.bench.anabranch_run import anabranch
 from tests.bench.floor import floor
-from tests.bench.measure import Cell, Effort, Figures, Scene, measure
+from tests.bench.load import Cell, Effort
+from tests.bench.measure import Figures, Scene, measure
 from tests.bench.processes import ROOT, WorkerDied
 from tests.bench.report import print_table, write_json, write_profiles
 from tests.bench.subject import Subject, WrongAnswer

@@ -2,7 +2,7 @@
 
 Responsible for: the topics and processes of a namespace, and for refusing an answer that is not the expected one.
 Must never: set anything otherwise than users find it.
-Called by: `__main__.py`.
+Called by: `__main__.py`, `peers/anabranch/job.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from anabranch.client import Client, Run
 from anabranch.messages import RunResponse
@@ -21,7 +22,7 @@ from tests.bench.processes import Worker, fleet
 from tests.bench.settings import settings_for
 from tests.bench.subject import ANSWER_S, WrongAnswer
 
-PROCESSES = {"agent": "agent", "tool": "tool"}
+PROCESSES: Final = {"agent": "agent", "tool": "tool"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,11 @@ class Anabranch:
 
 
 @asynccontextmanager
-async def anabranch(bootstrap: str, namespace: str) -> AsyncIterator[Anabranch]:
-    """Make the topics of `namespace`, and serve in it while the context lasts."""
+async def anabranch(bootstrap: str, namespace: str, roles: Mapping[str, str] = PROCESSES) -> AsyncIterator[Anabranch]:
+    """Make the topics of `namespace`, and serve in it while the context lasts; `roles` as in `fleet`."""
     settings = settings_for(bootstrap, namespace)
     await broker_of(settings).apply(topic_specs(app, settings))
-    async with fleet(PROCESSES, bootstrap, namespace) as workers, Client.for_app(app, settings=settings) as client:
+    async with fleet(roles, bootstrap, namespace) as workers, Client.for_app(app, settings=settings) as client:
         yield Anabranch(workers, client)
 
 

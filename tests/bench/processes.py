@@ -3,15 +3,16 @@
 Responsible for: starting them, speaking with them (the orders of `worker.py`), ending them; the death of one ends the
 benchmark.
 Must never: leave one behind.
-Called by: `anabranch_run.py`, `floor.py`, `measure.py`.
+Called by: `anabranch_run.py`, `floor.py`, `measure.py`, `peers/`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -33,24 +34,30 @@ class Worker:
     def __init__(self, process: Process) -> None:
         self._process = process
 
-    async def ready(self) -> None:
-        """Wait until it serves. Raises TimeoutError, WorkerDied."""
+    @property
+    def pid(self) -> int:
+        """Of the operating system."""
+        return self._process.pid
+
+    async def ready(self) -> str:
+        """Wait until it serves; what it says then. Raises TimeoutError, WorkerDied."""
         async with asyncio.timeout(READY_S):
-            await self._line()
+            return await self._line()
 
     async def cpu_s(self) -> float:
         """The CPU seconds that it has used so far, all its threads, user and system."""
-        return float(await self._ask("cpu"))
+        return float(await self.ask("cpu"))
 
     async def profile(self) -> None:
         """Profile it from now on, until `dump`; that makes it slower."""
-        await self._ask("profile")
+        await self.ask("profile")
 
     async def dump(self, file: Path) -> None:
         """Write what the profiler has seen, for `pstats`."""
-        await self._ask(f"dump {file}")
+        await self.ask(f"dump {file}")
 
-    async def _ask(self, order: str) -> str:
+    async def ask(self, order: str) -> str:
+        """Its answer to an order: a line each. Raises WorkerDied."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{order}\n".encode())
         await self._process.stdin.drain()
@@ -72,17 +79,24 @@ async def fleet(roles: Mapping[str, str], bootstrap: str, namespace: str) -> Asy
     """
     async with AsyncExitStack() as stack:
         workers = {
-            name: await stack.enter_async_context(_started(role, bootstrap, namespace)) for name, role in roles.items()
+            name: await stack.enter_async_context(started(_command(role, bootstrap, namespace), role))
+            for name, role in roles.items()
         }
         await asyncio.gather(*(worker.ready() for worker in workers.values()))
         yield workers
 
 
+def _command(role: str, bootstrap: str, namespace: str) -> list[str]:
+    return [sys.executable, "-m", "tests.bench.worker", role, bootstrap, namespace]
+
+
 @asynccontextmanager
-async def _started(role: str, bootstrap: str, namespace: str) -> AsyncIterator[Worker]:
-    command = [sys.executable, "-m", "tests.bench.worker", role, bootstrap, namespace]
+async def started(command: Sequence[str], role: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Worker]:
+    """A process that takes orders, run in the project's folder; `env` is added to the environment. See `fleet`."""
     # A session of its own: Ctrl-C in the terminal is for us, who then end the workers in order.
-    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, cwd=ROOT, start_new_session=True)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=PIPE, stdout=PIPE, cwd=ROOT, env={**os.environ, **(env or {})}, start_new_session=True
+    )
     try:
         async with alongside(_mourn(process, role), f"{role} process"):
             yield Worker(process)

@@ -16,9 +16,10 @@ import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final
 
-from anabranch.config import Settings
+from anabranch.config import Settings, load
 from anabranch.runtime import Shutdown, serve_agent, serve_tools
 from tests.bench import floor
 from tests.bench.app import QUEUE, InstantModel, app
@@ -29,12 +30,18 @@ async def _agent(settings: Settings, shutdown: Shutdown) -> None:
     await serve_agent(app, settings, shutdown, model=InstantModel())
 
 
+async def _agent_over_http(settings: Settings, shutdown: Shutdown) -> None:
+    """With the model at `ANTHROPIC_BASE_URL`, through the SDK."""
+    await serve_agent(app, replace(settings, anthropic=load().anthropic), shutdown)
+
+
 async def _tool(settings: Settings, shutdown: Shutdown) -> None:
     await serve_tools(app, QUEUE, settings, shutdown)
 
 
 ROLES: Final[dict[str, Callable[[Settings, Shutdown], Awaitable[None]]]] = {
     "agent": _agent,
+    "agent-http": _agent_over_http,
     "tool": _tool,
     "floor-agent": floor.relay_agent,
     "floor-tool": floor.relay_tool,

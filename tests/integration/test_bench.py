@@ -15,7 +15,7 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
-from tests.bench.measure import percentile
+from tests.bench.load import percentile
 from tests.bench.processes import ROOT
 from tests.support.kafka import BOOTSTRAP_VARIABLE
 from tests.support.kafka_admin import admin_of

@@ -60,6 +60,13 @@ class Broker:
         assert self._node.guarded_port is not None, "not launched with a guarded listener"
         return f"127.0.0.1:{self._node.guarded_port}"
 
+    @property
+    def pid(self) -> int:
+        """Of the process that has the broker's among its children. Raises KafkaFailed if none runs."""
+        if self._process is None:
+            raise KafkaFailed("Kafka was not started, or has been closed")
+        return self._process.pid
+
     def is_running(self) -> bool:
         """Whether its process is there (a method, so that a type checker does not take the answer for lasting)."""
         return self._process is not None and self._process.is_running()

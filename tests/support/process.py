@@ -59,6 +59,11 @@ class GuardedProcess:
                 start_new_session=True,  # Ctrl-C in the terminal is for the owner, who then ends us in order
             )
 
+    @property
+    def pid(self) -> int:
+        """Of the guard, whose child the command is."""
+        return self._guard.pid
+
     def is_running(self) -> bool:
         """Whether the command has not ended yet."""
         return self._guard.poll() is None
