@@ -402,3 +402,16 @@ async def test_what_a_parked_run_has_published_is_done() -> None:
     desk.read()
     await desk.sent.ack()
     assert desk.commit() == Commit(0, 3, 0)
+
+
+async def test_a_defect_that_shows_at_an_acknowledgement_ends_the_worker() -> None:
+    desk = Desk().begin()
+
+    def defective(event: m.Event, size: int, acked: Acked) -> None:
+        raise RuntimeError("a defect")
+
+    desk.station.heard[0] = defective
+    sent = desk.station.append(0, b.replied())
+    sent.succeed(Acked(0, 1))
+    with pytest.raises(RuntimeError, match="a defect"):
+        await asyncio.wait_for(desk.station.fate.come(), 5)

@@ -89,11 +89,18 @@ class Station:
     def _appended(self, partition: int, event: m.Event, size: int, sent: Sent) -> None:
         """Nobody may have to look for it: what cannot be appended will not happen, and without a log nothing can."""
         if sent.is_written:
-            if (hear := self.heard.get(partition)) is not None:
-                hear(event, size, sent.result())
+            self._hear(partition, event, size, sent.result())
         elif (error := sent.exception()) is not None:
             log.error("an event could not be appended: %s", error)
             if isinstance(error, BrokerError):
+                self.fate.seal(error)
+
+    def _hear(self, partition: int, event: m.Event, size: int, acked: Acked) -> None:
+        """A defect that shows here ends the worker, as it does when the event is read."""
+        if (hear := self.heard.get(partition)) is not None:
+            try:
+                hear(event, size, acked)
+            except Exception as error:  # noqa: BLE001 - it is raised by `fate`
                 self.fate.seal(error)
 
     def send(self, record: Outgoing, once: bool = False) -> Sent:
