@@ -21,6 +21,7 @@ from importlib.metadata import version
 from typing import Any, Final, Literal, Protocol
 
 from anabranch.agent.model import Model
+from anabranch.agent.placing import Placing
 from anabranch.agent.station import Room, Station
 from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.agent.worker import AgentWorker
@@ -126,7 +127,8 @@ async def serve_agent(
     await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
     worker_id, registry = _new_worker_id("agent", clockwork), Registry()
     async with broker.appender() as appender, _model(settings, model) as opened:
-        await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs())
+        await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs(), app.limit_specs())
+        placing = Placing(broker, namespace, registry)
         station = Station(
             namespace=namespace,
             worker_id=worker_id,
@@ -139,12 +141,14 @@ async def serve_agent(
             room=Room(settings.agent.max_open_bytes),
             partitions=await broker.partitions(namespace.log),
             response_partitions=await broker.partitions(namespace.responses),
+            place=placing.partition,
         )
         worker = AgentWorker(station, broker, settings.worker.commit_s)
         info = _info(worker, worker_id, "agent", None, clockwork.now)
         topics = [namespace.requests, namespace.log]
         post = _Post(worker, info, topics, namespace.agents_group, broker, appender, namespace, settings.worker)
-        async with _following(broker, namespace, registry, app):
+        async with _following(broker, namespace, registry, app), alongside(placing.follow(), "placing"):
+            await placing.learn()
             return await _serve(post, shutdown)
 
 
@@ -173,7 +177,8 @@ async def serve_tools(
     worker_id, executor = _new_worker_id("tool", clockwork), Executor(settings.tool, clockwork.now)
     try:
         async with broker.appender() as appender:
-            await register(appender, namespace, worker_id, [tool.spec for tool in tools], [])
+            limits = [limit for limit in app.limit_specs() if limit.queue == queue]
+            await register(appender, namespace, worker_id, [tool.spec for tool in tools], [], limits)
             bench = Bench(namespace, worker_id, app, queue, appender, executor, settings.tool, clockwork.now, lenient)
             worker = ToolWorker(bench, settings.worker.commit_s)
             info = _info(worker, worker_id, "tool", queue, clockwork.now)

@@ -35,7 +35,9 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
     )
     topic = station.namespace.calls(queue)
     pairs = [("ce_runid", run.run_id), ("ce_life", run.life), ("ce_callid", call_id)]
-    return cloud_event(topic, "tool.call", station.worker_id, planned.key or call_id, whole(body), pairs)
+    return cloud_event(
+        topic, "tool.call", station.worker_id, planned.key or call_id, whole(body), pairs, planned.partition
+    )
 
 
 def _inputs(turn: Turn) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass, field
 
 from anabranch import messages as m
+from anabranch.agent.plan import Place, by_key
 from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.codec import Outgoing, Record, encode
 from anabranch.config import AgentSettings, Price
@@ -48,6 +49,7 @@ class Station:
     room: Room
     partitions: int
     response_partitions: int
+    place: Place = by_key
 
     def append(self, partition: int, event: m.Event) -> asyncio.Future[Acked]:
         """Append an event to the run log."""
