@@ -42,6 +42,8 @@ from anabranch.topics import Namespace, TopicSpec
 log = logging.getLogger(__name__)
 
 READY_S: Final = 60.0
+REBALANCE_S: Final = 2.5
+"""What a rebalance takes beside a heartbeat's interval, which is a quarter of the session's time."""
 
 
 class Shutdown:
@@ -179,7 +181,19 @@ async def serve_tools(
         async with broker.appender() as appender:
             limits = [limit for limit in app.limit_specs() if limit.queue == queue]
             await register(appender, namespace, worker_id, [tool.spec for tool in tools], [], limits)
-            bench = Bench(namespace, worker_id, app, queue, appender, executor, settings.tool, clockwork.now, lenient)
+            bench = Bench(
+                namespace=namespace,
+                worker_id=worker_id,
+                app=app,
+                queue=queue,
+                appender=appender,
+                executor=executor,
+                settings=settings.tool,
+                now=clockwork.now,
+                partitions=await broker.partitions(namespace.calls(queue)),
+                rebalance_s=settings.kafka.session_timeout_s / 4 + REBALANCE_S,
+                lenient=lenient,
+            )
             worker = ToolWorker(bench, settings.worker.commit_s)
             info = _info(worker, worker_id, "tool", queue, clockwork.now)
             group = namespace.tools_group(queue)

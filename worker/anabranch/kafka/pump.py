@@ -29,6 +29,8 @@ from anabranch.kafka.seam import Committed, Listener, Place
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+AT_ONCE = 500
+"""How many records are delivered in one go: taking in more would keep the loop from all else for too long."""
 COMMIT_S = 5.0
 REBALANCE_S = 30.0
 
@@ -87,7 +89,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
     async def run(self) -> None:
         try:
             while not self._stopped:
-                batches = await self._consumer.getmany(timeout_ms=int(POLL_S * 1000))
+                batches = await self._consumer.getmany(timeout_ms=int(POLL_S * 1000), max_records=AT_ONCE)
                 self._polled = time.monotonic()
                 asked = self._seeks
                 for where, records in batches.items():
