@@ -83,14 +83,14 @@ class Results:
 class ToolBench:
     """One tool worker of queue `q`, and the partition `PLACE` of it. `calls` outlive workers, like a topic."""
 
-    def __init__(self, app: App, group: Group | None = None, worker_id: str = "w") -> None:
+    def __init__(self, app: App, group: Group | None = None, worker_id: str = "w", partitions: int = 1) -> None:
         self.group, self.sent, self.clock = group or Group(), Results(), Clock(100.0)
         settings = ToolSettings()
         now = lambda: self.clock.now  # noqa: E731
         self.executor = Executor(settings, now)
         sent = cast(Appender, self.sent)
         self.worker = ToolWorker(
-            Bench(NAMESPACE, worker_id, app, "q", sent, self.executor, settings, now), commit_s=0.01
+            Bench(NAMESPACE, worker_id, app, "q", sent, self.executor, settings, now, partitions), commit_s=0.01
         )
 
     @asynccontextmanager

@@ -12,6 +12,8 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import pytest
+
 T = TypeVar("T")
 
 
@@ -46,6 +48,17 @@ def virtually(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run `start()` to its end in virtual time. Raises `Stuck` if it can never end."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(start())
+
+
+def tick(monkeypatch: pytest.MonkeyPatch, seconds: float = 1e-6) -> None:
+    """Each pass of the loop takes time: for who waits for less than a float can add to the time, as buckets do."""
+    select = _Jumping.select
+
+    def ticking(jumping: _Jumping, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        jumping.now += seconds
+        return select(jumping, timeout)
+
+    monkeypatch.setattr(_Jumping, "select", ticking)
 
 
 def now() -> float:

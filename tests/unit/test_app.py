@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import anabranch
-from anabranch import App, Call, DefinitionError, Limit, Retryable
-from anabranch.specs import ToolSpec
+from anabranch import App, Call, DefinitionError, Limit, RateLimited, Retryable
+from anabranch.specs import LimitSpec, ToolSpec
 
 CALL = Call(id="run-1/1.ab/0", run_id="run-1", tool="refund", attempt=2, tenant="acme")
 
@@ -271,6 +271,8 @@ def test_a_diamond_is_no_circle(app: App) -> None:
 def test_a_limit_knows_its_rate_a_second() -> None:
     assert Limit("crm", "600/m").per_second == 10.0
     assert Limit("crm", 5).per_second == 5.0
+    assert Limit("mail", "1/min").per_second == pytest.approx(1 / 60)
+    assert Limit("bulk", "2000/s").per_second == 2000.0
 
 
 @pytest.mark.parametrize(
@@ -280,6 +282,8 @@ def test_a_limit_knows_its_rate_a_second() -> None:
         ("crm", 0, None, "more than 0"),
         ("a b", 1, None, "'a b'"),
         ("crm", 1, 0, "concurrency=0"),
+        ("crm", "1/2d", None, "between one a day and 100,000 a second"),
+        ("crm", "101/ms", None, "between one a day and 100,000 a second"),
     ],
 )
 def test_a_wrong_limit_is_refused(name: str, rate: str | float, concurrency: int | None, told: str) -> None:
@@ -288,11 +292,24 @@ def test_a_wrong_limit_is_refused(name: str, rate: str | float, concurrency: int
     assert __file__ in str(caught.value)
 
 
+def test_a_limit_is_for_all_or_for_each_tenant() -> None:
+    assert Limit("crm", 5, per="tenant").spec("io") == LimitSpec("crm", "io", 5.0, None, "tenant")
+    with pytest.raises(DefinitionError, match="per='user' must be one of 'tenant'"):
+        Limit("crm", 5, per="user")  # type: ignore[arg-type]
+
+
+def test_what_the_registry_is_told_of_limits_names_their_queue(app: App) -> None:
+    declare(app, "a", limit=Limit("crm", "10/s", concurrency=3), queue="io")
+    assert app.limit_specs() == [LimitSpec("crm", "io", 10.0, 3)]
+
+
 def test_two_different_limits_of_one_name_are_refused(app: App) -> None:
     declare(app, "a", limit=Limit("crm", "10/s"))
     declare(app, "b", limit=Limit("crm", "600/m"))
     with pytest.raises(DefinitionError, match="differs"):
         declare(app, "c", limit=Limit("crm", "11/s"))
+    with pytest.raises(DefinitionError, match="differs"):
+        declare(app, "d", limit=Limit("crm", "10/s", per="tenant"))
 
 
 def test_the_tools_of_a_limit_are_in_one_queue(app: App) -> None:
@@ -328,10 +345,20 @@ def test_a_call_and_a_retryable_survive_the_way_to_another_process() -> None:
     assert copy.log.extra == CALL.log.extra
     error = pickle.loads(pickle.dumps(Retryable("busy", after=2.0)))
     assert (str(error), error.after) == ("busy", 2.0)
+    limited = pickle.loads(pickle.dumps(RateLimited("slow down", after=30)))
+    assert (str(limited), limited.after) == ("slow down", 30.0)
+
+
+@pytest.mark.parametrize("after", [-1, float("inf"), float("nan")])
+def test_a_pause_that_is_none_is_refused(after: float) -> None:
+    with pytest.raises(ValueError, match="seconds to wait"):
+        RateLimited(after=after)
 
 
 def test_the_package_exports_what_users_need() -> None:
-    assert {"App", "Agent", "Call", "Limit", "Retryable", "text", "image", "AnabranchError"} <= set(anabranch.__all__)
+    assert {"App", "Agent", "Call", "Limit", "RateLimited", "Retryable", "text", "image", "AnabranchError"} <= set(
+        anabranch.__all__
+    )
     assert all(hasattr(anabranch, name) for name in anabranch.__all__)
     assert anabranch.__version__[0].isdigit()
 

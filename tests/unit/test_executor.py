@@ -13,12 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from tests.support.wait import until
 
-from anabranch.app import App, Call, Retryable, Tool
+from anabranch.app import App, Call, RateLimited, Retryable, Tool
 from anabranch.config import ToolSettings
 from anabranch.tools import executor as module
 from anabranch.tools.executor import Execution, Executor
@@ -99,6 +100,85 @@ async def test_a_tool_gets_its_call_with_the_number_of_the_try(executor: Executo
 
     done = await run(executor, told, retries=5)
     assert (done.content, done.tries) == ("r/1.a/0 3 r/1.a/0", 3)
+
+
+def negated(n: int) -> int:
+    return -n
+
+
+async def anegated(n: int) -> int:
+    return -n
+
+
+class Line:
+    """A gate that writes down what happens at it."""
+
+    def __init__(self, late: bool = False) -> None:
+        self.seen, self.late = list[str](), late
+
+    @asynccontextmanager
+    async def a_try(self) -> AsyncIterator[None]:
+        if self.late:
+            raise TimeoutError
+        self.seen.append("in")
+        try:
+            yield
+        finally:
+            self.seen.append("out")
+
+    async def start(self) -> None:
+        self.seen.append("start")
+
+    async def pause(self, seconds: float) -> None:
+        self.seen.append(f"pause {seconds:g}")
+
+
+@pytest.mark.parametrize("run_in", ["loop", "thread", "process"])
+async def test_each_try_passes_the_gate(executor: Executor, run_in: Any) -> None:
+    line, made = Line(), tool(anegated if run_in == "loop" else negated, run_in=run_in)
+    done = await executor.execute(made, {"n": -3}, call(), line)
+    assert (done.content, line.seen) == ("3", ["in", "start", "out"])
+
+
+async def test_a_pause_that_the_api_asks_for_uses_up_no_retry(executor: Executor) -> None:
+    answers: list[Exception | None] = [RateLimited(after=3), RateLimited(after=4), Retryable("busy", after=0), None]
+
+    async def ask(call: Call) -> str:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+        return f"try {call.attempt}"
+
+    line = Line()
+    done = await executor.execute(tool(ask, retries=1), {}, call(), line)
+    assert (done.outcome, done.content, done.tries) == ("ok", "try 2", 2)
+    a_try = ["in", "start", "out"]
+    assert line.seen == [*a_try, "pause 3", *a_try, "pause 4", *a_try, *a_try]
+
+
+async def test_a_pause_beyond_the_deadline_is_an_error_for_the_model(executor: Executor) -> None:
+    async def ask() -> str:
+        raise RateLimited("the quota is used up", after=60)
+
+    line = Line()
+    done = await executor.execute(tool(ask, retries=3), {}, call(deadline=time.time() + 30), line)
+    assert (done.outcome, done.content, done.tries) == ("error", "ask failed: the quota is used up", 1)
+    assert line.seen == ["in", "start", "out"]
+
+
+async def test_a_pause_without_a_limit_is_waited_for(executor: Executor) -> None:
+    answers: list[Exception | None] = [RateLimited(after=0), None]
+
+    async def ask() -> str:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+        return "done"
+
+    assert (await executor.execute(tool(ask), {}, call())).content == "done"
+
+
+async def test_one_whose_time_is_over_in_the_line_has_timed_out(executor: Executor) -> None:
+    done = await executor.execute(tool(negated), {"n": 1}, call(), Line(late=True))
+    assert done.outcome == "timeout"
 
 
 # --- what goes wrong ----------------------------------------------------------------------

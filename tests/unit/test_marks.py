@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.errors import WireError
-from anabranch.tools.marks import FULL, Marks, read, write
+from anabranch.tools.marks import FULL, Marks, ShareMark, read, write
 
 OFFSETS = st.frozensets(st.integers(0, 3000))
 
@@ -27,6 +27,13 @@ def test_held_keys_are_told_with_their_times() -> None:
     assert read(3, write(3, marks)) == marks
 
 
+def test_shares_of_limits_are_told_behind_all_else() -> None:
+    shares = (ShareMark("*", 1_800_000_000_000), ShareMark("0a1b2c3d4e", 1_800_000_060_123, 4, 1_800_000_011))
+    marks = Marks(frozenset({4}), held=(("ff", 1),), shares=shares)
+    assert read(3, write(3, marks)) == marks
+    assert read(3, write(3, Marks(shares=shares))) == Marks(shares=shares)
+
+
 def test_no_marks_need_no_metadata() -> None:
     assert write(7, Marks()) == ""
     assert read(7, "") == Marks()
@@ -41,7 +48,10 @@ def test_one_long_run_takes_a_few_bytes() -> None:
     assert len(write(0, Marks(frozenset(range(1, 100_000))))) < 20
 
 
-@pytest.mark.parametrize("metadata", ["2 r0.1  ", "1 r0.1", "nonsense", "1 r0  ", "1 m!  ", "1 rz.zzzzzz  ", "1   k"])
+@pytest.mark.parametrize(
+    "metadata",
+    ["2 r0.1  ", "1 r0.1", "nonsense", "1 r0  ", "1 m!  ", "1 rz.zzzzzz  ", "1   k", "1    ab", "1    ab=1.2"],
+)
 def test_metadata_of_another_version_is_refused(metadata: str) -> None:
     with pytest.raises(WireError, match="commit metadata"):
         read(0, metadata)

@@ -42,6 +42,19 @@ def test_a_call_is_planned_with_all_that_depends_on_its_tool() -> None:
     )
 
 
+def test_a_call_is_planned_for_the_partition_that_its_limit_and_tenant_say() -> None:
+    asked: list[tuple[str, str, str | None]] = []
+
+    def place(spec: ToolSpec, key: str, tenant: str | None) -> int:
+        asked.append((spec.name, key, tenant))
+        return 7
+
+    refused = RequestedCall("tu1", "t", {}, "not JSON")
+    context = BatchContext("r", 2, "att", b.agent(tools=["t"]), True, lambda name: b.tool(), place, "acme")
+    assert [entry.partition for entry in plan((call(), refused), context)] == [7, None]
+    assert asked == [("t", "r/2.att/0", "acme")]
+
+
 def test_the_plan_has_the_order_of_the_calls() -> None:
     assert [entry.tool_use_id for entry in planned(call(number=2), call(number=0), call(number=1))] == [
         "tu2",

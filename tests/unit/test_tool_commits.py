@@ -73,7 +73,7 @@ def worker_with(held: Mapping[str, int]) -> tuple[ToolWorker, Lane, Commits]:
     app.tool(queue="q", serial_key="account")(book)
     settings = ToolSettings()
     sent = cast(Appender, Outbox())
-    bench = Bench(Namespace("t"), "w", app, "q", sent, Executor(settings, clock), settings, clock)
+    bench = Bench(Namespace("t"), "w", app, "q", sent, Executor(settings, clock), settings, clock, 4)
     worker, commits, lane = ToolWorker(bench, COMMIT_S), Commits(), Lane(Progress(0), dict(held))
     worker.attach(cast(Subscription, commits))
     worker._lanes[PLACE] = lane

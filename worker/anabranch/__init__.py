@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anabranch.app import Agent, App, Call, Limit, Retryable, Tool
+    from anabranch.app import Agent, App, Call, Limit, RateLimited, Retryable, Tool
     from anabranch.content import ResultError, image, text
     from anabranch.errors import (
         AnabranchError,
@@ -39,6 +39,7 @@ __all__ = [
     "DefinitionError",
     "InvalidRequest",
     "Limit",
+    "RateLimited",
     "ResultError",
     "Retryable",
     "RunFailed",
@@ -52,7 +53,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "anabranch.app": ("Agent", "App", "Call", "Limit", "Retryable", "Tool"),
+    "anabranch.app": ("Agent", "App", "Call", "Limit", "RateLimited", "Retryable", "Tool"),
     "anabranch.content": ("ResultError", "image", "text"),
     "anabranch.schema": ("ArgumentsError",),
 }

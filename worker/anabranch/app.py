@@ -21,6 +21,7 @@ from anabranch.declared import (
     Call,
     Declared,
     Limit,
+    RateLimited,
     RemoteOptions,
     Retryable,
     RunIn,
@@ -32,13 +33,13 @@ from anabranch.definition import TOOL_PATTERN, Place
 from anabranch.errors import ConfigError, DefinitionError
 from anabranch.messages import Json
 from anabranch.schema import check_schema, describe
-from anabranch.specs import AgentLimits, AgentSpec, ToolSpec
+from anabranch.specs import AgentLimits, AgentSpec, LimitSpec, ToolSpec
 from anabranch.topics import Namespace
 
 if TYPE_CHECKING:
     from anabranch.client import Client
 
-__all__ = ["Agent", "App", "Call", "Limit", "Retryable", "RunIn", "Tool"]
+__all__ = ["Agent", "App", "Call", "Limit", "RateLimited", "Retryable", "RunIn", "Tool"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -72,6 +73,11 @@ class App:
 
     def agent_specs(self) -> list[AgentSpec]:
         return [agent.spec for agent in self.agents.values()]
+
+    def limit_specs(self) -> list[LimitSpec]:
+        """The limits that tools here use, remote ones too, each with its tools' queue."""
+        queues = {spec.limit: spec.queue for spec in self.tool_specs() if spec.limit is not None}
+        return [limit.spec(queues[name]) for name, limit in self.limits.items()]
 
     def queues(self) -> list[str]:
         """Every queue that a tool here is called through, those of remote tools too, sorted."""
@@ -227,7 +233,7 @@ class App:
         if limit is None:
             return
         known = self.limits.get(limit.name, limit)
-        if (known.per_second, known.concurrency) != (limit.per_second, limit.concurrency):
+        if known.spec(spec.queue) != limit.spec(spec.queue):
             raise DefinitionError(f"{limit} differs from {known}: use one Limit, or two names")
         for other in specs:
             if other.limit == limit.name and other.queue != spec.queue:

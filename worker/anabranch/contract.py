@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 
 from anabranch import messages as m
 from anabranch import topics
-from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
+from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
 
 Schema = dict[str, Any]
 
@@ -113,6 +113,7 @@ BODIES: Final[Mapping[str, type | Some | Anything]] = {
     "usage": m.Usage,
     "run-error": m.RunError,
     "tool-spec": ToolSpec,
+    "limit-spec": LimitSpec,
     "agent-spec": AgentSpec,
     "worker-info": WorkerInfo,
     "request-note": Some(m.RequestNoted, ("error", "reply_to"), "Of request.noted: what a rejected request is told"),
@@ -234,6 +235,7 @@ OTHERS: Final[tuple[Kind, ...]] = (
     Kind("run.response", topics.RESPONSES, "run-response", "The answer of a run"),
     Kind("stream.delta", topics.STREAM, "stream-delta", "What the model says, as it speaks"),
     Kind("registry.tool", topics.REGISTRY, "tool-spec", "A tool; the key is tool/<name>"),
+    Kind("registry.limit", topics.REGISTRY, "limit-spec", "A limit that tools share; the key is limit/<name>"),
     Kind("registry.agent", topics.REGISTRY, "agent-spec", "An agent; the key is agent/<name>@<revision>"),
     Kind("registry.worker", topics.REGISTRY, "worker-info", "A worker; the key is worker/<id>, no body: it has gone"),
 )

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from anabranch import messages as m
 from anabranch.bodies import dump
-from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
+from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
 
 AT: Final = 1767225600.0
 RUN: Final = "order-1234"
@@ -32,6 +32,7 @@ _request = m.RunRequest(
 _cancel = m.RunRequest(run_id=RUN, cancel=True)
 _opening = m.Opening(_request, "5d41402abc4b2a76", AT + 600, m.RunLimits(20, 0.5), AT)
 _planned = m.PlannedCall(CALL, "toolu_01", "get_customer", queue="io", key=CALL)
+_homed = m.PlannedCall(CALL, "toolu_01", "get_customer", queue="io", key=CALL, partition=7)
 _refused = m.PlannedCall(f"{CALL[:-1]}1", "toolu_02", "get_weather", rejected="there is no tool 'get_weather'")
 _usage = m.Usage(input_tokens=812, output_tokens=64, cost_usd=0.0034)
 _result = m.ToolResult("Ada Example, customer since 2019", AT + 1, AT + 1.4, 1, WORKER)
@@ -83,10 +84,11 @@ EXAMPLES: Final[Mapping[str, tuple[Any, ...]]] = {
         m.StreamDelta(RUN, 1, ATTEMPT, "tool_use", tool="get_customer", tool_use_id="toolu_01"),
     ),
     "opening": (_opening,),
-    "planned-call": (_planned, _refused),
+    "planned-call": (_planned, _homed, _refused),
     "usage": (_usage,),
     "run-error": (_error,),
     "tool-spec": (_tool,),
+    "limit-spec": (LimitSpec("crm", "io", 50.0, 20), LimitSpec("mail", "io", 1 / 60, per="tenant")),
     "agent-spec": (_agent,),
     "worker-info": (WorkerInfo(WORKER, "tool", "0.1.0", AT, AT + 30, queue="io", running=2),),
     "request-note": ({"error": _error, "reply_to": m.ReplyTo(3)}, {}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from anabranch.definition import QUEUE_PATTERN, TOOL_PATTERN, Place
 from anabranch.errors import AnabranchError, DefinitionError
 from anabranch.messages import Delivery, Json, OnError
 from anabranch.schema import Arguments
-from anabranch.specs import AgentSpec, ToolSpec
+from anabranch.specs import AgentSpec, LimitSpec, Per, ToolSpec
 
 RunIn = Literal["loop", "thread", "process"]
 ToolRef = str | Callable[..., Any]
@@ -36,20 +37,44 @@ class Retryable(AnabranchError):
         self.after = after
 
 
+class RateLimited(AnabranchError):
+    """Raised by a tool when its API asks for a pause of `after` seconds, as a 429 with `retry-after` does.
+
+    The tool's limit lets nothing through on this worker for so long; the call goes back to waiting, within its
+    deadline, and uses up no retry.
+    """
+
+    def __init__(self, message: str = "the API asks for a pause", after: float = 1.0) -> None:
+        super().__init__(message)
+        if not (math.isfinite(after) and after >= 0):
+            raise ValueError(f"RateLimited(after={after!r}): give the seconds to wait, 0 or more")
+        self.after = float(after)
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A budget that the tools of one API share: "50/s", "600/m" or calls a second; `concurrency` is calls at once."""
+    """A budget that the tools of one API share, over all workers: "50/s", "600/m", "1/min" or calls a second.
+
+    `concurrency` is calls at once. With `per="tenant"` each tenant has a budget of this size to itself.
+    """
 
     name: str
     rate: str | float
     concurrency: int | None = None
+    per: Per | None = None
 
     def __post_init__(self) -> None:
         with Place.of_frame(f"limit {self.name!r}", sys._getframe(2)).named():
             definition.check_name("limit", self.name)
-            units.rate(self.rate)
+            definition.paced("rate", self.rate)
             if self.concurrency is not None:
                 definition.whole("concurrency", self.concurrency, 1)
+            if self.per is not None:
+                definition.one_of("per", self.per, get_args(Per))
+
+    def spec(self, queue: str) -> LimitSpec:
+        """What all workers are told of it, and of the queue that its tools are in."""
+        return LimitSpec(self.name, queue, self.per_second, self.concurrency, self.per)
 
     @property
     def per_second(self) -> float:

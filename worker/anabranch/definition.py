@@ -80,6 +80,19 @@ def size(label: str, value: int | str) -> int:
     return found
 
 
+SLOWEST: Final = 1 / 86_400
+FASTEST: Final = 100_000.0
+
+
+def paced(label: str, value: float | str) -> float:
+    """A rate that a limit can keep: from one a day to 100,000 a second."""
+    with _labelled(label):
+        found = units.rate(value)
+    if not SLOWEST <= found <= FASTEST:
+        raise DefinitionError(f"{label}={value!r} must lie between one a day and {FASTEST:,.0f} a second")
+    return found
+
+
 @contextmanager
 def _labelled(label: str) -> Iterator[None]:
     try:

@@ -1,52 +1,303 @@
-"""Pacing: how many calls a second, and how many at once, a limit lets through. The only import of `aiolimiter`.
+"""Pacing: when the calls of one home of a limit may start, and how many run at once. The only import of `aiolimiter`.
 
-A bucket of 20 ms' worth (at least one call): a larger one lets twice its size through in its first second,
-and a smaller one loses every late wake-up. One waiter at a time, first come first served.
+The law: starts follow a schedule of due times, one a period, in the order of the line; who is late starts at once, so
+that no wake-up of the loop is lost, and what was late for more than `LATE_S` is forgiven. Two bounds lie above it: a
+bucket of so many starts as may come at once, and no second has more than 102 % of the rate and one. Whoever waits holds
+nothing: a cancelled or expired call costs no budget and stops nobody. `tools/shares.py` says which homes there are, and
+what a gained one begins with.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from dataclasses import dataclass
+from heapq import heappop, heappush, nsmallest
+from typing import Final, Literal
 
 from aiolimiter import AsyncLimiter
 
-BUCKET_S: Final = 0.02
+from anabranch.homes import Share
+
+SLACK: Final = 0.02
+"""By how much of the rate a second may be over, beside one call: so what was late is caught up with."""
+LATE_S: Final = 0.06
+"""How late the schedule may be and catch up. More of it would show in ten seconds."""
+LOOK_S: Final = 0.1
+"""How soon a worker that may have lost its session looks again."""
+
+
+class ShareLost(Exception):
+    """The home is another's by now: the call cannot start here any more."""
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A call in the line of a pacer. `order` decides who is first; `lasts_s` is how long it has its place at most.
+
+    `state` is `late` for a call whose time was over (`idle`) when its turn came, and `lost` if the home is another's.
+    Whoever waits `comes` for it, or has given `then`, which is called once it has come.
+    """
+
+    order: int
+    lasts_s: float
+    idle: Callable[[], bool]
+    pacer: Pacer
+    then: Callable[[], None] | None = None
+    state: Literal["waiting", "in", "late", "lost", "gone"] = "waiting"
+    started: bool = False
+    _comes: asyncio.Future[None] | None = None
+
+    @property
+    def granted(self) -> bool:
+        return self.state == "in"
+
+    @property
+    def comes(self) -> asyncio.Future[None]:
+        """Is done when the turn has come, or never will."""
+        if self._comes is None:
+            self._comes = asyncio.get_running_loop().create_future()
+            if self.state != "waiting":
+                self._comes.set_result(None)
+        return self._comes
+
+    def settle(self, state: Literal["in", "late", "lost", "gone"], quietly: bool = False) -> None:
+        self.state = state
+        if self._comes is not None and not self._comes.done():
+            self._comes.set_result(None)
+        if self.then is not None and not quietly:
+            asyncio.get_running_loop().call_soon(self.then)
+
+    async def start(self) -> None:
+        """Await this last of all, right before the call starts: here it is counted."""
+        if self.granted:
+            await self.pacer.count(self)
+
+    def __lt__(self, other: Turn) -> bool:
+        return self.order < other.order
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Places that calls of a former owner still have, until a time of the loop."""
+
+    places: int
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What an owner leaves to the next one, in times of the loop: when the next call is due, and places still held."""
+
+    due: float
+    held: Held
 
 
 class Pacer:
-    """One limit on one worker. `per_second` calls start, `concurrency` run at once (None: as many as like)."""
+    """One home of a limit. `due` is when its first call may start; `may_start` is asked before each."""
 
-    def __init__(self, per_second: float, concurrency: int | None) -> None:
-        capacity = max(1.0, per_second * BUCKET_S)
-        self._bucket = AsyncLimiter(capacity, capacity / per_second)
-        self._turn = asyncio.Lock()
-        self._slots = asyncio.Semaphore(concurrency) if concurrency is not None else None
+    def __init__(self, share: Share, due: float, may_start: Callable[[], bool] = lambda: True) -> None:
+        self.share, self._may_start = share, may_start
+        self._period = 1 / share.per_second
+        fastest = share.per_second * (1 + SLACK)
+        self._bucket = AsyncLimiter(1 + LATE_S * fastest, 1 / fastest + LATE_S)
+        self._most = int(fastest) + 1
+        self._last_second: deque[float] = deque()
+        self._entering = 0  # those let in that have not started: more of them would start in a burst, or too late
+        self._crowd = 1 + LATE_S * share.per_second
+        self._counting = asyncio.Lock()
+        self._due, self._places = due, share.places
+        self._line: list[Turn] = []
+        self._inside: dict[Turn, float] = {}  # with a place, until when at the latest
+        self._held: tuple[Held, ...] = ()
         self._paused_until = 0.0
+        self._closed_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    # --- for a call ------------------------------------------------------------------------------------------------
+
+    def join(
+        self, order: int, lasts_s: float, idle: Callable[[], bool], then: Callable[[], None] | None = None
+    ) -> Turn:
+        """Stand in the line. Raises `ShareLost`."""
+        if self._closed_at is not None:
+            raise ShareLost
+        if not self._line:  # only while somebody waits can the schedule be late
+            self._due = max(self._due, self._loop.time())
+        turn = Turn(order, lasts_s, idle, self, then)
+        heappush(self._line, turn)
+        self.go_on()
+        return turn
+
+    @asynccontextmanager
+    async def inside(self, turn: Turn) -> AsyncIterator[Turn]:
+        """Wait for the turn; inside, the call has its place. Raises `ShareLost`."""
+        try:
+            await turn.comes
+            if turn.state == "lost":
+                raise ShareLost
+            yield turn
+        finally:
+            self.leave(turn)
+
+    async def count(self, turn: Turn) -> None:
+        """Returns when it may start within the bounds: it does so now."""
+        async with self._counting:
+            while (left := self._bound() - self._loop.time()) > 0:  # noqa: ASYNC110 - it is time that is waited for
+                await asyncio.sleep(left)
+            await self._bucket.acquire()
+            now = self._loop.time()
+            if self._closed_at is not None and now > self._closed_at + LATE_S:
+                raise ShareLost
+            turn.started = True
+            self._inside[turn] = now + turn.lasts_s
+            self._last_second.append(now)
+            self._entering -= 1
+        self.go_on()
+
+    def _bound(self) -> float:
+        """When the next start is within what a second may have."""
+        seen, now = self._last_second, self._loop.time()
+        while seen and seen[0] <= now - 1:
+            seen.popleft()
+        return max(self._paused_until, seen[0] + 1 if len(seen) >= self._most else now)
 
     def pause(self, seconds: float) -> None:
         """Let nothing through for so long: the API behind the limit has asked for it."""
-        self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+        self._paused_until = max(self._paused_until, self._loop.time() + seconds)
+        self._due = max(self._due, self._paused_until)
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Wait for a place, then for the turn."""
-        if self._slots is None:
-            await self._pass()
-            yield
-            return
-        async with self._slots:
-            await self._pass()
-            yield
+    def leave(self, turn: Turn) -> None:
+        """It has ended, or is not wanted any more: then what it has not used is the next one's."""
+        if turn.state == "waiting":
+            turn.state = "gone"
+        if self._inside.pop(turn, None) is None:
+            return  # nobody waits for it
+        if not turn.started:
+            self._due -= self._period
+            self._entering -= 1
+        self.go_on()
 
-    async def _pass(self) -> None:
-        async with self._turn:
-            while (left := self._paused_until - time.monotonic()) > 0:  # noqa: ASYNC110 - it is time that is waited for
-                await asyncio.sleep(left)
-            await self._bucket.acquire()
+    # --- the line --------------------------------------------------------------------------------------------------
+
+    def go_on(self) -> None:
+        """Let in whoever may start, and come back when the next one may."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while (turn := self._first()) is not None:
+            now = self._loop.time()
+            at = max(self._due, self._paused_until, self._place_free_at(now))
+            if self._closed_at is not None:
+                end = self._closed_at + LATE_S
+                if now > end or end < at < math.inf:
+                    return self._send_away()
+                at = min(at, end + LOOK_S)
+            if at <= now and not self._may_start():
+                at = now + LOOK_S
+            if at > now:
+                self._timer = self._loop.call_at(at, self.go_on) if at < math.inf else None
+                return None
+            if self._entering >= self._crowd:
+                return None  # the next of them to start, or to leave, goes on
+            self._entering += 1
+            if self._closed_at is None:  # what stays of a line catches up with all, for it has to end in time
+                self._due = max(self._due, now - LATE_S)
+            self._due += self._period
+            self._inside[turn] = now + turn.lasts_s
+            heappop(self._line).settle("in")
+        return None
+
+    def _first(self) -> Turn | None:
+        """Who is first in line; those who have gone or come too late are taken out."""
+        while self._line:
+            turn = self._line[0]
+            if turn.state == "waiting":
+                if not turn.idle():
+                    return turn
+                turn.settle("late")
+            heappop(self._line)
+        return None
+
+    def _place_free_at(self, now: float) -> float:
+        if self._places is None:
+            return now
+        self._held = tuple(held for held in self._held if held.until > now)
+        if self._places > len(self._inside) + sum(held.places for held in self._held):
+            return now
+        return min((held.until for held in self._held), default=math.inf)
+
+    def _send_away(self, but: Sequence[Turn] = (), quietly: bool = False) -> None:
+        kept = set(but)
+        away = [turn for turn in self._line if turn.state == "waiting" and turn not in kept]
+        self._line = sorted(but)
+        for turn in away:
+            turn.settle("lost", quietly)
+
+    # --- giving the home up, and getting it back --------------------------------------------------------------------
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether a new one would do as well."""
+        now = self._loop.time()
+        quiet = now > max(self._due, self._paused_until) + 1 and all(held.until <= now for held in self._held)
+        return quiet and not self._line and not self._inside
+
+    def close(self, for_s: float, may_stay: Callable[[int, bool], bool]) -> list[int]:
+        """Let in nobody else, but those of the line that are due within `for_s`; returns the orders of these, and of
+        those that are in and have not started. `may_stay(order, is_in)` is asked of each; who may not ends the line.
+        """
+        now = self._loop.time()
+        self._due = max(self._due, self._paused_until, now)
+        paused = self._paused_until > now
+        entering = [t for t in self._inside if not (t.started or paused) and may_stay(t.order, True)]
+        stay, many = list[Turn](), self._due_within(for_s)
+        for turn in nsmallest(many, (turn for turn in self._line if turn.state == "waiting")):
+            if not may_stay(turn.order, False):
+                break
+            stay.append(turn)
+        self._send_away(stay, quietly=True)  # whoever closes knows of them
+        if self._places is not None:  # the next owner needs some too: those who stay share the places of those inside
+            self._places = max(1, len(self._inside))
+        self._closed_at = self._due + len(stay) * self._period
+        self.go_on()
+        return [turn.order for turn in [*sorted(entering), *stay]]
+
+    def shut(self) -> None:
+        """Nothing more starts here, not even what had stayed."""
+        self._closed_at = self._loop.time() - 2 * LATE_S
+        self._send_away()
+
+    def _due_within(self, for_s: float) -> int:
+        """How many of the line start within that time; none, if they would need all the places there are."""
+        if self.share.places is not None and self.share.places <= max(1, len(self._inside)):
+            return 0
+        left = self._loop.time() + for_s - self._due
+        return int(left / self._period) + 1 if left >= 0 else 0
+
+    def left(self) -> Left:
+        """What the next owner has to know. Places are held until the last of those inside, or in line, must be out."""
+        now = self._loop.time()
+        due = max(self._due, self._paused_until, now) if self._closed_at is None else self._closed_at + LATE_S
+        waiting = [due + turn.lasts_s for turn in self._line]
+        until = max((*self._inside.values(), *waiting, *(held.until for held in self._held)), default=now)
+        places = 0
+        if self._places is not None:
+            here = min(len(self._inside) + len(self._line), self._places)
+            places = here + sum(held.places for held in self._held if held.until > now)
+        return Left(due, Held(places, until))
+
+    def open(self, due: float, held: Iterable[Held] | None) -> None:
+        """It is ours again: nothing new before `due`; `held` are others' places, None if they are as they were."""
+        self._closed_at, self._places = None, self.share.places
+        self._due = max(self._due, due - len(self._line) * self._period, self._loop.time() - LATE_S)
+        if held is not None:
+            self._held = tuple(held)
+        self.go_on()
 
 
 class Serially:

@@ -133,6 +133,7 @@ class PlannedCall:
         default_factory=list
     )
     rejected: Annotated[str | None, says("Why the call is not run: the text of its error result")] = None
+    partition: Annotated[Partition | None, says("Of the queue: a home of the tool's limit; null: by the key")] = None
 
 
 @dataclass(frozen=True, slots=True)

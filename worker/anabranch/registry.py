@@ -1,4 +1,4 @@
-"""What is registered: tools, agents and the workers that are alive, read from the `registry` topic.
+"""What is registered: tools, limits, agents and the workers that are alive, read from the `registry` topic.
 
 A view in memory of a compacted topic. Both roles, the client and the commands follow it; a worker registers
 what its App declares when it starts. It decides nothing: who uses it looks a name up and copes with its absence.
@@ -15,7 +15,7 @@ from anabranch.bodies import dump, read
 from anabranch.codec import Outgoing, Record, cloud_event
 from anabranch.errors import WireError
 from anabranch.kafka.seam import Appender, Broker, Place
-from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
+from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
 from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)
@@ -24,10 +24,11 @@ POLL_S: Final = 0.5
 
 
 class Registry:
-    """Tools by name, agents by name and revision, workers by id."""
+    """Tools and limits by name, agents by name and revision, workers by id."""
 
     def __init__(self) -> None:
         self.tools: dict[str, ToolSpec] = {}
+        self.limits: dict[str, LimitSpec] = {}
         self.agents: dict[str, AgentSpec] = {}
         self.revisions: dict[tuple[str, str], AgentSpec] = {}
         self.workers: dict[str, WorkerInfo] = {}
@@ -39,9 +40,12 @@ class Registry:
         """That revision, or the one that was registered last."""
         return self.agents.get(name) if revision is None else self.revisions.get((name, revision))
 
-    def add(self, tools: Iterable[ToolSpec] = (), agents: Iterable[AgentSpec] = ()) -> None:
+    def add(
+        self, tools: Iterable[ToolSpec] = (), agents: Iterable[AgentSpec] = (), limits: Iterable[LimitSpec] = ()
+    ) -> None:
         """What this process declares itself is known at once."""
         self.tools.update({tool.name: tool for tool in tools})
+        self.limits.update({limit.name: limit for limit in limits})
         for agent in agents:
             self.agents[agent.name] = self.revisions[agent.name, agent.revision] = agent
 
@@ -51,6 +55,8 @@ class Registry:
         try:
             if kind == "tool":
                 self._take_tool(name, record.value)
+            elif kind == "limit":
+                self._take_limit(name, record.value)
             elif kind == "agent":
                 self._take_agent(name, record.value)
             elif kind == "worker":
@@ -65,6 +71,12 @@ class Registry:
         spec = read(ToolSpec, value)
         if self.tools.get(spec.name) != spec:  # the same spec keeps its identity, and its compiled schema
             self.tools[spec.name] = spec
+
+    def _take_limit(self, name: str, value: bytes | None) -> None:
+        if value is None:
+            self.limits.pop(name, None)
+        else:
+            self.add(limits=[read(LimitSpec, value)])
 
     def _take_agent(self, key: str, value: bytes | None) -> None:
         name, _, revision = key.rpartition("@")
@@ -106,10 +118,16 @@ async def snapshot(broker: Broker, namespace: Namespace) -> Registry:
 
 
 async def register(
-    appender: Appender, namespace: Namespace, source: str, tools: Iterable[ToolSpec], agents: Iterable[AgentSpec]
+    appender: Appender,
+    namespace: Namespace,
+    source: str,
+    tools: Iterable[ToolSpec],
+    agents: Iterable[AgentSpec],
+    limits: Iterable[LimitSpec] = (),
 ) -> None:
-    """Announce tools and agents; returns when the broker has them."""
-    entries = [_entry(namespace, source, f"tool/{tool.name}", "registry.tool", dump(tool)) for tool in tools]
+    """Announce limits, tools and agents; returns when the broker has them. A tool follows its limit."""
+    entries = [_entry(namespace, source, f"limit/{limit.name}", "registry.limit", dump(limit)) for limit in limits]
+    entries += [_entry(namespace, source, f"tool/{tool.name}", "registry.tool", dump(tool)) for tool in tools]
     entries += [
         _entry(namespace, source, f"agent/{agent.name}@{agent.revision}", "registry.agent", dump(agent))
         for agent in agents

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from typing import Any, Final, Literal, Protocol
 
 from anabranch.agent.model import Model
+from anabranch.agent.placing import Placing
 from anabranch.agent.station import Room, Station
 from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.agent.worker import AgentWorker
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 READY_S: Final = 60.0
 COLLECT_AFTER: Final = (50_000, 20, 100)
 """Python's own (700, 10, 10) spends a fifth of a busy worker's time on looking through runs that are still open."""
+REBALANCE_S: Final = 2.5
+"""What a rebalance takes beside a heartbeat's interval, which is a quarter of the session's time."""
 
 
 class Shutdown:
@@ -131,7 +134,8 @@ async def serve_agent(
     await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
     worker_id, registry, store = _new_worker_id("agent", clockwork), Registry(), await _store(settings, namespace)
     async with broker.appender() as appender, _model(settings, model) as opened:
-        await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs())
+        await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs(), app.limit_specs())
+        placing = Placing(broker, namespace, registry)
         station = Station(
             namespace=namespace,
             worker_id=worker_id,
@@ -144,13 +148,15 @@ async def serve_agent(
             room=Room(settings.agent.max_open_bytes),
             partitions=await broker.partitions(namespace.log),
             response_partitions=await broker.partitions(namespace.responses),
+            place=placing.partition,
             store=store,
         )
         worker = AgentWorker(station, broker, settings.worker.commit_s)
         info = _info(worker, worker_id, "agent", None, clockwork.now)
         topics = [namespace.requests, namespace.log]
         post = _Post(worker, info, topics, namespace.agents_group, broker, appender, namespace, settings.worker)
-        async with _following(broker, namespace, registry, app):
+        async with _following(broker, namespace, registry, app), alongside(placing.follow(), "placing"):
+            await placing.learn()
             return await _serve(post, shutdown)
 
 
@@ -180,9 +186,21 @@ async def serve_tools(
     executor = Executor(settings.tool, clockwork.now)
     try:
         async with broker.appender() as appender:
-            await register(appender, namespace, worker_id, [tool.spec for tool in tools], [])
+            limits = [limit for limit in app.limit_specs() if limit.queue == queue]
+            await register(appender, namespace, worker_id, [tool.spec for tool in tools], [], limits)
             bench = Bench(
-                namespace, worker_id, app, queue, appender, executor, settings.tool, clockwork.now, lenient, store
+                namespace=namespace,
+                worker_id=worker_id,
+                app=app,
+                queue=queue,
+                appender=appender,
+                executor=executor,
+                settings=settings.tool,
+                now=clockwork.now,
+                partitions=await broker.partitions(namespace.calls(queue)),
+                rebalance_s=settings.kafka.session_timeout_s / 4 + REBALANCE_S,
+                lenient=lenient,
+                store=store,
             )
             worker = ToolWorker(bench, settings.worker.commit_s)
             info = _info(worker, worker_id, "tool", queue, clockwork.now)

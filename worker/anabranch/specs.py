@@ -1,7 +1,7 @@
-"""What the registry holds: tools, agents, and the workers that are alive.
+"""What the registry holds: tools, their limits, agents, and the workers that are alive.
 
-Frozen values like those of `messages`, and nothing else. A tool is described by its name, an agent by its name and
-revision; a run keeps the revision that it was admitted with.
+Frozen values like those of `messages`, and nothing else. A tool or a limit is described by its name, an agent by its
+name and revision; a run keeps the revision that it was admitted with.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from anabranch.messages import Delivery, Json, OnError, says
+from pydantic import Field
+
+from anabranch.messages import Delivery, Json, OnError, Positive, says
+
+Per = Literal["tenant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,17 @@ class ToolSpec:
     after: Annotated[list[str], says("Tools of the same batch that go first")] = field(default_factory=list)
     on_error: Annotated[OnError, says("abort: an error ends the run")] = "return"
     max_result: Annotated[int, says("Bytes; longer results are cut")] = 262_144
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSpec:
+    """`limit/<name>`: a budget that tools of one queue share. All agree on it, for its homes follow from it."""
+
+    name: Annotated[str, says("What tools call it")]
+    queue: Annotated[str, says("All its tools are in tool.calls.<queue>")]
+    per_second: Annotated[Positive, says("Calls a second, over all workers")]
+    concurrency: Annotated[Annotated[int, Field(ge=1)] | None, says("Calls at once, over all workers")] = None
+    per: Annotated[Per | None, says("tenant: each tenant has a budget of its own")] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from anabranch.agent.conversation import request_body
 from anabranch.agent.large import Incomplete, needed
-from anabranch.agent.plan import BatchContext
+from anabranch.agent.plan import BatchContext, Place, by_key
 from anabranch.agent.state import Run
 from anabranch.agent.thinking import Request
 from anabranch.bodies import dump
@@ -18,7 +18,7 @@ from anabranch.registry import Registry
 from anabranch.topics import Namespace
 
 
-def to_request(run: Run, registry: Registry) -> Request:
+def to_request(run: Run, registry: Registry, place: Place = by_key) -> Request:
     """The model call that `run` owes. Raises if the registry no longer has the run's revision."""
     name, revision = run.opening.request.agent or "", run.opening.revision
     agent = registry.agent(name, revision)
@@ -28,7 +28,7 @@ def to_request(run: Run, registry: Registry) -> Request:
         )
     tools = [spec for tool in agent.tools if (spec := registry.tool(tool)) is not None]
     parallel = agent.parallel_tool_calls and run.opening.request.parallel_tool_calls is not False
-    context = BatchContext(run.run_id, run.turn, "", agent, parallel, registry.tool)
+    context = BatchContext(run.run_id, run.turn, "", agent, parallel, registry.tool, place, run.opening.request.tenant)
     build = partial(request_body, run, agent, tools)
     if not (references := needed(run)):
         return Request(run.life, context, run.opening.deadline, build())

@@ -39,7 +39,13 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
     topic = station.namespace.calls(queue)
     pairs = [("ce_runid", run.run_id), ("ce_life", run.life), ("ce_callid", call_id)]
     return cloud_event(
-        topic, "tool.call", station.worker_id, planned.key or call_id, whole(body, but="input_ref"), pairs
+        topic,
+        "tool.call",
+        station.worker_id,
+        planned.key or call_id,
+        whole(body, but="input_ref"),
+        pairs,
+        planned.partition,
     )
 
 

@@ -23,6 +23,15 @@ SHOWN = 2000
 """How much of an error's text the model gets to see, in characters."""
 
 
+Place = Callable[[ToolSpec, str, str | None], int | None]
+"""Which partition of its queue a call of this tool, with this key, for this tenant goes to; None: the key decides."""
+
+
+def by_key(spec: ToolSpec, key: str, tenant: str | None) -> int | None:
+    """Where there are no limits, each call goes where its key says."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class BatchContext:
     """What a plan depends on. `tool` finds a registered tool by name."""
@@ -33,6 +42,8 @@ class BatchContext:
     agent: AgentSpec
     parallel: bool
     tool: Callable[[str], ToolSpec | None]
+    place: Place = by_key
+    tenant: str | None = None
 
 
 def plan(calls: Sequence[RequestedCall], context: BatchContext) -> tuple[PlannedCall, ...]:
@@ -60,16 +71,18 @@ def _planned(index: int, call: RequestedCall, spec: ToolSpec | None, context: Ba
     if spec is None:
         return PlannedCall(call_id, call.tool_use_id, call.tool[:128], rejected=_unknown(call.tool, context))
     refused = call.refused or unfit(spec, call.input)
+    key = _key(call_id, spec, call.input)
     return PlannedCall(
         call_id,
         call.tool_use_id,
         spec.name,
         queue=spec.queue,
-        key=_key(call_id, spec, call.input),
+        key=key,
         delivery=spec.delivery,
         deadline_s=_deadline(spec),
         on_error=spec.on_error,
         rejected=f"invalid arguments for {spec.name}: {refused}"[:SHOWN] if refused else None,
+        partition=None if refused else context.place(spec, key, context.tenant),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from anabranch import messages as m
+from anabranch.agent.plan import Place, by_key
 from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.codec import Outgoing, Record, encode
 from anabranch.config import AgentSettings, Price
@@ -70,6 +71,7 @@ class Station:
     room: Room
     partitions: int
     response_partitions: int
+    place: Place = by_key
     store: Store = NO_STORE
     fate: Fate = field(default_factory=Fate)
     heard: dict[int, Callable[[m.Event, int, Acked], None]] = field(default_factory=dict)

@@ -31,6 +31,8 @@ from anabranch.kafka.seam import Committed, Listener, Place
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+AT_ONCE = 500
+"""How many records are delivered in one go: taking in more would keep the loop from all else for too long."""
 COMMIT_S = 5.0
 GONE_S = 3.0
 STOP_S = 10.0
@@ -106,7 +108,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
     async def run(self) -> None:
         try:
             while not self._stopped:
-                batches = await self._consumer.getmany(timeout_ms=int(POLL_S * 1000))
+                batches = await self._consumer.getmany(timeout_ms=int(POLL_S * 1000), max_records=AT_ONCE)
                 self._liveness.polled(time.monotonic())
                 asked = self._seeks
                 for where, records in batches.items():

@@ -61,6 +61,8 @@ class Commits:
         confirmed = not offsets or await self._membership.subscription.commit(offsets)
         if confirmed:
             self._committed.update({place: at for place, at in offsets.items() if place in self._lanes})
+            for place in told.keys() & self._lanes.keys():
+                self._lanes[place].stands = True
         for place, future in waiting:
             if not future.done():
                 future.set_result(confirmed and place in told)
@@ -69,6 +71,11 @@ class Commits:
         now = self._bench.now()
         found = {place: lane.commit(now) for place, lane in self._lanes.items()}
         return {place: at for place, at in found.items() if at is not None}
+
+    def renew(self, place: Place) -> None:
+        """Commit it soon, whatever was confirmed before: a former owner's commit may not stand any longer."""
+        self._committed.pop(place, None)
+        self._at_once.set()
 
     async def last(self) -> dict[Place, Committed]:
         """Commit before the partitions are given up; returns what was confirmed."""

@@ -13,20 +13,21 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anyio
 import anyio.to_process
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from anabranch.app import Call, Retryable, Tool
+from anabranch.app import Call, RateLimited, Retryable, Tool
 from anabranch.config import ToolSettings
 from anabranch.content import cut, to_content
 from anabranch.errors import AnabranchError
+from anabranch.limits import ShareLost
 from anabranch.messages import Content, ResultOutcome
 from anabranch.schema import ArgumentsError
 from anabranch.tools.contained import Escaped, contained
@@ -48,6 +49,38 @@ class Execution:
     tries: int
 
 
+class Gate(Protocol):
+    """What each try of a call has to wait for."""
+
+    def a_try(self) -> AbstractAsyncContextManager[None]:
+        """Wait until the call may be tried. Raises `TimeoutError` if its time is over by then."""
+        ...
+
+    async def start(self) -> None:
+        """Awaited inside of it, right before the function starts. Raises `ShareLost`: then the call is not ours."""
+        ...
+
+    async def pause(self, seconds: float) -> None:
+        """The API behind the tool asks for a pause."""
+        ...
+
+
+class _Open:
+    """The gate of a tool without a limit."""
+
+    def a_try(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    async def start(self) -> None:
+        return
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(max(seconds, BACKOFF_S[0]))
+
+
+OPEN: Final = _Open()
+
+
 class Executor:
     """The places where tools run: the loop, a pool of threads, a pool of processes."""
 
@@ -63,18 +96,18 @@ class Executor:
         """A thread that hangs cannot be stopped, and is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def execute(self, tool: Tool, arguments: dict[str, Any], call: Call) -> Execution:
-        """Run the call, with the retries that its tool asks for."""
+    async def execute(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate = OPEN) -> Execution:
+        """Run the call, with the retries that its tool asks for; `gate` is passed before each try."""
         started = self._now()
         tries = 0
         try:
             if tool.retries == 0:  # the common case, and retrying costs more than a quick tool
-                value = await self._try(tool, arguments, call)
+                value = await self._tried(tool, arguments, call, gate)
             else:
                 async for attempt in self._retrying(tool, call):
                     tries = attempt.retry_state.attempt_number
                     with attempt:
-                        value = await self._try(tool, arguments, replace(call, attempt=tries))
+                        value = await self._tried(tool, arguments, replace(call, attempt=tries), gate)
             outcome, content = self._success(tool, value)
         except TimeoutError:
             outcome, content = (
@@ -84,7 +117,7 @@ class Executor:
         except ArgumentsError as error:
             outcome, content = "error", f"invalid arguments for {tool.name}: {error}"
         except BaseException as error:
-            if _ends_us(error):
+            if isinstance(error, ShareLost) or _ends_us(error):
                 raise
             outcome, content = "error", f"{tool.name} failed: {_described(error)}"
             call.log.warning("%s", content, exc_info=error)
@@ -108,14 +141,27 @@ class Executor:
         """No retry begins past the call's deadline."""
         return enough(state) or self._now() + state.upcoming_sleep >= call.deadline
 
-    async def _try(self, tool: Tool, arguments: dict[str, Any], call: Call) -> Any:
+    async def _tried(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate) -> Any:
+        """One try. What the API refuses for being too much is none: the call waits, and goes on as if nothing was."""
+        while True:
+            try:
+                async with gate.a_try():
+                    return await self._try(tool, arguments, call, gate)
+            except RateLimited as error:
+                if self._now() + error.after >= call.deadline:
+                    raise
+                call.log.info("%s: %s: paused for %g s", tool.name, _text_of(error), error.after)
+                await gate.pause(error.after)
+
+    async def _try(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate) -> Any:
         function = partial(tool.function, **tool.bind(arguments, call))
         match tool.run_in:
             case "thread":
-                return await self._in_thread(tool, function, call)
+                return await self._in_thread(tool, function, call, gate)
             case "process":
-                return await self._in_process(tool, function, call)
+                return await self._in_process(tool, function, call, gate)
             case _:
+                await gate.start()
                 async with _Timeout(self._limit(tool, call)):
                     value = function()
                     return await value if inspect.isawaitable(value) else value
@@ -134,9 +180,14 @@ class Executor:
         async with asyncio.timeout(left if math.isfinite(left) else None):
             await slots.acquire()
 
-    async def _in_thread(self, tool: Tool, function: Callable[[], Any], call: Call) -> Any:
+    async def _in_thread(self, tool: Tool, function: Callable[[], Any], call: Call, gate: Gate) -> Any:
         """A thread that outlives its timeout keeps its slot: it is as busy as before."""
         await self._slot(self._thread_slots, call)
+        try:
+            await gate.start()
+        except BaseException:
+            self._thread_slots.release()
+            raise
         self.busy_threads += 1
         loop = asyncio.get_running_loop()
         running = self._threads.submit(copy_context().run, contained, function)
@@ -153,10 +204,11 @@ class Executor:
         self.busy_threads -= 1
         self._thread_slots.release()
 
-    async def _in_process(self, tool: Tool, function: Callable[[], Any], call: Call) -> Any:
+    async def _in_process(self, tool: Tool, function: Callable[[], Any], call: Call, gate: Gate) -> Any:
         """A process that outlives its timeout is killed."""
         await self._slot(self._process_slots, call)
         try:
+            await gate.start()
             async with _Timeout(self._limit(tool, call)):
                 return await anyio.to_process.run_sync(
                     contained, function, cancellable=True, limiter=self._process_limit
@@ -209,7 +261,7 @@ def _described(error: BaseException) -> str:
     if isinstance(error, anyio.BrokenWorkerProcess):
         return "its process ended without a result"
     text = _text_of(error)
-    if isinstance(error, _ToolsOwn | Escaped | Retryable):
+    if isinstance(error, _ToolsOwn | Escaped | Retryable | RateLimited):
         return text[:SHOWN]
     return f"{type(error).__name__}: {text}"[:SHOWN] if text else type(error).__name__
 

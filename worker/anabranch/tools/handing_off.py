@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from anabranch.codec import encode
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 SETTLE_S: Final = 8.0
 """How long a revoke waits for the broker: the group waits for the revoke."""
+NAMED: Final = 4000
+"""How many calls one event names; an id has 200 characters at most."""
 MARGIN: Final = 0.1
 """The part of a hand-off's time that the giver leaves unused: clocks and networks are not perfect."""
 
@@ -73,7 +75,7 @@ class HandOffs:
         for job in jobs:
             groups.setdefault((job.call.reply.topic, job.call.reply.partition), []).append(job)
         groups_sent: dict[Sent, list[Job]] = {}
-        for (topic, partition), group in groups.items():
+        for (topic, partition), group in _in_parts(groups):
             time_s = min(for_s, max(job.time_s for job in group))
             event = CallsHandedOff(self._bench.worker_id, time_s, tuple(job.call.call_id for job in group))
             groups_sent[self._bench.appender.append(encode(event, topic, partition, self._bench.worker_id))] = group
@@ -83,6 +85,13 @@ class HandOffs:
                 job.ends = asyncio.get_running_loop().call_later(time_s * (1 - MARGIN), _time_is_up, job)
         await settled(groups_sent, SETTLE_S)
         return [job for sent, group in groups_sent.items() if sent.is_written for job in group]
+
+
+def _in_parts(groups: Mapping[tuple[str, int], list[Job]]) -> Iterator[tuple[tuple[str, int], list[Job]]]:
+    """No event names more calls than a record has room for."""
+    for where, jobs in groups.items():
+        for begin in range(0, len(jobs), NAMED):
+            yield where, jobs[begin : begin + NAMED]
 
 
 def cancel_serial(jobs: Iterable[Job], committed: Mapping[Place, object]) -> None:

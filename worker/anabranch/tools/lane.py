@@ -6,12 +6,13 @@ has a lane for each partition that is its own, from one assignment to the next.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from anabranch.kafka.seam import Committed
 from anabranch.tools import marks
-from anabranch.tools.marks import Marks
+from anabranch.tools.marks import Marks, ShareMark
 from anabranch.tools.progress import Progress
 from anabranch.tools.serving import Job
 
@@ -23,10 +24,15 @@ METADATA: Final = 4000
 
 @dataclass(slots=True)
 class Lane:
-    """See the module. `held` is until when a key is another's, in epoch seconds."""
+    """See the module. `held` is until when a key is another's, in epoch seconds; `shares` are those of limits.
+
+    `stands` once a commit of this assignment is confirmed: what former owners have said counts no more.
+    """
 
     progress: Progress
     held: dict[str, int] = field(default_factory=dict)
+    shares: Callable[[], tuple[ShareMark, ...]] = tuple
+    stands: bool = False
     jobs: set[Job] = field(default_factory=set)
     paused: bool = False
     _crowded: bool = False
@@ -36,7 +42,7 @@ class Lane:
         low = self.progress.low
         found = self.progress.marks
         held = tuple((key, until) for key, until in self.held.items() if until > now)
-        metadata = marks.write(low, Marks(found.finished, found.begun, held))
+        metadata = marks.write(low, Marks(found.finished, found.begun, held, self.shares()))
         self._crowded = len(metadata) > marks.PAUSE
         return Committed(low, metadata) if len(metadata) <= METADATA else None
 

@@ -23,6 +23,20 @@ _VERSION: Final = "1"
 
 
 @dataclass(frozen=True, slots=True)
+class ShareMark:
+    """What a home's owner leaves of a budget (a hash of its name; `*` for all that are not named).
+
+    `due_ms` is epoch milliseconds: when the next call is due, or 0 if nothing is said of it; of `*`, since when they
+    have not been used. `places` are held by its calls until the epoch second `until`.
+    """
+
+    budget: str
+    due_ms: int = 0
+    places: int = 0
+    until: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Marks:
     """Offsets above the committed one. `finished` are over; `begun` may have been started, and must not be again.
 
@@ -32,12 +46,15 @@ class Marks:
     finished: frozenset[int] = frozenset()
     begun: frozenset[int] = frozenset()
     held: tuple[tuple[str, int], ...] = ()
+    shares: tuple[ShareMark, ...] = ()
 
 
 def write(low: int, marks: Marks) -> str:
     """The metadata for a commit at `low`. Offsets below `low` are left out: the commit itself says them."""
     held = ",".join(f"{key}={until:x}" for key, until in marks.held)
-    parts = (_pack(low, marks.finished), _pack(low, marks.begun), held)
+    parts = [_pack(low, marks.finished), _pack(low, marks.begun), held]
+    if marks.shares:
+        parts.append(",".join(f"{s.budget}={s.due_ms:x}.{s.places:x}.{s.until:x}" for s in marks.shares))
     return " ".join((_VERSION, *parts)) if any(parts) else ""
 
 
@@ -46,10 +63,11 @@ def read(low: int, metadata: str) -> Marks:
     if not metadata:
         return Marks()
     version, *parts = metadata.split(" ")
-    if version != _VERSION or len(parts) != 3:
+    if version != _VERSION or len(parts) not in (3, 4):
         raise WireError(f"commit metadata {metadata[:40]!r} is of another version")
     try:
-        return Marks(_unpack(low, parts[0]), _unpack(low, parts[1]), _read_held(parts[2]))
+        shares = _read_shares(parts[3]) if len(parts) == 4 else ()
+        return Marks(_unpack(low, parts[0]), _unpack(low, parts[1]), _read_held(parts[2]), shares)
     except ValueError as error:
         raise WireError(f"commit metadata {metadata[:40]!r} cannot be read: {error}") from None
 
@@ -57,6 +75,15 @@ def read(low: int, metadata: str) -> Marks:
 def _read_held(text: str) -> tuple[tuple[str, int], ...]:
     pairs = (entry.split("=") for entry in text.split(",")) if text else ()
     return tuple((key, int(until, 16)) for key, until in pairs)
+
+
+def _read_shares(text: str) -> tuple[ShareMark, ...]:
+    found: list[ShareMark] = []
+    for entry in text.split(","):
+        budget, numbers = entry.split("=")
+        due_ms, places, until = (int(number, 16) for number in numbers.split("."))
+        found.append(ShareMark(budget, due_ms, places, until))
+    return tuple(found)
 
 
 def _pack(low: int, offsets: Iterable[int]) -> str:

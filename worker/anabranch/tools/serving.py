@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from anabranch.app import App, Call, Tool
 from anabranch.bodies import read
@@ -20,12 +20,15 @@ from anabranch.codec import Outgoing, Record, cloud_event, header
 from anabranch.config import ToolSettings
 from anabranch.deadletters import dead_letter
 from anabranch.errors import AnabranchError, Forbidden, StoreError, TooLarge, TopicsError, WireError
+from anabranch.homes import home_of, in_turn
 from anabranch.kafka.seam import Appender, Place
-from anabranch.limits import Pacer, Serially
+from anabranch.limits import Serially
 from anabranch.messages import OUTCOME_UNKNOWN, ResultOutcome, ToolCall, ToolResult
 from anabranch.store import NO_STORE, Store
 from anabranch.tools import large
-from anabranch.tools.executor import Execution, Executor
+from anabranch.tools.executor import OPEN, Execution, Executor
+from anabranch.tools.shares import Shares
+from anabranch.tools.turns import Paced
 from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,8 @@ SPARE_S: Final = 30.0
 class Bench:
     """What a tool worker works with. `namespace` and `worker_id` name it to others.
 
-    `lenient` runs at-most-once tools even where the broker cannot keep the promise.
+    `partitions` is how many the queue has, and a rebalance of its group takes `rebalance_s` at most. `lenient` runs
+    at-most-once tools even where the broker cannot keep that promise.
     """
 
     namespace: Namespace
@@ -49,6 +53,8 @@ class Bench:
     executor: Executor
     settings: ToolSettings
     now: Callable[[], float]
+    partitions: int
+    rebalance_s: float = 5.0
     lenient: bool = False
     store: Store = NO_STORE
 
@@ -67,6 +73,12 @@ class Job:
     held_until: int = 0  # what was told to the next owner of its serial key, in epoch seconds
     ends: asyncio.TimerHandle | None = None  # once it was handed off: the last one says for how long
     task: asyncio.Task[None] | None = None
+    gate: Paced | None = None
+    stays: asyncio.Future[bool] | None = None  # of one that starts here after a revoke: whether the commit says so
+
+    @property
+    def offset(self) -> int:
+        return self.record.offset
 
     @property
     def place(self) -> Place:
@@ -75,8 +87,13 @@ class Job:
 
     @property
     def running(self) -> bool:
-        """Whether it executes now."""
-        return self.begun and self.task is not None and not self.task.done()
+        """Whether it executes now, or stays in the line of its limit to do so."""
+        return self.begun and (self.task is None or not self.task.done())
+
+    @property
+    def next_step(self) -> asyncio.Future[Any] | None:
+        """What it waits for: the end of its task, or its turn."""
+        return self.task if self.task is not None or self.gate is None else self.gate.turn_comes
 
     @property
     def serial_key(self) -> str | None:
@@ -98,6 +115,8 @@ class Job:
         self.dropped = True
         if self.task is not None:
             self.task.cancel()
+        elif self.gate is not None:
+            self.gate.quit()
 
 
 def read_job(record: Record, tools: dict[str, Tool], now: float) -> Job:
@@ -115,12 +134,12 @@ def read_job(record: Record, tools: dict[str, Tool], now: float) -> Job:
 class Service:
     """Executes jobs. `hold_until` says until when a serial key is another's, in epoch seconds."""
 
-    def __init__(self, bench: Bench, tools: dict[str, Tool], hold_until: Callable[[Job], float]) -> None:
-        self._bench, self._hold_until = bench, hold_until
+    def __init__(
+        self, bench: Bench, tools: dict[str, Tool], shares: Shares, hold_until: Callable[[Job], float]
+    ) -> None:
+        self._bench, self._shares, self._hold_until = bench, shares, hold_until
         self._slots = asyncio.Semaphore(bench.settings.concurrency)
         self._per_tool = {t.name: asyncio.Semaphore(t.concurrency) for t in tools.values() if t.concurrency}
-        limits = {tool.limit.name: tool.limit for tool in tools.values() if tool.limit is not None}
-        self._pacers = {name: Pacer(limit.per_second, limit.concurrency) for name, limit in limits.items()}
         self._serially = Serially()
         self._seen: OrderedDict[str, int] = OrderedDict()  # call id -> the dispatch that was answered
         self.owner: asyncio.Task[object] | None = None  # who runs the jobs: when it is cancelled, they are
@@ -133,7 +152,9 @@ class Service:
     async def lane(self, job: Job) -> AsyncIterator[None]:
         """Wait for everything that this call has to wait for."""
         async with self._serially.turn(f"call {job.call.call_id}"):  # a copy waits behind it
-            if job.tool is None or self._is_free(job.tool):
+            if self._home_of(job) is not None:
+                yield
+            elif job.tool is None or self._is_free(job.tool):
                 async with self._slots:
                     yield
             else:
@@ -153,10 +174,58 @@ class Service:
                     await asyncio.sleep(left)
             if tool.name in self._per_tool:
                 await stack.enter_async_context(self._per_tool[tool.name])
-            if tool.limit is not None and not self.is_idle(job.call):
-                await stack.enter_async_context(self._pacers[tool.limit.name].slot())
-            await stack.enter_async_context(self._slots)
+            if tool.limit is None:
+                await stack.enter_async_context(self._slots)
+            elif job.gate is not None or not self.is_idle(job.call):
+                job.gate = job.gate or self._gate(job, tool)
+                stack.push_async_callback(job.gate.leave)
+                await job.gate.enter()
             yield
+
+    def _gate(self, job: Job, tool: Tool) -> Paced:
+        return Paced(job, tool, self._shares, self._slots, lambda: self.is_idle(job.call))
+
+    def join(self, job: Job, then: Callable[[], None]) -> bool:
+        """Let a call that waits for nothing but its limit stand in line without a task: there may be thousands.
+
+        `then` is called when its turn has come. False: it has to wait for more. Raises `ShareLost`.
+        """
+        tool = job.tool
+        if tool is None or tool.limit is None or tool.spec.serial_key is not None or tool.name in self._per_tool:
+            return False
+        if self._home_of(job) is not None:
+            return False
+        job.gate = self._gate(job, tool)
+        job.gate.join(then)
+        return True
+
+    def _home_of(self, job: Job) -> int | None:
+        """Where the call belongs, if its limit has no home where it lies."""
+        if job.tool is None or job.tool.limit is None:
+            return None
+        among = self._shares.homes(job.tool.limit.name, job.call.tenant)
+        if job.record.partition in among:
+            return None
+        return home_of(job.serial_key, among) if job.serial_key is not None else in_turn(job.offset, among)
+
+    async def answer(self, job: Job) -> None:
+        """Execute the call and append its result; one that has missed its home is published again to it."""
+        if (home := self._home_of(job)) is not None:
+            return await self._send_home(job, home)
+        execution = await self.execute(job)
+        job.begun = True  # whatever its last try came to
+        return await self.deliver(job, execution)
+
+    async def _send_home(self, job: Job, home: int) -> None:
+        """As it is, and one of at most once a single time: whoever owns the home goes on with it."""
+        record = job.record
+        sent = Outgoing(record.topic, record.key, record.value, tuple(record.headers), home)
+        try:
+            await self._bench.appender.append(sent, once=job.at_most_once)
+        except AnabranchError as error:
+            log.error("call %s cannot be sent to a home of its limit: %s", job.call.call_id, error)
+            text = f"{job.call.tool[:128]} was not run: its call could not be sent where its limit is kept: {error}"
+            await self.deliver(job, self.unknown() if job.at_most_once else self._without_tool("error", text))
 
     async def execute(self, job: Job) -> Execution:
         call, tool = job.call, job.tool
@@ -177,7 +246,7 @@ class Service:
         except (StoreError, WireError) as error:
             return self._without_tool("error", f"{tool.name} was not run: its input cannot be had: {error}")
         try:
-            return await self._bench.executor.execute(tool, arguments, told)
+            return await self._bench.executor.execute(tool, arguments, told, job.gate or OPEN)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if job.dropped or task is None or (self.owner is not None and self.owner.cancelling()):

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from functools import partial
 
 from anabranch.codec import Record
 from anabranch.errors import WireError
 from anabranch.kafka.membership import Membership
 from anabranch.kafka.seam import Committed, Place, Subscription
+from anabranch.limits import ShareLost
 from anabranch.tools import marks
 from anabranch.tools.commits import Commits
 from anabranch.tools.handing_off import HandOffs, cancel_serial
@@ -24,6 +26,7 @@ from anabranch.tools.lane import Lane
 from anabranch.tools.marks import Marks
 from anabranch.tools.progress import Progress
 from anabranch.tools.serving import Bench, Job, Service, read_job
+from anabranch.tools.shares import Shares
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +37,15 @@ class ToolWorker:
     def __init__(self, bench: Bench, commit_s: float) -> None:
         self._bench = bench
         self._tools = {tool.name: tool for tool in bench.app.tools_of(bench.queue)}
-        self._service = Service(bench, self._tools, self._held_until)
+        limits = [limit for limit in bench.app.limit_specs() if limit.queue == bench.queue]
+        self._shares = Shares(limits, bench.partitions, bench.now, lambda: self._membership.subscription.alive)
+        self._service = Service(bench, self._tools, self._shares, self._held_until)
         self._at_most_once = any(tool.spec.delivery == "at_most_once" for tool in self._tools.values())
         self._membership = Membership(self, bench.settings.hand_off_s)
         self._tasks: asyncio.TaskGroup | None = None
         self._lanes: dict[Place, Lane] = {}
         self._executing: dict[Place, dict[int, Job]] = {}
-        self._commits = Commits(bench, self._membership, self._lanes, commit_s, self._pace_all)
+        self._commits = Commits(bench, self._membership, self._lanes, commit_s, self._committed)
         self._hand_offs = HandOffs(bench)
         self._over = asyncio.Event()
 
@@ -77,10 +82,12 @@ class ToolWorker:
 
     async def finish(self, timeout_s: float) -> int:
         """Let the calls end that run; returns how many were abandoned."""
-        if tasks := {job.task for job in self._running() if job.task is not None}:
-            _, pending = await asyncio.wait(tasks, timeout=timeout_s)
-            if pending:
-                log.warning("%d calls were still running after %g s", len(pending), timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while steps := {step for job in self._running() if (step := job.next_step) is not None}:
+                    await asyncio.wait(steps)
+        except TimeoutError:
+            log.warning("%d calls were still running after %g s", self.running, timeout_s)
         await self._bench.appender.flush(max(1.0, timeout_s / 10))
         return self.running
 
@@ -112,9 +119,11 @@ class ToolWorker:
     def position(self, place: Place, offset: int) -> None:
         """Nothing to do: what was delivered has been taken in."""
 
-    def _pace_all(self) -> None:
+    def _committed(self) -> None:
         for place, lane in self._lanes.items():
             self._pace(place, lane)
+            if lane.stands:
+                self._shares.may_start(place.partition)
 
     def _pace(self, place: Place, lane: Lane) -> None:
         """Pause a partition that has more calls than there is room for; go on when there is room again."""
@@ -147,31 +156,68 @@ class ToolWorker:
             except WireError as error:
                 log.error("%s/%d: %s: calls may be executed again", *place, error)
         progress = Progress(position, known, self._executing.get(place, {}))
-        return Lane(progress, self._hand_offs.held(place, known.held))
+        if self._shares.in_use:
+            self._shares.gain(place.partition, known.shares)
+            self._commits.renew(place)
+        return Lane(progress, self._hand_offs.held(place, known.held), partial(self._shares.told, place.partition))
 
     async def give_up(self, for_s: float) -> None:
         """Hand off what runs; only what the logs know of is marked as finished; commit."""
         self._commits.give_up()
-        for lane in self._lanes.values():
+        stay = self._keep_due(min(self._bench.rebalance_s, for_s / 3))
+        for lane in list(self._lanes.values()):
             lane.drop_waiting()
+            await asyncio.sleep(0)  # there may be thousands, and what runs goes on
         jobs = [job for place, lane in self._lanes.items() for job in self._that_fit(place, lane, for_s)]
-        for job in await self._hand_offs.tell(jobs, for_s):
+        told = set(await self._hand_offs.tell(jobs, for_s))
+        for job in told:
             self._finish(job)
-        cancel_serial(jobs, await self._commits.last())
-        self.let_go()
+        committed = await self._commits.last()
+        for job in stay:
+            if job.stays is not None and not job.stays.done():
+                job.stays.set_result(job in told and job.place in committed)
+        cancel_serial(jobs, committed)
+        self._shares.leave(place.partition for place in committed)
+        self._forget()
+
+    def _keep_due(self, for_s: float) -> list[Job]:
+        """The next calls in the lines of our limits start here, while the group divides the partitions anew."""
+        waiting = {(job.place.partition, job.offset): job for job in self._running()}
+        waiting |= {(place.partition, job.offset): job for place, lane in self._lanes.items() for job in lane.jobs}
+
+        def may_stay(partition: int, offset: int, is_in: bool) -> bool:
+            job = waiting.get((partition, offset))
+            return job is not None and not (is_in and job.at_most_once)  # its commit may be under way
+
+        stay = [waiting[where] for where in self._shares.close(for_s, may_stay)]
+        for job in stay:
+            if job.at_most_once:
+                job.stays = asyncio.get_running_loop().create_future()
+            self._goes_on(job)
+        for job in set(self._running()) - set(stay):
+            if job.task is None and job.place in self._lanes:  # it stayed the last time, and may not stay again
+                self._executing[job.place].pop(job.offset)
+                job.drop()
+        return stay
 
     def _that_fit(self, place: Place, lane: Lane, for_s: float) -> list[Job]:
-        """What runs, but for serial calls that the commit cannot name: they are cancelled."""
+        """What runs, but for calls whose key or place the commit cannot name: they are cancelled."""
         kept: list[Job] = []
-        for job in self._executing.get(place, {}).values():
-            if self._hand_offs.hold(lane, job, for_s):
+        for job in [job for job in self._executing.get(place, {}).values() if not job.dropped]:
+            limit = job.tool.limit if job.tool is not None else None
+            told = limit is None or self._shares.may_go_on(limit.name, job.call.tenant, place.partition)
+            if told and self._hand_offs.hold(lane, job, for_s):
                 kept.append(job)
             else:
                 job.drop()
         return kept
 
     def let_go(self) -> None:
-        """Nothing is ours any more."""
+        """Nothing is ours any more, and nothing of it was told."""
+        self._shares.leave(())
+        self._forget()
+
+    def _forget(self) -> None:
         for lane in self._lanes.values():
             lane.drop_waiting()
         self._lanes.clear()
@@ -188,7 +234,24 @@ class ToolWorker:
             self._tasks.create_task(self._bury(lane, record, str(error)), name="dead letter")
             return
         lane.jobs.add(job)
-        work = self._tell_unknown(lane, job) if was_begun else self._serve(lane, job)
+        if was_begun:
+            self._start(lane, job, self._tell_unknown(lane, job))
+        elif not self._joins(lane, job):
+            self._serve_now(lane, job)
+
+    def _joins(self, lane: Lane, job: Job) -> bool:
+        """Whether it waits in a line, until its turn has come."""
+        try:
+            return self._service.join(job, partial(self._serve_now, lane, job))
+        except ShareLost:
+            return False  # who serves it hears of it again
+
+    def _serve_now(self, lane: Lane, job: Job) -> None:
+        if job.task is None and not job.dropped and not self._over.is_set():
+            self._start(lane, job, self._serve(lane, job))
+
+    def _start(self, lane: Lane, job: Job, work: Coroutine[None, None, None]) -> None:
+        assert self._tasks is not None, "calls are served only while running"
         job.task = self._tasks.create_task(work, name=f"call {job.call.call_id}")
         job.task.add_done_callback(lambda _: self._left(lane, job))
 
@@ -204,23 +267,26 @@ class ToolWorker:
     # --- one call ---------------------------------------------------------------------------------------------------
 
     async def _serve(self, lane: Lane, job: Job) -> None:
-        async with self._service.lane(job):
-            if not await self._may_begin(lane, job):
-                return
-            if self._service.is_idle(job.call):
-                self._finish(job)
-                return
-            self._executing.setdefault(job.place, {})[job.record.offset] = job
-            job.begun = True
-            try:
-                execution = await self._service.execute(job)
-                await self._service.deliver(job, execution)
+        try:
+            async with self._service.lane(job):
+                if not await self._may_begin(lane, job):
+                    return
+                if not self._service.is_idle(job.call):
+                    self._goes_on(job)
+                    await self._service.answer(job)
                 self._finish(job)
                 self._hand_offs.free(self._lanes.get(job.place), job)
-            finally:
-                del self._executing[job.place][job.record.offset]
-                if job.dropped:
-                    self._read_again(job)
+        except ShareLost:  # its home's next owner reads it, or the run's owner hears of it when its time is up
+            job.dropped = True
+        finally:
+            executing = self._executing.get(job.place, {}).pop(job.offset, None) is not None
+            if executing and job.dropped:
+                self._read_again(job)
+
+    def _goes_on(self, job: Job) -> None:
+        """From here on it runs, whatever the group does."""
+        self._executing.setdefault(job.place, {})[job.offset] = job
+        job.begun = True
 
     async def _tell_unknown(self, lane: Lane, job: Job) -> None:
         """Somebody before us committed it as begun, and it is not finished: it is not executed again."""
@@ -240,6 +306,8 @@ class ToolWorker:
             self._membership.subscription.seek(job.place, lane.progress.position)
 
     async def _may_begin(self, lane: Lane, job: Job) -> bool:
+        if job.stays is not None:
+            return await job.stays
         return await self._commits.may_begin(lane, job, lambda: self._service.is_idle(job.call))
 
     def _held_until(self, job: Job) -> float:

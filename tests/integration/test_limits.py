@@ -1,0 +1,91 @@
+"""A limit is the fleet's: an outside meter reads when calls start, while workers come, go and die.
+
+Responsible for: rate, order and places of a limit on a real Kafka, with workers as processes. The tolerances are those
+that we promise. Must never: look inside a worker. Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from tests.support.meter import Meter
+from tests.support.wait import until
+
+pytestmark = pytest.mark.timeout(300)
+
+STEP_S = 11.0
+
+
+async def started(meter: Meter, count: int) -> None:
+    await until(lambda: len(meter.lines()) >= count, 60 + 2 * count / meter.limit.per_second, f"{count} calls start")
+
+
+@pytest.mark.parametrize("written", ["20/s", "50/s"])
+async def test_the_rate_is_kept_while_workers_come_and_go(kafka: str, tmp_path: Path, written: str) -> None:
+    with Meter(kafka, tmp_path, written, session_s=10) as meter:
+        await meter.make_topics()
+        await meter.put(int(meter.limit.per_second * 120))
+        await meter.start()
+        await started(meter, 5)
+        begin = time.monotonic()
+        for workers in (1, 2, 4):
+            while len(meter.workers) < workers:
+                await meter.start()
+            await asyncio.sleep(STEP_S)
+        await meter.stop(meter.workers[0])
+        await meter.stop(meter.workers[0])
+        await asyncio.sleep(STEP_S)
+        readings = meter.readings()
+    assert readings.most_in_a_second <= readings.allowed_in_a_second
+    rates = readings.rates(begin, readings.at[-1])
+    assert 0.98 <= min(rates) <= max(rates) <= 1.02
+    assert len({number for number, _ in meter.lines()}) == len(readings.at), "none of them ran twice"
+
+
+async def test_after_a_kill_the_rate_is_back_within_the_sessions_time_and_a_period(kafka: str, tmp_path: Path) -> None:
+    with Meter(kafka, tmp_path, "20/s", session_s=6) as meter:
+        await meter.make_topics()
+        await meter.put(20 * 90)
+        await meter.start()
+        await meter.start()
+        await started(meter, 20)
+        meter.kill(meter.workers[0])
+        killed = time.monotonic()
+        await asyncio.sleep(6 + 2 + meter.readings().window_s)
+        readings = meter.readings()
+    assert readings.most_in_a_second <= readings.allowed_in_a_second
+    last = readings.at[-1]
+    assert readings.between(last - 10, last) / 10 == pytest.approx(20, rel=0.02)
+    assert last - 10 < killed + 6 + 2 + 1
+
+
+async def test_no_more_run_at_once_than_the_limit_says_while_workers_come_and_go(kafka: str, tmp_path: Path) -> None:
+    with Meter(kafka, tmp_path, "100/s", places=5, takes_s=0.3) as meter:
+        await meter.make_topics()
+        await meter.put(1500)
+        await meter.start()
+        await started(meter, 10)
+        await meter.start()
+        await meter.start()
+        await meter.stop(meter.workers[0])
+        count = len(meter.lines())
+        await started(meter, count + 30)
+    assert 1 < meter.most_at_once <= 5
+
+
+async def test_a_limited_tool_delays_no_other_and_strays_find_their_home(kafka: str, tmp_path: Path) -> None:
+    with Meter(kafka, tmp_path, "5/s") as meter:
+        await meter.make_topics()
+        (home,) = meter.homes
+        await meter.put(300)
+        await meter.put(20, tool="look", partition=home)
+        await meter.put(10, partition=(home + 1) % 24)
+        await meter.start()
+        await until(lambda: len(meter.lines("look")) == 20, 30, "those without a limit have run")
+        assert len(meter.lines()) < 100
+        await started(meter, 12)
+        numbers = [number for number, _ in sorted(meter.lines(), key=lambda line: line[1])]
+        assert numbers == sorted(numbers), "in order, and strays behind those that were there"

@@ -1,0 +1,200 @@
+"""Calls of a limited tool in a worker: where they wait, what they hold meanwhile, and what a revoke makes of them.
+
+Responsible for: what `ToolWorker`, `Service` and `Paced` make of a limit. Must never: run a broker. Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.support.bench import NAMESPACE, PLACE, ToolBench, call
+from tests.support.wait import until
+
+from anabranch import App, Limit, RateLimited
+from anabranch.homes import homes
+from anabranch.kafka.seam import Committed
+from anabranch.tools import marks
+
+
+class Api:
+    """An App with a tool behind a limit and one without; what started, in order."""
+
+    def __init__(self, rate: str = "100/s", **options: Any) -> None:
+        self.app, self.limit = App("t"), Limit("api", rate)
+        self.started: list[int] = []
+        self.answers: dict[int, list[Exception]] = {}
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self.app.tool(queue="q", limit=self.limit, **options)(self.ask)
+        self.app.tool(queue="q")(self.look)
+
+    async def ask(self, n: int) -> str:
+        """Ask."""
+        self.started.append(n)
+        if answers := self.answers.get(n):
+            raise answers.pop(0)
+        await self.may_end.wait()
+        return "asked"
+
+    async def look(self, n: int) -> str:
+        """Look."""
+        self.started.append(n)
+        return "looked"
+
+
+def ask(offset: int) -> Any:
+    return call(offset, "ask", {"n": offset})
+
+
+def results(bench: ToolBench) -> list[int]:
+    return [int(call_id.rpartition("/")[2]) for call_id in bench.sent.returned]
+
+
+async def test_those_of_one_home_start_in_order_and_others_do_not_wait() -> None:
+    api = Api("20/s")
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(8)), call(8, "look", {"n": 8}))
+        await until(lambda: len(api.started) == 9, what="all have started")
+    assert api.started[0] == 8, "it has no limit"
+    assert api.started[1:] == list(range(8))
+
+
+async def test_while_it_waits_a_call_holds_no_slot() -> None:
+    api = Api("1/min")
+    async with ToolBench(api.app).running() as bench:
+        bench.worker._service._slots = asyncio.Semaphore(1)
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(50)), *(call(n, "look", {"n": n}) for n in range(50, 60)))
+        await until(lambda: len(api.started) == 10, what="those without a limit have started")
+    assert api.started == list(range(50, 60))
+
+
+async def test_a_pause_sends_the_call_back_to_the_front_of_the_line() -> None:
+    api = Api("5/s")
+    api.answers[1] = [RateLimited(after=0.02), RateLimited(after=0.01)]
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(4)))
+        await until(lambda: len(results(bench)) == 4, what="all have results")
+    assert api.started == [0, 1, 1, 1, 2, 3]
+
+
+async def test_a_call_that_waits_for_the_end_of_a_pause_is_given_back() -> None:
+    api = Api("500/s")
+    api.answers[0] = [RateLimited(after=60)]
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(ask(0), ask(1))
+        await until(lambda: bench.worker.running == 1 and api.started == [0], what="it was told to wait")
+        await bench.revoke()
+        assert [record.topic for record in bench.sent.records] == [], "nothing was handed off"
+        at = bench.group.stands[PLACE]
+        assert at.offset == 0
+        assert not marks.read(0, at.metadata).finished
+        due_ms = max(share.due_ms for share in marks.read(0, at.metadata).shares)
+        assert due_ms > (bench.clock.now + 55) * 1000, "the next owner keeps the pause"
+
+
+async def test_the_next_in_line_start_here_after_a_revoke_and_are_handed_off() -> None:
+    api = Api("20/s")
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(300)))
+        await until(lambda: len(api.started) >= 2, what="the first have started")
+        await bench.revoke()
+        at = bench.group.stands[PLACE]
+        told = marks.read(at.offset, at.metadata)
+        gone = at.offset + len(told.finished)
+        assert 95 <= gone <= 110, "five seconds of the line, and what was done"
+        assert told.shares[0].due_ms / 1000 - bench.clock.now == pytest.approx((gone - len(api.started)) / 20, abs=0.3)
+        await until(lambda: len(api.started) >= 20, what="they start, one by one")
+        assert api.started == list(range(len(api.started)))
+
+
+async def test_one_of_at_most_once_stays_only_when_the_commit_says_so() -> None:
+    api = Api("50/s", delivery="at_most_once")
+    bench = ToolBench(api.app)
+    bench.group.stands[PLACE] = Committed(0, marks.write(0, marks.Marks(held=(("x", 1),))))
+    async with bench.running():
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(300)))
+        await until(lambda: len(api.started) >= 2, what="the first have started")
+        await bench.revoke()
+        count = len(api.started)
+        await until(lambda: len(api.started) > count + 5, what="they go on")
+        bench.group.refuses = True
+        await bench.assign()
+        await bench.revoke()
+        await until(lambda: bench.worker.running == 0, 15, "all that stayed has ended")
+    assert len(api.started) == len(set(api.started)) > count + 5
+
+
+async def test_without_a_confirmed_commit_nothing_more_starts() -> None:
+    api = Api("20/s")
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(300)))
+        await until(lambda: len(api.started) >= 2, what="the first have started")
+        bench.group.refuses = True
+        await bench.revoke()
+        started = len(api.started)
+        await until(lambda: bench.worker.running == 0, what="those in line are given up")
+    assert len(api.started) == started
+
+
+async def test_a_lost_session_starts_nothing_more() -> None:
+    api = Api("20/s")
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(300)))
+        await until(lambda: len(api.started) >= 2, what="the first have started")
+        await bench.worker.revoked(frozenset({PLACE}), lost=True)
+        started = len(api.started)
+        await until(lambda: bench.worker.running == 0, what="those in line are given up")
+    assert len(api.started) == started
+
+
+async def test_a_partition_that_comes_back_goes_on_with_its_line() -> None:
+    api = Api("50/s")
+    async with ToolBench(api.app).running() as bench:
+        calls = [ask(offset) for offset in range(40)]
+        await bench.assign()
+        bench.deliver(*calls)
+        await until(lambda: len(api.started) >= 5, what="the first have started")
+        await bench.revoke()
+        await bench.assign()
+        bench.deliver(*calls)
+        await until(lambda: len(results(bench)) == 40, what="all have results")
+    assert api.started == list(range(40))
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
+async def test_a_call_that_has_missed_its_home_is_sent_there(delivery: str) -> None:
+    api = Api("5/s", delivery=delivery)
+    (home,) = homes(api.limit.spec("q"), None, 8)
+    assert home != PLACE.partition, "choose another name for the limit"
+    bench = ToolBench(api.app, partitions=8)
+    bench.group.stands[PLACE] = Committed(0, marks.write(0, marks.Marks(held=(("x", 1),))))
+    async with bench.running():
+        await bench.assign()
+        bench.deliver(ask(0))
+        await until(lambda: bench.sent.records, what="it is sent on")
+        await until(lambda: bench.group.stands[PLACE].offset == 1, what="it is done with here")
+    (sent,) = bench.sent.records
+    assert (sent.topic, sent.partition, sent.key, sent.value) == (NAMESPACE.calls("q"), home, b"key", ask(0).value)
+    assert sent.headers == ask(0).headers
+    assert api.started == []
+
+
+async def test_nothing_of_a_home_starts_before_its_first_commit() -> None:
+    api = Api("100/s")
+    async with ToolBench(api.app).running() as bench:
+        bench.group.refuses = True
+        await bench.assign()
+        bench.deliver(ask(0), call(1, "look", {"n": 1}))
+        await until(lambda: api.started == [1], what="what has no limit has started")
+        bench.group.refuses = False
+        await until(lambda: api.started == [1, 0], what="then the other one")

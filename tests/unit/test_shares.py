@@ -1,0 +1,272 @@
+"""The shares of a worker: what a gained home begins with, what a lost one leaves, and who may start meanwhile.
+
+Responsible for: `tools/shares.py`, in virtual time. Must never: run a broker or wait for real time.
+Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from tests.support.virtual import now, tick, virtually
+
+from anabranch.homes import homes
+from anabranch.limits import LATE_S, ShareLost
+from anabranch.specs import LimitSpec
+from anabranch.tools.marks import Marks, ShareMark, read, write
+from anabranch.tools.shares import UNNAMED, Shares
+
+
+@pytest.fixture(autouse=True)
+def _virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    tick(monkeypatch)
+
+
+EPOCH = 1_800_000_000.0
+MINUTELY = LimitSpec("mail", "q", 1 / 60)
+PLACES = LimitSpec("crm", "q", 15.0, 4)
+TENANTS = LimitSpec("api", "q", 1.0, per="tenant")
+
+
+def home_of(limit: LimitSpec, tenant: str | None = None) -> int:
+    return homes(limit, tenant, 8)[0]
+
+
+class Worker:
+    """A worker with shares, in its own time. `alive` may be taken from it."""
+
+    def __init__(self, *limits: LimitSpec, ahead_s: float = 0.0) -> None:
+        self.alive, self.started = True, list[tuple[str, float]]()
+        self.shares = Shares(limits, 8, lambda: EPOCH + now(), lambda: self.alive)
+
+    def gain(self, partition: int, told: tuple[ShareMark, ...] = ()) -> Worker:
+        self.shares.gain(partition, told)
+        self.shares.may_start(partition)
+        return self
+
+    async def call(self, limit: LimitSpec, tenant: str | None = None, takes_s: float = 0.0, order: int = 0) -> None:
+        pacer = self.shares.pacer(limit.name, tenant, home_of(limit, tenant))
+        async with pacer.inside(pacer.join(order, 60.0, lambda: False)) as turn:
+            await turn.start()
+            self.started.append((limit.name, now()))
+            await asyncio.sleep(takes_s)
+
+    def leave(self, partition: int, for_s: float = 5.0) -> tuple[ShareMark, ...]:
+        """Give all up; returns what the commit says."""
+        self.shares.close(for_s, lambda partition, offset, is_in: True)
+        told = read(0, write(0, Marks(shares=self.shares.told(partition)))).shares
+        self.shares.leave([partition])
+        return told
+
+    @property
+    def at(self) -> list[float]:
+        return [round(when, 2) for _, when in self.started]
+
+
+def test_a_home_that_nobody_has_left_starts_a_period_late() -> None:
+    async def run() -> list[float]:
+        worker = Worker(MINUTELY).gain(home_of(MINUTELY))
+        await asyncio.gather(worker.call(MINUTELY), worker.call(MINUTELY, order=1))
+        return worker.at
+
+    assert virtually(run) == [60.0, 120.0]
+
+
+def test_a_home_that_was_left_goes_on_where_it_was() -> None:
+    async def run() -> list[float]:
+        home = home_of(MINUTELY)
+        giver = Worker(MINUTELY).gain(home)
+        await giver.call(MINUTELY)
+        await asyncio.sleep(10.0)
+        taker = Worker(MINUTELY).gain(home, giver.leave(home))
+        await asyncio.gather(taker.call(MINUTELY), taker.call(MINUTELY, order=1))
+        return giver.at + taker.at
+
+    assert virtually(run) == [60.0, 120.0 + LATE_S, 180.0 + LATE_S]
+
+
+def test_a_home_that_was_left_unused_is_used_at_once() -> None:
+    async def run() -> list[float]:
+        home = home_of(MINUTELY)
+        giver = Worker(MINUTELY).gain(home)
+        await asyncio.sleep(600.0)
+        taker = Worker(MINUTELY).gain(home, giver.leave(home))
+        await taker.call(MINUTELY)
+        return taker.at
+
+    assert virtually(run) == [600.0]
+
+
+def test_nothing_starts_before_a_commit_of_ones_own_stands() -> None:
+    async def run() -> list[float]:
+        worker = Worker(PLACES)
+        worker.shares.gain(home_of(PLACES), (ShareMark(UNNAMED, int(EPOCH * 1000) - 60_000),))
+        task = asyncio.create_task(worker.call(PLACES))
+        await asyncio.sleep(3.05)
+        worker.shares.may_start(home_of(PLACES))
+        await task
+        return worker.at
+
+    assert virtually(run) == [3.05]
+
+
+def test_who_leaves_before_it_began_passes_on_what_it_was_told() -> None:
+    async def run() -> None:
+        home = home_of(MINUTELY)
+        giver, between = Worker(MINUTELY).gain(home), Worker(MINUTELY)
+        await giver.call(MINUTELY)
+        told = giver.leave(home)
+        between.shares.gain(home, told)
+        passed_on = between.leave(home)
+        assert replace(passed_on[0]) == told[0]
+
+    virtually(run)
+
+
+def test_what_stays_in_the_line_starts_here_and_the_rest_with_the_next_owner() -> None:
+    async def run() -> tuple[list[float], list[float]]:
+        limit = LimitSpec("crm", "q", 10.0)
+        home = home_of(limit)
+        giver = Worker(limit).gain(home)
+        calls = [asyncio.create_task(giver.call(limit, order=n)) for n in range(40)]
+        await asyncio.sleep(1.05)
+        taker = Worker(limit)
+        taker.gain(home, giver.leave(home, for_s=1.0))
+        await asyncio.gather(*(taker.call(limit, order=n) for n in range(20, 30)))
+        await asyncio.gather(*calls, return_exceptions=True)
+        return giver.at, taker.at
+
+    given, taken = virtually(run)
+    assert given == [round(0.1 * n, 2) for n in range(1, 21)]
+    assert taken == pytest.approx([0.1 * n + LATE_S for n in range(21, 31)], abs=0.02)
+
+
+def test_a_home_whose_last_commit_is_not_known_to_stand_starts_nothing_more() -> None:
+    async def run() -> list[float]:
+        limit = LimitSpec("crm", "q", 10.0)
+        giver = Worker(limit).gain(home_of(limit))
+        calls = [asyncio.create_task(giver.call(limit, order=n)) for n in range(9)]
+        await asyncio.sleep(0.15)
+        giver.shares.close(5.0, lambda partition, offset, is_in: True)
+        giver.shares.leave([])
+        done = await asyncio.gather(*calls, return_exceptions=True)
+        assert sum(isinstance(one, ShareLost) for one in done) == 8
+        return giver.at
+
+    assert virtually(run) == [0.1]
+
+
+def test_places_of_calls_that_go_on_are_not_the_next_owners() -> None:
+    async def run() -> list[float]:
+        home = home_of(PLACES)
+        giver = Worker(PLACES).gain(home)
+        calls = [asyncio.create_task(giver.call(PLACES, takes_s=50.0, order=n)) for n in range(3)]
+        await asyncio.sleep(1.0)
+        told = giver.leave(home)
+        assert (told[0].places, told[0].until) == (3, int(EPOCH) + 61)
+        taker = Worker(PLACES).gain(home, told)
+        await asyncio.gather(*(taker.call(PLACES, takes_s=100.0, order=n) for n in range(2)), *calls)
+        return taker.at
+
+    first, second = virtually(run)
+    assert (round(first), round(second)) == (1, 61)
+
+
+def test_places_that_are_held_are_carried_on_by_each_owner() -> None:
+    async def run() -> tuple[ShareMark, ...]:
+        home = home_of(PLACES)
+        held = ShareMark("ab", 0, 3, int(EPOCH) + 500)
+        between = Worker(PLACES).gain(home, (held,))
+        assert between.shares.told(home) == (held,), "also in each commit on the way"
+        await asyncio.sleep(1.0)
+        return between.leave(home)
+
+    assert virtually(run)[0].places == 3
+
+
+def test_a_home_that_comes_back_counts_its_own_calls_once() -> None:
+    async def run() -> list[float]:
+        home = home_of(PLACES)
+        worker = Worker(PLACES).gain(home)
+        calls = [asyncio.create_task(worker.call(PLACES, takes_s=5.0, order=n)) for n in range(3)]
+        await asyncio.sleep(1.0)
+        worker.gain(home, worker.leave(home))
+        await asyncio.gather(*calls, worker.call(PLACES, order=9))
+        return worker.at
+
+    assert round(virtually(run)[-1]) == 1, "there was a fourth place"
+
+
+def test_each_tenant_has_a_budget_of_its_own() -> None:
+    async def run() -> list[float]:
+        worker = Worker(TENANTS)
+        for partition in range(8):
+            worker.gain(partition)
+        tenants = ("acme", "globex", None)
+        await asyncio.gather(*(worker.call(TENANTS, tenant, order=n) for tenant in tenants for n in range(3)))
+        return worker.at
+
+    assert virtually(run) == [1.0] * 3 + [2.0] * 3 + [3.0] * 3
+
+
+def test_a_pause_is_one_tenants() -> None:
+    async def run() -> list[float]:
+        worker = Worker(TENANTS)
+        for partition in range(8):
+            worker.gain(partition)
+        await asyncio.gather(*(worker.call(TENANTS, tenant) for tenant in ("acme", "globex")))
+        worker.shares.pause("api", "acme", 30.0)
+        await asyncio.gather(*(worker.call(TENANTS, tenant) for tenant in ("acme", "globex")))
+        return worker.at
+
+    assert virtually(run) == [1.0, 1.0, 2.0, 31.0]
+
+
+def test_tenants_that_are_quiet_cost_no_memory() -> None:
+    async def run() -> int:
+        worker = Worker(TENANTS)
+        for partition in range(8):
+            worker.gain(partition)
+        for number in range(1000):
+            await worker.call(TENANTS, f"tenant-{number}")
+            await asyncio.sleep(1.0)
+        return len(worker.shares._pacers)
+
+    assert virtually(run) < 300
+
+
+def test_a_commit_that_cannot_name_all_says_nothing_of_the_others() -> None:
+    async def run() -> tuple[ShareMark, ...]:
+        limit, worker = replace(TENANTS, concurrency=1), Worker(replace(TENANTS, concurrency=1))
+        for partition in range(8):
+            worker.gain(partition)
+        tenants = [name for n in range(400) if home_of(limit, name := f"tenant-{n}") == 3]
+        await asyncio.gather(*(worker.call(limit, tenant) for tenant in tenants))
+        return worker.leave(3)
+
+    told = virtually(run)
+    assert 0 < len(told) <= 24
+    assert UNNAMED not in {mark.budget for mark in told}
+
+
+def test_a_home_that_is_anothers_takes_no_calls() -> None:
+    async def run() -> None:
+        with pytest.raises(ShareLost):
+            await Worker(MINUTELY).call(MINUTELY)
+
+    virtually(run)
+
+
+def test_nothing_starts_when_the_session_may_be_lost() -> None:
+    async def run() -> list[float]:
+        worker = Worker(PLACES).gain(home_of(PLACES))
+        worker.alive = False
+        task = asyncio.create_task(worker.call(PLACES))
+        await asyncio.sleep(5.0)
+        worker.alive = True
+        await task
+        return worker.at
+
+    assert virtually(run)[0] >= 5.0

@@ -1,0 +1,217 @@
+"""The shares of one tool worker: a pacer for each home that it owns of each budget.
+
+The law: who owns a partition spends the parts of the budgets that have a home there, and nobody else does. Where the
+former owner said in its commit when the next call is due, the new one goes on from there; where it said nothing (it was
+killed) a gained share starts a period late. Nothing starts before a commit of our own has replaced what was said, and
+places that calls of former owners hold are theirs until their time is over. `serving.py` asks for pacers, `worker.py`
+says what is gained and given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from anabranch.homes import Share, budget_of, homes, share
+from anabranch.limits import Held, Pacer, ShareLost
+from anabranch.specs import LimitSpec
+from anabranch.tools.marks import ShareMark
+
+UNNAMED: Final = "*"
+NOT_AT_ALL: Final = -1.0
+"""For so long the lines of a home go on that nobody was told of."""
+ROOM: Final = 24
+"""How many budgets a commit names."""
+CROWD: Final = 256
+"""From so many pacers on, those that are not in use are dropped."""
+
+
+@dataclass(slots=True)
+class _Home:
+    """A partition that is ours. `since`, a time of the loop, budgets that `told` does not name were not used."""
+
+    since: float
+    told: dict[str, ShareMark]
+    ours: bool = False
+    """Whether a commit of ours has replaced what was told."""
+
+
+class Shares:
+    """See the module. `now` is epoch seconds; `alive` says whether the session still holds."""
+
+    def __init__(
+        self, limits: Iterable[LimitSpec], partitions: int, now: Callable[[], float], alive: Callable[[], bool]
+    ) -> None:
+        self._limits = {limit.name: limit for limit in limits}
+        self._partitions, self._now, self._alive = partitions, now, alive
+        self._homes: dict[int, _Home] = {}
+        self._pacers: dict[tuple[int, str], Pacer] = {}
+        self._said: dict[tuple[int, str], ShareMark] = {}
+        self._closing = False
+
+    @property
+    def in_use(self) -> bool:
+        return bool(self._limits)
+
+    # --- for calls -------------------------------------------------------------------------------------------------
+
+    def homes(self, limit: str, tenant: str | None) -> tuple[int, ...]:
+        """Where the calls of this budget belong."""
+        return homes(self._limits[limit], tenant, self._partitions)
+
+    def pause(self, limit: str, tenant: str | None, seconds: float) -> None:
+        """Let nothing of this budget through on this worker for so long."""
+        budget = _hash(budget_of(self._limits[limit], tenant))
+        for (_, name), pacer in self._pacers.items():
+            if name == budget:
+                pacer.pause(seconds)
+
+    def pacer(self, limit: str, tenant: str | None, partition: int) -> Pacer:
+        """Who paces the calls of this budget at a home. Raises `ShareLost` if it is not ours."""
+        spec = self._limits[limit]
+        key = (partition, _hash(budget_of(spec, tenant)))
+        home, known = self._homes.get(partition), self._pacers.get(key)
+        if known is not None:
+            return known
+        part = share(spec, tenant, partition, self._partitions)
+        if home is None or part is None:
+            raise ShareLost
+        if len(self._pacers) >= CROWD:
+            self._drop_spent()
+        told = home.told.get(key[1])
+        made = Pacer(part, self._due(home, told, part), partial(self._may_start, partition))
+        made.open(0.0, self._held(told))
+        self._pacers[key] = made
+        return made
+
+    def _may_start(self, partition: int) -> bool:
+        home = self._homes.get(partition)
+        closing = home is None  # what stays of a line was said in the commit
+        return self._alive() if home is not None and home.ours else closing
+
+    def _drop_spent(self) -> None:
+        for key in [key for key, pacer in self._pacers.items() if pacer.is_spent]:
+            del self._pacers[key]
+            self._said.pop(key, None)
+
+    # --- partitions come and go -------------------------------------------------------------------------------------
+
+    def gain(self, partition: int, told: Iterable[ShareMark]) -> None:
+        """The partition is ours; `told` is what its commit says."""
+        if not self._limits:
+            return
+        found = {mark.budget: mark for mark in told}
+        unnamed = found.pop(UNNAMED, None)
+        since = self._loop_time(unnamed.due_ms / 1000) if unnamed is not None else _loop_now()
+        home = self._homes[partition] = _Home(since, found)
+        for (where, budget), pacer in self._pacers.items():
+            if where == partition:
+                mark = found.get(budget)
+                same = mark is not None and mark == self._said.get((where, budget))
+                pacer.open(0.0 if same else self._due(home, mark, pacer.share), None if same else self._held(mark))
+
+    def may_start(self, partition: int) -> None:
+        """A commit of ours stands: whatever is told of the partition from here on, it is not by a former owner."""
+        home = self._homes.get(partition)
+        if home is not None and not home.ours:
+            home.ours = True
+            for (where, _), pacer in self._pacers.items():
+                if where == partition:
+                    pacer.go_on()
+
+    def close(self, for_s: float, may_stay: Callable[[int, int, bool], bool]) -> list[tuple[int, int]]:
+        """All partitions are given up. What is due within `for_s` still starts here, if `may_stay(partition, offset)`:
+        returns the places of these calls. All others are sent away, with `ShareLost`.
+        """
+        self._closing = True
+        stay: list[tuple[int, int]] = []
+        for (partition, _), pacer in self._pacers.items():
+            home = self._homes.get(partition)
+            if home is None:  # given up before, and what was said then holds
+                continue
+            time_s = for_s if home.ours else NOT_AT_ALL
+            stay += [(partition, offset) for offset in pacer.close(time_s, partial(may_stay, partition))]
+        return stay
+
+    def leave(self, told: Iterable[int]) -> None:
+        """None of them is ours any more. Where our last commit is not known to stand, nothing more starts here."""
+        known = set(told)
+        for (partition, _), pacer in self._pacers.items():
+            if partition in self._homes and partition not in known:
+                pacer.shut()
+        self._homes.clear()
+        self._closing = False
+        self._drop_spent()
+
+    def told(self, partition: int) -> tuple[ShareMark, ...]:
+        """What a commit has to say of the partition: much in the last one, little before."""
+        home = self._homes.get(partition)
+        if home is None:
+            return ()
+        now = self._now()
+        marks = {b: ShareMark(b, 0, m.places, m.until) for b, m in home.told.items() if m.places and m.until > now}
+        if not self._closing or not home.ours:
+            return (*home.told.values(), self._unnamed(home)) if self._closing else tuple(marks.values())
+        marks = {b: m for b, m in home.told.items() if m.due_ms / 1000 > now or (m.places and m.until > now)}
+        for (where, budget), pacer in self._pacers.items():
+            if where == partition:
+                marks.pop(budget, None)
+                if not pacer.is_spent:
+                    marks[budget] = self._said[where, budget] = self._mark(budget, pacer)
+        return self._that_fit(home, list(marks.values()))
+
+    def _that_fit(self, home: _Home, marks: list[ShareMark]) -> tuple[ShareMark, ...]:
+        """All that is to be said; if it is too much, what matters most, and nothing of those that are not named."""
+        marks.sort(key=lambda mark: -mark.places)
+        if len(marks) > ROOM:
+            return tuple(marks[:ROOM])
+        return (*marks, self._unnamed(home))
+
+    def may_go_on(self, limit: str, tenant: str | None, partition: int) -> bool:
+        """Whether our last commit says that calls of this budget hold places: else they have to end with it."""
+        spec = self._limits[limit]
+        budget = _hash(budget_of(spec, tenant))
+        pacer = self._pacers.get((partition, budget))
+        if spec.concurrency is None or pacer is None or partition not in self._homes:
+            return True
+        return any(mark.budget == budget for mark in self.told(partition))
+
+    def _unnamed(self, home: _Home) -> ShareMark:
+        return ShareMark(UNNAMED, self._epoch_ms(home.since))
+
+    def _mark(self, budget: str, pacer: Pacer) -> ShareMark:
+        left = pacer.left()
+        until = math.ceil(self._epoch_ms(left.held.until) / 1000) if left.held.places else 0
+        return ShareMark(budget, self._epoch_ms(left.due), left.held.places, until)
+
+    # --- times ------------------------------------------------------------------------------------------------------
+
+    def _due(self, home: _Home, told: ShareMark | None, part: Share) -> float:
+        if told is not None and told.due_ms:
+            return self._loop_time(told.due_ms / 1000)
+        since = home.since if told is None else max(home.since, _loop_now())
+        return since + 1 / part.per_second
+
+    def _held(self, told: ShareMark | None) -> tuple[Held, ...]:
+        return (Held(told.places, self._loop_time(told.until)),) if told is not None and told.places else ()
+
+    def _loop_time(self, epoch: float) -> float:
+        ahead = epoch - self._now()
+        return _loop_now() + ahead  # read last: a process that stands still in between comes late, not early
+
+    def _epoch_ms(self, loop_time: float) -> int:
+        ahead = loop_time - _loop_now()
+        return math.ceil((self._now() + ahead) * 1000)
+
+
+def _loop_now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _hash(budget: str) -> str:
+    return hashlib.blake2b(budget.encode(), digest_size=5).hexdigest()

@@ -1,0 +1,90 @@
+"""The turns of one call whose tool has a limit: before each try it waits in the line of its home, then for a slot.
+
+While it waits it holds neither a place of the limit nor a slot of the worker, and counts as not begun, so that a
+rebalance gives it back instead of handing it off. `serving.py` lets it in for the first time; the executor passes it
+before each try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from anabranch.app import RateLimited, Retryable, Tool
+from anabranch.limits import Turn
+from anabranch.tools.shares import Shares
+
+if TYPE_CHECKING:
+    from anabranch.tools.serving import Job
+
+
+class Paced:
+    """An `executor.Gate`. `idle` says whether the call is not wanted any more."""
+
+    def __init__(
+        self, job: Job, tool: Tool, shares: Shares, slots: asyncio.Semaphore, idle: Callable[[], bool]
+    ) -> None:
+        assert tool.limit is not None, "only calls of a limit wait in a line"
+        self._job, self._tool, self._limit = job, tool, tool.limit.name
+        self._shares, self._slots, self._idle = shares, slots, idle
+        self._inside = AsyncExitStack()
+        self._turn: Turn | None = None
+        self._joined: Turn | None = None
+
+    def join(self, then: Callable[[], None]) -> None:
+        """Stand in the line already, while the call has no task; `then` makes one. Raises `ShareLost`."""
+        self._joined = self._join(then)
+
+    @property
+    def turn_comes(self) -> asyncio.Future[None] | None:
+        return self._joined.comes if self._joined is not None else None
+
+    def quit(self) -> None:
+        """It is not wanted any more, and has no task that would leave."""
+        turn, self._joined = self._joined, None
+        if turn is not None:
+            turn.then = None
+            turn.pacer.leave(turn)
+
+    def _join(self, then: Callable[[], None] | None = None) -> Turn:
+        job = self._job
+        pacer = self._shares.pacer(self._limit, job.call.tenant, job.record.partition)
+        return pacer.join(job.offset, self._tool.spec.timeout_s, self._idle, then)
+
+    async def enter(self) -> None:
+        """Wait for the turn. Raises `ShareLost`."""
+        turn, self._joined = self._joined or self._join(), None
+        async with AsyncExitStack() as stack:
+            self._turn = await stack.enter_async_context(turn.pacer.inside(turn))
+            await stack.enter_async_context(self._slots)
+            self._inside = stack.pop_all()
+
+    async def leave(self) -> None:
+        self._turn = None
+        await self._inside.aclose()
+
+    @asynccontextmanager
+    async def a_try(self) -> AsyncIterator[None]:
+        if self._turn is None:
+            self._job.begun = False
+            await self.enter()
+            self._job.begun = True
+        if self._turn is None or not self._turn.granted:
+            raise TimeoutError
+        try:
+            yield
+        except (Retryable, RateLimited):
+            self._job.begun = False  # until its next try it waits
+            raise
+        finally:
+            await self.leave()
+
+    async def start(self) -> None:
+        assert self._turn is not None, "inside of a try"
+        await self._turn.start()
+
+    async def pause(self, seconds: float) -> None:
+        """Its line lets nobody through for so long, itself neither."""
+        self._shares.pause(self._limit, self._job.call.tenant, seconds)
