@@ -76,6 +76,7 @@ class KafkaAppender:
         self._outstanding = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._closed = False
 
     @classmethod
     @asynccontextmanager
@@ -88,9 +89,19 @@ class KafkaAppender:
                 await appender.flush(STOP_S)
         finally:
             await _stop(appender._producer)
+            appender._close()
+
+    def _close(self) -> None:
+        """Nobody will send what is left, and whoever waits for it must not wait for ever."""
+        self._closed = True
+        for item in [item for lane in self._lanes.values() for item in lane.take_all()]:
+            item.sent.cancel()
 
     def append(self, record: Outgoing, once: bool = False) -> Sent:
         sent = Sent()
+        if self._closed:
+            sent.fail(BrokerError(f"the appender is closed; a record for {record.topic} came too late"))
+            return sent
         if record.size > RECORD_BYTES:
             sent.fail(TooLarge(f"a record of {record.size} bytes does not fit {record.topic} ({RECORD_BYTES})"))
             return sent
@@ -125,9 +136,14 @@ class KafkaAppender:
                 log.warning("a send failed: replacing the producer, %d records go again", self._outstanding)
             _end_if_cancelled()
             await _stop(self._producer)
-            for lane in self._lanes.values():
-                lane.rewind()
+            self._rewind()
             await self._connect()
+
+    def _rewind(self) -> None:
+        """Those that hear of it may append: so nobody hears before all is in order again."""
+        for item in [item for lane in self._lanes.values() for item in lane.rewind()]:
+            where = item.record.topic
+            item.sent.fail(BrokerError(f"a record for {where} may have been written, and is not sent again"))
 
     async def _serve_with(self, producer: AIOKafkaProducer) -> None:
         self._broken.clear()
@@ -206,10 +222,10 @@ class KafkaAppender:
             if lane.unplaced:
                 await self._place(producer, lane)
             await self._pace(lane.sent_at, loop)
-            ready, lane.ready = lane.ready, {}
             lane.sent_at = loop.time()
-            for line in ready.values():
-                await self._send_line(producer, lane, line)
+            for partition in list(lane.ready):
+                if (line := lane.ready.pop(partition, None)) is not None:
+                    await self._send_line(producer, lane, line)
             if not lane.ready:
                 await lane.wake.wait()
 
@@ -242,14 +258,15 @@ class KafkaAppender:
             else:
                 self._refused(lane, line, hopeless)
         else:
+            line.is_out = True
             acked.add_done_callback(partial(self._acked, lane, line, items))
 
     def _acked(self, lane: Lane, line: Line, items: list[Item], acked: asyncio.Future[Any]) -> None:
-        if line.batch is not items:
-            return  # sent again meanwhile, by a fresh producer
         if acked.cancelled() or (error := acked.exception()) is not None:
             self._failed(lane, line, items, None if acked.cancelled() else error)
             return
+        if line.batch is not items:
+            return  # sent again meanwhile, by a fresh producer
         line.batch = []
         lane.see_to(line)
         told = acked.result()
@@ -279,6 +296,7 @@ class KafkaAppender:
         if isinstance(error, MessageSizeTooLargeError) and len(items) > 1:
             for item in items:  # the broker refused a batch: whose fault was it?
                 item.alone = True
+            line.is_out = False  # none of them was written
         elif isinstance(error, _HOPELESS):
             line.batch = []
             self._give_up(lane, items, error)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anabranch.codec import Outgoing
-from anabranch.errors import BrokerError
 from anabranch.kafka.sent import Sent
 from anabranch.topics import partition_of
 
@@ -32,11 +31,14 @@ class Line:
     partition: int
     waiting: deque[Item] = field(default_factory=deque)
     batch: list[Item] = field(default_factory=list)
+    is_out: bool = False  # whether a broker may have written the batch
     sent_at: float = 0.0  # by the loop's clock
 
     def next_batch(self, batch: Any) -> list[Item]:
-        """Fill `batch` with what waits, as far as it goes; returns what is in it."""
-        items = self.batch
+        """Fill `batch` with what waits, as far as it goes; returns what is in it. None may be under way."""
+        assert not self.batch, f"partition {self.partition} has a batch under way"
+        items: list[Item] = []
+        self.batch, self.is_out = items, False
         while self.waiting and not (items and (items[0].alone or self.waiting[0].alone)):
             r = self.waiting[0].record
             if batch.append(timestamp=None, key=r.key, value=r.value, headers=list(r.headers)) is None:
@@ -44,14 +46,12 @@ class Line:
             items.append(self.waiting.popleft())
         return items
 
-    def rewind(self) -> None:
-        """What is not acknowledged goes first, in its order, but for what may be sent only once."""
-        for item in self.batch:
-            if item.once:
-                where = item.record.topic
-                item.sent.fail(BrokerError(f"a record for {where} may have been written, and is not sent again"))
-        self.waiting.extendleft(item for item in reversed(self.batch) if not item.once)
+    def rewind(self) -> list[Item]:
+        """What is not acknowledged goes again, first and in order. Returns what must not: sent once, for only once."""
+        spent = [item for item in self.batch if item.once and self.is_out]
+        self.waiting.extendleft(item for item in reversed(self.batch) if not (item.once and self.is_out))
         self.batch = []
+        return spent
 
 
 @dataclass(slots=True, eq=False)
@@ -103,9 +103,17 @@ class Lane:
         for item in unplaced:
             self.push(item)
 
-    def rewind(self) -> None:
+    def rewind(self) -> list[Item]:
+        """All of its lines are; returns what may not be sent again."""
         self.partitions = None  # whoever comes next asks again
-        for line in self.lines.values():
-            line.rewind()
+        spent = [item for line in self.lines.values() for item in line.rewind()]
         self.ready = {number: line for number, line in self.lines.items() if line.waiting}
         self.wake.set()
+        return spent
+
+    def take_all(self) -> list[Item]:
+        """What is under way and what waits: nobody will ever know."""
+        under_way = [item for line in self.lines.values() for item in line.batch]
+        for line in self.lines.values():
+            line.batch = []
+        return under_way + self.take_waiting()

@@ -1,0 +1,336 @@
+"""What becomes of records on their way: their order, their batches, and what a producer's end does to them.
+
+Responsible for: `KafkaAppender` against producers that share a broker which only plays its part, and keeps the law of
+aiokafka: a second batch of a partition waits until the first is on its way. Must never: reach a broker;
+tests/integration does. Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
+
+from anabranch.codec import Outgoing
+from anabranch.errors import BrokerError, TooLarge
+from anabranch.kafka import appender
+from anabranch.kafka.appender import KafkaAppender
+from anabranch.kafka.sent import Acked, Sent, settled
+
+SOON_S = 10.0
+TOPIC, OTHER = "t.agent.log", "t.tool.calls.q"
+Where = tuple[str, int]
+
+
+class Broker:
+    """`written` are its logs. `known` opens the metadata; `away` are partitions without a leader; `refuses` a value."""
+
+    def __init__(self) -> None:
+        self.written: dict[Where, list[bytes]] = defaultdict(list)
+        self.known = asyncio.Event()
+        self.known.set()
+        self.away: set[Where] = set()
+        self.refuses: bytes | None = None
+        self.unknown_topics: set[str] = set()
+        self.unreachable = 0  # how many batches find nobody to be sent to
+        self.batch_of = 1000
+        self.batches = 0
+        self.producers: list[Producer] = []
+
+    def make(self, **_: Any) -> Producer:
+        self.producers.append(Producer(self))
+        return self.producers[-1]
+
+
+class Producer:
+    def __init__(self, broker: Broker) -> None:
+        self.broker, self.client = broker, self
+        self.held: dict[Where, tuple[list[bytes], asyncio.Future[Any]]] = {}
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def fetch_all_metadata(self) -> Any:
+        return SimpleNamespace(partitions_for_topic=lambda topic: None if topic in self.broker.unknown_topics else {0})
+
+    async def partitions_for(self, topic: str) -> set[int]:
+        await self.broker.known.wait()
+        return {0, 1, 2, 3}
+
+    def create_batch(self) -> Any:
+        values: list[bytes] = []
+
+        def append(*, value: bytes, **_: Any) -> object | None:
+            if len(values) == self.broker.batch_of:
+                return None
+            values.append(value)
+            return object()
+
+        return SimpleNamespace(append=append, values=values)
+
+    async def send_batch(self, batch: Any, topic: str, *, partition: int) -> asyncio.Future[Any]:
+        await self.broker.known.wait()
+        if topic in self.broker.unknown_topics:
+            raise UnknownTopicOrPartitionError
+        if self.broker.unreachable:
+            self.broker.unreachable -= 1
+            raise KafkaTimeoutError
+        where = (topic, partition)
+        assert batch.values, "an empty batch: aiokafka settles it with nothing"
+        assert where not in self.held, "a second batch of a partition waits for the first"
+        self.broker.batches += 1
+        acked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.held[where] = batch.values, acked
+        if where not in self.broker.away:
+            asyncio.get_running_loop().call_soon(self.arrive, where)
+        return acked
+
+    def arrive(self, where: Where, error: Exception | None = None) -> None:
+        """The broker has the batch, or refuses it, or says `error` although it has written it."""
+        values, acked = self.held.pop(where, ([], None))
+        if acked is None or acked.done():
+            return  # it has arrived already
+        if self.broker.refuses in values:
+            acked.set_exception(MessageSizeTooLargeError())
+            return
+        offset = len(self.broker.written[where])
+        self.broker.written[where] += values
+        if error is not None:
+            acked.set_exception(error)
+        else:
+            acked.set_result(SimpleNamespace(offset=offset, timestamp=1234, timestamp_type=1))
+
+
+@pytest.fixture
+async def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    broker = Broker()
+    monkeypatch.setattr(appender, "AIOKafkaProducer", broker.make)
+    return broker
+
+
+@asynccontextmanager
+async def appending() -> AsyncIterator[KafkaAppender]:
+    async with KafkaAppender.opened({"bootstrap_servers": "nowhere"}, idempotent=True) as opened:
+        yield opened
+
+
+def record(value: int | str, partition: int | None = 0, topic: str = TOPIC, key: bytes = b"k") -> Outgoing:
+    return Outgoing(topic, key, str(value).encode(), partition=partition)
+
+
+async def all_of(sent: list[Sent]) -> list[Acked]:
+    async with asyncio.timeout(SOON_S):
+        return [await each for each in sent]
+
+
+async def turns(count: int = 10) -> None:
+    """Let the loop go round."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_what_comes_while_the_topic_is_looked_up_is_sent_once_and_acknowledged_where_it_lies(
+    broker: Broker,
+) -> None:
+    """The partitions that wait for their turn meanwhile must not be taken for sent, nor sent twice."""
+    broker.known.clear()
+    async with appending() as opened:
+        sent = [opened.append(record(number, number % 3)) for number in range(3)]
+        await turns()
+        sent += [opened.append(record(number, number % 3)) for number in range(3, 9)]
+        broker.known.set()
+        await turns(3)
+        sent += [opened.append(record(number, number % 3)) for number in range(9, 15)]
+        acked = await all_of(sent)
+    for number, at in enumerate(acked):
+        assert at.offset is not None
+        assert broker.written[TOPIC, number % 3][at.offset] == str(number).encode()
+    assert sum(map(len, broker.written.values())) == 15
+
+
+async def test_what_comes_while_a_batch_is_under_way_goes_in_one_batch(broker: Broker) -> None:
+    broker.away.add((TOPIC, 0))
+    async with appending() as opened:
+        first = opened.append(record(0))
+        await turns()
+        sent = [opened.append(record(number)) for number in range(1, 50)]
+        await turns()
+        broker.away.clear()
+        broker.producers[0].arrive((TOPIC, 0))
+        await all_of([first, *sent])
+    assert broker.batches == 2
+    assert broker.written[TOPIC, 0] == [str(number).encode() for number in range(50)]
+
+
+async def test_what_does_not_fit_into_a_batch_follows_in_the_next_one(broker: Broker) -> None:
+    broker.batch_of = 7
+    async with appending() as opened:
+        acked = await all_of([opened.append(record(number)) for number in range(20)])
+    assert [at.offset for at in acked] == list(range(20))
+    assert broker.batches == 3
+
+
+async def test_a_partition_whose_leader_is_away_holds_up_no_other(broker: Broker) -> None:
+    broker.away.add((TOPIC, 0))
+    async with appending() as opened:
+        stuck = [opened.append(record(number)) for number in range(3)]
+        await turns()
+        stuck += [opened.append(record(number)) for number in range(3, 6)]
+        for number in range(5):
+            await all_of([opened.append(record(number, 1)), opened.append(record(number, 0, OTHER))])
+        assert not any(each.done() for each in stuck)
+        broker.away.clear()
+        broker.producers[0].arrive((TOPIC, 0))
+        await all_of(stuck)
+    assert broker.written[TOPIC, 0] == [str(number).encode() for number in range(6)]
+
+
+async def test_an_acknowledgement_without_a_place_or_the_brokers_time_says_so(broker: Broker) -> None:
+    broker.away.add((TOPIC, 0))
+    async with appending() as opened:
+        sent = opened.append(record(0))
+        await turns()
+        broker.producers[0].held[TOPIC, 0][1].set_result(SimpleNamespace(offset=-1, timestamp=-1, timestamp_type=0))
+        assert await all_of([sent]) == [Acked(None, None)]
+
+
+async def test_a_failed_batch_goes_again_before_what_came_later(broker: Broker) -> None:
+    broker.away.add((TOPIC, 0))
+    async with appending() as opened:
+        sent = [opened.append(record(0)), opened.append(record(1))]
+        await turns()
+        sent.append(opened.append(record(2)))
+        broker.away.clear()
+        broker.producers[0].arrive((TOPIC, 0), KafkaTimeoutError())
+        await all_of(sent)
+    assert broker.written[TOPIC, 0] == [b"0", b"1", b"0", b"1", b"2"]
+    assert len(broker.producers) == 2
+
+
+async def test_only_the_record_that_the_broker_refuses_fails(broker: Broker) -> None:
+    """Also where one that may be sent only once lies in the same batch: none of that was written."""
+    broker.refuses = b"3"
+    async with appending() as opened:
+        sent = [opened.append(record(number), once=number == 1) for number in range(6)]
+        assert not await settled(sent, SOON_S)
+        with pytest.raises(TooLarge):
+            sent[3].result()
+        assert all(each.is_written for number, each in enumerate(sent) if number != 3)
+    assert broker.written[TOPIC, 0] == [b"0", b"1", b"2", b"4", b"5"]
+
+
+async def test_a_record_that_may_be_sent_only_once_is_not_sent_again(broker: Broker) -> None:
+    broker.away.add((TOPIC, 0))
+    async with appending() as opened:
+        sent = [opened.append(record(number), once=number == 1) for number in range(3)]
+        await turns()
+        broker.away.clear()
+        broker.producers[0].arrive((TOPIC, 0), KafkaTimeoutError())
+        await all_of([sent[0], sent[2]])
+        with pytest.raises(BrokerError, match="may have been written"):
+            await sent[1]
+    assert broker.written[TOPIC, 0] == [b"0", b"1", b"2", b"0", b"2"]
+
+
+async def test_a_record_that_no_broker_has_seen_is_not_spent_by_that(broker: Broker) -> None:
+    """Neither where the batch found no broker, nor where its producer was replaced for another's fault."""
+    broker.unreachable = 1
+    async with appending() as opened:
+        await all_of([opened.append(record(0), once=True)])
+        broker.away.add((OTHER, 0))
+        other = opened.append(record(0, 0, OTHER))
+        await turns()
+        broker.known.clear()
+        waits = opened.append(record(1), once=True)
+        await turns()
+        broker.away.clear()
+        broker.producers[-1].arrive((OTHER, 0), KafkaTimeoutError())
+        await turns(20)
+        broker.known.set()
+        await all_of([other, waits])
+    assert broker.written[TOPIC, 0] == [b"0", b"1"]
+
+
+async def test_whoever_hears_that_a_record_is_not_sent_again_may_append(broker: Broker) -> None:
+    broker.away.add((TOPIC, 0))
+    async with appending() as opened:
+        after: list[Sent] = []
+
+        def append_more(_: Sent) -> None:
+            after.extend(opened.append(record(9, number, f"t.new.{number}")) for number in range(3))
+            after.append(opened.append(record(9, 3)))
+
+        opened.append(record(0), once=True).add_done_callback(append_more)
+        await turns()
+        broker.away.clear()
+        broker.producers[0].arrive((TOPIC, 0), KafkaTimeoutError())
+        assert await all_of([opened.append(record(1))])
+        assert len(await all_of(after)) == 4
+
+
+async def test_a_missing_topic_fails_all_that_waits_for_it_and_nothing_else(broker: Broker) -> None:
+    broker.unknown_topics.add(TOPIC)
+    async with appending() as opened:
+        lost = [opened.append(record(number, number % 2)) for number in range(6)]
+        fine = opened.append(record(0, 0, OTHER))
+        assert not await settled([*lost, fine], SOON_S)
+        assert all(isinstance(each.exception(), BrokerError) for each in lost)
+        assert fine.is_written
+        broker.unknown_topics.clear()
+        await all_of([opened.append(record(7))])
+    assert len(broker.producers) == 1
+
+
+async def test_a_closed_appender_leaves_nobody_waiting(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(appender, "STOP_S", 0.01)
+    broker.away.add((TOPIC, 0))
+    async with appending() as opened:
+        under_way = opened.append(record(0))
+        await turns()
+        waiting = opened.append(record(1))
+    assert under_way.cancelled()
+    assert waiting.cancelled()
+    assert isinstance(opened.append(record(2)).exception(), BrokerError)
+
+
+async def test_a_closing_appender_sends_what_it_was_given(broker: Broker) -> None:
+    async with appending() as opened:
+        sent = [opened.append(record(number, number % 4)) for number in range(40)]
+    assert all(each.is_written for each in sent)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_whatever_fails_each_partition_keeps_its_order(broker: Broker, seed: int) -> None:
+    """Each record's first copy lies behind the first copy of the one before it."""
+    chance = random.Random(seed)
+    broker.batch_of = chance.choice([1, 3, 1000])
+    sent: list[Sent] = []
+    async with appending() as opened:
+        for number in range(150):
+            place = chance.choice([record(number, chance.randrange(3)), record(number, None, OTHER)])
+            sent.append(opened.append(place))
+            if chance.random() < 0.1:
+                broker.known.clear() if broker.known.is_set() else broker.known.set()
+            if chance.random() < 0.1 and (held := list(broker.producers[-1].held)):
+                broker.producers[-1].arrive(chance.choice(held), KafkaTimeoutError() if chance.random() < 0.5 else None)
+            if chance.random() < 0.2:
+                broker.away ^= {(TOPIC, chance.randrange(3))}
+            await turns(chance.randrange(4))
+        broker.away.clear()
+        broker.known.set()
+        for where in list(broker.producers[-1].held):
+            if not broker.producers[-1].held[where][1].done():
+                broker.producers[-1].arrive(where)
+        await all_of(sent)
+    for values in broker.written.values():
+        firsts = list(dict.fromkeys(int(value) for value in values))
+        assert firsts == sorted(firsts)
+    assert {int(value) for values in broker.written.values() for value in values} == set(range(150))
