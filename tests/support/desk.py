@@ -136,6 +136,7 @@ class Desk:
         )
         self.owner = Owner(0, self.station, ModelCalls(0, self.station), hooks)
         self._landed = 0
+        self.unheard: list[tuple[Sent, Acked]] = []  # what lies in the log, and has not been acknowledged
 
     def _count_live(self, owner: Owner) -> None:
         self.lives += 1
@@ -161,12 +162,22 @@ class Desk:
         self.owner.fold(self.log.records[self.owner.state.position : up_to])
         return self
 
-    def land(self) -> Desk:
+    def land(self, at: float = 1.0) -> Desk:
         """What was appended to the log since the last time lies in it now; it is not read yet."""
-        fresh, self._landed = self.sent.records[self._landed :], len(self.sent.records)
-        for record in fresh:
-            if record.topic == NAMESPACE.log:
-                self.log.take(record)
+        fresh = range(self._landed, len(self.sent.records))
+        self._landed = len(self.sent.records)
+        for number in fresh:
+            if self.sent.records[number].topic == NAMESPACE.log:
+                self.unheard.append((self.sent.sent[number], Acked(self.log.end, int(at * 1000))))
+                self.log.take(self.sent.records[number], at)
+        return self
+
+    def hear(self, first: int | None = None, timed: bool = True) -> Desk:
+        """The broker says where what has landed lies (or only the `first` of it), and, if `timed`, since when."""
+        heard = self.unheard[:first]
+        del self.unheard[:first]
+        for sent, acked in heard:
+            sent.succeed(acked if timed else Acked(acked.offset))
         return self
 
     def write(self, *events: m.Event, at: float = 1.0) -> Desk:

@@ -1,0 +1,401 @@
+"""An owner's own events count as read once the broker has said where they lie, and no sooner than what lies before.
+
+Responsible for: `Owner.acknowledged`, and what is acted on after it: whoever hears of acknowledgements does and knows
+what one who only reads does. Must never: run a broker or a model. Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support import builders as b
+from tests.support.desk import NAMESPACE, Desk, Log
+from tests.support.virtual import virtually
+from tests.unit.test_admission import admitting, good
+from tests.unit.test_fold_properties import Log as Events
+from tests.unit.test_fold_properties import logs, whole
+
+from anabranch import messages as m
+from anabranch.agent import fold
+from anabranch.agent.owner import HEADERS, Owner
+from anabranch.agent.state import Partition
+from anabranch.agent.thinking import Job
+from anabranch.codec import decode, encode
+from anabranch.errors import BrokerError
+from anabranch.kafka.sent import Acked
+
+AMO = b.planned(0, delivery="at_most_once", deadline_s=60.0)
+
+
+def replies(desk: Desk, event: m.Event) -> None:
+    """The model call that is due is answered."""
+    job = desk.jobs.due.pop()
+    assert job.prepare() is not None
+    job.append(event)
+
+
+def replied(event: m.Event | None = None) -> Desk:
+    """A run whose model has replied; the reply lies in the log and is not read."""
+    desk = Desk().begin().write(b.requested())
+    replies(desk, event or b.calls())
+    return desk.land()
+
+
+# --- what counts as read ---------------------------------------------------------------------------------
+
+
+async def test_an_event_of_ours_counts_when_it_is_acknowledged() -> None:
+    desk = replied().hear()
+    assert desk.called == [b.call_id()]
+    assert desk.owner.state.position == desk.log.end == 2
+
+
+async def test_what_counted_at_its_acknowledgement_is_not_folded_again_when_it_is_read() -> None:
+    desk = Desk().begin().write(b.requested())
+    desk.jobs.due[0].append(b.discarded())
+    with mock.patch.object(fold, "apply", wraps=fold.apply) as apply:
+        desk.land().hear()
+        desk.owner.fold(desk.log.records)
+    assert apply.call_count == 1
+    assert b.run_of(desk.owner.state).discarded.input_tokens == 5
+    assert desk.owner.state == folded(desk.log)
+
+
+async def test_an_acknowledgement_that_comes_after_the_record_was_read_changes_nothing() -> None:
+    desk = replied().read()
+    before = list(desk.called)
+    desk.hear()
+    assert desk.called == before == [b.call_id()]
+    assert desk.owner._acked == {}
+
+
+async def test_an_acknowledgement_ahead_waits_until_what_lies_before_has_been_read() -> None:
+    desk = Desk().begin().write(b.requested())
+    desk.log.write(b.requested("s", after=1, offset=1))
+    replies(desk, b.calls())
+    desk.land().hear()
+    assert (desk.called, desk.owner.state.position) == ([], 1)
+    desk.read(2)
+    assert (desk.called, desk.owner.state.position) == ([b.call_id()], 3)
+    assert desk.owner._acked == {}
+
+
+async def test_a_record_that_is_read_is_taken_for_the_event_that_was_acknowledged_there() -> None:
+    """It has the very same state as one that only reads, and nothing is left over."""
+    desk = Desk().begin().write(b.requested())
+    desk.log.write(b.noted("moved", "x", after=1, offset=1))
+    replies(desk, b.calls())
+    desk.land().hear().read()
+    assert desk.owner.state == folded(desk.log)
+    assert desk.owner._acked == {}
+
+
+async def test_without_the_brokers_time_or_a_place_nothing_is_folded() -> None:
+    desk = replied().hear(timed=False)
+    assert (desk.called, desk.owner.state.position) == ([], 1)
+    blind = replied()
+    blind.sent.sent[-1].succeed(Acked(None))
+    assert (blind.called, blind.owner.state.position) == ([], 1)
+    assert blind.read().called == desk.read().called == [b.call_id()]
+
+
+async def test_it_is_folded_with_the_brokers_time() -> None:
+    desk = Desk().begin().write(b.requested(), at=1.0)
+    replies(desk, b.calls())
+    desk.land(at=7.5).hear()
+    assert b.run_of(desk.owner.state).turns[0].replied_at == 7.5
+
+
+async def test_a_copy_changes_nothing() -> None:
+    """The acknowledgement was lost, and it is the copy's that is heard."""
+    desk = Desk().begin().write(b.requested())
+    replies(desk, b.calls())
+    desk.log.take(desk.sent.records[-1])  # this one's is lost
+    desk.land().hear()
+    assert (desk.called, desk.owner.state.position) == ([], 1)
+    desk.read()
+    assert desk.called == [b.call_id()]
+    assert desk.owner.state == folded(desk.log)
+
+
+# --- when none counts ---------------------------------------------------------------------------------------
+
+
+def silent(desk: Desk) -> None:
+    desk.owner.suspend()
+    desk.log.write(b.noted("moved", "x", after=1, offset=1))
+    desk.owner.resume(desk.log.end)
+
+
+def suspended(desk: Desk) -> None:
+    desk.owner.suspend()
+
+
+def giving_up(desk: Desk) -> None:
+    desk.owner.give_up()
+
+
+@pytest.mark.parametrize("state", [silent, suspended, giving_up])
+async def test_none_counts_while(state: Callable[[Desk], None]) -> None:
+    desk = replied()
+    state(desk)
+    desk.hear()
+    assert (desk.called, desk.owner.state.position, desk.owner._acked) == ([], 1, {})
+
+
+async def test_one_that_was_kept_does_not_outlive_the_assignment() -> None:
+    desk = Desk().begin().write(b.requested())
+    desk.log.write(b.requested("s", after=1, offset=1))
+    replies(desk, b.calls())
+    desk.land().hear()
+    desk.owner.suspend()
+    desk.owner.resume(desk.log.end)
+    desk.read(2)
+    assert (desk.called, desk.owner.state.position) == ([], 2)
+    assert desk.read().called == [b.call_id()]
+
+
+async def test_an_owner_that_was_dropped_hears_nothing() -> None:
+    desk = replied()
+    desk.owner.drop()
+    desk.hear()
+    assert desk.owner.state.position == 1
+
+
+async def test_a_defect_while_acting_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does when the event is read: nobody would act on it again."""
+    desk = replied()
+    monkeypatch.setattr(desk.owner, "_act", mock.Mock(side_effect=RuntimeError("a defect")))
+    desk.hear()
+    with pytest.raises(RuntimeError, match="a defect"):
+        async with asyncio.timeout(1.0):
+            await desk.station.fate.come()
+
+
+async def test_an_append_that_failed_is_heard_by_no_owner() -> None:
+    desk = replied()
+    await desk.sent.fail(BrokerError("no such topic"), NAMESPACE.log)
+    assert desk.owner.state.position == 1
+
+
+# --- what follows -----------------------------------------------------------------------------------------------
+
+
+async def test_a_call_of_at_most_once_is_published_when_its_dispatch_is_acknowledged() -> None:
+    desk = replied(b.calls(AMO)).hear()
+    assert desk.called == []
+    desk.land().hear()
+    assert desk.called == [b.call_id()]
+    assert desk.read().called == [b.call_id()]
+
+
+async def test_another_token_that_lies_before_ours_wins() -> None:
+    desk = replied(b.calls(AMO)).hear()
+    desk.log.write(b.dispatched("theirs"))
+    desk.land().hear()
+    assert desk.called == []
+    assert desk.read().called == []
+
+
+async def test_the_next_model_call_waits_for_no_reading() -> None:
+    desk = replied(b.replied("pause")).hear()
+    assert [job.prepare() is not None for job in desk.jobs.due] == [True]
+
+
+async def test_an_admitted_run_takes_room_once() -> None:
+    desk = Desk().begin()
+    async with admitting(desk) as admission:
+        admission.feed([good(0), good(1)])
+        await asyncio.sleep(0)
+        desk.land().hear()
+        assert (admission._unread, list(admission._links)) == (0, [])
+        size = sum(len(record.value or b"") for record in desk.sent.to(NAMESPACE.log))
+        assert desk.station.room.used == desk.owner.open_bytes == size > 0
+        desk.read()
+        admission.folded()
+        assert desk.station.room.used == desk.owner.open_bytes == size
+        assert len(desk.jobs.due) == 2
+
+
+async def test_the_log_is_measured_alike() -> None:
+    desk = replied().hear().read()
+    total = sum(len(record.value or b"") + HEADERS for record in desk.log.records)
+    assert desk.owner._cleaner._size.total == total
+
+
+# --- any log ------------------------------------------------------------------------------------------------------
+
+
+def folded(log: Log) -> Partition:
+    return whole([(decode(record), record.timestamp / 1000) for record in log.records], Partition(next_request=0))
+
+
+@given(logs())
+def test_an_event_in_memory_is_folded_as_the_record_that_it_became(log: Events) -> None:
+    in_memory, read = Partition(next_request=0), Partition(next_request=0)
+    for offset, (event, at) in enumerate(log):
+        record = encode(event, NAMESPACE.log, 0, "w")
+        if isinstance(event, m.RunRequested):
+            event = replace(event, size=len(record.value or b""))
+        decoded = decode(b.as_read(record, offset, at))
+        assert decoded == event
+        fold.apply(in_memory, event, offset, at)
+        fold.apply(read, decoded, offset, at)
+        assert in_memory == read
+
+
+def append(desk: Desk, event: m.Event) -> None:
+    """As `Admission` and the others do."""
+    record = desk.station.encoded(0, event)
+    if isinstance(event, m.RunRequested):
+        event = replace(event, size=len(record.value or b""))
+    desk.station.append_encoded(0, event, record)
+
+
+def made(desk: Desk) -> Any:
+    """What was published and is being called, in any order; the ids of records aside."""
+    sent = [(r.topic, r.key or b"", r.value or b"", said(r.headers)) for r in desk.sent.records]
+    return sorted(sent), sorted(map(due_of, desk.jobs.due)), desk.owner.open_bytes, desk.station.room.used
+
+
+def said(headers: Any) -> Any:
+    return sorted((name, value) for name, value in headers if name != "ce_id")
+
+
+def due_of(job: Job) -> Any:
+    """The life and the turn."""
+    prepare: Any = job.prepare
+    return prepare.args
+
+
+@contextmanager
+def same_ids() -> Iterator[None]:
+    """The ids that the next desk makes are those that any other makes here."""
+    with mock.patch("tests.support.desk._DESKS", itertools.count(1)):
+        yield
+
+
+def acts_on_all(owner: Owner) -> None:
+    """The owner acts on every run of which it reads anything."""
+    fold_one = owner._fold_one
+
+    def stirring(event: m.Event | None, offset: int, at: float) -> Any:
+        runs = fold_one(event, offset, at)
+        for run in runs:
+            run.stirred = offset
+        return runs
+
+    owner._fold_one = stirring  # type: ignore[method-assign]
+
+
+def both_ways(drive: Callable[[Desk], Coroutine[Any, Any, None]]) -> None:
+    """Acting on what was stirred publishes, calls and knows what acting on all does."""
+
+    async def run(all_runs: bool) -> Any:
+        desk = Desk()
+        if all_runs:
+            acts_on_all(desk.owner)
+        await drive(desk.begin())
+        timers = dict(desk.owner._timers._armed)
+        desk.owner.suspend()
+        return made(desk), timers, desk.owner.state
+
+    with same_ids():
+        stirred = virtually(lambda: run(False))
+    with same_ids():
+        assert stirred == virtually(lambda: run(True))
+
+
+@given(logs(), st.data())
+def test_acting_on_what_was_stirred_does_what_acting_on_all_does(log: Events, data: Any) -> None:
+    steps = data.draw(st.lists(st.sampled_from(["", "ack", "read", "hear"]), min_size=len(log), max_size=len(log)))
+
+    async def drive(desk: Desk) -> None:
+        for (event, at), step in zip(log, steps, strict=True):
+            desk.write(event, at=at)
+            if step == "ack":
+                await desk.sent.ack(NAMESPACE.calls("q"))
+                await desk.sent.ack(NAMESPACE.responses)
+            elif step:
+                desk.land(at)
+                (desk.hear() if step == "hear" else desk).read()
+
+    both_ways(drive)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1, 3]))
+def test_runs_are_brought_to_their_end_by_what_was_stirred_alone(seed: int, runs: int) -> None:
+    """Several runs make no calls of at most once: in which order those are dispatched is open."""
+    deliveries: list[m.Delivery] = ["at_least_once", "at_most_once"] if runs == 1 else ["at_least_once"]
+
+    async def drive(desk: Desk) -> None:
+        served = random.Random(seed)
+        desk.write(*(b.requested(f"r{n}", after=n, offset=n) for n in range(runs)))
+        for step in range(80):
+            events = sorted(waited_for(desk, served, deliveries, step), key=repr)
+            served.shuffle(events)
+            for event in events[: served.randint(1, 4)]:
+                append(desk, event) if served.random() < 0.5 else desk.log.write(event)
+            desk.land()
+            (desk.hear(served.choice([0, 1, None])) if served.random() < 0.7 else desk).read()
+        assert all(not run.open for run in desk.owner.state.runs.values())
+
+    both_ways(drive)
+
+
+def waited_for(desk: Desk, chance: random.Random, deliveries: list[m.Delivery], step: int) -> list[m.Event]:
+    """What models and tools may say next to what was asked of them, and to nothing else."""
+    events: list[m.Event] = []
+    for life, turn in sorted(map(due_of, desk.jobs.due)):
+        plan = [planned(chance, deliveries, life[0], turn, n) for n in range(chance.randint(1, 4))] if turn < 4 else []
+        outcome: m.ReplyOutcome = "calls" if plan else "final"
+        events.append(b.replied(outcome, turn, plan=plan, run_id=life[0], life=life[1], attempt=f"att{step}"))
+    for _, run in sorted(desk.owner.state.runs.items()):
+        for call in run.batch.calls.values() if run.batch else ():
+            if call.result is None and call.planned.call_id in desk.called:
+                outcome_of: m.ResultOutcome = "ok" if chance.random() < 0.75 else "error"
+                events.append(m.ToolReturned(run.run_id, run.life, call.planned.call_id, outcome_of, b.result()))
+    return events
+
+
+def planned(chance: random.Random, deliveries: list[m.Delivery], run_id: str, turn: int, index: int) -> m.PlannedCall:
+    after = [b.call_id(n, turn, run_id) for n in range(index) if chance.random() < 0.4]
+    delivery = chance.choice(deliveries)
+    on_error = "abort" if chance.random() < 0.05 else "return"
+    rejected = "no" if chance.random() < 0.1 else None
+    return b.planned(index, turn, run_id=run_id, after=after, delivery=delivery, on_error=on_error, rejected=rejected)
+
+
+@given(logs(), st.data())
+def test_whoever_hears_acknowledgements_knows_what_the_log_says(log: Events, data: Any) -> None:
+    count = len(log)
+    ours = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    heard = data.draw(st.lists(st.sampled_from([0, 1, 9]), min_size=count, max_size=count))
+    read = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
+
+    async def run() -> None:
+        desk = Desk().begin()
+        for number, (event, at) in enumerate(log):
+            append(desk, event) if ours[number] else desk.log.write(event, at=at)
+            desk.land(at).hear(heard[number])
+            if read[number]:
+                desk.read()
+        desk.hear().read()
+        desk.owner.suspend()
+        state, everything = desk.owner.state, folded(desk.log)
+        assert (state.position, state.next_request) == (desk.log.end, everything.next_request)
+        for run_id, known in state.runs.items():
+            assert known == everything.runs[run_id]
+        assert desk.owner.open_bytes == sum(run.size for run in everything.runs.values() if run.open)
+
+    virtually(run)
