@@ -23,6 +23,7 @@ from aiokafka.errors import (
     KafkaError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
+    ProducerClosed,
     TopicAuthorizationFailedError,
     UnknownError,
     UnknownTopicOrPartitionError,
@@ -342,3 +343,17 @@ async def _stop(producer: AIOKafkaProducer) -> None:
             await producer.stop()
     except (TimeoutError, KafkaError, OSError) as error:
         log.warning("a producer did not stop cleanly: %r", error)
+        await _end(producer)
+
+
+async def _end(producer: AIOKafkaProducer) -> None:
+    """aiokafka's `stop`, cut short, leaves the sender at work: it would keep its connections, and write what it has
+    whenever the leader is back. There is no public way to end it."""
+    sending: asyncio.Task[None] | None = producer._sender.sender_task if producer._sender is not None else None
+    producer._message_accumulator.fail_all(ProducerClosed())
+    if sending is not None:
+        sending.cancel()
+    closing = asyncio.create_task(producer.client.close(), name="close a producer's connections")
+    _, late = await asyncio.wait({closing, sending} if sending is not None else {closing}, timeout=STOP_S)
+    for task in late:
+        task.cancel()
