@@ -252,6 +252,15 @@ Read(w) ==
   /\ wk' = [wk EXCEPT ![w] = Drop(ReadAll(@))]
   /\ UNCHANGED <<log, ref, kc, owner, net, tool, late, starts, answers, left>>
 
+(* An event of its own counts as read when the broker says that it is the   *)
+(* very next one: what others have appended since is not read by that.      *)
+(* (The model's beginning was appended by others.)                          *)
+ReadAcknowledged(w) == \E o \in wk[w].pos..Len(log) :
+  /\ Live(w) /\ o > Len(Prefix) /\ Unstamp(log[o]) \in wk[w].wait
+  /\ o = wk[w].pos \/ ~Rule("an acknowledged event is the next one")
+  /\ wk' = [wk EXCEPT ![w] = Drop(ReadOne([@ EXCEPT !.pos = o]))]
+  /\ UNCHANGED <<log, ref, kc, owner, net, tool, late, starts, answers, left>>
+
 (* Requests are taken up in their order, and several at a time.  One whose  *)
 (* run is open, or remembered, or just being requested, is a duplicate.     *)
 Real(i)  == Kind(i) # "gap"
@@ -440,8 +449,8 @@ Init ==
 (* undone, so without further faults every behaviour ends.                  *)
 Progress ==
   \/ ToolReturn \/ TimePasses
-  \/ \E w \in W : \/ Read(w) \/ Deliver(w) \/ Admit(w) \/ TimeUp(w) \/ StartModel(w) \/ FinishModel(w) \/ Publish(w)
-                  \/ Dispatch(w) \/ Lose(w) \/ Expire(w) \/ Assign(w) \/ Return(w) \/ Notice(w)
+  \/ \E w \in W : \/ Read(w) \/ ReadAcknowledged(w) \/ Deliver(w) \/ Admit(w) \/ TimeUp(w) \/ StartModel(w)
+                  \/ FinishModel(w) \/ Publish(w) \/ Dispatch(w) \/ Lose(w) \/ Expire(w) \/ Assign(w) \/ Return(w) \/ Notice(w)
 Other ==
   \/ Cancel \/ Regress \/ ToolHandOff \/ ToolCrash
   \/ \E w \in W : Commit(w) \/ Revoke(w) \/ Crash(w) \/ Freeze(w)
