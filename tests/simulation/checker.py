@@ -350,7 +350,7 @@ def _unsafe(facts: Facts, sample: Sample, whole: Partition, events: list[Any]) -
         if (run.open or not _was_answered(facts, run, sample.at)) and _gist(run) != _gist(part.runs.get(run_id)):
             yield f"{where}: {run_id} is {_gist(part.runs.get(run_id))} from there, and {_gist(run)} by the whole log"
     for run_id, run in part.runs.items():
-        if run.open and not whole.runs[run_id].open:
+        if run.open and ((known := whole.runs.get(run_id)) is None or not known.open):
             yield f"{where}: {run_id} is open from there, and not by the whole log"
 
 

@@ -167,7 +167,7 @@ def a_worker_that_stops_keeps_no_rebalance_waiting(patch: Patch) -> None:
     patch.setattr(ToolWorker, "revoked", at_once)
 
 
-@plant("no worker dies", "orderly", start=18)
+@plant("no worker dies", "orderly", start=260)
 def what_was_revoked_before_attach_is_taken_over(patch: Patch) -> None:
     forget = Membership.forget
 
