@@ -107,6 +107,12 @@ class Admission:
             room.freed.clear()
             await room.freed.wait()
 
+    async def _until_queues_keep_up(self, request: m.RunRequest, run_id: str) -> None:
+        """What opens no run adds no calls, and waits for no queue."""
+        agent = self._station.registry.agent(request.agent or "")
+        if agent is not None and not request.cancel and self._is_here(run_id) and not self._is_known(run_id):
+            await self._station.saturation.until_kept_up(agent, _time_s(request, agent))
+
     # --- one request -----------------------------------------------------------------------------------------
 
     async def _take_up(self, record: Record) -> None:
@@ -114,6 +120,7 @@ class Admission:
         try:
             request = read_request(record.value)
             run_id = request.run_id or run_id
+            await self._until_queues_keep_up(request, run_id)
             event = await self._decide(record, request if request.run_id else replace(request, run_id=run_id))
             outgoing = self._station.encoded(self._owner.partition, event)
             if (size := len(outgoing.value or b"")) > BODY_BYTES:
@@ -210,7 +217,7 @@ class Admission:
         opening = m.Opening(
             request=request,
             revision=agent.revision,
-            deadline=self._station.clockwork.now() + min(request.deadline_s or limits.deadline_s, limits.deadline_s),
+            deadline=self._station.clockwork.now() + _time_s(request, agent),
             limits=m.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), cost),
             requested_at=record.timestamp / 1000,
         )
@@ -245,6 +252,11 @@ class Admission:
             self._station.store.refuse(reference)
         except StoreError as error:
             raise InvalidRequest(f"messages_ref: {error}") from None
+
+
+def _time_s(request: m.RunRequest, agent: AgentSpec) -> float:
+    """How long the run has, from its admission on."""
+    return min(request.deadline_s or agent.limits.deadline_s, agent.limits.deadline_s)
 
 
 def _fallback_id(record: Record) -> str:

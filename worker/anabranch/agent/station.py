@@ -10,6 +10,7 @@ from functools import partial
 
 from anabranch import messages as m
 from anabranch.agent.plan import Place, by_key
+from anabranch.agent.saturation import Saturation
 from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.codec import Outgoing, Record, encode
 from anabranch.config import AgentSettings, Price
@@ -69,6 +70,7 @@ class Station:
     prices: dict[str, Price]
     clockwork: Clockwork
     room: Room
+    saturation: Saturation
     partitions: int
     response_partitions: int
     place: Place = by_key

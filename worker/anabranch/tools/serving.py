@@ -61,7 +61,9 @@ class Bench:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A call that was taken in. `begun` once it executes: from then on it goes on, whatever the group does."""
+    """A call that was taken in. `begun` once it executes: from then on it goes on, whatever the group does. While
+    it is `behind_its_key`, it waits for no place of this worker, but for the calls before it that it must not overtake.
+    """
 
     record: Record
     call: ToolCall
@@ -69,6 +71,7 @@ class Job:
     arrived_at: float
     tool: Tool | None
     begun: bool = False
+    behind_its_key: bool = False
     dropped: bool = False
     held_until: int = 0  # what was told to the next owner of its serial key, in epoch seconds
     ends: asyncio.TimerHandle | None = None  # once it was handed off: the last one says for how long
@@ -84,6 +87,11 @@ class Job:
     def place(self) -> Place:
         """The partition that it was read from."""
         return Place(self.record.topic, self.record.partition)
+
+    @property
+    def since(self) -> float:
+        """When it was published, in epoch seconds, or came here, if nobody has said."""
+        return self.record.timestamp / 1000 if self.record.timestamp > 0 else self.arrived_at
 
     @property
     def running(self) -> bool:
@@ -169,9 +177,11 @@ class Service:
     async def _queued(self, job: Job, tool: Tool) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             if (key := job.serial_key) is not None:
+                job.behind_its_key = True
                 await stack.enter_async_context(self._serially.turn(f"key {key}"))
                 while (left := self._hold_until(job) - self._bench.now()) > 0:  # noqa: ASYNC110 - for time itself
                     await asyncio.sleep(left)
+                job.behind_its_key = False
             if tool.name in self._per_tool:
                 await stack.enter_async_context(self._per_tool[tool.name])
             if tool.limit is None:

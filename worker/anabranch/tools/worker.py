@@ -59,9 +59,9 @@ class ToolWorker:
 
     @property
     def oldest_waiting_s(self) -> float:
-        """How long the oldest call that was taken in and does not run yet has waited here."""
-        waiting = [job.arrived_at for lane in self._lanes.values() for job in lane.jobs if not job.begun]
-        return max(0.0, self._bench.now() - min(waiting)) if waiting else 0.0
+        """How long the oldest call that was taken in and does not run yet has waited, since it was published."""
+        since = [at for lane in self._lanes.values() if (at := lane.waiting_since) is not None]
+        return max(0.0, self._bench.now() - min(since)) if since else 0.0
 
     async def run(self) -> None:
         """Execute calls until `end`."""
@@ -127,11 +127,11 @@ class ToolWorker:
 
     def _pace(self, place: Place, lane: Lane) -> None:
         """Pause a partition that has more calls than there is room for; go on when there is room again."""
-        if not lane.paused and lane.full:
-            lane.paused = True
+        if lane.paused_at is None and lane.full:
+            lane.paused_at = self._bench.now()
             self._membership.subscription.pause(place)
-        elif lane.paused and lane.has_room:
-            lane.paused = False
+        elif lane.paused_at is not None and lane.has_room:
+            lane.paused_at = None
             self._membership.subscription.resume(place)
 
     # --- taking over and giving up ----------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class ToolWorker:
 
     def _left(self, lane: Lane, job: Job) -> None:
         lane.jobs.discard(job)
-        if lane.paused and self._lanes.get(job.place) is lane:
+        if lane.paused_at is not None and self._lanes.get(job.place) is lane:
             self._pace(job.place, lane)
 
     # --- one call ---------------------------------------------------------------------------------------------------
