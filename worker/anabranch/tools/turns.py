@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from anabranch.app import RateLimited, Retryable, Tool
 from anabranch.limits import Turn
 from anabranch.tools.shares import Shares
+from anabranch.tools.slots import Slots, in_line_of
 
 if TYPE_CHECKING:
     from anabranch.tools.serving import Job
@@ -24,7 +25,7 @@ class Paced:
     """An `executor.Gate`. `idle` says whether the call is not wanted any more."""
 
     def __init__(
-        self, job: Job, tool: Tool, shares: Shares, slots: asyncio.Semaphore, idle: Callable[[], bool]
+        self, job: Job, tool: Tool, shares: Shares, slots: Slots, idle: Callable[[], bool]
     ) -> None:
         assert tool.limit is not None, "only calls of a limit wait in a line"
         self._job, self._tool, self._limit = job, tool, tool.limit.name
@@ -58,7 +59,7 @@ class Paced:
         turn, self._joined = self._joined or self._join(), None
         async with AsyncExitStack() as stack:
             self._turn = await stack.enter_async_context(turn.pacer.inside(turn))
-            await stack.enter_async_context(self._slots)
+            await stack.enter_async_context(self._slots.slot(in_line_of(self._limit)))
             self._inside = stack.pop_all()
 
     async def leave(self) -> None:
