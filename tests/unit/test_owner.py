@@ -289,11 +289,12 @@ async def test_only_answered_runs_are_forgotten(monkeypatch: pytest.MonkeyPatch)
 async def test_the_bytes_of_open_runs_are_counted_and_given_back() -> None:
     desk = Desk().begin().write(b.requested())
     request = len(desk.log.records[0].value or b"")
-    assert desk.owner.open_bytes == desk.station.room.used == request
+    assert desk.owner.open_bytes == request
+    assert desk.owner.held_bytes == desk.station.room.used == request + module.RUN_BYTES
     desk.write(b.calls(), b.returned())
     assert desk.owner.open_bytes == sum(len(record.value or b"") for record in desk.log.records)
     desk.write(b.replied(turn=2))
-    assert desk.owner.open_bytes == desk.station.room.used == 0
+    assert desk.owner.held_bytes == desk.station.room.used == 0
     assert desk.station.room.freed.is_set()
 
 

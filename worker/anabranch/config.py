@@ -107,9 +107,12 @@ class AgentSettings:
 
 @dataclass(frozen=True, slots=True)
 class ToolSettings:
-    """The tool role. `concurrency` bounds the calls that run at once in one worker."""
+    """The tool role. `concurrency` bounds the calls that run at once in one worker, `max_taken_bytes` the memory for
+    those that run or wait there.
+    """
 
     concurrency: Count = 1000
+    max_taken_bytes: Count = 128 * 1024 * 1024
     hand_off_s: Seconds = 300.0
     threads: Count = 64
     processes: Count = field(default_factory=lambda: max(2, os.cpu_count() or 1))

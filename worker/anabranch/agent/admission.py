@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from anabranch import messages as m
-from anabranch.agent.owner import Owner
+from anabranch.agent.owner import RUN_BYTES, Owner
 from anabranch.agent.station import Station
 from anabranch.bodies import dump, read_request, sender_of
 from anabranch.codec import Record, cloud_event
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 BUFFER: Final = 500
 """How many requests are held ready; beyond it the partition pauses."""
+BUFFER_BYTES: Final = 1024 * 1024
+"""How many bytes of them: they may be large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Admission:
     def __init__(self, owner: Owner, station: Station) -> None:
         self._owner, self._station = owner, station
         self._buffer: deque[Record] = deque()
+        self._buffered = 0  # the bytes of `_buffer`
         self._links: deque[_Link] = deque()
         self._opened: Counter[str] = Counter()  # the runs that `_links` open
         self._unread = 0  # the bytes of `_links`
@@ -59,19 +62,21 @@ class Admission:
 
     @property
     def full(self) -> bool:
-        return len(self._buffer) >= BUFFER
+        return len(self._buffer) >= BUFFER or self._buffered >= BUFFER_BYTES
 
     @property
     def hungry(self) -> bool:
-        return len(self._buffer) <= BUFFER // 2
+        return len(self._buffer) <= BUFFER // 2 and self._buffered <= BUFFER_BYTES // 2
 
     def feed(self, records: Sequence[Record]) -> None:
         self._buffer.extend(records)
+        self._buffered += sum(len(record.value or b"") for record in records)
         self._wake.set()
 
     def suspend(self) -> None:
         """What is buffered will be read again."""
         self._buffer.clear()
+        self._buffered = 0
 
     def folded(self) -> None:
         """The fold has moved on: events of ours that it has passed are settled."""
@@ -96,13 +101,14 @@ class Admission:
             await self._until_there_is_room()
             if self._buffer:
                 record = self._buffer.popleft()
+                self._buffered -= len(record.value or b"")
                 if record.offset >= self.position:
                     await self._take_up(record)
 
     async def _until_there_is_room(self) -> None:
         room, limit = self._station.room, self._station.settings.max_partition_bytes
         while True:
-            if room.used + self._unread < room.limit and self._owner.open_bytes + self._unread < limit:
+            if room.used + self._unread < room.limit and self._owner.held_bytes + self._unread < limit:
                 return
             room.freed.clear()
             await room.freed.wait()
@@ -136,6 +142,7 @@ class Admission:
         size, opens = len(outgoing.value or b""), None
         if isinstance(event, m.RunRequested):
             event, opens = replace(event, size=size), run_id
+            size += RUN_BYTES
         self._remember(_Link(record.offset, opens, size))
         sent = self._station.append_encoded(self._owner.partition, event, outgoing)
         sent.add_done_callback(self._appended)

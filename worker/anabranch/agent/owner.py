@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 REMEMBERED: Final = 2000
 """How many answered runs an owner remembers, to answer a request that comes again."""
 AGAIN_S: Final = 1.0
+RUN_BYTES: Final = 4096
+"""What an open run takes in memory beside its bodies, about: many small ones need room, too."""
 HEADERS: Final = 300
 """Bytes of a record beside its body, about."""
 
@@ -122,7 +124,8 @@ class Owner:
         self.suspend()
         self._calls.wanted = lambda life, turn: None
         self._station.heard.pop(self.partition, None)
-        self._station.room.change(-self.open_bytes)
+        self._station.room.change(-self.held_bytes)
+        self._sizes.clear()
         self.open_bytes = 0
 
     def caught_up(self, position: int) -> None:
@@ -261,7 +264,7 @@ class Owner:
 
     def _account(self, run: Run) -> None:
         """Keep count of the bytes of open runs."""
-        life = (run.run_id, run.life)
+        life, before = (run.run_id, run.life), self.held_bytes
         self._needed[life] = run
         size = run.size if run.open else 0
         change = size - self._sizes.get(life, 0)
@@ -270,7 +273,12 @@ class Owner:
         else:
             self._sizes.pop(life, None)
         self.open_bytes += change
-        self._station.room.change(change)
+        self._station.room.change(self.held_bytes - before)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the open runs take in memory, about."""
+        return self.open_bytes + RUN_BYTES * len(self._sizes)
 
     # --- acting -------------------------------------------------------------------------------------------------
 
