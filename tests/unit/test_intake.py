@@ -141,11 +141,12 @@ async def test_calls_behind_their_own_key_are_not_the_queues_backlog() -> None:
 async def test_few_large_requests_fill_the_buffer() -> None:
     admission = Admission(Desk().begin().owner, Desk().station)
     large = [good(number, input="x" * 300 * KB) for number in range(4)]
-    admission.feed(large[:1])
-    assert not admission.full
-    admission.feed(large[1:])
-    assert admission.full
     assert sum(len(record.value or b"") for record in large) >= BUFFER_BYTES
+    found = []
+    for record in large:
+        found.append(admission.full)
+        admission.feed([record])
+    assert [*found, admission.full] == [False, False, False, False, True]
     admission.suspend()
     assert admission.hungry
 
@@ -157,3 +158,20 @@ async def test_small_runs_take_room_beside_their_bytes() -> None:
         await until(lambda: desk.appended)
         await asyncio.sleep(0.01)
         assert len(desk.appended) == 3
+
+
+async def test_what_partitions_take_up_at_the_same_time_counts_against_the_same_room() -> None:
+    desk = Desk(settings=AgentSettings(max_open_bytes=3 * RUN_BYTES)).begin()
+    other = Admission(desk.owner, desk.station)
+    async with admitting(desk) as admission:
+        admission.feed([good(number) for number in range(3)])
+        await until(lambda: len(desk.appended) == 3)
+        other.feed([good(3)])
+        taking_up = asyncio.create_task(other.run())
+        await asyncio.sleep(0.01)
+        assert len(desk.appended) == 3
+        admission.drop()
+        await until(lambda: desk.station.room.used > 0, what="the other one goes on")
+        taking_up.cancel()
+        other.drop()
+    assert desk.station.room.used == 0

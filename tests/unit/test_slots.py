@@ -18,7 +18,7 @@ from tests.support.wait import until
 
 from anabranch import App
 from anabranch.config import ToolSettings
-from anabranch.tools.slots import Slots, Whose
+from anabranch.tools.slots import TURN, Slots, Whose
 
 FLOOD = 200
 
@@ -51,22 +51,25 @@ class Line:
         return found
 
 
-async def test_runs_take_turns_and_the_calls_of_one_stay_in_order() -> None:
+async def test_a_run_with_many_calls_yields_after_its_turn_and_its_calls_stay_in_order() -> None:
     line = Line(1)
-    await line.ask(*(f"/big/{number}" for number in range(5)), "/small/0", "/small/1", "/other/0")
-    served = await line.served(8)
-    assert served[:6] == ["/big/0", "/big/1", "/small/0", "/other/0", "/big/2", "/small/1"]
-    assert served[6:] == ["/big/3", "/big/4"]
+    await line.ask(*(f"/big/{number}" for number in range(2 * TURN + 3)), "/small/0", "/small/1", "/other/0")
+    served = await line.served(2 * TURN + 6)
+    assert served[1 + TURN : 4 + TURN] == ["/small/0", "/small/1", "/other/0"]
+    assert [name for name in served if "big" in name] == [f"/big/{number}" for number in range(2 * TURN + 3)]
+
+
+async def test_runs_with_few_calls_are_served_as_they_came() -> None:
+    line, asked = Line(1), [f"/run{number}/{call}" for number in range(5) for call in range(3)]
+    await line.ask(*asked)
+    assert await line.served(len(asked)) == asked
 
 
 async def test_a_tenants_thousand_runs_take_one_turn_in_two() -> None:
     line = Line(1)
     await line.ask(*(f"loud/r{number}/0" for number in range(1000)), *(f"quiet/q{number}/0" for number in range(3)))
-    assert [name for name in await line.served(8) if name.startswith("quiet")] == [
-        "quiet/q0/0",
-        "quiet/q1/0",
-        "quiet/q2/0",
-    ]
+    served = await line.served(8)
+    assert [name for name in served if name.startswith("quiet")] == ["quiet/q0/0", "quiet/q1/0", "quiet/q2/0"]
 
 
 async def test_no_place_is_lost_and_no_more_are_given_than_there_are(seed: int) -> None:
@@ -136,8 +139,8 @@ async def test_a_run_with_two_hundred_calls_does_not_hold_up_one_with_three(kind
         await until(lambda: len(begun) == 4, what="all places are taken")
         bench.deliver(*(call(FLOOD + number, "look", {"run": "small"}, run_id="small") for number in range(3)))
         await asyncio.sleep(0.01)
-        gate.release(6)
-        await until(lambda: len(begun) == 10, what="six more have begun")
+        gate.release(TURN + 3)
+        await until(lambda: len(begun) == TURN + 7, what="a turn has passed, and three calls more")
         assert begun.count("small") == 3
         gate.release(FLOOD)
         await until(lambda: len(bench.sent.returned) == FLOOD + 3, what="all have a result")

@@ -78,6 +78,12 @@ class Admission:
         self._buffer.clear()
         self._buffered = 0
 
+    def drop(self) -> None:
+        """The partition did not come back: what was taken up is nothing to us any more."""
+        self.suspend()
+        while self._links:
+            self._read_back(self._links.popleft())
+
     def folded(self) -> None:
         """The fold has moved on: events of ours that it has passed are settled."""
         reached = self._owner.state.next_request or 0
@@ -86,7 +92,7 @@ class Admission:
 
     def _read_back(self, link: _Link) -> None:
         self._unread -= link.size
-        self._station.room.freed.set()
+        self._station.room.change(-link.size)
         if link.opens is not None and self._opened[link.opens] > 1:
             self._opened[link.opens] -= 1
         elif link.opens is not None:
@@ -108,7 +114,7 @@ class Admission:
     async def _until_there_is_room(self) -> None:
         room, limit = self._station.room, self._station.settings.max_partition_bytes
         while True:
-            if room.used + self._unread < room.limit and self._owner.held_bytes + self._unread < limit:
+            if room.used < room.limit and self._owner.held_bytes + self._unread < limit:
                 return
             room.freed.clear()
             await room.freed.wait()
@@ -150,6 +156,7 @@ class Admission:
     def _remember(self, link: _Link) -> None:
         self._links.append(link)
         self._unread += link.size
+        self._station.room.change(link.size)
         if link.opens is not None:
             self._opened[link.opens] += 1
 

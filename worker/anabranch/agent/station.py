@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Room:
-    """Bytes of open runs, over all partitions of this worker. `freed` is set whenever some run has ended."""
+    """Bytes of open runs, and of those that are being opened, over all partitions of this worker. `freed` is set
+    whenever some of it becomes free.
+    """
 
     limit: int
     used: int = 0

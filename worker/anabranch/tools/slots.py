@@ -1,8 +1,10 @@
 """Places for calls, given out fairly: who waits takes turns by tenant, and the runs of a tenant by run.
 
 A run that asks for two hundred calls at once would otherwise take all places before another's three, and a tenant's
-flood those of everybody else. Within a run it is first come, first served. It bounds how many are inside, and knows
-nothing of limits or keys: `serving.py` and `executor.py` ask for places once nothing else is in the way.
+flood those of everybody else. A turn is some calls long: runs that ask for few are served one after the other, as they
+came, so that the first ones end soon; if their calls took turns one by one, all of them would end late. It bounds how
+many are inside, and knows nothing of limits or keys: `serving.py` and `executor.py` ask for places once nothing else
+is in the way.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
+TURN: Final = 8
+"""How many calls of a run go, one after the other, before it is another's turn."""
 NOBODY: Final = ""
 """The tenant of calls without one."""
 
@@ -34,6 +38,7 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self._free = count
+        self._taken = 0  # of the turn of whoever is first
         self._tenants: dict[str, dict[str, deque[asyncio.Future[None]]]] = {}
 
     @asynccontextmanager
@@ -86,12 +91,16 @@ class Slots:
             del self._tenants[tenant]
 
     def _next(self) -> asyncio.Future[None] | None:
-        """The first of the run and the tenant whose turn it is; both go to the end of their lines."""
+        """The first of the run and the tenant whose turn it is; after its turn both go to the end of their lines."""
         if not self._tenants:
             return None
         tenant, runs = next(iter(self._tenants.items()))
         run_id, calls = next(iter(runs.items()))
         place = calls.popleft()
+        self._taken += 1
+        if calls and self._taken < TURN:
+            return place
+        self._taken = 0
         del self._tenants[tenant], runs[run_id]
         if calls:
             runs[run_id] = calls
