@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from anabranch.client import Client, Run
@@ -108,7 +108,7 @@ class Flood:
         waiting = asyncio.ensure_future(self._until_answered(phase, loud, began))
         await self._answers(quiet)
         slowest = time.perf_counter() - asked
-        return Figures(**{**asdict(await waiting), "others_slowest_s": slowest})
+        return replace(await waiting, others_slowest_s=round(slowest, 2))
 
     async def _submit(self, tool_ms: int, tenant: str | None = None) -> Run:
         return await self._client.submit(AGENT, workload.prompt(tool_ms), tenant=tenant)
@@ -139,7 +139,7 @@ class Flood:
 
     async def _figures(self, phase: str, runs: int, began: float, submitted: float) -> Figures:
         answered_s = time.perf_counter() - began
-        peaks = {name: round(await worker.peak_bytes() / 1e6) for name, worker in self._workers.items()}
+        peaks = {name: round(await worker.peak_bytes() / 1e6, 1) for name, worker in self._workers.items()}
         return Figures(
             phase, runs, round(submitted - began, 2), round(answered_s, 2), round(runs / answered_s, 1), peaks
         )

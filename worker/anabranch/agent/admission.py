@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Final
 
 from anabranch import messages as m
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 BUFFER: Final = 500
 """How many requests are held ready; beyond it the partition pauses."""
+AT_ONCE: Final = 20
+"""How many are taken up before others have their turn; there may be as many of us as partitions."""
 BUFFER_BYTES: Final = 1024 * 1024
 """How many bytes of them: they may be large."""
 
@@ -100,7 +103,9 @@ class Admission:
 
     async def run(self) -> None:
         """Take requests up for ever."""
-        while True:
+        for taken in count():
+            if taken % AT_ONCE == 0:
+                await asyncio.sleep(0)  # a flood must not keep the loop from everything else
             while not self._buffer:
                 self._wake.clear()
                 await self._wake.wait()
@@ -121,9 +126,11 @@ class Admission:
 
     async def _until_queues_keep_up(self, request: m.RunRequest, run_id: str) -> None:
         """What opens no run adds no calls, and waits for no queue."""
-        agent = self._station.registry.agent(request.agent or "")
-        if agent is not None and not request.cancel and self._is_here(run_id) and not self._is_known(run_id):
-            await self._station.saturation.until_kept_up(agent, _time_s(request, agent))
+        saturation, agent = self._station.saturation, self._station.registry.agent(request.agent or "")
+        if agent is None or request.cancel or not saturation.may_hold:
+            return
+        if self._is_here(run_id) and not self._is_known(run_id):
+            await saturation.until_kept_up(agent, _time_s(request, agent))
 
     # --- one request -----------------------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 OF_DEADLINE: Final = 0.25
 """The part of a call's time that it may wait before no more are added: the calls behind it wait longer."""
+LEAST_S: Final = 1.0
+"""Below it no threshold falls: what is told is older than half of that."""
 GO_ON_AT: Final = 0.5
 """The part of the threshold below which requests are taken up again."""
 
@@ -44,9 +46,15 @@ class Saturation:
     _over: dict[Threshold, bool] = field(default_factory=dict)
     _waiters: set[asyncio.Future[None]] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
+    _may_hold: bool = False
 
     def __post_init__(self) -> None:
         self.registry.on_workers.append(self._look_again)
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether calls wait anywhere for so long that it is worth asking."""
+        return self._may_hold
 
     async def until_kept_up(self, agent: AgentSpec, deadline_s: float) -> None:
         """Wait until no queue of the agent's tools is too far behind for a run that has `deadline_s` seconds."""
@@ -66,7 +74,7 @@ class Saturation:
         tools = [spec for name in agent.tools if (spec := self.registry.tool(name)) is not None]
         for queue in sorted({spec.queue for spec in tools}):
             time_s = min(_time_of(spec, deadline_s) for spec in tools if spec.queue == queue)
-            yield Threshold(queue, min(self.hold_after_s, time_s * OF_DEADLINE))
+            yield Threshold(queue, min(self.hold_after_s, max(LEAST_S, time_s * OF_DEADLINE)))
 
     def _look(self, threshold: Threshold) -> bool:
         """Whether the queue is over it: from there on until it has fallen well below."""
@@ -92,6 +100,8 @@ class Saturation:
 
     def _look_again(self) -> None:
         """A worker has told something, or has died."""
+        oldest_s = max((worker.oldest_waiting_s for worker in self.registry.workers.values()), default=0.0)
+        self._may_hold = oldest_s >= GO_ON_AT * min(LEAST_S, self.hold_after_s)
         still_over = [self._look(threshold) for threshold in list(self._over)]
         if not all(still_over):
             for waiter in self._waiters:

@@ -119,6 +119,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
                     place = Place(where.topic, where.partition)
                     if self._sought.get(place, 0) <= asked:  # else it was sought while others were delivered
                         self._deliver(place, records)
+                await asyncio.sleep(0)  # what was fetched ahead comes without a wait, and may be a lot
                 if not batches or time.monotonic() - self._reported > POLL_S:
                     await self._report()
                     await self._see_topics()
