@@ -50,7 +50,7 @@ class Worker:
 
     async def peak_bytes(self) -> int:
         """The most memory that it has had so far."""
-        return int(await self._ask("peak"))
+        return int(await self.ask("peak"))
 
     async def profile(self) -> None:
         """Profile it from now on, until `dump`; that makes it slower."""

@@ -42,7 +42,7 @@ async def _agent_over_http(settings: Settings, shutdown: Shutdown) -> None:
 
 async def _narrow_agent(settings: Settings, shutdown: Shutdown) -> None:
     """One that feels a small flood as others feel a large one: see `flood.py`."""
-    agent = replace(settings.agent, hold_after_s=NARROW_HOLD_S, max_open_bytes=8 * MB, max_partition_bytes=MB)
+    agent = replace(settings.agent, hold_after_s=NARROW_HOLD_S, max_open_bytes=16 * MB, max_partition_bytes=2 * MB)
     await serve_agent(app, replace(settings, agent=agent), shutdown, model=InstantModel())
 
 

@@ -416,3 +416,14 @@ async def test_a_defect_that_shows_at_an_acknowledgement_ends_the_worker() -> No
     sent.succeed(Acked(0, 1))
     with pytest.raises(RuntimeError, match="a defect"):
         await asyncio.wait_for(desk.station.fate.come(), 5)
+
+
+async def test_answered_runs_are_remembered_within_bounds_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED_BYTES", 3 * module.ANSWERED_BYTES)
+    desk = Desk().begin()
+    for number in range(5):
+        run_id, life = f"r{number}", str(number)
+        desk.write(b.requested(run_id, after=number, offset=number))
+        desk.write(b.replied(run_id=run_id, life=life))
+        await desk.sent.ack()
+    assert list(desk.owner.state.runs) == ["r3", "r4"]

@@ -26,7 +26,8 @@ METADATA: Final = 4000
 class Lane:
     """See the module. `held` is until when a key is another's; it and `paused_at` are epoch seconds.
 
-    `shares` are those of limits. `stands` once a commit of this assignment is confirmed: what former owners have said counts no more.
+    `shares` are those of limits. `stands` once a commit of this assignment is confirmed: what former owners have said
+    counts no more.
     """
 
     progress: Progress

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 class Paced:
     """An `executor.Gate`. `idle` says whether the call is not wanted any more."""
 
-    def __init__(
-        self, job: Job, tool: Tool, shares: Shares, slots: Slots, idle: Callable[[], bool]
-    ) -> None:
+    def __init__(self, job: Job, tool: Tool, shares: Shares, slots: Slots, idle: Callable[[], bool]) -> None:
         assert tool.limit is not None, "only calls of a limit wait in a line"
         self._job, self._tool, self._limit = job, tool, tool.limit.name
         self._shares, self._slots, self._idle = shares, slots, idle
