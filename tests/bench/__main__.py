@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     plan = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _kafka() as bootstrap, _namespace(bootstrap) as namespace:
+        with kafka() as bootstrap, namespaces(bootstrap) as namespace:
             figures = asyncio.run(_measure_all(plan, bootstrap, namespace))
     except (KafkaFailed, KafkaUnavailable, WorkerDied, WrongAnswer) as error:
         sys.stderr.write(f"{error}\n")
@@ -95,7 +95,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 @contextmanager
-def _kafka() -> Iterator[str]:
+def kafka() -> Iterator[str]:
+    """The bootstrap address of a Kafka that is running while the context lasts."""
     if external := os.environ.get(BOOTSTRAP_VARIABLE):
         yield external
         return
@@ -104,7 +105,7 @@ def _kafka() -> Iterator[str]:
 
 
 @contextmanager
-def _namespace(bootstrap: str) -> Iterator[str]:
+def namespaces(bootstrap: str) -> Iterator[str]:
     """The beginning of the namespaces of this invocation, whose topics are dropped in the end."""
     prefix = f"bench-{os.getpid()}-{secrets.token_hex(3)}"
     try:

@@ -36,9 +36,14 @@ app.agent(AGENT, model="instant", system="You are measured.", tools=[look_up], m
 
 
 class InstantModel:
-    """A `Model` without latency: its replies are made once."""
+    """A `Model` without latency, unless it is told one: its replies are made once."""
+
+    def __init__(self, latency_s: float = 0.0) -> None:
+        self._latency_s = latency_s
 
     async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
+        if self._latency_s:
+            await asyncio.sleep(self._latency_s)
         return _answer() if b'"tool_result"' in body else _calls(workload.tool_ms_of(body))
 
 

@@ -48,6 +48,10 @@ class Worker:
         """The CPU seconds that it has used so far, all its threads, user and system."""
         return float(await self.ask("cpu"))
 
+    async def peak_bytes(self) -> int:
+        """The most memory that it has had so far."""
+        return int(await self.ask("peak"))
+
     async def profile(self) -> None:
         """Profile it from now on, until `dump`; that makes it slower."""
         await self.ask("profile")

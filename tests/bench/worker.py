@@ -2,8 +2,8 @@
 
 Responsible for: one role of Anabranch or of the floor, in a process of its own, so that its CPU time is its own. It
 says `ready` on standard output once it serves. Lines on standard input are orders, each answered with a line: `cpu`
-(the CPU seconds of this process so far), `profile`, `dump FILE` (what the profiler has seen since). The end of standard
-input ends it, so it outlives nobody.
+(the CPU seconds of this process so far), `peak` (the most memory that it has had, in bytes), `profile`, `dump FILE`
+(what the profiler has seen since). The end of standard input ends it, so it outlives nobody.
 Must never: measure anything else.
 Called by: `processes.py`.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import cProfile
 import logging
+import resource
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -25,6 +26,10 @@ from tests.bench import floor
 from tests.bench.app import QUEUE, InstantModel, app
 from tests.bench.settings import settings_for
 
+MB: Final = 1024 * 1024
+MODEL_S, MODEL_CONCURRENCY = 0.25, 32
+NARROW_HOLD_S, NARROW_CONCURRENCY = 2.0, 100
+
 
 async def _agent(settings: Settings, shutdown: Shutdown) -> None:
     await serve_agent(app, settings, shutdown, model=InstantModel())
@@ -35,6 +40,24 @@ async def _agent_over_http(settings: Settings, shutdown: Shutdown) -> None:
     await serve_agent(app, replace(settings, anthropic=load().anthropic), shutdown)
 
 
+async def _narrow_agent(settings: Settings, shutdown: Shutdown) -> None:
+    """One that feels a small flood as others feel a large one: see `flood.py`."""
+    agent = replace(settings.agent, hold_after_s=NARROW_HOLD_S, max_open_bytes=16 * MB, max_partition_bytes=2 * MB)
+    await serve_agent(app, replace(settings, agent=agent), shutdown, model=InstantModel())
+
+
+async def _thinking_agent(settings: Settings, shutdown: Shutdown) -> None:
+    """One whose model has a latency, and few places: its model is what the runs wait for."""
+    agent = replace(settings.agent, model_concurrency=MODEL_CONCURRENCY)
+    await serve_agent(app, replace(settings, agent=agent), shutdown, model=InstantModel(MODEL_S))
+
+
+async def _narrow_tool(settings: Settings, shutdown: Shutdown) -> None:
+    tool = replace(settings.tool, concurrency=NARROW_CONCURRENCY, max_taken_bytes=8 * MB)
+    worker = replace(settings.worker, heartbeat_s=0.5)
+    await serve_tools(app, QUEUE, replace(settings, tool=tool, worker=worker), shutdown)
+
+
 async def _tool(settings: Settings, shutdown: Shutdown) -> None:
     await serve_tools(app, QUEUE, settings, shutdown)
 
@@ -43,6 +66,9 @@ ROLES: Final[dict[str, Callable[[Settings, Shutdown], Awaitable[None]]]] = {
     "agent": _agent,
     "agent-http": _agent_over_http,
     "tool": _tool,
+    "thinking-agent": _thinking_agent,
+    "narrow-agent": _narrow_agent,
+    "narrow-tool": _narrow_tool,
     "floor-agent": floor.relay_agent,
     "floor-tool": floor.relay_tool,
 }
@@ -73,6 +99,8 @@ async def _obey(shutdown: Shutdown) -> None:
         order, _, argument = line.decode().strip().partition(" ")
         if order == "cpu":
             _say(repr(time.process_time()))
+        elif order == "peak":
+            _say(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
         elif order == "profile":
             profiler.enable()
             _say("profiling")

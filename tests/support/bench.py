@@ -38,6 +38,7 @@ class Group:
         self.sought: dict[Place, int] = {}
         self.refuses = False
         self.alive = True
+        self.paused: set[Place] = set()
 
     async def commit(self, offsets: Mapping[Place, Committed]) -> bool:
         if not self.refuses:
@@ -52,10 +53,13 @@ class Group:
 
     def seek(self, place: Place, offset: int) -> None:
         self.sought[place] = offset
+        self.paused.discard(place)
 
-    def pause(self, place: Place) -> None: ...
+    def pause(self, place: Place) -> None:
+        self.paused.add(place)
 
-    def resume(self, place: Place) -> None: ...
+    def resume(self, place: Place) -> None:
+        self.paused.discard(place)
 
 
 class Results:
@@ -83,9 +87,16 @@ class Results:
 class ToolBench:
     """One tool worker of queue `q`, and the partition `PLACE` of it. `calls` outlive workers, like a topic."""
 
-    def __init__(self, app: App, group: Group | None = None, worker_id: str = "w", partitions: int = 1) -> None:
+    def __init__(
+        self,
+        app: App,
+        group: Group | None = None,
+        worker_id: str = "w",
+        partitions: int = 1,
+        settings: ToolSettings | None = None,
+    ) -> None:
         self.group, self.sent, self.clock = group or Group(), Results(), Clock(100.0)
-        settings = ToolSettings()
+        settings = settings or ToolSettings()
         now = lambda: self.clock.now  # noqa: E731
         self.executor = Executor(settings, now)
         sent = cast(Appender, self.sent)
@@ -103,24 +114,39 @@ class ToolBench:
         finally:
             self.executor.close()
 
-    async def assign(self) -> None:
-        """The partition is assigned, and its commit has been read."""
+    async def assign(self, *places: Place) -> None:
+        """The partitions (`PLACE`, unless said otherwise) are assigned, and their commits have been read."""
+        wanted = frozenset(places or {PLACE})
         self.group.sought.clear()
-        self.worker.assigned(frozenset({PLACE}))
-        await until(lambda: PLACE in self.group.sought, what="the partition is taken over")
+        self.worker.assigned(wanted)
+        await until(lambda: wanted <= self.group.sought.keys(), what="the partitions are taken over")
 
     async def revoke(self) -> None:
         await self.worker.revoked(frozenset({PLACE}), lost=False)
 
     def deliver(self, *records: b.Read) -> None:
         """What lies at or above the position is read."""
-        self.worker.records(PLACE, [record for record in records if record.offset >= self.group.sought[PLACE]])
+        by_place: dict[Place, list[b.Read]] = {}
+        for record in records:
+            by_place.setdefault(Place(record.topic, record.partition), []).append(record)
+        for place, read in by_place.items():
+            self.worker.records(place, [record for record in read if record.offset >= self.group.sought[place]])
 
 
-def call(offset: int, tool: str, arguments: dict[str, Any] | None = None, *, key: str = "key") -> b.Read:
+def call(
+    offset: int,
+    tool: str,
+    arguments: dict[str, Any] | None = None,
+    *,
+    key: str = "key",
+    run_id: str = "r",
+    tenant: str | None = None,
+    partition: int = 0,
+    at_ms: int = 0,
+) -> b.Read:
     """A call as it lies in the queue."""
     body = ToolCall(
-        call_id=f"r/1.a/{offset}", run_id="r", agent="a", tool=tool, input=arguments or {}, dispatch=1, deadline=1e6,
-        idempotency_key=f"k{offset}", reply=ReplyTopic(b.LOG, 0),
+        call_id=f"{run_id}/1.a{partition or ''}/{offset}", run_id=run_id, agent="a", tool=tool, input=arguments or {},
+        dispatch=1, deadline=1e6, idempotency_key=f"k{offset}", reply=ReplyTopic(b.LOG, 0), tenant=tenant,
     )  # fmt: skip
-    return b.Read(*PLACE, offset, 0, key.encode(), whole(body), (("ce_life", b"0"),))
+    return b.Read(PLACE.topic, partition, offset, at_ms, key.encode(), whole(body), (("ce_life", b"0"),))

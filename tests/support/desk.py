@@ -20,6 +20,7 @@ from anabranch.agent.calling import ModelCalls
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.owner import Hooks, Owner
+from anabranch.agent.saturation import Saturation
 from anabranch.agent.station import Room, Station
 from anabranch.agent.thinking import Clockwork, Job, Thinker
 from anabranch.codec import Outgoing, decode, encode, header
@@ -127,7 +128,8 @@ class Desk:
         settings = settings or AgentSettings()
         self.station = Station(
             NAMESPACE, "w", cast(Appender, self.sent), cast(Thinker, self.jobs), self.registry, settings, {}, clockwork,
-            Room(settings.max_open_bytes), partitions, response_partitions=4, store=store,
+            Room(settings.max_open_bytes), Saturation(self.registry, settings.hold_after_s, lambda: self.clock.now),
+            partitions, response_partitions=4, store=store,
         )  # fmt: skip
         self.time_up: list[Moment] = []
         self.alive, self.commits_asked_for = True, 0

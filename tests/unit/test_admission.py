@@ -289,3 +289,13 @@ async def test_a_full_buffer_says_so() -> None:
     assert admission.full
     admission.suspend()
     assert not admission.full
+
+
+async def test_a_flood_of_requests_leaves_others_their_turn() -> None:
+    desk, seen = Desk().begin(), list[int]()
+    async with admitting(desk) as admission:
+        admission.feed([good(number) for number in range(200)])
+        while len(desk.appended) < 200:
+            seen.append(len(desk.appended))
+            await asyncio.sleep(0)
+    assert len(seen) >= 10

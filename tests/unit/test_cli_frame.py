@@ -13,10 +13,11 @@ import sys
 import click
 import pytest
 
-from anabranch.cli import anabranch, deadletters, dev, frame, registered
+from anabranch.cli import anabranch, deadletters, dev, frame
 from anabranch.config import sources
 from anabranch.deadletters import KEPT
 from anabranch.errors import AnabranchError, BrokerError
+from anabranch.registry import is_alive
 from anabranch.specs import WorkerInfo
 from anabranch.topics import Namespace
 
@@ -111,8 +112,8 @@ def test_dev_takes_the_port_of_a_bootstrap_on_this_machine(bootstrap: str, port:
 
 def test_a_worker_is_dead_after_30_s_of_silence() -> None:
     worker = WorkerInfo("w", "tool", "1", started_at=0.0, seen_at=100.0)
-    assert registered.is_alive(worker, 130.0)
-    assert not registered.is_alive(worker, 130.1)
+    assert is_alive(worker, 130.0)
+    assert not is_alive(worker, 130.1)
 
 
 def letter(origin: str, value: bytes = b"{}") -> deadletters.Letter:

@@ -16,6 +16,7 @@ from anabranch import App, Limit, RateLimited
 from anabranch.homes import homes
 from anabranch.kafka.seam import Committed
 from anabranch.tools import marks
+from anabranch.tools.slots import Slots
 
 
 class Api:
@@ -65,7 +66,7 @@ async def test_those_of_one_home_start_in_order_and_others_do_not_wait() -> None
 async def test_while_it_waits_a_call_holds_no_slot() -> None:
     api = Api("1/min")
     async with ToolBench(api.app).running() as bench:
-        bench.worker._service._slots = asyncio.Semaphore(1)
+        bench.worker._service._slots = Slots(1)
         await bench.assign()
         bench.deliver(*(ask(offset) for offset in range(50)), *(call(n, "look", {"n": n}) for n in range(50, 60)))
         await until(lambda: len(api.started) == 10, what="those without a limit have started")

@@ -289,11 +289,12 @@ async def test_only_answered_runs_are_forgotten(monkeypatch: pytest.MonkeyPatch)
 async def test_the_bytes_of_open_runs_are_counted_and_given_back() -> None:
     desk = Desk().begin().write(b.requested())
     request = len(desk.log.records[0].value or b"")
-    assert desk.owner.open_bytes == desk.station.room.used == request
+    assert desk.owner.open_bytes == request
+    assert desk.owner.held_bytes == desk.station.room.used == request + module.RUN_BYTES
     desk.write(b.calls(), b.returned())
     assert desk.owner.open_bytes == sum(len(record.value or b"") for record in desk.log.records)
     desk.write(b.replied(turn=2))
-    assert desk.owner.open_bytes == desk.station.room.used == 0
+    assert desk.owner.held_bytes == desk.station.room.used == 0
     assert desk.station.room.freed.is_set()
 
 
@@ -415,3 +416,14 @@ async def test_a_defect_that_shows_at_an_acknowledgement_ends_the_worker() -> No
     sent.succeed(Acked(0, 1))
     with pytest.raises(RuntimeError, match="a defect"):
         await asyncio.wait_for(desk.station.fate.come(), 5)
+
+
+async def test_answered_runs_are_remembered_within_bounds_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED_BYTES", 3 * module.ANSWERED_BYTES)
+    desk = Desk().begin()
+    for number in range(5):
+        run_id, life = f"r{number}", str(number)
+        desk.write(b.requested(run_id, after=number, offset=number))
+        desk.write(b.replied(run_id=run_id, life=life))
+        await desk.sent.ack()
+    assert list(desk.owner.state.runs) == ["r3", "r4"]

@@ -23,6 +23,7 @@ from anabranch.errors import ConfigError
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PerMinute = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -85,7 +86,8 @@ class AgentSettings:
     """The agent role. `model_silence_s` is how long a stream may say nothing, `hand_off_s` how long a model call
     goes on after its partition was given up, `snapshot_age_s` how old an open run's oldest event may grow (well
     below the retention of the log), `clean_bytes` how much log is not worth a cleaning, `clean_at_once_bytes` how
-    much of open runs one cleaning says again, in parts of `snapshot_part_bytes`; sizes are bytes.
+    much of open runs one cleaning says again, in parts of `snapshot_part_bytes`; sizes are bytes. `hold_after_s` is
+    how long the oldest call of a queue may have waited before no run is opened that would add to them.
     """
 
     model_concurrency: Count = 256
@@ -100,13 +102,17 @@ class AgentSettings:
     snapshot_part_bytes: Annotated[int, Field(ge=4096, le=512 * 1024)] = 512 * 1024
     max_open_bytes: Count = 512 * 1024 * 1024
     max_partition_bytes: Count = 64 * 1024 * 1024
+    hold_after_s: SomeSeconds = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class ToolSettings:
-    """The tool role. `concurrency` bounds the calls that run at once in one worker."""
+    """The tool role. `concurrency` bounds the calls that run at once in one worker, `max_taken_bytes` the memory for
+    those that run or wait there.
+    """
 
     concurrency: Count = 1000
+    max_taken_bytes: Count = 128 * 1024 * 1024
     hand_off_s: Seconds = 300.0
     threads: Count = 64
     processes: Count = field(default_factory=lambda: max(2, os.cpu_count() or 1))

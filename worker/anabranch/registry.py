@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from anabranch.bodies import dump, read
@@ -21,10 +21,14 @@ from anabranch.topics import Namespace
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.5
+DEAD_S: Final = 30.0
+"""How long after its last sign of life a worker counts as dead."""
 
 
 class Registry:
-    """Tools and limits by name, agents by name and revision, workers by id."""
+    """Tools and limits by name, agents by name and revision, workers by id. `on_workers` are called when one tells of
+    itself, or is gone.
+    """
 
     def __init__(self) -> None:
         self.tools: dict[str, ToolSpec] = {}
@@ -32,6 +36,7 @@ class Registry:
         self.agents: dict[str, AgentSpec] = {}
         self.revisions: dict[tuple[str, str], AgentSpec] = {}
         self.workers: dict[str, WorkerInfo] = {}
+        self.on_workers: list[Callable[[], None]] = []
 
     def tool(self, name: str) -> ToolSpec | None:
         return self.tools.get(name)
@@ -92,6 +97,13 @@ class Registry:
             self.workers.pop(name, None)
         else:
             self.workers[name] = read(WorkerInfo, value)
+        for changed in self.on_workers:
+            changed()
+
+
+def is_alive(worker: WorkerInfo, now: float) -> bool:
+    """Whether it has given a sign of life lately; `now` is epoch seconds."""
+    return now - worker.seen_at <= DEAD_S
 
 
 async def follow(broker: Broker, namespace: Namespace, registry: Registry, ready: asyncio.Event) -> None:

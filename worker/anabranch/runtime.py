@@ -23,6 +23,7 @@ from typing import Any, Final, Literal, Protocol
 
 from anabranch.agent.model import Model
 from anabranch.agent.placing import Placing
+from anabranch.agent.saturation import Saturation
 from anabranch.agent.station import Room, Station
 from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.agent.worker import AgentWorker
@@ -146,6 +147,7 @@ async def serve_agent(
             prices=settings.prices,
             clockwork=clockwork,
             room=Room(settings.agent.max_open_bytes),
+            saturation=Saturation(registry, settings.agent.hold_after_s, clockwork.now),
             partitions=await broker.partitions(namespace.log),
             response_partitions=await broker.partitions(namespace.responses),
             place=placing.partition,

@@ -89,4 +89,4 @@ class WorkerInfo:
     seen_at: Annotated[float, says("Epoch seconds")]
     queue: Annotated[str | None, says("A tool worker's queue")] = None
     running: Annotated[int, says("Model or tool calls in flight")] = 0
-    oldest_waiting_s: Annotated[float, says("How long the oldest call has waited here")] = 0.0
+    oldest_waiting_s: Annotated[float, says("How long the oldest call that it has taken in has waited")] = 0.0

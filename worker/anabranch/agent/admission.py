@@ -13,10 +13,11 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Final
 
 from anabranch import messages as m
-from anabranch.agent.owner import Owner
+from anabranch.agent.owner import RUN_BYTES, Owner
 from anabranch.agent.station import Station
 from anabranch.bodies import dump, read_request, sender_of
 from anabranch.codec import Record, cloud_event
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 
 BUFFER: Final = 500
 """How many requests are held ready; beyond it the partition pauses."""
+AT_ONCE: Final = 20
+"""How many are taken up before others have their turn; there may be as many of us as partitions."""
+BUFFER_BYTES: Final = 1024 * 1024
+"""How many bytes of them: they may be large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class Admission:
     def __init__(self, owner: Owner, station: Station) -> None:
         self._owner, self._station = owner, station
         self._buffer: deque[Record] = deque()
+        self._buffered = 0  # the bytes of `_buffer`
         self._links: deque[_Link] = deque()
         self._opened: Counter[str] = Counter()  # the runs that `_links` open
         self._unread = 0  # the bytes of `_links`
@@ -59,19 +65,27 @@ class Admission:
 
     @property
     def full(self) -> bool:
-        return len(self._buffer) >= BUFFER
+        return len(self._buffer) >= BUFFER or self._buffered >= BUFFER_BYTES
 
     @property
     def hungry(self) -> bool:
-        return len(self._buffer) <= BUFFER // 2
+        return len(self._buffer) <= BUFFER // 2 and self._buffered <= BUFFER_BYTES // 2
 
     def feed(self, records: Sequence[Record]) -> None:
         self._buffer.extend(records)
+        self._buffered += sum(len(record.value or b"") for record in records)
         self._wake.set()
 
     def suspend(self) -> None:
         """What is buffered will be read again."""
         self._buffer.clear()
+        self._buffered = 0
+
+    def drop(self) -> None:
+        """The partition did not come back: what was taken up is nothing to us any more."""
+        self.suspend()
+        while self._links:
+            self._read_back(self._links.popleft())
 
     def folded(self) -> None:
         """The fold has moved on: events of ours that it has passed are settled."""
@@ -81,7 +95,7 @@ class Admission:
 
     def _read_back(self, link: _Link) -> None:
         self._unread -= link.size
-        self._station.room.freed.set()
+        self._station.room.change(-link.size)
         if link.opens is not None and self._opened[link.opens] > 1:
             self._opened[link.opens] -= 1
         elif link.opens is not None:
@@ -89,23 +103,34 @@ class Admission:
 
     async def run(self) -> None:
         """Take requests up for ever."""
-        while True:
+        for taken in count():
+            if taken % AT_ONCE == 0:
+                await asyncio.sleep(0)  # a flood must not keep the loop from everything else
             while not self._buffer:
                 self._wake.clear()
                 await self._wake.wait()
             await self._until_there_is_room()
             if self._buffer:
                 record = self._buffer.popleft()
+                self._buffered -= len(record.value or b"")
                 if record.offset >= self.position:
                     await self._take_up(record)
 
     async def _until_there_is_room(self) -> None:
         room, limit = self._station.room, self._station.settings.max_partition_bytes
         while True:
-            if room.used + self._unread < room.limit and self._owner.open_bytes + self._unread < limit:
+            if room.used < room.limit and self._owner.held_bytes + self._unread < limit:
                 return
             room.freed.clear()
             await room.freed.wait()
+
+    async def _until_queues_keep_up(self, request: m.RunRequest, run_id: str) -> None:
+        """What opens no run adds no calls, and waits for no queue."""
+        saturation, agent = self._station.saturation, self._station.registry.agent(request.agent or "")
+        if agent is None or request.cancel or not saturation.may_hold:
+            return
+        if self._is_here(run_id) and not self._is_known(run_id):
+            await saturation.until_kept_up(agent, _time_s(request, agent))
 
     # --- one request -----------------------------------------------------------------------------------------
 
@@ -114,6 +139,7 @@ class Admission:
         try:
             request = read_request(record.value)
             run_id = request.run_id or run_id
+            await self._until_queues_keep_up(request, run_id)
             event = await self._decide(record, request if request.run_id else replace(request, run_id=run_id))
             outgoing = self._station.encoded(self._owner.partition, event)
             if (size := len(outgoing.value or b"")) > BODY_BYTES:
@@ -129,6 +155,7 @@ class Admission:
         size, opens = len(outgoing.value or b""), None
         if isinstance(event, m.RunRequested):
             event, opens = replace(event, size=size), run_id
+            size += RUN_BYTES
         self._remember(_Link(record.offset, opens, size))
         sent = self._station.append_encoded(self._owner.partition, event, outgoing)
         sent.add_done_callback(self._appended)
@@ -136,6 +163,7 @@ class Admission:
     def _remember(self, link: _Link) -> None:
         self._links.append(link)
         self._unread += link.size
+        self._station.room.change(link.size)
         if link.opens is not None:
             self._opened[link.opens] += 1
 
@@ -210,7 +238,7 @@ class Admission:
         opening = m.Opening(
             request=request,
             revision=agent.revision,
-            deadline=self._station.clockwork.now() + min(request.deadline_s or limits.deadline_s, limits.deadline_s),
+            deadline=self._station.clockwork.now() + _time_s(request, agent),
             limits=m.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), cost),
             requested_at=record.timestamp / 1000,
         )
@@ -245,6 +273,11 @@ class Admission:
             self._station.store.refuse(reference)
         except StoreError as error:
             raise InvalidRequest(f"messages_ref: {error}") from None
+
+
+def _time_s(request: m.RunRequest, agent: AgentSpec) -> float:
+    """How long the run has, from its admission on."""
+    return min(request.deadline_s or agent.limits.deadline_s, agent.limits.deadline_s)
 
 
 def _fallback_id(record: Record) -> str:

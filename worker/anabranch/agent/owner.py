@@ -25,6 +25,7 @@ from anabranch.agent.publishing import Publisher
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
 from anabranch.agent.timers import Timers
+from anabranch.bodies import dump
 from anabranch.codec import Record, decode
 from anabranch.deadletters import dead_letter
 from anabranch.errors import WireError
@@ -36,6 +37,12 @@ log = logging.getLogger(__name__)
 REMEMBERED: Final = 2000
 """How many answered runs an owner remembers, to answer a request that comes again."""
 AGAIN_S: Final = 1.0
+RUN_BYTES: Final = 12_000
+"""What an open run takes in memory beside its bodies, with three calls out, about: many small ones need room, too."""
+ANSWERED_BYTES: Final = 2_000
+"""The same of one that is answered, and remembered."""
+REMEMBERED_BYTES: Final = 8 * 1024 * 1024
+"""How much memory those may take: their requests and answers may be large."""
 HEADERS: Final = 300
 """Bytes of a record beside its body, about."""
 
@@ -74,7 +81,8 @@ class Owner:
         self._publisher = Publisher(partition, station, self.state, 0, self._close)
         self._needed: dict[Life, Run] = {}  # the runs that are open, or not answered yet
         self._sizes: dict[Life, int] = {}
-        self._remembered: dict[Life, None] = {}  # the runs that nobody waits for any more, the oldest first
+        self._remembered: dict[Life, int] = {}  # the runs that nobody waits for any more, the oldest first
+        self._remembered_bytes = 0
         self._asked: dict[int, str] = {}  # the requests that are being noted as duplicates, and their runs
         self._reach = 0  # the highest low that may stand committed
         self._committed = asyncio.Event()
@@ -122,7 +130,8 @@ class Owner:
         self.suspend()
         self._calls.wanted = lambda life, turn: None
         self._station.heard.pop(self.partition, None)
-        self._station.room.change(-self.open_bytes)
+        self._station.room.change(-self.held_bytes)
+        self._sizes.clear()
         self.open_bytes = 0
 
     def caught_up(self, position: int) -> None:
@@ -261,7 +270,7 @@ class Owner:
 
     def _account(self, run: Run) -> None:
         """Keep count of the bytes of open runs."""
-        life = (run.run_id, run.life)
+        life, before = (run.run_id, run.life), self.held_bytes
         self._needed[life] = run
         size = run.size if run.open else 0
         change = size - self._sizes.get(life, 0)
@@ -270,7 +279,12 @@ class Owner:
         else:
             self._sizes.pop(life, None)
         self.open_bytes += change
-        self._station.room.change(change)
+        self._station.room.change(self.held_bytes - before)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the open runs take in memory, about."""
+        return self.open_bytes + RUN_BYTES * len(self._sizes)
 
     # --- acting -------------------------------------------------------------------------------------------------
 
@@ -331,12 +345,17 @@ class Owner:
         if self._publisher.has_answer(life):  # else it was answered before our time, and may be asked for again
             run.turns.clear()
         self._publisher.keep_answers_only(life)
-        self._remembered[life] = None
-        while len(self._remembered) > REMEMBERED:
+        self._remember(run, life)
+
+    def _remember(self, run: Run, life: Life) -> None:
+        weight = ANSWERED_BYTES + len(dump(run.opening.request)) + self._publisher.answer_bytes(life)
+        self._remembered_bytes += weight - self._remembered.pop(life, 0)
+        self._remembered[life] = weight
+        while len(self._remembered) > (REMEMBERED if self._remembered_bytes <= REMEMBERED_BYTES else 1):
             self._forget(next(iter(self._remembered)))
 
     def _forget(self, life: Life) -> None:
-        del self._remembered[life]
+        self._remembered_bytes -= self._remembered.pop(life)
         run = self.state.runs.get(life[0])
         if run is not None and run.life == life[1]:
             if self._unanswered(run) or run.run_id in self._asked.values():

@@ -72,6 +72,9 @@ class Publisher:
     def has_answer(self, life: Life) -> bool:
         return life in self._answers
 
+    def answer_bytes(self, life: Life) -> int:
+        return len(self._answers.get(life, b""))
+
     def keep_answers_only(self, life: Life) -> None:
         """The run is over: what its calls came to is of no more interest."""
         self._acked[life] = {due for due in self._acked.get(life, ()) if isinstance(due, AnswerDue)}

@@ -10,6 +10,7 @@ from functools import partial
 
 from anabranch import messages as m
 from anabranch.agent.plan import Place, by_key
+from anabranch.agent.saturation import Saturation
 from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.codec import Outgoing, Record, encode
 from anabranch.config import AgentSettings, Price
@@ -26,7 +27,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Room:
-    """Bytes of open runs, over all partitions of this worker. `freed` is set whenever some run has ended."""
+    """Bytes of open runs, and of those that are being opened, over all partitions of this worker. `freed` is set
+    whenever some of it becomes free.
+    """
 
     limit: int
     used: int = 0
@@ -69,6 +72,7 @@ class Station:
     prices: dict[str, Price]
     clockwork: Clockwork
     room: Room
+    saturation: Saturation
     partitions: int
     response_partitions: int
     place: Place = by_key

@@ -127,9 +127,9 @@ class AgentWorker:
         if owner is None or admission is None or membership.stopping or membership.is_taking_over:
             return
         if place.topic != self._log:
-            admission.feed(records)
-            if admission.full:
+            if admission.full:  # it does not keep up: one delivery that it takes up at once is no reason to pause
                 self.subscription.pause(place)
+            admission.feed(records)
         elif self._misses(owner, records[0].offset):
             self._membership.take_over_again()
         else:
@@ -231,7 +231,8 @@ class AgentWorker:
     def _forget(self, partition: int) -> None:
         if (owner := self._owners.pop(partition, None)) is not None:
             owner.drop()
-        self._admissions.pop(partition, None)
+        if (admission := self._admissions.pop(partition, None)) is not None:
+            admission.drop()
 
     def _new_owner(self, partition: int) -> Owner:
         calls = self._calls.get(partition)

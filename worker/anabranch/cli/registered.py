@@ -1,13 +1,13 @@
 """`anabranch agents`, `anabranch tools` and `anabranch workers`: what the registry of a namespace says.
 
-It reads and shows, and decides one thing: when a worker counts as dead.
+It reads and shows, and decides nothing.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,9 +16,6 @@ from anabranch.cli import frame
 if TYPE_CHECKING:
     from anabranch.registry import Registry
     from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
-
-DEAD_S: Final = 30.0
-"""How long a worker may be silent, in seconds, before it counts as dead."""
 
 
 @click.command()
@@ -49,6 +46,8 @@ def tools(common: frame.Frame) -> None:
 @frame.options(app=True, listing=True)
 def workers(common: frame.Frame) -> None:
     """List the workers; one that has given no sign of life for 30 s is shown as dead."""
+    from anabranch.registry import is_alive
+
     now = time.time()
     found = sorted(_read(common).workers.values(), key=lambda worker: (worker.role, worker.queue or "", worker.id))
     if common.as_json:
@@ -57,11 +56,6 @@ def workers(common: frame.Frame) -> None:
     columns = ("worker", "role", "queue", "state", ">running", ">oldest waiting", ">up for", "version")
     rows = [_worker(worker, now) for worker in found]
     frame.print_table(columns, rows, empty=_nothing(common, "worker", "anabranch worker agent APP"))
-
-
-def is_alive(worker: WorkerInfo, now: float) -> bool:
-    """Whether it has given a sign of life lately; `now` is epoch seconds."""
-    return now - worker.seen_at <= DEAD_S
 
 
 def _read(common: frame.Frame) -> Registry:
@@ -92,6 +86,8 @@ def _tool(tool: ToolSpec) -> tuple[object, ...]:
 
 def _worker(worker: WorkerInfo, now: float) -> tuple[object, ...]:
     from rich.text import Text
+
+    from anabranch.registry import is_alive
 
     if is_alive(worker, now):
         state = Text("alive", style="green")

@@ -39,6 +39,10 @@ STOP_S = 10.0
 REBALANCE_S = 30.0
 HEARTBEATS = 4
 """How many there are in the time of a session."""
+AT_ONCE = 1000
+"""Records in one delivery. Who is told to pause by one has no more than this, and a fetch, beyond its bounds."""
+PREFETCH_BYTES = 2 * 1024 * 1024
+"""What is fetched ahead of each partition that is not paused, at most."""
 
 
 class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -78,7 +82,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             request_timeout_ms=int(REBALANCE_S * 1000) + 10_000,
             max_poll_interval_ms=600_000,
             fetch_max_wait_ms=100,
-            max_partition_fetch_bytes=2 * 1024 * 1024,
+            max_partition_fetch_bytes=PREFETCH_BYTES,
         )
 
     @asynccontextmanager
@@ -115,6 +119,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
                     place = Place(where.topic, where.partition)
                     if self._sought.get(place, 0) <= asked:  # else it was sought while others were delivered
                         self._deliver(place, records)
+                await asyncio.sleep(0)  # what was fetched ahead comes without a wait, and may be a lot
                 if not batches or time.monotonic() - self._reported > POLL_S:
                     await self._report()
                     await self._see_topics()

@@ -31,6 +31,7 @@ from anabranch.limits import ShareLost
 from anabranch.messages import Content, ResultOutcome
 from anabranch.schema import ArgumentsError
 from anabranch.tools.contained import Escaped, contained
+from anabranch.tools.slots import Slots, Whose
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,8 @@ class Executor:
     def __init__(self, settings: ToolSettings, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="tool")
-        self._thread_slots = asyncio.Semaphore(settings.threads)
-        self._process_slots = asyncio.Semaphore(settings.processes)
+        self._thread_slots = Slots(settings.threads)
+        self._process_slots = Slots(settings.processes)
         self._process_limit = anyio.CapacityLimiter(settings.processes)
         self.busy_threads = 0
 
@@ -174,11 +175,11 @@ class Executor:
     def _limit(self, tool: Tool, call: Call) -> float:
         return min(tool.spec.timeout_s, max(0.0, call.deadline - self._now()))
 
-    async def _slot(self, slots: asyncio.Semaphore, call: Call) -> None:
+    async def _slot(self, slots: Slots, call: Call) -> None:
         """Wait for a place: as long as the call has, and without counting it as the tool's time."""
         left = max(0.0, call.deadline - self._now())
         async with asyncio.timeout(left if math.isfinite(left) else None):
-            await slots.acquire()
+            await slots.acquire(Whose(call.tenant, call.run_id))
 
     async def _in_thread(self, tool: Tool, function: Callable[[], Any], call: Call, gate: Gate) -> Any:
         """A thread that outlives its timeout keeps its slot: it is as busy as before."""

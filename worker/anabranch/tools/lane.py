@@ -24,9 +24,10 @@ METADATA: Final = 4000
 
 @dataclass(slots=True)
 class Lane:
-    """See the module. `held` is until when a key is another's, in epoch seconds; `shares` are those of limits.
+    """See the module. `held` is until when a key is another's; it and `paused_at` are epoch seconds.
 
-    `stands` once a commit of this assignment is confirmed: what former owners have said counts no more.
+    `shares` are those of limits. `stands` once a commit of this assignment is confirmed: what former owners have said
+    counts no more.
     """
 
     progress: Progress
@@ -34,8 +35,18 @@ class Lane:
     shares: Callable[[], tuple[ShareMark, ...]] = tuple
     stands: bool = False
     jobs: set[Job] = field(default_factory=set)
-    paused: bool = False
+    paused_at: float | None = None
     _crowded: bool = False
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the oldest call was published that waits for a place; None if none does.
+
+        What is not fetched yet is younger than what is here. If all of that runs, and the partition is paused, what
+        is behind has waited since then, as far as anybody here knows.
+        """
+        waiting = (job.since for job in self.jobs if not job.begun and not job.behind_its_key)
+        return min(waiting, default=self.paused_at)
 
     def commit(self, now: float) -> Committed | None:
         """What may be committed; None if it would be more than Kafka takes."""

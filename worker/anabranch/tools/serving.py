@@ -28,6 +28,7 @@ from anabranch.store import NO_STORE, Store
 from anabranch.tools import large
 from anabranch.tools.executor import OPEN, Execution, Executor
 from anabranch.tools.shares import Shares
+from anabranch.tools.slots import Slots, Whose
 from anabranch.tools.turns import Paced
 from anabranch.topics import Namespace
 
@@ -61,7 +62,9 @@ class Bench:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A call that was taken in. `begun` once it executes: from then on it goes on, whatever the group does."""
+    """A call that was taken in. `begun` once it executes: from then on it goes on, whatever the group does. While
+    it is `behind_its_key`, it waits for no place of this worker, but for the calls before it that it must not overtake.
+    """
 
     record: Record
     call: ToolCall
@@ -69,6 +72,7 @@ class Job:
     arrived_at: float
     tool: Tool | None
     begun: bool = False
+    behind_its_key: bool = False
     dropped: bool = False
     held_until: int = 0  # what was told to the next owner of its serial key, in epoch seconds
     ends: asyncio.TimerHandle | None = None  # once it was handed off: the last one says for how long
@@ -84,6 +88,15 @@ class Job:
     def place(self) -> Place:
         """The partition that it was read from."""
         return Place(self.record.topic, self.record.partition)
+
+    @property
+    def whose(self) -> Whose:
+        return Whose(self.call.tenant, self.call.run_id)
+
+    @property
+    def since(self) -> float:
+        """When it was published, in epoch seconds, or came here, if nobody has said."""
+        return self.record.timestamp / 1000 if self.record.timestamp > 0 else self.arrived_at
 
     @property
     def running(self) -> bool:
@@ -138,8 +151,8 @@ class Service:
         self, bench: Bench, tools: dict[str, Tool], shares: Shares, hold_until: Callable[[Job], float]
     ) -> None:
         self._bench, self._shares, self._hold_until = bench, shares, hold_until
-        self._slots = asyncio.Semaphore(bench.settings.concurrency)
-        self._per_tool = {t.name: asyncio.Semaphore(t.concurrency) for t in tools.values() if t.concurrency}
+        self._slots = Slots(bench.settings.concurrency)
+        self._per_tool = {t.name: Slots(t.concurrency) for t in tools.values() if t.concurrency}
         self._serially = Serially()
         self._seen: OrderedDict[str, int] = OrderedDict()  # call id -> the dispatch that was answered
         self.owner: asyncio.Task[object] | None = None  # who runs the jobs: when it is cancelled, they are
@@ -155,7 +168,7 @@ class Service:
             if self._home_of(job) is not None:
                 yield
             elif job.tool is None or self._is_free(job.tool):
-                async with self._slots:
+                async with self._slots.slot(job.whose):
                     yield
             else:
                 async with self._queued(job, job.tool):
@@ -169,13 +182,15 @@ class Service:
     async def _queued(self, job: Job, tool: Tool) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             if (key := job.serial_key) is not None:
+                job.behind_its_key = True
                 await stack.enter_async_context(self._serially.turn(f"key {key}"))
                 while (left := self._hold_until(job) - self._bench.now()) > 0:  # noqa: ASYNC110 - for time itself
                     await asyncio.sleep(left)
+                job.behind_its_key = False
             if tool.name in self._per_tool:
-                await stack.enter_async_context(self._per_tool[tool.name])
+                await stack.enter_async_context(self._per_tool[tool.name].slot(job.whose))
             if tool.limit is None:
-                await stack.enter_async_context(self._slots)
+                await stack.enter_async_context(self._slots.slot(job.whose))
             elif job.gate is not None or not self.is_idle(job.call):
                 job.gate = job.gate or self._gate(job, tool)
                 stack.push_async_callback(job.gate.leave)

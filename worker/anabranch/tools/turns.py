@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from anabranch.app import RateLimited, Retryable, Tool
 from anabranch.limits import Turn
 from anabranch.tools.shares import Shares
+from anabranch.tools.slots import Slots, in_line_of
 
 if TYPE_CHECKING:
     from anabranch.tools.serving import Job
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
 class Paced:
     """An `executor.Gate`. `idle` says whether the call is not wanted any more."""
 
-    def __init__(
-        self, job: Job, tool: Tool, shares: Shares, slots: asyncio.Semaphore, idle: Callable[[], bool]
-    ) -> None:
+    def __init__(self, job: Job, tool: Tool, shares: Shares, slots: Slots, idle: Callable[[], bool]) -> None:
         assert tool.limit is not None, "only calls of a limit wait in a line"
         self._job, self._tool, self._limit = job, tool, tool.limit.name
         self._shares, self._slots, self._idle = shares, slots, idle
@@ -58,7 +57,7 @@ class Paced:
         turn, self._joined = self._joined or self._join(), None
         async with AsyncExitStack() as stack:
             self._turn = await stack.enter_async_context(turn.pacer.inside(turn))
-            await stack.enter_async_context(self._slots)
+            await stack.enter_async_context(self._slots.slot(in_line_of(self._limit)))
             self._inside = stack.pop_all()
 
     async def leave(self) -> None:

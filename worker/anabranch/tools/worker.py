@@ -22,6 +22,7 @@ from anabranch.limits import ShareLost
 from anabranch.tools import marks
 from anabranch.tools.commits import Commits
 from anabranch.tools.handing_off import HandOffs, cancel_serial
+from anabranch.tools.intake import Intake
 from anabranch.tools.lane import Lane
 from anabranch.tools.marks import Marks
 from anabranch.tools.progress import Progress
@@ -45,6 +46,7 @@ class ToolWorker:
         self._tasks: asyncio.TaskGroup | None = None
         self._lanes: dict[Place, Lane] = {}
         self._executing: dict[Place, dict[int, Job]] = {}
+        self._intake = Intake(bench.settings.max_taken_bytes)
         self._commits = Commits(bench, self._membership, self._lanes, commit_s, self._committed)
         self._hand_offs = HandOffs(bench)
         self._over = asyncio.Event()
@@ -59,9 +61,9 @@ class ToolWorker:
 
     @property
     def oldest_waiting_s(self) -> float:
-        """How long the oldest call that was taken in and does not run yet has waited here."""
-        waiting = [job.arrived_at for lane in self._lanes.values() for job in lane.jobs if not job.begun]
-        return max(0.0, self._bench.now() - min(waiting)) if waiting else 0.0
+        """How long the oldest call that was taken in and does not run yet has waited, since it was published."""
+        since = [at for lane in self._lanes.values() if (at := lane.waiting_since) is not None]
+        return max(0.0, self._bench.now() - min(since)) if since else 0.0
 
     async def run(self) -> None:
         """Execute calls until `end`."""
@@ -120,18 +122,23 @@ class ToolWorker:
         """Nothing to do: what was delivered has been taken in."""
 
     def _committed(self) -> None:
+        self._pace_all()
         for place, lane in self._lanes.items():
-            self._pace(place, lane)
             if lane.stands:
                 self._shares.may_start(place.partition)
 
+    def _pace_all(self) -> None:
+        for place, lane in self._lanes.items():
+            self._pace(place, lane)
+
     def _pace(self, place: Place, lane: Lane) -> None:
         """Pause a partition that has more calls than there is room for; go on when there is room again."""
-        if not lane.paused and lane.full:
-            lane.paused = True
+        partitions = len(self._lanes)
+        if lane.paused_at is None and (lane.full or self._intake.full(place, partitions)):
+            lane.paused_at = self._bench.now()
             self._membership.subscription.pause(place)
-        elif lane.paused and lane.has_room:
-            lane.paused = False
+        elif lane.paused_at is not None and lane.has_room and self._intake.has_room(place, partitions):
+            lane.paused_at = None
             self._membership.subscription.resume(place)
 
     # --- taking over and giving up ----------------------------------------------------------------------------------
@@ -221,6 +228,7 @@ class ToolWorker:
         for lane in self._lanes.values():
             lane.drop_waiting()
         self._lanes.clear()
+        self._intake.free_dropped()
         self._commits.forget()
 
     # --- taking calls in -------------------------------------------------------------------------------------------
@@ -234,6 +242,7 @@ class ToolWorker:
             self._tasks.create_task(self._bury(lane, record, str(error)), name="dead letter")
             return
         lane.jobs.add(job)
+        self._intake.take(job)
         if was_begun:
             self._start(lane, job, self._tell_unknown(lane, job))
         elif not self._joins(lane, job):
@@ -261,7 +270,9 @@ class ToolWorker:
 
     def _left(self, lane: Lane, job: Job) -> None:
         lane.jobs.discard(job)
-        if lane.paused and self._lanes.get(job.place) is lane:
+        if self._intake.free(job):
+            self._pace_all()
+        elif lane.paused_at is not None and self._lanes.get(job.place) is lane:
             self._pace(job.place, lane)
 
     # --- one call ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""How many bytes of calls one tool worker takes in, over all of its partitions.
+
+Half of the room is for whoever comes first; of the other half each partition has its own part, so that calls that wait
+long in one partition (for a limit, for a key) leave room for those of all others. It counts, and pauses nothing:
+`worker.py` does, by what `full` and `has_room` say of a lane.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from anabranch.kafka.seam import Place
+from anabranch.tools.serving import Job
+
+CALL_BYTES: Final = 8_000
+"""What a call that waits takes beside its body, about."""
+BODY_TIMES: Final = 2
+"""How often its body is there: as it was read, and as arguments."""
+
+
+class Intake:
+    """See the module. `limit` is in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._jobs: set[Job] = set()
+        self._used = 0
+        self._of: dict[Place, int] = {}
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    def take(self, job: Job) -> None:
+        self._jobs.add(job)
+        self._change(job.place, _weight(job))
+
+    def free(self, job: Job) -> bool:
+        """Whether there is now room for all partitions, and was not before."""
+        if job not in self._jobs:
+            return False
+        self._jobs.remove(job)
+        had_room = self._has_room_for_all
+        self._change(job.place, -_weight(job))
+        return self._has_room_for_all and not had_room
+
+    def free_dropped(self) -> None:
+        """Those that were dropped in the line of a limit have no task whose end would tell."""
+        for job in [job for job in self._jobs if job.dropped and job.task is None]:
+            self.free(job)
+
+    @property
+    def _has_room_for_all(self) -> bool:
+        return 4 * self._used <= self._limit
+
+    def _change(self, place: Place, by: int) -> None:
+        self._used += by
+        left = self._of.get(place, 0) + by
+        if left:
+            self._of[place] = left
+        else:
+            self._of.pop(place, None)
+
+    def full(self, place: Place, partitions: int) -> bool:
+        """Whether this one of so many partitions has to pause."""
+        return 2 * self._used >= self._limit and self._of.get(place, 0) >= self._own(partitions)
+
+    def has_room(self, place: Place, partitions: int) -> bool:
+        """Enough to go on after a pause."""
+        return self._has_room_for_all or 2 * self._of.get(place, 0) <= self._own(partitions)
+
+    def _own(self, partitions: int) -> float:
+        return self._limit / 2 / max(1, partitions)
+
+
+def _weight(job: Job) -> int:
+    return CALL_BYTES + BODY_TIMES * len(job.record.value or b"")
