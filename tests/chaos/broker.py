@@ -62,10 +62,13 @@ def started(places: int) -> Kafka:
     ports = free_ports(2 * places)
     doors = [Door(*pair) for pair in zip(ports[:places], ports[places:], strict=True)]
     behind = isinstance(source, Jars)
+    proxies = tuple(Proxy(door.proxy, door.port) for door in doors if behind)
     broker = Broker(WithDoors(doors) if behind else source)
     try:
         broker.start()
     except BaseException:
         broker.close()
+        for proxy in proxies:
+            proxy.give_back()
         raise
-    return Kafka(broker.bootstrap, broker, tuple(Proxy(door.proxy, door.port) for door in doors if behind))
+    return Kafka(broker.bootstrap, broker, proxies)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from typing import Final, Literal
 
 Mode = Literal["pass", "delay", "mute", "silent"]
@@ -18,8 +19,11 @@ API_KEY, PRODUCE = slice(4, 6), b"\0\0"
 
 
 class Proxy:
-    """Listens on `port` of this machine and connects to `target`. `silent` takes bytes, and passes none on; `mute` does
-    so with what would write records, as if that connection alone were half open."""
+    """Has `port` of this machine from the first, listens there after `start`, and connects to `target`.
+
+    `silent` takes bytes, and passes none on; `mute` does so with what would write records, as if that connection alone
+    were half open.
+    """
 
     def __init__(self, port: int, target: int, delay_s: float = 0.4) -> None:
         self.port, self._target, self._delay_s = port, target, delay_s
@@ -28,9 +32,16 @@ class Proxy:
         self._mode: Mode = "pass"
         self._open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", port))  # nobody else gets it while the broker starts
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, sock=self._socket)
+
+    def give_back(self) -> None:
+        """Of a proxy that was never started."""
+        self._socket.close()
 
     async def close(self) -> None:
         self.set("pass")
