@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from tests.support import builders as b
 from tests.support.desk import NAMESPACE, Desk, Log
 from tests.support.virtual import virtually
+from tests.support.wait import until
 from tests.unit.test_admission import admitting, good
 from tests.unit.test_fold_properties import Log as Events
 from tests.unit.test_fold_properties import logs, whole
 
 from anabranch import messages as m
 from anabranch.agent import fold
-from anabranch.agent.owner import HEADERS, Owner
+from anabranch.agent.owner import HEADERS, RUN_BYTES, Owner
 from anabranch.agent.state import Partition
 from anabranch.agent.thinking import Job
 from anabranch.codec import decode, encode
@@ -216,14 +217,14 @@ async def test_an_admitted_run_takes_room_once() -> None:
     desk = Desk().begin()
     async with admitting(desk) as admission:
         admission.feed([good(0), good(1)])
-        await asyncio.sleep(0)
+        await until(lambda: len(desk.sent.to(NAMESPACE.log)) == 2, what="both are taken up")
         desk.land().hear()
         assert (admission._unread, list(admission._links)) == (0, [])
-        size = sum(len(record.value or b"") for record in desk.sent.to(NAMESPACE.log))
-        assert desk.station.room.used == desk.owner.open_bytes == size > 0
+        held = sum(len(record.value or b"") + RUN_BYTES for record in desk.sent.to(NAMESPACE.log))
+        assert desk.station.room.used == desk.owner.held_bytes == held
         desk.read()
         admission.folded()
-        assert desk.station.room.used == desk.owner.open_bytes == size
+        assert desk.station.room.used == desk.owner.held_bytes == held
         assert len(desk.jobs.due) == 2
 
 
