@@ -19,8 +19,9 @@ from tests.simulation.faults import Retention
 from tests.simulation.workload import QUEUE
 
 GROUPS: Final = (NAMESPACE.agents_group, NAMESPACE.tools_group(QUEUE))
-AGE_S: Final = 45.0
-"""How long requests and logs are kept where retention goes by age: longer than any orderly takeover takes."""
+AGE_S: Final = 75.0
+"""How long requests and logs are kept where retention goes by age: longer than a story may be without any worker, for
+nobody says a run again then."""
 
 
 @dataclass(slots=True)

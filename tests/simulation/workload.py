@@ -185,7 +185,7 @@ def app_of(outside: Outside) -> App:
     declare("sum_up", after=["look"])
     declare("refund", delivery="at_most_once")
     declare("book", serial_key="account")
-    declare("charge", serial_key="account", delivery="at_most_once")
+    declare("charge", serial_key="account", delivery="at_most_once", deadline="10m")  # longer than keys may be held
     declare("flaky", retries=2)
     app.agent("worker", model="simulated", tools=list(app.tools), deadline="6h")
     return app

@@ -396,7 +396,10 @@ def test_whoever_hears_acknowledgements_knows_what_the_log_says(log: Events, dat
         state, everything = desk.owner.state, folded(desk.log)
         assert (state.position, state.next_request) == (desk.log.end, everything.next_request)
         for run_id, known in state.runs.items():
-            assert known == everything.runs[run_id]
+            said = everything.runs[run_id]
+            assert known == said or (
+                not said.open and known == replace(said, turns=[])
+            )  # of a closed one no more is kept
         assert desk.owner.open_bytes == sum(run.size for run in everything.runs.values() if run.open)
 
     virtually(run)
