@@ -61,7 +61,7 @@ class Lanes(Generic[Call]):
         name, limits = limits_of(model, self._limits)
         if name not in self._lanes:
             self._lanes[name] = Lane(name, Budget(limits, self._ceiling))
-            self._lanes[name].budget.set_share(self._share, _now())
+            self._lanes[name].budget.set_share(self._share, steady_time())
         return self._lanes[name]
 
     def drop_fresh(self) -> None:
@@ -91,14 +91,14 @@ class Lanes(Generic[Call]):
             self._gaining = None
         self._share = share
         for lane in self._lanes.values():
-            lane.budget.set_share(share, _now())
+            lane.budget.set_share(share, steady_time())
         self._wake()
 
     # --- who is next ------------------------------------------------------------------------------------------------
 
     def next(self) -> tuple[Lane[Call], Call] | None:
         """A call that may start now, and is to. The lanes take turns, and in each its tenants."""
-        now = _now()
+        now = steady_time()
         for name, lane in self._lanes.items():
             if (call := self._next_of(lane, now)) is not None:
                 del self._lanes[name]
@@ -115,7 +115,7 @@ class Lanes(Generic[Call]):
 
     def watch(self) -> None:
         """Nobody is next: wake up when a limit lets a call through. Whatever else lets one through wakes us itself."""
-        now, soon = _now(), math.inf
+        now, soon = steady_time(), math.inf
         for lane in self._lanes.values():
             opens = lane.budget.opens_at(now, again=lane.line.begun > 0) if len(lane.line) else now
             if opens <= now:
@@ -137,5 +137,6 @@ def _say_who_waits(lane: Lane[Call], opens: float, now: float) -> None:
         log.info("model %s: %d calls wait: %s", lane.name, len(lane.line), lane.budget.held_by(now))
 
 
-def _now() -> float:
+def steady_time() -> float:
+    """Of the loop: it is never set back."""
     return asyncio.get_running_loop().time()

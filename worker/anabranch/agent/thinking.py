@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from anabranch import messages as m
 from anabranch.agent.budget import Attempt, count
-from anabranch.agent.lanes import Lane, Lanes
+from anabranch.agent.lanes import Lane, Lanes, steady_time
 from anabranch.agent.large import HEADER_BYTES, REPLY_BYTES, Incomplete, Large
 from anabranch.agent.model import Hopeless, Left, Model, Transient
 from anabranch.agent.plan import BatchContext, plan
@@ -175,13 +175,13 @@ class Thinker:
         size = len(request.body)
         if request.incomplete is not None:
             size += sum(map(size_of, request.incomplete.references))
-        return lane.budget.start(size, request.context.agent.max_tokens, _time())
+        return lane.budget.start(size, request.context.agent.max_tokens, steady_time())
 
     def _settle(self, trying: _Trying, usage: dict[str, Any] | None) -> None:
         """An attempt is over. Without `usage` nobody knows what it has used."""
         if trying.attempt is not None:
             self._attempts -= 1
-            trying.lane.budget.ended(trying.attempt, usage, _time())
+            trying.lane.budget.ended(trying.attempt, usage, steady_time())
             trying.attempt = None
             self._wake_up()
 
@@ -250,7 +250,7 @@ class Thinker:
             trying.job.on_event(asked, event)
 
         def on_left(left: Left) -> None:
-            budget.told(attempt, left, _time())
+            budget.told(attempt, left, steady_time())
 
         try:
             reply = await self._model.reply(asked.body, on_event, on_left)
@@ -260,7 +260,7 @@ class Thinker:
         except (Transient, Hopeless) as error:
             usage = error.usage or {}
             if isinstance(error, Transient) and error.slow_down:
-                budget.refused(attempt, error.retry_after, _time())
+                budget.refused(attempt, error.retry_after, steady_time())
             raise
         finally:
             self._settle(trying, usage)
@@ -284,7 +284,7 @@ class Thinker:
 
     def _say(self, trying: _Trying, pause: float, reason: str) -> None:
         """The first failure, and once a minute that it goes on."""
-        run_id, now = trying.request.context.run_id, _time()
+        run_id, now = trying.request.context.run_id, steady_time()
         if trying.warned_at is None:
             trying.warned_at = now
             log.info("run %s: the model is tried again in %.1f s: %s", run_id, pause, reason)
@@ -341,8 +341,3 @@ def priced(raw: dict[str, Any], price: Price | None) -> m.Usage:
 
 
 _COUNTED: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
-
-
-def _time() -> float:
-    """Of the loop: it is never set back."""
-    return asyncio.get_running_loop().time()
