@@ -2,8 +2,9 @@
 
 The next owner folds from *low*, so what lies between there and the log's end should be about what open runs
 are made of. When dead bytes outweigh live ones, open runs are said again at the end, and *low* moves past
-their older events once that has been folded. Each cleaning writes at most the open bytes, and the next one
-comes only after as many have been appended: so bytes stay linear. Retention would eat what is older still.
+their older events once that has been folded. So are cancels that still wait for their request. Each cleaning
+writes at most the open bytes, and the next one comes only after as many have been appended: so bytes stay
+linear. Retention would eat what is older still.
 """
 
 from __future__ import annotations

@@ -27,12 +27,11 @@ from anabranch.kafka.assignor import make_assignor
 from anabranch.kafka.liveness import Liveness
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Committed, Listener, Place
+from anabranch.kafka.sessions import keep_sessions
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
-AT_ONCE = 500
-"""How many records are delivered in one go: taking in more would keep the loop from all else for too long."""
 COMMIT_S = 5.0
 GONE_S = 3.0
 STOP_S = 10.0
@@ -84,6 +83,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             fetch_max_wait_ms=100,
             max_partition_fetch_bytes=PREFETCH_BYTES,
         )
+        keep_sessions(self._consumer)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:

@@ -14,6 +14,7 @@ from anabranch.codec import Record
 from anabranch.errors import BrokerError
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Place, Start
+from anabranch.kafka.sessions import keep_sessions
 
 
 class KafkaReader:
@@ -37,6 +38,7 @@ class KafkaReader:
             max_partition_fetch_bytes=4 * 1024 * 1024,
             isolation_level="read_committed",
         )
+        keep_sessions(consumer)
         try:
             await consumer.start()
             reader = cls(consumer, places)
