@@ -399,7 +399,7 @@ def test_a_key_runs_one_at_a_time_in_order_and_others_beside_it() -> None:
                 done.append((name, now()))
 
         await asyncio.gather(*(one(key, name) for key, name in [("k", "k1"), ("k", "k2"), ("j", "j1"), ("k", "k3")]))
-        assert not serially._locks
+        assert not serially._waiting
         return done
 
     assert [(name, round(when)) for name, when in virtually(run)] == [("k1", 1), ("j1", 1), ("k2", 2), ("k3", 3)]

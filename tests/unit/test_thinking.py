@@ -72,7 +72,7 @@ class Desk:
             model,
             prepare=lambda: request if wanted else None,
             append=lambda event: self.appended.append((event, round(now(), 3))),
-            on_event=lambda asked, _: self.heard.append(asked.context.attempt),
+            on_event=lambda context, _: self.heard.append(context.attempt),
         )
 
     def submit(self, *args: Any, **fields: Any) -> Job:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from anabranch import messages as m
 from anabranch.bodies import dump, read
@@ -39,8 +39,7 @@ class Record(Protocol):
     def headers(self) -> Headers: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A record to be sent. Without a partition, the partitioner of the Java client decides by key."""
 
     topic: str
@@ -274,7 +273,8 @@ def _parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
             return "request.noted", pairs, dump(_Note(event.error, event.reply_to))
         case m.ModelReplied():
             pairs = [*_attempt(event), ("ce_outcome", event.outcome)]
-            pairs += [("ce_plan", dump(event.plan).decode()), ("ce_usage", dump(event.usage).decode())]
+            plan = event.plan_json if event.plan_json is not None else dump(event.plan)
+            pairs += [("ce_plan", plan.decode()), ("ce_usage", dump(event.usage).decode())]
             return "model.replied", pairs, event.body
         case m.ModelFailed():
             return "model.failed", _attempt(event), dump(event.error)

@@ -81,6 +81,9 @@ class Limit:
         return units.rate(self.rate)
 
 
+_TOOL_LOG = logging.getLogger("anabranch.tool")
+
+
 class _CallLog(logging.LoggerAdapter[logging.Logger]):
     """Adds the call's fields to each record, beside those that the tool gives."""
 
@@ -121,7 +124,7 @@ class Call:
                 "attempt": self.attempt,
                 "tenant": self.tenant,
             }
-            object.__setattr__(self, "log", _CallLog(logging.getLogger("anabranch.tool"), extra))
+            object.__setattr__(self, "log", _CallLog(_TOOL_LOG, extra))
 
 
 @dataclass(frozen=True, slots=True)

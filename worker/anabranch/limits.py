@@ -304,16 +304,36 @@ class Serially:
     """One at a time for each key, in the order of arrival."""
 
     def __init__(self) -> None:
-        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # behind whoever has the key
 
     @asynccontextmanager
     async def turn(self, key: str) -> AsyncIterator[None]:
-        lock, users = self._locks.get(key) or (asyncio.Lock(), 0)
-        self._locks[key] = (lock, users + 1)
+        await self.acquire(key)
         try:
-            async with lock:
-                yield
+            yield
         finally:
-            _, users = self._locks.pop(key)
-            if users > 1:
-                self._locks[key] = (lock, users - 1)
+            self.release(key)
+
+    async def acquire(self, key: str) -> None:
+        """Wait for the turn. It has to be given back with `release`."""
+        waiting = self._waiting.get(key)
+        if waiting is None:
+            self._waiting[key] = deque()
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it was ours already
+                self.release(key)
+            raise
+
+    def release(self, key: str) -> None:
+        """Give the turn to the next."""
+        waiting = self._waiting[key]
+        while waiting:
+            if not (turn := waiting.popleft()).done():
+                turn.set_result(None)
+                return
+        del self._waiting[key]

@@ -163,7 +163,8 @@ class RequestNoted:
 class ModelReplied:
     """`body` is the provider's message, verbatim.
 
-    `inputs` are those of its calls by tool_use id, if whoever made the event has just read them; they do not travel.
+    `inputs` are those of its calls by tool_use id, if whoever made the event has just read them, and `plan_json` is the
+    plan as it is written; they do not travel.
     """
 
     run_id: str
@@ -175,6 +176,7 @@ class ModelReplied:
     usage: Usage
     body: bytes
     inputs: Mapping[str, dict[str, Json]] | None = field(default=None, compare=False)
+    plan_json: bytes | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ from anabranch.topics import Namespace, TopicSpec
 log = logging.getLogger(__name__)
 
 READY_S: Final = 60.0
-COLLECT_AFTER: Final = (50_000, 20, 100)
+COLLECT_AFTER: Final = (150_000, 20, 100)
 """Python's own (700, 10, 10) spends a fifth of a busy worker's time on looking through runs that are still open."""
 REBALANCE_S: Final = 2.5
 """What a rebalance takes beside a heartbeat's interval, which is a quarter of the session's time."""
@@ -329,7 +329,8 @@ def _info(
 
 def _clockwork() -> Clockwork:
     host = "".join(c if c.isalnum() or c in "._-" else "-" for c in socket.gethostname())[:60]
-    return Clockwork(time.time, lambda: secrets.token_hex(8), random.Random(), f"{host}-{os.getpid()}")
+    process, steady = f"{host}-{os.getpid()}", asyncio.get_running_loop().time
+    return Clockwork(time.time, lambda: secrets.token_hex(8), random.Random(), process, steady)
 
 
 def _new_worker_id(role: str, clockwork: Clockwork) -> str:

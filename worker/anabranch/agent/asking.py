@@ -36,7 +36,7 @@ def to_request(run: Run, registry: Registry, place: Place = by_key) -> Request:
     return Request(run.life, context, run.opening.deadline, b"", incomplete)
 
 
-def stream_record(namespace: Namespace, run: Run, request: Request, event: dict[str, Any]) -> Outgoing | None:
+def stream_record(namespace: Namespace, run: Run, context: BatchContext, event: dict[str, Any]) -> Outgoing | None:
     """What `agent.stream` tells of one event of the provider's stream, if anything."""
     text = tool = tool_use_id = None
     if event.get("type") == "content_block_delta" and event["delta"].get("type") == "text_delta":
@@ -45,7 +45,6 @@ def stream_record(namespace: Namespace, run: Run, request: Request, event: dict[
         tool, tool_use_id = event["content_block"].get("name"), event["content_block"].get("id")
     else:
         return None
-    context = request.context
     kind = "text" if text is not None else "tool_use"
     delta = StreamDelta(run.run_id, context.turn, context.attempt, kind, text, tool, tool_use_id)  # type: ignore[arg-type]
     reply_to = run.opening.request.reply_to

@@ -18,6 +18,7 @@ from typing import Any, Final
 from anabranch import messages as m
 from anabranch.agent.asking import stream_record, to_request
 from anabranch.agent.effects import ModelDue
+from anabranch.agent.plan import BatchContext
 from anabranch.agent.state import Run
 from anabranch.agent.station import Station
 from anabranch.agent.thinking import Job, Request
@@ -166,8 +167,8 @@ class ModelCalls:
         attempt = self._station.clockwork.new_id()
         return m.ModelFailed(life[0], life[1], turn, attempt, m.RunError("internal", message))
 
-    def _speak(self, run: Run, request: Request, event: dict[str, Any]) -> None:
+    def _speak(self, run: Run, context: BatchContext, event: dict[str, Any]) -> None:
         if run.opening.request.stream:
-            record = stream_record(self._station.namespace, run, request, event)
+            record = stream_record(self._station.namespace, run, context, event)
             if record is not None:
                 self._station.send(record)

@@ -44,8 +44,14 @@ class Lane(Generic[Call]):
 class Lanes(Generic[Call]):
     """See the module. At most `ceiling` calls of a lane are begun; `wake` is called when `next` may find more."""
 
-    def __init__(self, limits: Mapping[str, ModelLimits], ceiling: int, wake: Callable[[], None]) -> None:
-        self._limits, self._ceiling, self._wake = limits, ceiling, wake
+    def __init__(
+        self,
+        limits: Mapping[str, ModelLimits],
+        ceiling: int,
+        wake: Callable[[], None],
+        steady: Callable[[], float],
+    ) -> None:
+        self._limits, self._ceiling, self._wake, self._steady = limits, ceiling, wake, steady
         self._lanes: dict[str, Lane[Call]] = {}
         self._owned: frozenset[int] = frozenset()
         self._share = 0.0
@@ -61,7 +67,7 @@ class Lanes(Generic[Call]):
         name, limits = limits_of(model, self._limits)
         if name not in self._lanes:
             self._lanes[name] = Lane(name, Budget(limits, self._ceiling))
-            self._lanes[name].budget.set_share(self._share, steady_time())
+            self._lanes[name].budget.set_share(self._share, self._steady())
         return self._lanes[name]
 
     def drop_fresh(self) -> None:
@@ -91,14 +97,14 @@ class Lanes(Generic[Call]):
             self._gaining = None
         self._share = share
         for lane in self._lanes.values():
-            lane.budget.set_share(share, steady_time())
+            lane.budget.set_share(share, self._steady())
         self._wake()
 
     # --- who is next ------------------------------------------------------------------------------------------------
 
     def next(self) -> tuple[Lane[Call], Call] | None:
         """A call that may start now, and is to. The lanes take turns, and in each its tenants."""
-        now = steady_time()
+        now = self._steady()
         for name, lane in self._lanes.items():
             if (call := self._next_of(lane, now)) is not None:
                 del self._lanes[name]
@@ -115,7 +121,7 @@ class Lanes(Generic[Call]):
 
     def watch(self) -> None:
         """Nobody is next: wake up when a limit lets a call through. Whatever else lets one through wakes us itself."""
-        now, soon = steady_time(), math.inf
+        now, soon = self._steady(), math.inf
         for lane in self._lanes.values():
             opens = lane.budget.opens_at(now, again=lane.line.begun > 0) if len(lane.line) else now
             if opens <= now:
@@ -138,5 +144,5 @@ def _say_who_waits(lane: Lane[Call], opens: float, now: float) -> None:
 
 
 def steady_time() -> float:
-    """Of the loop: it is never set back."""
+    """The running loop's: it is never set back."""
     return asyncio.get_running_loop().time()

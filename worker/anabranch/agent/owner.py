@@ -259,7 +259,11 @@ class Owner:
     def _check_place(self, event: m.Event) -> None:
         """A copy on a wrong partition could open its run there, and skip a request. A note may be of any run."""
         run_id = None if isinstance(event, m.RequestNoted) else getattr(event, "run_id", None)
-        if run_id is not None and (own := partition_of(run_id, self._station.partitions)) != self.partition:
+        if (
+            run_id is not None
+            and run_id not in self.state.runs
+            and (own := partition_of(run_id, self._station.partitions)) != self.partition
+        ):
             raise WireError(f"run {run_id} belongs to partition {own}: it was written to the wrong one")
 
     def _replaced(self, run: Run) -> None:
@@ -270,16 +274,19 @@ class Owner:
 
     def _account(self, run: Run) -> None:
         """Keep count of the bytes of open runs."""
-        life, before = (run.run_id, run.life), self.held_bytes
+        life = (run.run_id, run.life)
         self._needed[life] = run
-        size = run.size if run.open else 0
-        change = size - self._sizes.get(life, 0)
-        if run.open:
-            self._sizes[life] = size
-        else:
-            self._sizes.pop(life, None)
+        before = self._sizes.get(life)
+        if run.open and before != run.size:
+            self._sizes[life] = run.size
+            self._resize(run.size - (before or 0), RUN_BYTES if before is None else 0)
+        elif not run.open and before is not None:
+            del self._sizes[life]
+            self._resize(-before, -RUN_BYTES)
+
+    def _resize(self, change: int, beside: int) -> None:
         self.open_bytes += change
-        self._station.room.change(self.held_bytes - before)
+        self._station.room.change(change + beside)
 
     @property
     def held_bytes(self) -> int:
@@ -348,7 +355,7 @@ class Owner:
         self._remember(run, life)
 
     def _remember(self, run: Run, life: Life) -> None:
-        weight = ANSWERED_BYTES + len(dump(run.opening.request)) + self._publisher.answer_bytes(life)
+        weight = ANSWERED_BYTES + _weight(run.opening.request) + self._publisher.answer_bytes(life)
         self._remembered_bytes += weight - self._remembered.pop(life, 0)
         self._remembered[life] = weight
         while len(self._remembered) > (REMEMBERED if self._remembered_bytes <= REMEMBERED_BYTES else 1):
@@ -467,3 +474,10 @@ class Owner:
         part_bytes = station.settings.snapshot_part_bytes
         for event in cleaning.snapshots(self.state, runs, station.worker_id, part_bytes):
             station.append(self.partition, event)
+
+
+def _weight(request: m.RunRequest) -> int:
+    """How many bytes a request has, about."""
+    if isinstance(request.input, str) and request.metadata is None:
+        return len(request.input)
+    return len(dump(request))

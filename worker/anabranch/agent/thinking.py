@@ -53,7 +53,7 @@ class Job:
     model: str
     prepare: Callable[[], Request | None]
     append: Callable[[m.Event], None]
-    on_event: Callable[[Request, dict[str, Any]], None]
+    on_event: Callable[[BatchContext, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ class Clockwork:
     new_id: Callable[[], str]
     chance: random.Random
     process: str = "process"
+    steady: Callable[[], float] = steady_time
+    """A time that is never set back, in seconds: the loop's."""
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +100,8 @@ class Thinker:
     ) -> None:
         self._model, self._settings, self._prices, self._clockwork = model, settings, prices, clockwork
         self._large = Large(store, clockwork.now)
-        self._lanes: Lanes[Job | _Trying] = Lanes(limits, settings.model_concurrency, self._wake_up)
+        self._steady = clockwork.steady
+        self._lanes: Lanes[Job | _Trying] = Lanes(limits, settings.model_concurrency, self._wake_up, self._steady)
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._attempts = 0
         self._wake = asyncio.Event()
@@ -175,13 +178,13 @@ class Thinker:
         size = len(request.body)
         if request.incomplete is not None:
             size += sum(map(size_of, request.incomplete.references))
-        return lane.budget.start(size, request.context.agent.max_tokens, steady_time())
+        return lane.budget.start(size, request.context.agent.max_tokens, self._steady())
 
     def _settle(self, trying: _Trying, usage: dict[str, Any] | None) -> None:
         """An attempt is over. Without `usage` nobody knows what it has used."""
         if trying.attempt is not None:
             self._attempts -= 1
-            trying.lane.budget.ended(trying.attempt, usage, steady_time())
+            trying.lane.budget.ended(trying.attempt, usage, self._steady())
             trying.attempt = None
             self._wake_up()
 
@@ -241,26 +244,26 @@ class Thinker:
 
     async def _asked(self, trying: _Trying, context: BatchContext) -> Reply:
         """One attempt, and what it tells of the model's limits."""
-        budget, attempt, asked = trying.lane.budget, trying.attempt, replace(trying.request, context=context)
+        budget, attempt = trying.lane.budget, trying.attempt
         assert attempt is not None, "an attempt is granted before it is made"
         usage: dict[str, Any] | None = None
 
         def on_event(event: dict[str, Any]) -> None:
             budget.accepted(attempt)
-            trying.job.on_event(asked, event)
+            trying.job.on_event(context, event)
 
         def on_left(left: Left) -> None:
-            budget.told(attempt, left, steady_time())
+            budget.told(attempt, left, self._steady())
 
         try:
-            reply = await self._model.reply(asked.body, on_event, on_left)
+            reply = await self._model.reply(trying.request.body, on_event, on_left)
             budget.accepted(attempt)
             usage = reply.usage
             return reply
         except (Transient, Hopeless) as error:
             usage = error.usage or {}
             if isinstance(error, Transient) and error.slow_down:
-                budget.refused(attempt, error.retry_after, steady_time())
+                budget.refused(attempt, error.retry_after, self._steady())
             raise
         finally:
             self._settle(trying, usage)
@@ -284,7 +287,7 @@ class Thinker:
 
     def _say(self, trying: _Trying, pause: float, reason: str) -> None:
         """The first failure, and once a minute that it goes on."""
-        run_id, now = trying.request.context.run_id, steady_time()
+        run_id, now = trying.request.context.run_id, self._steady()
         if trying.warned_at is None:
             trying.warned_at = now
             log.info("run %s: the model is tried again in %.1f s: %s", run_id, pause, reason)
@@ -298,10 +301,10 @@ class Thinker:
 
     async def _replied(self, job: Job, request: Request, context: BatchContext, reply: Reply) -> m.Event:
         planned = plan(reply.calls, context)
-        plan_bytes = len(dump(planned))
+        plan_json = dump(planned)
         body = await self._large.body_of(reply, job.tenant or None, request.deadline)
-        if len(body) > REPLY_BYTES or plan_bytes > HEADER_BYTES:
-            size = len(reply.body) + plan_bytes
+        if len(body) > REPLY_BYTES or len(plan_json) > HEADER_BYTES:
+            size = len(reply.body) + len(plan_json)
             mend = "lower the agent's max_tokens, or give the workers a store (ANABRANCH_STORE)"
             raise Hopeless("internal", f"the reply of {size} bytes does not fit into the log: {mend}")
         return m.ModelReplied(
@@ -314,6 +317,7 @@ class Thinker:
             self._usage(context.agent.model, reply.usage),
             body,
             {call.tool_use_id: call.input for call in reply.calls} if body is reply.body else None,
+            plan_json,
         )
 
     def _failed(self, request: Request, code: str, message: str) -> m.Event:

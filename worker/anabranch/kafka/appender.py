@@ -71,6 +71,7 @@ class KafkaAppender:
 
     def __init__(self, arguments: dict[str, Any], idempotent: bool) -> None:
         self._arguments, self._idempotent = arguments, idempotent
+        self._loop = asyncio.get_running_loop()
         self._lanes: dict[str, Lane] = {}
         self._new_lane = asyncio.Event()
         self._broken = asyncio.Event()
@@ -99,7 +100,7 @@ class KafkaAppender:
             item.sent.cancel()
 
     def append(self, record: Outgoing, once: bool = False) -> Sent:
-        sent = Sent()
+        sent = Sent(self._loop)
         if self._closed:
             sent.fail(BrokerError(f"the appender is closed; a record for {record.topic} came too late"))
             return sent

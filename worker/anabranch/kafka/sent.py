@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Acked:
+class Acked(NamedTuple):
     """Where a record lies. `offset` is None if the broker had it already and does not say where.
 
     `at_ms` is the broker's own time of it, in milliseconds; None where the topic keeps the producer's.
@@ -26,9 +24,10 @@ class Acked:
 class Sent:
     """See the module. It ends once: with `Acked`, with an error, or cancelled when its appender is closed."""
 
-    __slots__ = ("_acked", "_callbacks", "_cancelled", "_error")
+    __slots__ = ("_acked", "_callbacks", "_cancelled", "_error", "_loop")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = loop  # to ask for the running one costs as much as half of the waiting
         self._acked: Acked | None = None
         self._error: Exception | None = None
         self._cancelled = False
@@ -93,7 +92,7 @@ class Sent:
 
     def __await__(self) -> Generator[Any, None, Acked]:
         if not self.done():
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiter: asyncio.Future[None] = (self._loop or asyncio.get_running_loop()).create_future()
 
             def wake(_: Sent) -> None:
                 if not waiter.done():

@@ -144,6 +144,10 @@ def read_job(record: Record, tools: dict[str, Tool], now: float) -> Job:
     return Job(record, call, life, now, tools.get(call.tool))
 
 
+def _copies(job: Job) -> str:
+    return f"call {job.call.call_id}"
+
+
 class Service:
     """Executes jobs. `hold_until` says until when a serial key is another's, in epoch seconds."""
 
@@ -161,21 +165,32 @@ class Service:
         """Past its deadline, or answered by this worker already."""
         return self._bench.now() >= call.deadline or self._seen.get(call.call_id, 0) >= call.dispatch
 
-    @asynccontextmanager
-    async def lane(self, job: Job) -> AsyncIterator[None]:
-        """Wait for everything that this call has to wait for."""
-        async with self._serially.turn(f"call {job.call.call_id}"):  # a copy waits behind it
-            if self._home_of(job) is not None:
-                yield
-            elif job.tool is None or self._is_free(job.tool):
-                async with self._slots.slot(job.whose):
-                    yield
+    async def enter(self, job: Job) -> AsyncExitStack | None:
+        """Wait for everything that this call has to wait for, and hold it until `leave` is told what this says."""
+        await self._serially.acquire(_copies(job))  # a copy waits behind it
+        try:
+            if job.tool is None or self._is_free(job.tool):
+                await self._slots.acquire(job.whose)
+                return None
+            stack = AsyncExitStack()
+            if self._home_of(job) is None:
+                await stack.enter_async_context(self._queued(job, job.tool))
+            return stack
+        except BaseException:
+            self._serially.release(_copies(job))
+            raise
+
+    async def leave(self, job: Job, held: AsyncExitStack | None) -> None:
+        try:
+            if held is None:
+                self._slots.release()
             else:
-                async with self._queued(job, job.tool):
-                    yield
+                await held.aclose()
+        finally:
+            self._serially.release(_copies(job))
 
     def _is_free(self, tool: Tool) -> bool:
-        """Whether its calls wait for nothing but a place."""
+        """Whether its calls wait for nothing but a place: most do, and for them no context is made."""
         return tool.spec.serial_key is None and tool.limit is None and tool.name not in self._per_tool
 
     @asynccontextmanager

@@ -279,7 +279,8 @@ class ToolWorker:
 
     async def _serve(self, lane: Lane, job: Job) -> None:
         try:
-            async with self._service.lane(job):
+            held = await self._service.enter(job)
+            try:
                 if not await self._may_begin(lane, job):
                     return
                 if not self._service.is_idle(job.call):
@@ -287,6 +288,8 @@ class ToolWorker:
                     await self._service.answer(job)
                 self._finish(job)
                 self._hand_offs.free(self._lanes.get(job.place), job)
+            finally:
+                await self._service.leave(job, held)
         except ShareLost:  # its home's next owner reads it, or the run's owner hears of it when its time is up
             job.dropped = True
         finally:
