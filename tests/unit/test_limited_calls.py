@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import orjson
 import pytest
 from tests.support.bench import NAMESPACE, PLACE, ToolBench, call
 from tests.support.wait import until
@@ -113,6 +114,24 @@ async def test_the_next_in_line_start_here_after_a_revoke_and_are_handed_off() -
         assert told.shares[0].due_ms / 1000 - bench.clock.now == pytest.approx((gone - len(api.started)) / 20, abs=0.3)
         await until(lambda: len(api.started) >= 20, what="they start, one by one")
         assert api.started == list(range(len(api.started)))
+
+
+async def test_one_that_stays_and_does_not_come_to_its_turn_is_published_again_to_its_home() -> None:
+    api = Api("20/s")
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(300)))
+        await until(lambda: len(api.started) >= 2, what="the first have started")
+        await bench.revoke()
+        told = marks.read(0, bench.group.stands[PLACE].metadata).finished
+        for pacer in bench.worker._shares._pacers.values():
+            pacer.shut()  # as if this process had stood still until the end of what it may start
+        await until(lambda: bench.worker.running == 0, what="none stays")
+        again = [record for record in bench.sent.records if record.topic == PLACE.topic]
+    assert [record.partition for record in again] == [PLACE.partition] * len(again)
+    sent_back = {int(orjson.loads(record.value or b"")["idempotency_key"][1:]) for record in again}
+    assert len(sent_back) == len(again) > 50
+    assert sent_back | set(api.started) >= told, "nobody reads them again, so each has started or lies there anew"
 
 
 async def test_one_of_at_most_once_stays_only_when_the_commit_says_so() -> None:

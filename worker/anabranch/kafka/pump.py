@@ -31,16 +31,15 @@ from anabranch.kafka.seam import Committed, Listener, Place
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
-AT_ONCE = 500
-"""How many records are delivered in one go: taking in more would keep the loop from all else for too long."""
 COMMIT_S = 5.0
 GONE_S = 3.0
 STOP_S = 10.0
 REBALANCE_S = 30.0
 HEARTBEATS = 4
 """How many there are in the time of a session."""
-AT_ONCE = 1000
-"""Records in one delivery. Who is told to pause by one has no more than this, and a fetch, beyond its bounds."""
+AT_ONCE = 500
+"""Records in one delivery: taking in more would keep the loop from all else for too long. Who is told to pause by one
+has no more than this, and a fetch, beyond its bounds."""
 PREFETCH_BYTES = 2 * 1024 * 1024
 """What is fetched ahead of each partition that is not paused, at most."""
 
