@@ -23,8 +23,8 @@ from anabranch.tools.slots import Slots
 class Api:
     """An App with a tool behind a limit and one without; what started, in order."""
 
-    def __init__(self, rate: str = "100/s", **options: Any) -> None:
-        self.app, self.limit = App("t"), Limit("api", rate)
+    def __init__(self, rate: str = "100/s", name: str = "api", **options: Any) -> None:
+        self.app, self.limit = App("t"), Limit(name, rate)
         self.started: list[int] = []
         self.answers: dict[int, list[Exception]] = {}
         self.may_end = asyncio.Event()
@@ -207,6 +207,23 @@ async def test_a_call_that_has_missed_its_home_is_sent_there(delivery: str) -> N
     assert (sent.topic, sent.partition, sent.key, sent.value) == (NAMESPACE.calls("q"), home, b"key", ask(0).value)
     assert sent.headers == ask(0).headers
     assert api.started == []
+
+
+async def test_homes_are_others_once_partitions_were_added() -> None:
+    api = Api("20/s", "d")
+    few, more = (homes(api.limit.spec("q"), None, count) for count in (8, 64))
+    assert PLACE.partition in set(few) - set(more), "choose another name for the limit"
+    async with ToolBench(api.app, partitions=8).running() as bench:
+        await bench.assign()
+        bench.deliver(ask(0))
+        await until(lambda: results(bench) == [0], what="it is at home")
+        await bench.revoke()
+        bench.group.count = 64
+        await bench.assign()
+        bench.deliver(ask(1))
+        await until(lambda: len(bench.sent.records) == 2, what="it is sent on")
+    assert bench.sent.records[-1].partition in more
+    assert api.started == [0]
 
 
 async def test_nothing_of_a_home_starts_before_its_first_commit() -> None:

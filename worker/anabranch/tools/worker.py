@@ -146,6 +146,8 @@ class ToolWorker:
     async def take_over(self, places: frozenset[Place]) -> None:
         """Every assignment reads the commit again. What runs here goes on."""
         subscription, ours = self._membership.subscription, sorted(places)
+        if self._shares.in_use:
+            self._shares.spread_over(await subscription.partitions(self._bench.namespace.calls(self._bench.queue)))
         begins, committed = await subscription.begins(ours), await subscription.committed(ours)
         if ours and self._at_most_once:
             first = ours[0]
