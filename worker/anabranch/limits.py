@@ -26,6 +26,8 @@ SLACK: Final = 0.02
 """By how much of the rate a second may be over, beside one call: so what was late is caught up with."""
 LATE_S: Final = 0.06
 """How late the schedule may be and catch up. More of it would show in ten seconds."""
+SECOND_S: Final = 1.01
+"""What counts as a second: between the count of a start and the tool itself a busy loop may lose some time."""
 LOOK_S: Final = 0.1
 """How soon a worker that may have lost its session looks again."""
 
@@ -168,9 +170,9 @@ class Pacer:
     def _bound(self) -> float:
         """When the next start is within what a second may have."""
         seen, now = self._last_second, self._loop.time()
-        while seen and seen[0] <= now - 1:
+        while seen and seen[0] <= now - SECOND_S:
             seen.popleft()
-        return max(self._paused_until, seen[0] + 1 if len(seen) >= self._most else now)
+        return max(self._paused_until, seen[0] + SECOND_S if len(seen) >= self._most else now)
 
     def _leaves_room(self, now: float, end: float) -> bool:
         """Whether a start now leaves the next owner room for its own, which come one a period from `end` on: of the
@@ -178,12 +180,12 @@ class Pacer:
         """
         if now > end:
             return False
-        ours = [at for at in self._last_second if at > end - 1]
+        ours = [at for at in self._last_second if at > end - SECOND_S]
         ours.append(now)
         return all(
-            len(ours) - n + int((at + 1 - end) / self._period) + 1 <= self._most
+            len(ours) - n + int((at + SECOND_S - end) / self._period) + 1 <= self._most
             for n, at in enumerate(ours)
-            if at + 1 > end
+            if at + SECOND_S > end
         )
 
     def pause(self, seconds: float) -> None:
