@@ -322,7 +322,7 @@ def _end_if_cancelled() -> None:
         raise asyncio.CancelledError
 
 
-async def _send(producer: AIOKafkaProducer, batch: Any, topic: str, partition: int) -> asyncio.Future[Any]:
+async def _send(producer: AIOKafkaProducer, batch: Any, topic: str, partition: int) -> Any:
     try:
         return await producer.send_batch(batch, topic, partition=partition)
     except AssertionError:  # no such partition: it may have been added since the topic was looked at
