@@ -20,6 +20,9 @@ from tests.bench import workload
 
 AGENT: Final = "bench"
 QUEUE: Final = "bench"
+PATIENT: Final = "patient"
+LATER: Final = "later"
+"""An agent whose tools have a queue of their own, which a benchmark may leave unserved for a while."""
 
 app = App("bench")
 
@@ -32,7 +35,17 @@ async def look_up(wait_ms: int, note: str) -> str:
     return workload.RESULT
 
 
+@app.tool(queue=LATER)
+async def look_up_later(wait_ms: int, note: str) -> str:
+    """Finds the same, once somebody looks."""
+    return workload.RESULT
+
+
+app.agent(PATIENT, model="instant", system="You are measured.", tools=[look_up_later], max_turns=2)
 app.agent(AGENT, model="instant", system="You are measured.", tools=[look_up], max_turns=2)
+
+
+_LATER: Final = look_up_later.__name__.encode()
 
 
 class InstantModel:
@@ -44,14 +57,16 @@ class InstantModel:
     async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
-        return _answer() if b'"tool_result"' in body else _calls(workload.tool_ms_of(body))
+        if b'"tool_result"' in body:
+            return _answer()
+        return _calls(workload.tool_ms_of(body), (look_up_later if _LATER in body else look_up).__name__)
 
 
 @cache
-def _calls(tool_ms: int) -> Reply:
+def _calls(tool_ms: int, tool: str) -> Reply:
     inputs = {"wait_ms": tool_ms, "note": workload.NOTE}
     blocks = [
-        {"type": "tool_use", "id": f"toolu_{number:024}", "name": look_up.__name__, "input": inputs}
+        {"type": "tool_use", "id": f"toolu_{number:024}", "name": tool, "input": inputs}
         for number in range(workload.CALLS)
     ]
     return reply_of(orjson.dumps(_message("tool_use", blocks)))

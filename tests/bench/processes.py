@@ -52,6 +52,10 @@ class Worker:
         """The most memory that it has had so far."""
         return int(await self.ask("peak"))
 
+    async def bytes_now(self) -> int:
+        """The memory that it has now."""
+        return int(await self.ask("now"))
+
     async def profile(self) -> None:
         """Profile it from now on, until `dump`; that makes it slower."""
         await self.ask("profile")

@@ -2,7 +2,8 @@
 
 Responsible for: one role of Anabranch or of the floor, in a process of its own, so that its CPU time is its own. It
 says `ready` on standard output once it serves. Lines on standard input are orders, each answered with a line: `cpu`
-(the CPU seconds of this process so far), `peak` (the most memory that it has had, in bytes), `profile`, `dump FILE`
+(the CPU seconds of this process so far), `peak` (the most memory that it has had, in bytes), `now` (what it has),
+`profile`, `dump FILE`
 (what the profiler has seen since). The end of standard input ends it, so it outlives nobody.
 Must never: measure anything else.
 Called by: `processes.py`.
@@ -18,12 +19,13 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from anabranch.config import Settings, load
 from anabranch.runtime import Shutdown, serve_agent, serve_tools
 from tests.bench import floor
-from tests.bench.app import QUEUE, InstantModel, app
+from tests.bench.app import LATER, QUEUE, InstantModel, app
 from tests.bench.settings import settings_for
 
 MB: Final = 1024 * 1024
@@ -58,6 +60,10 @@ async def _narrow_tool(settings: Settings, shutdown: Shutdown) -> None:
     await serve_tools(app, QUEUE, replace(settings, tool=tool, worker=worker), shutdown)
 
 
+async def _later_tool(settings: Settings, shutdown: Shutdown) -> None:
+    await serve_tools(app, LATER, settings, shutdown)
+
+
 async def _tool(settings: Settings, shutdown: Shutdown) -> None:
     await serve_tools(app, QUEUE, settings, shutdown)
 
@@ -66,6 +72,7 @@ ROLES: Final[dict[str, Callable[[Settings, Shutdown], Awaitable[None]]]] = {
     "agent": _agent,
     "agent-http": _agent_over_http,
     "tool": _tool,
+    "later-tool": _later_tool,
     "thinking-agent": _thinking_agent,
     "narrow-agent": _narrow_agent,
     "narrow-tool": _narrow_tool,
@@ -101,6 +108,8 @@ async def _obey(shutdown: Shutdown) -> None:
             _say(repr(time.process_time()))
         elif order == "peak":
             _say(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        elif order == "now":
+            _say(str(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()))
         elif order == "profile":
             profiler.enable()
             _say("profiling")

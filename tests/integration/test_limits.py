@@ -71,18 +71,25 @@ async def test_after_a_kill_the_rate_is_back_within_the_sessions_time_and_a_peri
     assert last - 10 < killed + 6 + 2 + 1
 
 
-async def test_no_more_run_at_once_than_the_limit_says_while_workers_come_and_go(kafka: str, tmp_path: Path) -> None:
-    with Meter(kafka, tmp_path, "100/s", places=5, takes_s=0.3) as meter:
+async def test_no_more_run_at_once_than_the_limit_says_while_workers_come_go_and_die(
+    kafka: str, tmp_path: Path
+) -> None:
+    places = 6
+    with Meter(kafka, tmp_path, "100/s", places=places, takes_s=0.3) as meter:
+        assert len(meter.homes) == places, "each home has one of the places"
         await meter.make_topics()
-        await meter.put(1500)
+        await meter.put(2500)
         await meter.start()
         await started(meter, 10)
         await meter.start()
         await meter.start()
+        await started(meter, len(meter.lines()) + 30)
         await meter.stop(meter.workers[0])
-        count = len(meter.lines())
-        await started(meter, count + 30)
-    assert 1 < meter.most_at_once <= 5
+        await started(meter, len(meter.lines()) + 20)
+        meter.kill(meter.workers[0])
+        killed = time.monotonic()
+        await until(lambda: meter.at_once(killed + meter.session_s) == places, 60, "all places are used again")
+        assert meter.at_once() <= places
 
 
 async def test_a_limited_tool_delays_no_other_and_strays_find_their_home(kafka: str, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class Group:
         self.refuses = False
         self.alive = True
         self.paused: set[Place] = set()
+        self.count = 1  # partitions of the queue
 
     async def commit(self, offsets: Mapping[Place, Committed]) -> bool:
         if not self.refuses:
@@ -50,6 +51,9 @@ class Group:
 
     async def begins(self, places: Iterable[Place]) -> dict[Place, int]:
         return dict.fromkeys(places, 0)
+
+    async def partitions(self, topic: str) -> int:
+        return self.count
 
     def seek(self, place: Place, offset: int) -> None:
         self.sought[place] = offset
@@ -96,6 +100,7 @@ class ToolBench:
         settings: ToolSettings | None = None,
     ) -> None:
         self.group, self.sent, self.clock = group or Group(), Results(), Clock(100.0)
+        self.group.count = partitions
         settings = settings or ToolSettings()
         now = lambda: self.clock.now  # noqa: E731
         self.executor = Executor(settings, now)

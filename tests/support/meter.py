@@ -86,6 +86,7 @@ class Meter:
         self.homes = homes(self.limit, None, PARTITIONS)
         self._stack, self._file, self._put = ExitStack(), self.folder / f"{self.namespace}.starts", 0
         self._started = 0
+        self._kills: list[float] = []
 
     def __enter__(self) -> Meter:
         return self
@@ -153,25 +154,31 @@ class Meter:
     def kill(self, worker: GuardedProcess) -> None:
         self.workers.remove(worker)
         worker.kill()
+        self._kills.append(time.monotonic())
 
     # --- what was read -------------------------------------------------------------------------------------------
 
     def lines(self, kind: str = "start") -> list[tuple[int, float]]:
         """The numbers of calls, and when."""
-        if not self._file.exists():
-            return []
-        found = (line.split() for line in self._file.read_text().splitlines())
-        return [(int(n), float(when)) for what, n, when, *_ in found if what == kind]
+        return [(int(n), float(when)) for what, n, when, *_ in self._words() if what == kind]
 
     def readings(self) -> Readings:
         return Readings(self.limit.per_second, len(self.homes), sorted(when for _, when in self.lines()))
 
-    @property
-    def most_at_once(self) -> int:
-        """The most calls that were under way at one time."""
-        steps = [(when, 1) for _, when in self.lines()] + [(when, -1) for _, when in self.lines("end")]
+    def at_once(self, since: float = 0.0) -> int:
+        """The most calls that were under way at one time from `since` on; those of a killed worker end with it."""
+        words = self._words()
+        ends = {(number, pid): float(when) for what, number, when, pid in words if what == "end"}
+        seen = {pid: float(when) for _, _, when, pid in words}
+        steps: list[tuple[float, int]] = []
+        for number, began, pid in (rest for what, *rest in words if what == "start"):
+            killed = min((at for at in self._kills if at >= seen[pid]), default=float("inf"))
+            steps += [(float(began), 1), (ends.get((number, pid), killed), -1)]
         now = most = 0
-        for _, step in sorted(steps):
+        for when, step in sorted(steps):
             now += step
-            most = max(most, now)
+            most = max(most, now) if when >= since else most
         return most
+
+    def _words(self) -> list[list[str]]:
+        return [line.split() for line in self._file.read_text().splitlines()] if self._file.exists() else []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import orjson
 import pytest
 from tests.support.bench import NAMESPACE, PLACE, ToolBench, call
 from tests.support.wait import until
@@ -22,8 +23,8 @@ from anabranch.tools.slots import Slots
 class Api:
     """An App with a tool behind a limit and one without; what started, in order."""
 
-    def __init__(self, rate: str = "100/s", **options: Any) -> None:
-        self.app, self.limit = App("t"), Limit("api", rate)
+    def __init__(self, rate: str = "100/s", name: str = "api", **options: Any) -> None:
+        self.app, self.limit = App("t"), Limit(name, rate)
         self.started: list[int] = []
         self.answers: dict[int, list[Exception]] = {}
         self.may_end = asyncio.Event()
@@ -115,6 +116,24 @@ async def test_the_next_in_line_start_here_after_a_revoke_and_are_handed_off() -
         assert api.started == list(range(len(api.started)))
 
 
+async def test_one_that_stays_and_does_not_come_to_its_turn_is_published_again_to_its_home() -> None:
+    api = Api("20/s")
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(300)))
+        await until(lambda: len(api.started) >= 2, what="the first have started")
+        await bench.revoke()
+        told = marks.read(0, bench.group.stands[PLACE].metadata).finished
+        for pacer in bench.worker._shares._pacers.values():
+            pacer.shut()  # as if this process had stood still until the end of what it may start
+        await until(lambda: bench.worker.running == 0, what="none stays")
+        again = [record for record in bench.sent.records if record.topic == PLACE.topic]
+    assert [record.partition for record in again] == [PLACE.partition] * len(again)
+    sent_back = {int(orjson.loads(record.value or b"")["idempotency_key"][1:]) for record in again}
+    assert len(sent_back) == len(again) > 50
+    assert sent_back | set(api.started) >= told, "nobody reads them again, so each has started or lies there anew"
+
+
 async def test_one_of_at_most_once_stays_only_when_the_commit_says_so() -> None:
     api = Api("50/s", delivery="at_most_once")
     bench = ToolBench(api.app)
@@ -188,6 +207,23 @@ async def test_a_call_that_has_missed_its_home_is_sent_there(delivery: str) -> N
     assert (sent.topic, sent.partition, sent.key, sent.value) == (NAMESPACE.calls("q"), home, b"key", ask(0).value)
     assert sent.headers == ask(0).headers
     assert api.started == []
+
+
+async def test_homes_are_others_once_partitions_were_added() -> None:
+    api = Api("20/s", "d")
+    few, more = (homes(api.limit.spec("q"), None, count) for count in (8, 64))
+    assert PLACE.partition in set(few) - set(more), "choose another name for the limit"
+    async with ToolBench(api.app, partitions=8).running() as bench:
+        await bench.assign()
+        bench.deliver(ask(0))
+        await until(lambda: results(bench) == [0], what="it is at home")
+        await bench.revoke()
+        bench.group.count = 64
+        await bench.assign()
+        bench.deliver(ask(1))
+        await until(lambda: len(bench.sent.records) == 2, what="it is sent on")
+    assert bench.sent.records[-1].partition in more
+    assert api.started == [0]
 
 
 async def test_nothing_of_a_home_starts_before_its_first_commit() -> None:

@@ -242,6 +242,39 @@ def test_a_home_that_changes_hands_again_and_again_keeps_its_rate(rate: float) -
     assert_rate(at, rate)
 
 
+@pytest.mark.parametrize("rate", [1.0, 10.0, 83.3])
+@pytest.mark.parametrize("hang_s", [0.3, 0.9, 2.5])
+def test_a_giver_that_stands_still_before_it_ends_leaves_the_next_one_room(rate: float, hang_s: float) -> None:
+    """What it may not start any more is sent away; its successor starts one call a period from the end on."""
+
+    async def run(hangs_at: float) -> list[float]:
+        loop, meter = asyncio.get_running_loop(), Meter(pacer(rate))
+        tasks = [asyncio.create_task(meter.call(order)) for order in range(int(20 * rate))]
+        await asyncio.sleep(5.0)
+        meter.pacer.close(5.0, lambda order, is_in: True)
+        end = meter.pacer.left().due
+        await asyncio.sleep(hangs_at)
+        loop._selector.now += hang_s  # type: ignore[attr-defined]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert len(meter.at) > 5 * rate
+        return meter.at + [end + n / rate for n in range(int(5 * rate))]
+
+    for hangs_at in range(21):
+        assert most_in_a_second(virtually(lambda at=hangs_at / 4: run(at))) <= 1.02 * rate + 1  # type: ignore[misc]
+
+
+def test_who_joins_behind_others_sets_no_timer() -> None:
+    """Thousands are read again after each rebalance, and the loop must not stand still meanwhile."""
+
+    async def run() -> int:
+        line, loop = pacer(1.0), asyncio.get_running_loop()
+        for order in range(1000):
+            line.join(order, 1.0, lambda: False)
+        return len(loop._scheduled)  # type: ignore[attr-defined]
+
+    assert virtually(run) == 1
+
+
 def test_who_gives_up_keeps_what_is_due_and_sends_the_others_away() -> None:
     async def run() -> tuple[list[int], list[int], float]:
         meter = Meter(pacer(10.0))

@@ -7,6 +7,8 @@ Called by: pytest.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,9 +36,10 @@ class Naive:
             self.open.remove(offset)
             self.finished.add(offset)
 
-    def give_back(self, offset: int) -> None:
-        self.open.discard(offset)
-        self.position = min(self.position, offset)
+    def give_back(self, offsets: Iterable[int]) -> None:
+        for offset in offsets:
+            self.open.discard(offset)
+            self.position = min(self.position, offset)
 
     @property
     def low(self) -> int:
@@ -63,7 +66,7 @@ def apply(progress: Progress | Naive, step: str, number: int) -> object:
         case _:
             offset = progress.position - 1 - number
             is_open = offset in (progress.open if isinstance(progress, Naive) else progress._open)
-            return progress.give_back(offset) if is_open else None
+            return progress.give_back([offset]) if is_open else None
 
 
 @given(STEPS, st.integers(0, 3))
@@ -102,7 +105,7 @@ def test_what_is_given_back_is_read_again_and_what_was_finished_behind_it_is_not
     for offset in (0, 1, 2):
         progress.take(offset)
     progress.finish(1)
-    progress.give_back(0)
+    progress.give_back([0])
     assert (progress.position, progress.low) == (0, 0)
     assert progress.take(0) == "new"
     assert progress.take(1) == "known"
@@ -140,6 +143,6 @@ def test_a_call_that_was_about_to_begin_and_is_given_back_has_not_begun() -> Non
     progress.take(0)
     progress.begin(0)
     assert (progress.low, progress.marks) == (0, Marks(begun=frozenset({0})))
-    progress.give_back(0)
+    progress.give_back([0])
     assert (progress.low, progress.marks) == (0, Marks())
     assert progress.take(0) == "new"

@@ -18,14 +18,15 @@ from tests.support.virtual import now, virtually
 from tests.support.wait import until
 from tests.unit.test_admission import admitting, good
 
-from anabranch.agent.saturation import Saturation
+from anabranch.agent.saturation import OF_DEADLINE, TRUSTED, Saturation
 from anabranch.codec import Outgoing
 from anabranch.config import AgentSettings
 from anabranch.registry import DEAD_S, Registry, worker_entry, worker_gone
-from anabranch.specs import AgentLimits, AgentSpec, WorkerInfo
+from anabranch.specs import AgentLimits, AgentSpec, LimitSpec, WorkerInfo
 
 HOLD_S = 30.0
 LONG_S = 3600.0
+FIRST = int(TRUSTED * LONG_S * OF_DEADLINE)
 
 
 def tells(registry: Registry, waiting_s: float, *, queue: str = "q", worker: str = "t1", at: float = 0.0) -> None:
@@ -120,6 +121,102 @@ def test_a_worker_that_died_holds_nothing_up_and_nothing_is_polled_meanwhile() -
     after_s, looks = virtually(until_dead)
     assert DEAD_S <= after_s <= DEAD_S + 1
     assert looks < 10
+
+
+# --- between two words ----------------------------------------------------------------------------------------------
+
+SHORT = replace(b.agent(), tools=["quick"])
+SHORT_S = 40.0
+
+
+class Queue:
+    """A queue that serves `rate` calls a second in their order, told of every five seconds, and a flood before it."""
+
+    def __init__(self, rate: float, limits: tuple[LimitSpec, ...] = ()) -> None:
+        self.asked, self.rate = saturation(now), rate
+        spec = replace(b.tool("quick"), deadline_s=SHORT_S, limit=limits[0].name if limits else None)
+        self.asked.registry.add([spec], limits=limits)
+        self.put: list[float] = []
+        self.waits: list[float] = []
+
+    async def told(self) -> None:
+        while True:
+            oldest_s = now() - self.put[len(self.waits)] if len(self.waits) < len(self.put) else 0.0
+            tells(self.asked.registry, oldest_s, at=now())
+            await asyncio.sleep(5.0)
+
+    async def serve(self) -> None:
+        while True:
+            await asyncio.sleep(1 / self.rate)
+            if len(self.waits) < len(self.put):
+                self.waits.append(now() - self.put[len(self.waits)])
+
+    async def flood(self) -> None:
+        """A thousand runs a second, each with three calls."""
+        while True:
+            await self.asked.until_kept_up(SHORT, LONG_S)
+            for _ in range(3):
+                self.asked.published("q")
+                self.put.append(now())
+            await asyncio.sleep(0.001)
+
+    async def for_a_while(self, seconds: float) -> None:
+        tasks = [asyncio.ensure_future(part) for part in (self.told(), self.serve(), self.flood())]
+        await asyncio.sleep(seconds)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("rate", [TRUSTED, 60.0, 150.0])
+def test_a_flood_into_a_queue_with_little_time_expires_nowhere_and_idles_little(rate: float) -> None:
+    async def run() -> tuple[float, int]:
+        queue = Queue(rate)
+        await queue.for_a_while(100.0)
+        before = len(queue.waits)
+        await queue.for_a_while(100.0)
+        return max(queue.waits), len(queue.waits) - before
+
+    slowest_s, served = virtually(run)
+    assert slowest_s < SHORT_S / 2
+    assert served > 0.8 * 100 * rate, "it is kept busy"
+
+
+def test_a_queue_with_a_low_limit_is_trusted_with_no_more_than_that() -> None:
+    async def run() -> float:
+        queue = Queue(1.0, (LimitSpec("api", "q", 1.0),))
+        await queue.for_a_while(300.0)
+        return max(queue.waits)
+
+    assert virtually(run) < SHORT_S
+
+
+async def test_calls_with_time_enough_are_not_held_up_before_the_first_word() -> None:
+    asked = saturation(lambda: 0.0)
+    tells(asked.registry, 0)
+    for _ in range(FIRST - 1):
+        asked.published("q")
+    assert not await waits(asked)
+
+
+async def test_a_worker_that_says_no_more_holds_up_no_word_of_the_others() -> None:
+    asked = saturation(lambda: 0.0)
+    tells(asked.registry, 0, worker="t1")
+    tells(asked.registry, 0, worker="t2")
+    for _ in range(FIRST):
+        asked.published("q")
+    assert await waits(asked)
+    tells(asked.registry, 0, worker="t2", at=5.0)
+    assert await waits(asked), "the other one may be about to say something else"
+    tells(asked.registry, 0, worker="t2", at=10.0)
+    assert not await waits(asked)
+
+
+async def test_without_a_living_worker_nothing_is_held_up() -> None:
+    asked = saturation(lambda: 0.0)
+    for _ in range(100_000):
+        asked.published("q")
+    assert not await waits(asked, SHORT)
 
 
 # --- what admission makes of it ---------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ SLACK: Final = 0.02
 """By how much of the rate a second may be over, beside one call: so what was late is caught up with."""
 LATE_S: Final = 0.06
 """How late the schedule may be and catch up. More of it would show in ten seconds."""
+SECOND_S: Final = 1.01
+"""What counts as a second: between the count of a start and the tool itself a busy loop may lose some time."""
 LOOK_S: Final = 0.1
 """How soon a worker that may have lost its session looks again."""
 
@@ -54,6 +56,11 @@ class Turn:
     @property
     def granted(self) -> bool:
         return self.state == "in"
+
+    @property
+    def unheard(self) -> bool:
+        """Whether nobody waits for it in a task."""
+        return self._comes is None
 
     @property
     def comes(self) -> asyncio.Future[None]:
@@ -130,7 +137,8 @@ class Pacer:
             self._due = max(self._due, self._loop.time())
         turn = Turn(order, lasts_s, idle, self, then)
         heappush(self._line, turn)
-        self.go_on()
+        if self._line[0] is turn:  # else whoever is first knows already when it may start
+            self.go_on()
         return turn
 
     @asynccontextmanager
@@ -151,7 +159,7 @@ class Pacer:
                 await asyncio.sleep(left)
             await self._bucket.acquire()
             now = self._loop.time()
-            if self._closed_at is not None and now > self._closed_at + LATE_S:
+            if self._closed_at is not None and not self._leaves_room(now, self._closed_at + LATE_S):
                 raise ShareLost
             turn.started = True
             self._inside[turn] = now + turn.lasts_s
@@ -162,9 +170,23 @@ class Pacer:
     def _bound(self) -> float:
         """When the next start is within what a second may have."""
         seen, now = self._last_second, self._loop.time()
-        while seen and seen[0] <= now - 1:
+        while seen and seen[0] <= now - SECOND_S:
             seen.popleft()
-        return max(self._paused_until, seen[0] + 1 if len(seen) >= self._most else now)
+        return max(self._paused_until, seen[0] + SECOND_S if len(seen) >= self._most else now)
+
+    def _leaves_room(self, now: float, end: float) -> bool:
+        """Whether a start now leaves the next owner room for its own, which come one a period from `end` on: of the
+        seconds that begin with a start of ours and reach beyond `end`, none may have more than `_most`.
+        """
+        if now > end:
+            return False
+        ours = [at for at in self._last_second if at > end - SECOND_S]
+        ours.append(now)
+        return all(
+            len(ours) - n + int((at + SECOND_S - end) / self._period) + 1 <= self._most
+            for n, at in enumerate(ours)
+            if at + SECOND_S > end
+        )
 
     def pause(self, seconds: float) -> None:
         """Let nothing through for so long: the API behind the limit has asked for it."""
@@ -236,7 +258,10 @@ class Pacer:
         away = [turn for turn in self._line if turn.state == "waiting" and turn not in kept]
         self._line = sorted(but)
         for turn in away:
-            turn.settle("lost", quietly)
+            if quietly and turn.unheard:  # there may be thousands
+                turn.state = "lost"
+            else:
+                turn.settle("lost", quietly)
 
     # --- giving the home up, and getting it back --------------------------------------------------------------------
 

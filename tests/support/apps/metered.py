@@ -27,12 +27,12 @@ async def hit(n: int) -> str:
     os.write(FILE, b"start %d %.6f %d\n" % (n, time.monotonic(), os.getpid()))
     if TAKES_S:
         await asyncio.sleep(TAKES_S)
-        os.write(FILE, b"end %d %.6f\n" % (n, time.monotonic()))
+        os.write(FILE, b"end %d %.6f %d\n" % (n, time.monotonic(), os.getpid()))
     return "hit"
 
 
 @app.tool(queue="q")
 async def look(n: int) -> str:
     """Uses nothing that is limited."""
-    os.write(FILE, b"look %d %.6f\n" % (n, time.monotonic()))
+    os.write(FILE, b"look %d %.6f %d\n" % (n, time.monotonic(), os.getpid()))
     return "looked"

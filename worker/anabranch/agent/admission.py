@@ -127,7 +127,7 @@ class Admission:
     async def _until_queues_keep_up(self, request: m.RunRequest, run_id: str) -> None:
         """What opens no run adds no calls, and waits for no queue."""
         saturation, agent = self._station.saturation, self._station.registry.agent(request.agent or "")
-        if agent is None or request.cancel or not saturation.may_hold:
+        if agent is None or request.cancel:
             return
         if self._is_here(run_id) and not self._is_known(run_id):
             await saturation.until_kept_up(agent, _time_s(request, agent))

@@ -115,8 +115,14 @@ class Publisher:
             log.exception("%s cannot be made", due)
             self._not_published(due, error)
             return None
-        once = isinstance(due, CallDue) and due.at_most_once
-        return self._station.send(record, once) if record is not None else None
+        if record is None:
+            return None
+        if not isinstance(due, CallDue):
+            return self._station.send(record)
+        call = self._state.runs[due.run_id].call(due.call_id)
+        if call is not None and call.planned.queue is not None:
+            self._station.saturation.published(call.planned.queue)
+        return self._station.send(record, due.at_most_once)
 
     def _may_publish(self, due: CallDue, may_dispatch: bool) -> bool:
         """At most once: only the token that the log has accepted, and only once."""

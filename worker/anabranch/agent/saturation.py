@@ -2,9 +2,10 @@
 
 Tool workers tell in the registry how long their oldest call has waited. From a threshold on, requests for agents that
 use a tool of that queue stay in Kafka, where no deadline runs; below half of it they are taken up again. What was
-opened goes on. It waits for the registry to change, or for the time at which a worker that told of old calls counts
-as dead: it never polls. A queue that no living worker serves holds nothing up: who starts workers by the length of a
-queue needs calls in it. `admission.py` asks.
+opened goes on. Between two words of a queue's workers no more is put into it than `inflow.py` allows, for its age tells
+only afterwards that this was too much. It waits for the registry to change, or for the time at which a worker that told
+of old calls counts as dead: it never polls. A queue that no living worker serves holds nothing up: who starts workers
+by the length of a queue needs calls in it. `admission.py` asks, `publishing.py` counts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from anabranch.agent.inflow import Inflow
 from anabranch.registry import DEAD_S, Registry, is_alive
 from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
 
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 
 OF_DEADLINE: Final = 0.25
 """The part of a call's time that it may wait before no more are added: the calls behind it wait longer."""
+TRUSTED: Final = 10.0
+"""Calls a second that a queue is taken to serve of which nothing is known yet; fewer if a limit says so."""
 LEAST_S: Final = 1.0
 """Below it no threshold falls: what is told is older than half of that."""
 GO_ON_AT: Final = 0.5
@@ -30,10 +34,11 @@ GO_ON_AT: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """How long the oldest call of a queue may have waited, in seconds."""
+    """How long the oldest call of a queue may have waited, in seconds, and how many it is trusted with unseen."""
 
     queue: str
     age_s: float
+    first: float
 
 
 @dataclass(slots=True)
@@ -46,18 +51,25 @@ class Saturation:
     _over: dict[Threshold, bool] = field(default_factory=dict)
     _waiters: set[asyncio.Future[None]] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
-    _may_hold: bool = False
+    _inflows: dict[str, Inflow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.registry.on_workers.append(self._look_again)
 
-    @property
-    def may_hold(self) -> bool:
-        """Whether calls wait anywhere for so long that it is worth asking."""
-        return self._may_hold
+    def published(self, queue: str) -> None:
+        """A call was put into it."""
+        self._inflow(queue).published += 1
 
     async def until_kept_up(self, agent: AgentSpec, deadline_s: float) -> None:
-        """Wait until no queue of the agent's tools is too far behind for a run that has `deadline_s` seconds."""
+        """Wait until no queue of the agent's tools is too far behind for a run that has `deadline_s` seconds, which is
+        opened then.
+        """
+        if agent.tools:
+            await self._until_kept_up(agent, deadline_s)
+            for threshold in self._thresholds(agent, deadline_s):
+                self._inflow(threshold.queue).opened += 1
+
+    async def _until_kept_up(self, agent: AgentSpec, deadline_s: float) -> None:
         while self._is_over(agent, deadline_s):
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
@@ -68,13 +80,25 @@ class Saturation:
                 self._waiters.discard(waiter)
 
     def _is_over(self, agent: AgentSpec, deadline_s: float) -> bool:
-        return any(self._look(threshold) for threshold in self._thresholds(agent, deadline_s))
+        return any(self._look(t) or self._is_full(t) for t in self._thresholds(agent, deadline_s))
+
+    def _is_full(self, threshold: Threshold) -> bool:
+        full = self._inflow(threshold.queue).is_full(threshold.first, threshold.age_s)
+        return full and any(worker.queue == threshold.queue for worker in self._alive())
+
+    def _inflow(self, queue: str) -> Inflow:
+        if (found := self._inflows.get(queue)) is None:
+            found = self._inflows[queue] = Inflow()
+            self._hear()
+        return found
 
     def _thresholds(self, agent: AgentSpec, deadline_s: float) -> Iterator[Threshold]:
         tools = [spec for name in agent.tools if (spec := self.registry.tool(name)) is not None]
         for queue in sorted({spec.queue for spec in tools}):
-            time_s = min(_time_of(spec, deadline_s) for spec in tools if spec.queue == queue)
-            yield Threshold(queue, min(self.hold_after_s, max(LEAST_S, time_s * OF_DEADLINE)))
+            ours = [spec for spec in tools if spec.queue == queue]
+            time_s = max(LEAST_S, OF_DEADLINE * min(_time_of(spec, deadline_s) for spec in ours))
+            rates = [limit.per_second for s in ours if (limit := self.registry.limits.get(s.limit or "")) is not None]
+            yield Threshold(queue, min(self.hold_after_s, time_s), time_s * min([TRUSTED, *rates]))
 
     def _look(self, threshold: Threshold) -> bool:
         """Whether the queue is over it: from there on until it has fallen well below."""
@@ -100,22 +124,30 @@ class Saturation:
 
     def _look_again(self) -> None:
         """A worker has told something, or has died."""
-        oldest_s = max((worker.oldest_waiting_s for worker in self.registry.workers.values()), default=0.0)
-        self._may_hold = oldest_s >= GO_ON_AT * min(LEAST_S, self.hold_after_s)
         still_over = [self._look(threshold) for threshold in list(self._over)]
-        if not all(still_over):
+        if self._hear() or not all(still_over):
             for waiter in self._waiters:
                 if not waiter.done():
                     waiter.set_result(None)
         self._watch()
+
+    def _hear(self) -> bool:
+        """Whether a queue's workers have all spoken anew, or it has none any more."""
+        alive = list(self._alive())
+        news = False
+        for queue, inflow in self._inflows.items():
+            workers = [worker for worker in alive if worker.queue == queue]
+            oldest_s = oldest_waiting_s(workers, queue)
+            news |= inflow.hear({worker.id: worker.seen_at for worker in workers}, oldest_s)
+        return news
 
     def _watch(self) -> None:
         """Nobody tells when a worker dies: look when the next of those that hold requests up would count as dead."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        queues = {threshold.queue for threshold in self._over}
-        seen = [worker.seen_at for worker in self._alive() if worker.queue in queues and worker.oldest_waiting_s > 0]
+        queues = {threshold.queue for threshold in self._over} | self._inflows.keys()
+        seen = [worker.seen_at for worker in self._alive() if worker.queue in queues]
         if self._waiters and seen:
             after_s = max(0.0, min(seen) + DEAD_S - self.now()) + 0.1
             self._timer = asyncio.get_running_loop().call_later(after_s, self._look_again)

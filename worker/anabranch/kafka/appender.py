@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 STOP_S = 5.0
 BACKOFF_S = (0.05, 2.0)
 REQUEST_S = 15.0
+COUNT_AGAIN_S = 60.0
+"""How often the partitions of a topic are counted that records go to by their keys."""
 STUCK_S = 40.0
 PAUSE_PER_RECORD_S = 20e-6
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.010
@@ -197,6 +199,7 @@ class KafkaAppender:
                 max_batch_size=524_288,
                 max_request_size=RECORD_BYTES + 65_536,
                 request_timeout_ms=int(REQUEST_S * 1000),
+                metadata_max_age_ms=int(COUNT_AGAIN_S * 1000),
             )
             try:
                 await producer.start()
@@ -221,7 +224,8 @@ class KafkaAppender:
         loop = asyncio.get_running_loop()
         while True:
             lane.wake.clear()
-            if lane.unplaced:
+            if lane.unplaced or (lane.partitions is not None and loop.time() > lane.counted_at + COUNT_AGAIN_S):
+                lane.counted_at = loop.time()
                 await self._place(producer, lane)
             await self._pace(lane.sent_at, loop)
             lane.sent_at = loop.time()
@@ -253,7 +257,7 @@ class KafkaAppender:
         items = line.next_batch(batch)
         line.sent_at = lane.sent_at
         try:
-            acked = await producer.send_batch(batch, lane.topic, partition=line.partition)
+            acked = await _send(producer, batch, lane.topic, line.partition)
         except (KafkaError, OSError, ValueError, AssertionError) as error:
             if (hopeless := await _hopeless(producer, lane.topic, error)) is None:
                 self._failed(lane, line, items, KafkaTimeoutError(f"no broker could be asked: {error!r}"))
@@ -317,6 +321,14 @@ def _end_if_cancelled() -> None:
     """Until Python 3.13 a task group that ends with errors of its own forgets that it was cancelled from outside."""
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def _send(producer: AIOKafkaProducer, batch: Any, topic: str, partition: int) -> Any:
+    try:
+        return await producer.send_batch(batch, topic, partition=partition)
+    except AssertionError:  # no such partition: it may have been added since the topic was looked at
+        await producer.client.force_metadata_update()
+        return await producer.send_batch(batch, topic, partition=partition)
 
 
 async def _hopeless(producer: AIOKafkaProducer, topic: str, error: BaseException) -> BaseException | None:

@@ -65,6 +65,7 @@ class Lane:
     unplaced: deque[Item] = field(default_factory=deque)  # until it is known how many partitions there are
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     sent_at: float = 0.0
+    counted_at: float = 0.0
 
     def push(self, item: Item) -> None:
         partition = item.record.partition

@@ -253,6 +253,9 @@ class MemorySubscription:
     async def begins(self, places: Iterable[Place]) -> dict[Place, int]:
         return {partition.place: partition.begin for partition in await self._partitions(places)}
 
+    async def partitions(self, topic: str) -> int:
+        return len(self._log.topic(topic).partitions)
+
     async def _partitions(self, places: Iterable[Place]) -> list[Partition]:
         found = self._log.partitions(places)
         await self._link.pass_over()

@@ -36,10 +36,13 @@ COMMIT_S = 5.0
 GONE_S = 3.0
 STOP_S = 10.0
 REBALANCE_S = 30.0
+COUNT_AGAIN_S = 30.0
+"""How often the group's leader counts the partitions; when some were added, the group divides them anew."""
 HEARTBEATS = 4
 """How many there are in the time of a session."""
-AT_ONCE = 1000
-"""Records in one delivery. Who is told to pause by one has no more than this, and a fetch, beyond its bounds."""
+AT_ONCE = 500
+"""Records in one delivery: taking in more would keep the loop from all else for too long. Who is told to pause by one
+has no more than this, and a fetch, beyond its bounds."""
 PREFETCH_BYTES = 2 * 1024 * 1024
 """What is fetched ahead of each partition that is not paused, at most."""
 
@@ -80,6 +83,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             rebalance_timeout_ms=int(REBALANCE_S * 1000),
             request_timeout_ms=int(REBALANCE_S * 1000) + 10_000,
             max_poll_interval_ms=600_000,
+            metadata_max_age_ms=int(COUNT_AGAIN_S * 1000),
             fetch_max_wait_ms=100,
             max_partition_fetch_bytes=PREFETCH_BYTES,
         )
@@ -241,6 +245,9 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
 
     async def begins(self, places: Iterable[Place]) -> dict[Place, int]:
         return await self._ask(self._consumer.beginning_offsets, places)
+
+    async def partitions(self, topic: str) -> int:
+        return await self._admin.partitions(topic)
 
     async def _ask(self, question: Any, places: Iterable[Place]) -> dict[Place, int]:
         try:

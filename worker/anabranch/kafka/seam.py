@@ -125,6 +125,10 @@ class Subscription(Protocol):
         """The oldest offset that each place still has."""
         ...
 
+    async def partitions(self, topic: str) -> int:
+        """How many partitions `topic` has: somebody may have added some. Raises `TopicsError` if it is gone."""
+        ...
+
 
 class Reader(Protocol):
     """Reads given partitions without a group."""

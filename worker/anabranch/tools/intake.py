@@ -7,6 +7,7 @@ long in one partition (for a limit, for a key) leave room for those of all other
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from anabranch.kafka.seam import Place
@@ -44,10 +45,12 @@ class Intake:
         self._change(job.place, -_weight(job))
         return self._has_room_for_all and not had_room
 
-    def free_dropped(self) -> None:
-        """Those that were dropped in the line of a limit have no task whose end would tell."""
-        for job in [job for job in self._jobs if job.dropped and job.task is None]:
-            self.free(job)
+    def keep_only(self, jobs: Iterable[Job]) -> None:
+        """All others were dropped: those in the line of a limit have no task whose end would tell."""
+        kept = [job for job in jobs if job in self._jobs]
+        self._jobs, self._used, self._of = set(), 0, {}
+        for job in kept:
+            self.take(job)
 
     @property
     def _has_room_for_all(self) -> bool:

@@ -26,15 +26,15 @@ METADATA: Final = 4000
 class Lane:
     """See the module. `held` is until when a key is another's; it and `paused_at` are epoch seconds.
 
-    `shares` are those of limits. `stands` once a commit of this assignment is confirmed: what former owners have said
-    counts no more.
+    `jobs` are those of this assignment, by offset; `shares` are those of limits. `stands` once a commit of this
+    assignment is confirmed: what former owners have said counts no more.
     """
 
     progress: Progress
     held: dict[str, int] = field(default_factory=dict)
     shares: Callable[[], tuple[ShareMark, ...]] = tuple
     stands: bool = False
-    jobs: set[Job] = field(default_factory=set)
+    jobs: dict[int, Job] = field(default_factory=dict)
     paused_at: float | None = None
     _crowded: bool = False
 
@@ -45,7 +45,7 @@ class Lane:
         What is not fetched yet is younger than what is here. If all of that runs, and the partition is paused, what
         is behind has waited since then, as far as anybody here knows.
         """
-        waiting = (job.since for job in self.jobs if not job.begun and not job.behind_its_key)
+        waiting = (job.since for job in self.jobs.values() if not job.begun and not job.behind_its_key)
         return min(waiting, default=self.paused_at)
 
     def commit(self, now: float) -> Committed | None:
@@ -79,7 +79,13 @@ class Lane:
 
     def drop_waiting(self) -> None:
         """What has not begun will be read again, by whoever has the partition then."""
-        for job in [job for job in self.jobs if not job.begun]:
-            self.jobs.discard(job)
-            self.progress.give_back(job.record.offset)
+        waiting = {offset: job for offset, job in self.jobs.items() if not job.begun}
+        self.jobs = {offset: job for offset, job in self.jobs.items() if job.begun}
+        self.progress.give_back(waiting.keys())
+        for job in waiting.values():
             job.drop()
+
+    def forget(self, job: Job) -> None:
+        """It is over, or will be read again."""
+        if self.jobs.get(job.offset) is job:
+            del self.jobs[job.offset]

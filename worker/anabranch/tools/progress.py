@@ -47,13 +47,13 @@ class Progress:
             self._open.discard(offset)
             self._finished.add(offset)
 
-    def give_back(self, offset: int) -> None:
-        """It was taken and has not run: it will be read again."""
-        if offset in self._open:
-            self._open.discard(offset)
-            if offset not in self._unknown:
-                self._begun.discard(offset)
-            self.position = min(self.position, offset)
+    def give_back(self, offsets: Iterable[int]) -> None:
+        """They were taken and have not run: they will be read again."""
+        given = self._open.intersection(offsets)
+        if given:
+            self._open -= given
+            self._begun -= given - self._unknown
+            self.position = min(self.position, min(given))
 
     def is_open(self, offset: int) -> bool:
         """Whether it was taken, and is not finished."""

@@ -78,6 +78,7 @@ class Job:
     ends: asyncio.TimerHandle | None = None  # once it was handed off: the last one says for how long
     task: asyncio.Task[None] | None = None
     gate: Paced | None = None
+    gone: bool = False  # handed off, and a commit says so: nobody reads it again
     stays: asyncio.Future[bool] | None = None  # of one that starts here after a revoke: whether the commit says so
 
     @property
@@ -241,12 +242,12 @@ class Service:
     async def answer(self, job: Job) -> None:
         """Execute the call and append its result; one that has missed its home is published again to it."""
         if (home := self._home_of(job)) is not None:
-            return await self._send_home(job, home)
+            return await self.send_home(job, home)
         execution = await self.execute(job)
         job.begun = True  # whatever its last try came to
         return await self.deliver(job, execution)
 
-    async def _send_home(self, job: Job, home: int) -> None:
+    async def send_home(self, job: Job, home: int) -> None:
         """As it is, and one of at most once a single time: whoever owns the home goes on with it."""
         record = job.record
         sent = Outgoing(record.topic, record.key, record.value, tuple(record.headers), home)

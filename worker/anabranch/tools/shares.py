@@ -64,6 +64,15 @@ class Shares:
         """Where the calls of this budget belong."""
         return homes(self._limits[limit], tenant, self._partitions)
 
+    def spread_over(self, partitions: int) -> None:
+        """So many there are, and nothing is ours just now. If some were added, homes are others, with other parts: all
+        begin with what commits say of them. Calls that go on keep to what they were told.
+        """
+        if partitions != self._partitions:
+            self._partitions = partitions
+            self._pacers.clear()
+            self._said.clear()
+
     def pause(self, limit: str, tenant: str | None, seconds: float) -> None:
         """Let nothing of this budget through on this worker for so long."""
         budget = _hash(budget_of(self._limits[limit], tenant))

@@ -45,7 +45,8 @@ class Paced:
         turn, self._joined = self._joined, None
         if turn is not None:
             turn.then = None
-            turn.pacer.leave(turn)
+            if turn.state != "lost":  # else it has left already
+                turn.pacer.leave(turn)
 
     def _join(self, then: Callable[[], None] | None = None) -> Turn:
         job = self._job

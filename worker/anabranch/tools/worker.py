@@ -75,7 +75,7 @@ class ToolWorker:
             await self._over.wait()
             committing.cancel()
             self._membership.forget()
-            for job in [*self._running(), *(job for lane in self._lanes.values() for job in lane.jobs)]:
+            for job in [*self._running(), *(job for lane in self._lanes.values() for job in lane.jobs.values())]:
                 job.drop()
 
     async def release(self, for_s: float) -> None:
@@ -146,6 +146,8 @@ class ToolWorker:
     async def take_over(self, places: frozenset[Place]) -> None:
         """Every assignment reads the commit again. What runs here goes on."""
         subscription, ours = self._membership.subscription, sorted(places)
+        if self._shares.in_use:
+            self._shares.spread_over(await subscription.partitions(self._bench.namespace.calls(self._bench.queue)))
         begins, committed = await subscription.begins(ours), await subscription.committed(ours)
         if ours and self._at_most_once:
             first = ours[0]
@@ -180,23 +182,28 @@ class ToolWorker:
         for job in told:
             self._finish(job)
         committed = await self._commits.last()
+        for job in jobs:
+            job.gone = job in told and job.place in committed
         for job in stay:
             if job.stays is not None and not job.stays.done():
-                job.stays.set_result(job in told and job.place in committed)
+                job.stays.set_result(job.gone)
         cancel_serial(jobs, committed)
         self._shares.leave(place.partition for place in committed)
         self._forget()
 
     def _keep_due(self, for_s: float) -> list[Job]:
         """The next calls in the lines of our limits start here, while the group divides the partitions anew."""
-        waiting = {(job.place.partition, job.offset): job for job in self._running()}
-        waiting |= {(place.partition, job.offset): job for place, lane in self._lanes.items() for job in lane.jobs}
+        places = {place.partition: place for place in self._lanes}
+
+        def waiting(partition: int, offset: int) -> Job | None:
+            place = places[partition]
+            return self._lanes[place].jobs.get(offset) or self._executing.get(place, {}).get(offset)
 
         def may_stay(partition: int, offset: int, is_in: bool) -> bool:
-            job = waiting.get((partition, offset))
+            job = waiting(partition, offset)
             return job is not None and not (is_in and job.at_most_once)  # its commit may be under way
 
-        stay = [waiting[where] for where in self._shares.close(for_s, may_stay)]
+        stay = [job for where in self._shares.close(for_s, may_stay) if (job := waiting(*where)) is not None]
         for job in stay:
             if job.at_most_once:
                 job.stays = asyncio.get_running_loop().create_future()
@@ -228,7 +235,7 @@ class ToolWorker:
         for lane in self._lanes.values():
             lane.drop_waiting()
         self._lanes.clear()
-        self._intake.free_dropped()
+        self._intake.keep_only(self._running())
         self._commits.forget()
 
     # --- taking calls in -------------------------------------------------------------------------------------------
@@ -241,7 +248,7 @@ class ToolWorker:
             log.error("%s/%d/%d is not a call: %s", record.topic, record.partition, record.offset, error)
             self._tasks.create_task(self._bury(lane, record, str(error)), name="dead letter")
             return
-        lane.jobs.add(job)
+        lane.jobs[job.offset] = job
         self._intake.take(job)
         if was_begun:
             self._start(lane, job, self._tell_unknown(lane, job))
@@ -269,7 +276,7 @@ class ToolWorker:
         lane.progress.finish(record.offset)
 
     def _left(self, lane: Lane, job: Job) -> None:
-        lane.jobs.discard(job)
+        lane.forget(job)
         if self._intake.free(job):
             self._pace_all()
         elif lane.paused_at is not None and self._lanes.get(job.place) is lane:
@@ -290,8 +297,10 @@ class ToolWorker:
                 self._hand_offs.free(self._lanes.get(job.place), job)
             finally:
                 await self._service.leave(job, held)
-        except ShareLost:  # its home's next owner reads it, or the run's owner hears of it when its time is up
+        except ShareLost:  # its home's next owner reads it, or is sent it anew
             job.dropped = True
+            if job.gone:
+                await self._service.send_home(job, job.record.partition)
         finally:
             executing = self._executing.get(job.place, {}).pop(job.offset, None) is not None
             if executing and job.dropped:
@@ -316,7 +325,7 @@ class ToolWorker:
         """It was given up while it ran. If its partition came back meanwhile, nobody else will take it."""
         lane = self._lanes.get(job.place)
         if lane is not None and lane.progress.is_open(job.record.offset) and not self._membership.stopping:
-            lane.progress.give_back(job.record.offset)
+            lane.progress.give_back([job.record.offset])
             self._membership.subscription.seek(job.place, lane.progress.position)
 
     async def _may_begin(self, lane: Lane, job: Job) -> bool:
