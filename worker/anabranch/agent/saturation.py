@@ -56,6 +56,11 @@ class Saturation:
         """Whether calls wait anywhere for so long that it is worth asking."""
         return self._may_hold
 
+    @property
+    def holds(self) -> bool:
+        """Whether a request waits for a queue."""
+        return bool(self._waiters)
+
     async def until_kept_up(self, agent: AgentSpec, deadline_s: float) -> None:
         """Wait until no queue of the agent's tools is too far behind for a run that has `deadline_s` seconds."""
         while self._is_over(agent, deadline_s):
