@@ -20,9 +20,9 @@ from anabranch.errors import ConfigError
 from anabranch.health import Process, Verdict
 from anabranch.metrics import Wsgi
 
-THREADS: Final = 16
+THREADS: Final = 64
 """Requests at once; who comes on top is not answered."""
-TIMEOUT_S: Final = 10.0
+TIMEOUT_S: Final = 5.0
 """How long one may take to say what it wants."""
 POLL_S: Final = 0.1
 """How soon the server notices that it is to end."""
@@ -37,6 +37,7 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 64
     block_on_close = False
 
     def __init__(self, host: str | None, port: int) -> None:
