@@ -78,6 +78,10 @@ class Results:
         sent.succeed(Acked(len(self.records)))
         return sent
 
+    @property
+    def outstanding(self) -> int:
+        return 0
+
     async def flush(self, timeout_s: float) -> int:
         return 0
 

@@ -48,8 +48,12 @@ class Outbox:
         self.sent.append(sent)
         return sent
 
-    async def flush(self, timeout_s: float) -> int:
+    @property
+    def outstanding(self) -> int:
         return sum(not sent.done() for sent in self.sent)
+
+    async def flush(self, timeout_s: float) -> int:
+        return self.outstanding
 
     def to(self, topic: str) -> list[Outgoing]:
         return [record for record in self.records if record.topic == topic]

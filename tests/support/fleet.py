@@ -82,18 +82,22 @@ class Fleet:
         """Submit many runs at once and await their answers, in the order of `inputs`."""
         return list(await asyncio.gather(*(self.ask(agent, text, **options) for text in inputs)))
 
-    async def add_agent(self, app: App | None = None) -> Shutdown:
+    def with_port(self, port: int, **worker: Any) -> Settings:
+        """The settings, with health and metrics at `port`."""
+        return replace(self.settings, worker=replace(self.settings.worker, http_port=port, **worker))
+
+    async def add_agent(self, app: App | None = None, settings: Settings | None = None) -> Shutdown:
         shutdown = Shutdown()
         self.agents.append(shutdown)
-        serving = serve_agent(app or self.app, self.settings, shutdown)
+        serving = serve_agent(app or self.app, settings or self.settings, shutdown)
         self.running[shutdown] = self.tasks.create_task(serving, name="agent worker")
         await asyncio.wait_for(shutdown.ready.wait(), START_S)
         return shutdown
 
-    async def add_tools(self, queue: str, app: App | None = None) -> Shutdown:
+    async def add_tools(self, queue: str, app: App | None = None, settings: Settings | None = None) -> Shutdown:
         shutdown = Shutdown()
         self.tools.append(shutdown)
-        serving = serve_tools(app or self.app, queue, self.settings, shutdown)
+        serving = serve_tools(app or self.app, queue, settings or self.settings, shutdown)
         self.running[shutdown] = self.tasks.create_task(serving, name="tool worker")
         await asyncio.wait_for(shutdown.ready.wait(), START_S)
         return shutdown

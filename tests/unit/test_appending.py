@@ -22,6 +22,7 @@ from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, TooLarge
 from anabranch.kafka import appender
 from anabranch.kafka.appender import KafkaAppender
+from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.sent import Acked, Sent, settled
 
 SOON_S = 10.0
@@ -200,6 +201,20 @@ async def test_an_acknowledgement_without_a_place_or_the_brokers_time_says_so(br
         await turns()
         broker.producers[0].held[TOPIC, 0][1].set_result(SimpleNamespace(offset=-1, timestamp=-1, timestamp_type=0))
         assert await all_of([sent]) == [Acked(None, None)]
+
+
+async def test_a_failed_batch_and_the_producer_that_is_replaced_for_it_are_counted(broker: Broker) -> None:
+    broker.away.add((TOPIC, 0))
+    meters = RoleMeters()
+    async with KafkaAppender.opened({"bootstrap_servers": "nowhere"}, True, meters) as opened:
+        sent = [opened.append(record(0))]
+        await turns()
+        assert opened.outstanding == 1
+        broker.away.clear()
+        broker.producers[0].arrive((TOPIC, 0), KafkaTimeoutError())
+        await all_of(sent)
+        assert opened.outstanding == 0
+    assert meters.send_failures.copied() == meters.producer_replacements.copied() == {(): 1}
 
 
 async def test_a_failed_batch_goes_again_before_what_came_later(broker: Broker) -> None:

@@ -85,7 +85,7 @@ async def test_a_pause_sends_the_call_back_to_the_front_of_the_line() -> None:
 
 
 async def test_a_call_that_waits_for_the_end_of_a_pause_is_given_back() -> None:
-    api = Api("500/s")
+    api = Api("5/s")
     api.answers[0] = [RateLimited(after=60)]
     async with ToolBench(api.app).running() as bench:
         await bench.assign()

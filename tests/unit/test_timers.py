@@ -17,7 +17,7 @@ from anabranch.agent.timers import SLACK, Timers
 Rung = list[tuple[Hashable, float]]
 
 
-def rung(arrange: Callable[[Timers[Hashable]], None], seconds: float = 100.0) -> Rung:
+def rung(arrange: Callable[[Timers[Hashable]], object], seconds: float = 100.0) -> Rung:
     """Who rang when, rounded."""
 
     async def run() -> Rung:

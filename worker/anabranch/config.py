@@ -48,13 +48,17 @@ class KafkaSettings:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What both roles have in common. `http_port` 0 means no health and metrics server."""
+    """What both roles have in common. `http_port` 0 means no health and metrics server; it listens at `http_host`, or
+    everywhere, and calls the process dead when its event loop has stood still for `stalled_s`.
+    """
 
     namespace: str | None = None
     drain_s: Seconds = 30.0
     commit_s: Seconds = 1.0
     heartbeat_s: Seconds = 5.0
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    http_host: str | None = None
+    stalled_s: SomeSeconds = 15.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

@@ -104,10 +104,19 @@ class Left:
 
 
 class Pacer:
-    """One home of a limit. `due` is when its first call may start; `may_start` is asked before each."""
+    """One home of a limit. `due` is when its first call may start; `may_start` is asked before each, and `on_start`
+    told of it.
+    """
 
-    def __init__(self, share: Share, due: float, may_start: Callable[[], bool] = lambda: True) -> None:
-        self.share, self._may_start = share, may_start
+    def __init__(
+        self,
+        share: Share,
+        due: float,
+        may_start: Callable[[], bool] = lambda: True,
+        on_start: Callable[[], None] = lambda: None,
+        limit: str = "",
+    ) -> None:
+        self.share, self.limit, self._may_start, self._on_start = share, limit, may_start, on_start
         self._period = 1 / share.per_second
         fastest = share.per_second * (1 + SLACK)
         self._bucket = AsyncLimiter(1 + LATE_S * fastest, 1 / fastest + LATE_S)
@@ -162,6 +171,7 @@ class Pacer:
             if self._closed_at is not None and not self._leaves_room(now, self._closed_at + LATE_S):
                 raise ShareLost
             turn.started = True
+            self._on_start()
             self._inside[turn] = now + turn.lasts_s
             self._last_second.append(now)
             self._entering -= 1
@@ -187,6 +197,15 @@ class Pacer:
             for n, at in enumerate(ours)
             if at + SECOND_S > end
         )
+
+    @property
+    def waiting(self) -> int:
+        """How many are in the line."""
+        return len(self._line)
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused_until > self._loop.time()
 
     def pause(self, seconds: float) -> None:
         """Let nothing through for so long: the API behind the limit has asked for it."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final, Literal, Protocol
 
+from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Model
 from anabranch.agent.placing import Placing
 from anabranch.agent.saturation import Saturation
@@ -32,6 +33,7 @@ from anabranch.codec import Record
 from anabranch.config import Settings, WorkerSettings
 from anabranch.errors import ConfigError, TopicsError
 from anabranch.kafka.connect import KafkaBroker
+from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Appender, Broker, Place, Subscription
 from anabranch.registry import Registry, follow, register, worker_entry, worker_gone
 from anabranch.specs import WorkerInfo
@@ -39,9 +41,11 @@ from anabranch.store import Store
 from anabranch.store import opened as open_store
 from anabranch.tasks import alongside, asked_by_signals
 from anabranch.tools.executor import Executor
+from anabranch.tools.meters import ToolMeters
 from anabranch.tools.serving import Bench
 from anabranch.tools.worker import ToolWorker
 from anabranch.topics import Namespace, TopicSpec
+from anabranch.watch import Watch, watching
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +89,8 @@ def topic_specs(app: App, settings: Settings) -> list[TopicSpec]:
     return namespace_of(app, settings).specs(app.queues(), settings.kafka.partitions)
 
 
-def broker_of(settings: Settings) -> Broker:
-    return KafkaBroker(settings.kafka)
+def broker_of(settings: Settings, meters: RoleMeters | None = None) -> Broker:
+    return KafkaBroker(settings.kafka, meters)
 
 
 class _Worker(Protocol):
@@ -94,6 +98,13 @@ class _Worker(Protocol):
 
     @property
     def running(self) -> int: ...
+    @property
+    def is_settled(self) -> bool: ...
+    @property
+    def unready(self) -> str: ...
+    @property
+    def positions(self) -> dict[Place, int]: ...
+    def sample(self) -> None: ...
     def attach(self, subscription: Subscription) -> None: ...
     async def run(self) -> None: ...
     async def release(self, for_s: float) -> None: ...
@@ -117,6 +128,8 @@ class _Post:
     appender: Appender
     namespace: Namespace
     settings: WorkerSettings
+    meters: RoleMeters
+    watch: Watch
 
 
 async def serve_agent(
@@ -127,11 +140,29 @@ async def serve_agent(
     broker: Broker | None = None,
     model: Model | None = None,
     clockwork: Clockwork | None = None,
+    watch: Watch | None = None,
 ) -> int:
-    """Run an agent worker until asked to stop; returns how many model calls were abandoned."""
+    """Run an agent worker until asked to stop; returns how many model calls were abandoned.
+
+    `watch` is that of the process, where it has several roles.
+    """
     app.check()
-    clockwork = clockwork or _clockwork()
-    broker, namespace = broker or broker_of(settings), namespace_of(app, settings)
+    async with watching(settings.worker, watch) as watch:
+        return await _serve_agent(app, settings, shutdown, broker, model, clockwork or _clockwork(), watch)
+
+
+async def _serve_agent(
+    app: App,
+    settings: Settings,
+    shutdown: Shutdown,
+    broker: Broker | None,
+    model: Model | None,
+    clockwork: Clockwork,
+    watch: Watch,
+) -> int:
+    meters = AgentMeters()
+    meters.know(app.agent_specs())
+    broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
     worker_id, registry, store = _new_worker_id("agent", clockwork), Registry(), await _store(settings, namespace)
     async with broker.appender() as appender, _model(settings, model) as opened:
@@ -141,7 +172,7 @@ async def serve_agent(
             namespace=namespace,
             worker_id=worker_id,
             appender=appender,
-            thinker=Thinker(opened, settings.agent, settings.prices, clockwork, settings.models, store),
+            thinker=Thinker(opened, settings.agent, settings.prices, clockwork, settings.models, store, meters),
             registry=registry,
             settings=settings.agent,
             prices=settings.prices,
@@ -152,11 +183,12 @@ async def serve_agent(
             response_partitions=await broker.partitions(namespace.responses),
             place=placing.partition,
             store=store,
+            meters=meters,
         )
         worker = AgentWorker(station, broker, settings.worker.commit_s)
         info = _info(worker, worker_id, "agent", None, clockwork.now)
-        topics = [namespace.requests, namespace.log]
-        post = _Post(worker, info, topics, namespace.agents_group, broker, appender, namespace, settings.worker)
+        topics, group = [namespace.requests, namespace.log], namespace.agents_group
+        post = _Post(worker, info, topics, group, broker, appender, namespace, settings.worker, meters, watch)
         async with _following(broker, namespace, registry, app), alongside(placing.follow(), "placing"):
             await placing.learn()
             return await _serve(post, shutdown)
@@ -171,24 +203,40 @@ async def serve_tools(
     broker: Broker | None = None,
     lenient: bool = False,
     clockwork: Clockwork | None = None,
+    watch: Watch | None = None,
 ) -> int:
     """Run a tool worker until asked to stop; returns how many calls were abandoned.
 
-    `lenient` serves at-most-once tools on a broker that cannot keep that promise, for `dev`.
+    `lenient` serves at-most-once tools on a broker that cannot keep that promise, for `dev`; `watch` is that of the
+    process, where it has several roles.
     """
     app.check()
-    clockwork = clockwork or _clockwork()
-    tools = app.tools_of(queue)
-    if not tools:
+    if not app.tools_of(queue):
         known = ", ".join(sorted({tool.spec.queue for tool in app.tools.values()})) or "none"
         raise ConfigError(f"App {app.name!r} has no tool in queue {queue!r}; its queues are: {known}")
-    broker, namespace = broker or broker_of(settings), namespace_of(app, settings)
+    async with watching(settings.worker, watch) as watch:
+        return await _serve_tools(app, queue, settings, shutdown, broker, lenient, clockwork or _clockwork(), watch)
+
+
+async def _serve_tools(
+    app: App,
+    queue: str,
+    settings: Settings,
+    shutdown: Shutdown,
+    broker: Broker | None,
+    lenient: bool,
+    clockwork: Clockwork,
+    watch: Watch,
+) -> int:
+    tools = app.tools_of(queue)
+    limits = [limit for limit in app.limit_specs() if limit.queue == queue]
+    meters = ToolMeters(queue, [tool.name for tool in tools], [limit.name for limit in limits])
+    broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs([queue], settings.kafka.partitions))
     worker_id, store = _new_worker_id("tool", clockwork), await _store(settings, namespace)
     executor = Executor(settings.tool, clockwork.now)
     try:
         async with broker.appender() as appender:
-            limits = [limit for limit in app.limit_specs() if limit.queue == queue]
             await register(appender, namespace, worker_id, [tool.spec for tool in tools], [], limits)
             bench = Bench(
                 namespace=namespace,
@@ -203,14 +251,13 @@ async def serve_tools(
                 rebalance_s=settings.kafka.session_timeout_s / 4 + REBALANCE_S,
                 lenient=lenient,
                 store=store,
+                meters=meters,
             )
             worker = ToolWorker(bench, settings.worker.commit_s)
             info = _info(worker, worker_id, "tool", queue, clockwork.now)
-            group = namespace.tools_group(queue)
-            topics = [namespace.calls(queue)]
-            return await _serve(
-                _Post(worker, info, topics, group, broker, appender, namespace, settings.worker), shutdown
-            )
+            group, topics = namespace.tools_group(queue), [namespace.calls(queue)]
+            post = _Post(worker, info, topics, group, broker, appender, namespace, settings.worker, meters, watch)
+            return await _serve(post, shutdown)
     finally:
         executor.close()
 
@@ -268,15 +315,18 @@ async def _following(broker: Broker, namespace: Namespace, registry: Registry, a
 async def _serve(post: _Post, shutdown: Shutdown) -> int:
     """Serve until asked to stop; then give up all that is ours, leave the group, and finish what is in flight."""
     worker, drain_s = post.worker, post.settings.drain_s
+    health = post.watch.take(post.meters, worker)
     gc.freeze()  # what was made up to here stays
     gc.set_threshold(*COLLECT_AFTER)
     async with alongside(worker.run(), "worker"), alongside(_beat(post), "heart"):
         async with post.broker.subscribe(post.topics, post.group, worker) as subscription:
             worker.attach(subscription)
-            async with alongside(subscription.run(), "subscription"):
+            lag = post.watch.follow_lag(post.meters, worker, subscription.ends)
+            async with alongside(subscription.run(), "subscription"), alongside(lag, "lag"):
                 log.info("%s is up", post.info().id)
                 shutdown.ready.set()
                 await shutdown.asked.wait()
+                health.drain()
                 log.info("draining: %d in flight", worker.running)
                 await _unless_hurried(worker.release(drain_s * 1.25 + 1), shutdown)
                 subscription.stop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -55,6 +56,7 @@ class Admission:
         self._links: deque[_Link] = deque()
         self._opened: Counter[str] = Counter()  # the runs that `_links` open
         self._unread = 0  # the bytes of `_links`
+        self._taking: Record | None = None
         self._wake = asyncio.Event()
 
     @property
@@ -62,6 +64,12 @@ class Admission:
         """The next request to be taken up: the fold's, or what follows our own unread events."""
         folded = self._owner.state.next_request or 0
         return max(folded, self._links[-1].request_offset + 1) if self._links else folded
+
+    @property
+    def waiting_since(self) -> float:
+        """Since when the oldest request that is here waits, in epoch seconds; `inf` if none does."""
+        first = self._taking or (self._buffer[0] if self._buffer else None)
+        return first.timestamp / 1000 if first is not None else math.inf
 
     @property
     def full(self) -> bool:
@@ -79,7 +87,7 @@ class Admission:
     def suspend(self) -> None:
         """What is buffered will be read again."""
         self._buffer.clear()
-        self._buffered = 0
+        self._buffered, self._taking = 0, None
 
     def drop(self) -> None:
         """The partition did not come back: what was taken up is nothing to us any more."""
@@ -114,7 +122,9 @@ class Admission:
                 record = self._buffer.popleft()
                 self._buffered -= len(record.value or b"")
                 if record.offset >= self.position:
+                    self._taking = record
                     await self._take_up(record)
+                    self._taking = None
 
     async def _until_there_is_room(self) -> None:
         room, limit = self._station.room, self._station.settings.max_partition_bytes
@@ -122,7 +132,11 @@ class Admission:
             if room.used < room.limit and self._owner.held_bytes + self._unread < limit:
                 return
             room.freed.clear()
-            await room.freed.wait()
+            room.waiting += 1
+            try:
+                await room.freed.wait()
+            finally:
+                room.waiting -= 1
 
     async def _until_queues_keep_up(self, request: m.RunRequest, run_id: str) -> None:
         """What opens no run adds no calls, and waits for no queue."""

@@ -68,6 +68,14 @@ def response(run: Run) -> RunResponse:
     )
 
 
+def error_of(run: Run) -> RunError | None:
+    """Why a run that has ended did not complete; None if it did."""
+    if run.ending is None or run.ending.status == "completed" or run.ending.error is not None:
+        return run.ending.error if run.ending is not None else None
+    last = last_words(run)
+    return _error(run, _said(last[-1].body)[0] if last else None)
+
+
 def note_answer(note: RequestNoted) -> bytes:
     """The answer to a request that was rejected."""
     error = note.error or RunError("invalid_request", "the request was rejected")

@@ -117,6 +117,11 @@ class Window:
     def size(self) -> int:
         return int(self._size)
 
+    @property
+    def open_part(self) -> float:
+        """From 1, where nothing was refused, down."""
+        return self._size / self._ceiling
+
     def send(self) -> int:
         """Returns the round, for `refused`."""
         self.unanswered += 1
@@ -182,6 +187,11 @@ class Budget:
         self._on_its_way = 0.0  # input tokens of requests that the provider may not have counted yet
         self._paused_until = 0.0
         self._share = 0.0
+
+    @property
+    def open_part(self) -> float:
+        """What the provider's refusals leave of the requests that may wait for its word at once."""
+        return self._window.open_part
 
     def set_share(self, share: float, now: float) -> None:
         self._share = share

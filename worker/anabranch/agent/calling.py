@@ -77,6 +77,7 @@ class ModelCalls:
             prepare=partial(self._prepare, life, due.turn),
             append=partial(self._append, life),
             on_event=partial(self._speak, run),
+            due_at=self._station.clockwork.steady(),
         )
         self._calls[life] = _Call(due.turn, job)
         self._station.thinker.submit(job)
@@ -118,6 +119,7 @@ class ModelCalls:
                 call.ends.cancel()
             call.ends = loop.call_later(for_s * (1 - MARGIN), self._time_is_up, life, call)
         worker = self._station.worker_id
+        self._station.meters.hand_offs.add(len(held), "model", "given")
         return [
             self._station.append(self._partition, m.ModelHandedOff(life[0], life[1], turn, worker, for_s))
             for life, turn in held

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Generic, TypeVar
@@ -62,6 +62,10 @@ class Lanes(Generic[Call]):
     def waiting(self) -> dict[str, int]:
         """How many calls wait, by the limit's name."""
         return {lane.name: len(lane.line) for lane in self._lanes.values() if len(lane.line)}
+
+    @property
+    def all(self) -> Collection[Lane[Call]]:
+        return self._lanes.values()
 
     def of(self, model: str) -> Lane[Call]:
         name, limits = limits_of(model, self._limits)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -24,10 +25,10 @@ from anabranch.agent.effects import CallDue, NoteDue, Publication
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
+from anabranch.agent.tally import Tally
 from anabranch.agent.timers import Timers
 from anabranch.bodies import dump
 from anabranch.codec import Record, decode
-from anabranch.deadletters import dead_letter
 from anabranch.errors import WireError
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.topics import partition_of
@@ -90,6 +91,9 @@ class Owner:
         self._read_on: dict[Moment, int] = {}  # hand-offs whose time is up, and the log's end then
         self._timers: Timers[Moment] = Timers(station.clockwork.now, self._ring)
         self._cleaner = Cleaner(station.settings)
+        self._tally = Tally(station.meters, station.registry)
+        self._parked: set[Life] = set()
+        self._low_at = self.low_at = math.inf  # when the event at low was written, and at the one that is committed
         self.open_bytes = 0
 
     # --- assignment -----------------------------------------------------------------------------------------
@@ -107,11 +111,13 @@ class Owner:
         self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._close)
         self._cleaner, self._reach = Cleaner(self._station.settings), low
         self._calls.begin()
-        return self.resume(end)
+        position = self.resume(end)
+        self._tally.begins = end  # what lies below was counted by others, if at all
+        return position
 
     def resume(self, end: int) -> int:
         """Go on with the fold there is; silent up to `end`. Returns the offset to read from."""
-        self._end = end
+        self._end, self._tally.begins = end, self.state.position
         self.live = self._giving_up = False
         self._acked.clear()
         self._read_on.clear()
@@ -223,7 +229,9 @@ class Owner:
 
     def _fold_one(self, event: m.Event | None, offset: int, at: float) -> list[Run]:
         before = self.state.runs.get(getattr(event, "run_id", None) or "")
+        waiting = self._tally.waiting_call(before, event)
         run = fold.apply(self.state, event, offset, at)
+        self._tally.folded(run, event, waiting, offset, at)
         if before is not None and before is not run:
             self._replaced(before)
         for defect in self.state.defects:
@@ -253,7 +261,7 @@ class Owner:
         except WireError as error:
             if record.offset >= self._done:
                 log.error("%s/%d/%d cannot be read: %s", record.topic, record.partition, record.offset, error)
-                self._station.send(dead_letter(self._station.namespace, record, str(error)))
+                self._station.send_dead_letter(record, "unreadable", str(error))
             return None
 
     def _check_place(self, event: m.Event) -> None:
@@ -270,12 +278,15 @@ class Owner:
         """Another life of it was opened: whatever this one still wanted is wanted no more."""
         life = (run.run_id, run.life)
         self._needed.pop(life, None)
+        self._parked.discard(life)
         self._calls.drop(life)
 
     def _account(self, run: Run) -> None:
         """Keep count of the bytes of open runs."""
         life = (run.run_id, run.life)
         self._needed[life] = run
+        if run.parked:
+            self._parked.add(life)
         before = self._sizes.get(life)
         if run.open and before != run.size:
             self._sizes[life] = run.size
@@ -293,6 +304,14 @@ class Owner:
         """What the open runs take in memory, about."""
         return self.open_bytes + RUN_BYTES * len(self._sizes)
 
+    @property
+    def open_runs(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def parked_runs(self) -> int:
+        return len(self._parked)
+
     # --- acting -------------------------------------------------------------------------------------------------
 
     def _act(self, run: Run) -> None:
@@ -305,7 +324,8 @@ class Owner:
             self._close(run)
         elif not run.parked:
             for moment, when in deadlines.moments(run, self._station.clockwork.now()):
-                self._timers.arm(moment, when)
+                if self._timers.arm(moment, when) and moment.what == "lost":
+                    self._station.meters.hand_offs.count("call", "waited")
 
     def _call_model(self, run: Run) -> None:
         due = effects.model_due(run)
@@ -318,7 +338,8 @@ class Owner:
         for hand_off in others:
             moment = Moment("model", run.run_id, run.life, run.turn, hand_off.offset)
             if moment not in self._read_on:
-                self._timers.arm(moment, self._station.clockwork.now() + hand_off.for_s)
+                if self._timers.arm(moment, self._station.clockwork.now() + hand_off.for_s):
+                    self._station.meters.hand_offs.count("model", "waited")
                 return False
             if self.state.position < self._read_on[moment]:
                 return False
@@ -405,6 +426,7 @@ class Owner:
 
     def read_on(self, moment: Moment, end: int) -> None:
         """The time of a hand-off is up, and the log ended at `end` then: up to there a reply may still stand."""
+        self._station.meters.hand_offs.count("model", "lost")
         self._read_on[moment] = end
         self._go_on_after_time_up()
 
@@ -423,23 +445,25 @@ class Owner:
         """What may be committed now; None while silent."""
         if not self.live or self.state.next_request is None:
             return None
-        low, next_request = self._low()
+        low, next_request, self._low_at = self._low()
         if not metadata_kept:
             link = self.state.link if self.state.link is not None else self.state.began
             low = min(low, link)
         self._reach = max(self._reach, low)
         return Commit(low, self._done_now(), next_request)
 
-    def _low(self) -> tuple[int, int]:
-        """The oldest event that is still needed, and `next_request` as of there."""
+    def _low(self) -> tuple[int, int, float]:
+        """The oldest event that is still needed, `next_request` as of there, and its time, if it is of a run."""
         firsts = [
-            (run.first, run.next_as_of_first) for run in self._needed.values() if run.open or self._unanswered(run)
+            (run.first, run.next_as_of_first, run.first_at)
+            for run in self._needed.values()
+            if run.open or self._unanswered(run)
         ]
         asked = [self.state.runs[run_id] for run_id in self._asked.values() if run_id in self.state.runs]
-        firsts += [(run.first, run.next_as_of_first) for run in asked]
+        firsts += [(run.first, run.next_as_of_first, run.first_at) for run in asked]
         notes = [offset for offset in self.state.notes if not self._publisher.is_settled(NoteDue(offset))]
-        firsts += [(offset, self.state.note_links[offset]) for offset in notes]
-        return min(firsts, default=(self.state.position, self.state.next_request or 0))
+        firsts += [(offset, self.state.note_links[offset], math.inf) for offset in notes]
+        return min(firsts, default=(self.state.position, self.state.next_request or 0, math.inf))
 
     def _wanted(self) -> Iterator[Publication]:
         for run in self._needed.values():
@@ -459,7 +483,7 @@ class Owner:
         """The next owner will begin at `low`: what lies below is of interest to nobody any more."""
         state = self.state
         state.began = max(state.began, low)
-        self._reach = low
+        self._reach, self.low_at = low, self._low_at
         self._committed.set()
         self._cleaner.committed(low)
         if len(state.last) > 2 * len(state.runs) + REMEMBERED:

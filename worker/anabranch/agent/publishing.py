@@ -24,6 +24,7 @@ from anabranch.bodies import dump
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, StoreUnavailable
 from anabranch.kafka.sent import Sent
+from anabranch.meters import OTHER
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,10 @@ class Publisher:
         if run is None or run.life != due.life:
             return None
         if isinstance(due, CallDue):
-            return call_record(self._station, self._partition, run, due.call_id)
+            record, call = call_record(self._station, self._partition, run, due.call_id), run.call(due.call_id)
+            if record is not None and call is not None:
+                self._station.meters.calls_published.count(call.planned.queue or OTHER)
+            return record
         return response_record(self._station, run.run_id, run.addresses[due.address].reply_to, self._answer(run))
 
     def _large(self, due: AnswerDue) -> Run | None:

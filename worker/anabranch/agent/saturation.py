@@ -60,6 +60,11 @@ class Saturation:
         """A call was put into it."""
         self._inflow(queue).published += 1
 
+    @property
+    def holds(self) -> bool:
+        """Whether a request waits for a queue."""
+        return bool(self._waiters)
+
     async def until_kept_up(self, agent: AgentSpec, deadline_s: float) -> None:
         """Wait until no queue of the agent's tools is too far behind for a run that has `deadline_s` seconds, which is
         opened then.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from anabranch import messages as m
+from anabranch.agent.meters import AgentMeters
 from anabranch.agent.plan import Place, by_key
 from anabranch.agent.saturation import Saturation
 from anabranch.agent.thinking import Clockwork, Thinker
@@ -28,11 +29,12 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class Room:
     """Bytes of open runs, and of those that are being opened, over all partitions of this worker. `freed` is set
-    whenever some of it becomes free.
+    whenever some of it becomes free; `waiting` are the partitions that wait for that.
     """
 
     limit: int
     used: int = 0
+    waiting: int = 0
     freed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def change(self, size: int) -> None:
@@ -78,6 +80,7 @@ class Station:
     place: Place = by_key
     store: Store = NO_STORE
     fate: Fate = field(default_factory=Fate)
+    meters: AgentMeters = field(default_factory=AgentMeters)
     heard: dict[int, Callable[[m.Event, int, Acked], None]] = field(default_factory=dict)
 
     def append(self, partition: int, event: m.Event) -> Sent:
@@ -112,10 +115,14 @@ class Station:
     def send(self, record: Outgoing, once: bool = False) -> Sent:
         return self.appender.append(record, once)
 
+    def send_dead_letter(self, record: Record, kind: str, reason: str) -> Sent:
+        self.meters.dead_letters.count(kind)
+        return self.send(dead_letter(self.namespace, record, reason))
+
     async def bury(self, record: Record, reason: str) -> None:
-        """Keep a record as a dead letter; returns when the broker has it, or if it never will."""
+        """Keep a request as a dead letter; returns when the broker has it, or if it never will."""
         try:
-            await self.send(dead_letter(self.namespace, record, reason))
+            await self.send_dead_letter(record, "bad_request", reason)
         except AnabranchError as error:
             where = f"{record.topic}/{record.partition}/{record.offset}"
             log.error("%s could not be kept as a dead letter: %s (its reason: %s)", where, error, reason)

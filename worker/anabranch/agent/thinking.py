@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -20,11 +20,13 @@ from anabranch import messages as m
 from anabranch.agent.budget import Attempt, count
 from anabranch.agent.lanes import Lane, Lanes, steady_time
 from anabranch.agent.large import HEADER_BYTES, REPLY_BYTES, Incomplete, Large
+from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Hopeless, Left, Model, Transient
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply
 from anabranch.bodies import dump
 from anabranch.config import AgentSettings, ModelLimits, Price
+from anabranch.meters import Counter
 from anabranch.references import size_of
 from anabranch.store import NO_STORE, Store
 
@@ -47,13 +49,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A model call that is due. `prepare` is asked when its time has come, and may say that it no longer is."""
+    """A model call that is due, since `due_at` by the loop's clock. `prepare` is asked when its time has come, and may
+    say that it no longer is.
+    """
 
     tenant: str
     model: str
     prepare: Callable[[], Request | None]
     append: Callable[[m.Event], None]
     on_event: Callable[[BatchContext, dict[str, Any]], None]
+    due_at: float = field(default_factory=steady_time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,9 @@ class Thinker:
         clockwork: Clockwork,
         limits: Mapping[str, ModelLimits],
         store: Store = NO_STORE,
+        meters: AgentMeters | None = None,
     ) -> None:
+        self._meters = meters or AgentMeters()
         self._model, self._settings, self._prices, self._clockwork = model, settings, prices, clockwork
         self._large = Large(store, clockwork.now)
         self._steady = clockwork.steady
@@ -112,6 +119,11 @@ class Thinker:
     def running(self) -> int:
         """Calls that have begun and not ended."""
         return len(self._running)
+
+    @property
+    def lanes(self) -> Collection[Lane[Job | _Trying]]:
+        """What waits and runs, by the limit's name."""
+        return self._lanes.all
 
     @property
     def waiting(self) -> dict[str, int]:
@@ -169,6 +181,7 @@ class Thinker:
         if request is None:
             return
         trying = _Trying(job, lane, request, self._attempt(lane, request))
+        self._meters.model_wait.observe(self._steady() - job.due_at, request.context.agent.model)
         lane.begun += 1
         task = self._running[job] = tasks.create_task(self._think(trying), name="model call")
         task.add_done_callback(partial(self._ended, trying))
@@ -199,8 +212,10 @@ class Thinker:
         granted = trying.granted = asyncio.get_running_loop().create_future()
         trying.lane.line.add_begun(trying.job.tenant, trying)
         self._wake_up()
+        since = self._steady()
         try:
             await granted
+            self._meters.model_wait.observe(self._steady() - since, trying.request.context.agent.model)
         finally:
             trying.lane.line.remove(trying.job.tenant, trying)
 
@@ -236,6 +251,7 @@ class Thinker:
                     message = f"{trying.broken} replies could not be used; the last: {error.reason}"
                     raise Hopeless("model_unavailable", message) from None
                 await self._pause(trying, error)
+                self._meters.model_retries.count(context.agent.model, _kind(error))
                 await self._again(trying)
             except Hopeless as error:
                 if error.usage:
@@ -247,6 +263,7 @@ class Thinker:
         budget, attempt = trying.lane.budget, trying.attempt
         assert attempt is not None, "an attempt is granted before it is made"
         usage: dict[str, Any] | None = None
+        began, outcome = self._steady(), "ended"
 
         def on_event(event: dict[str, Any]) -> None:
             budget.accepted(attempt)
@@ -258,14 +275,17 @@ class Thinker:
         try:
             reply = await self._model.reply(trying.request.body, on_event, on_left)
             budget.accepted(attempt)
-            usage = reply.usage
+            usage, outcome = reply.usage, "ok"
             return reply
         except (Transient, Hopeless) as error:
-            usage = error.usage or {}
+            usage, outcome = error.usage or {}, _outcome(error)
             if isinstance(error, Transient) and error.slow_down:
                 budget.refused(attempt, error.retry_after, self._steady())
             raise
         finally:
+            model = context.agent.model
+            self._meters.model_calls.count(model, outcome)
+            self._meters.model_duration.observe(self._steady() - began, model)
             self._settle(trying, usage)
 
     async def _pause(self, trying: _Trying, error: Transient) -> None:
@@ -314,7 +334,7 @@ class Thinker:
             context.attempt,
             reply.outcome,
             planned,
-            self._usage(context.agent.model, reply.usage),
+            self._usage(context.agent.model, reply.usage, self._meters.tokens),
             body,
             {call.tool_use_id: call.input for call in reply.calls} if body is reply.body else None,
             plan_json,
@@ -327,11 +347,19 @@ class Thinker:
         )
 
     def _discarded(self, request: Request, context: BatchContext, raw: dict[str, Any], reason: str) -> m.Event:
-        usage = self._usage(context.agent.model, raw)
+        usage = self._usage(context.agent.model, raw, self._meters.discarded)
         return m.ModelDiscarded(context.run_id, request.life, context.turn, context.attempt, usage, reason[:1000])
 
-    def _usage(self, model: str, raw: dict[str, Any]) -> m.Usage:
-        return priced(raw, self._prices.get(model))
+    def _usage(self, model: str, raw: dict[str, Any], tokens: Counter) -> m.Usage:
+        price = self._prices.get(model)
+        usage = priced(raw, price)
+        counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens)
+        for kind, number in zip(_KINDS, (*counts, usage.cache_creation_input_tokens), strict=True):
+            if number:
+                tokens.add(number, model, kind)
+        if price is not None:
+            self._meters.cost.add(usage.cost_usd, model)
+        return usage
 
 
 def priced(raw: dict[str, Any], price: Price | None) -> m.Usage:
@@ -344,4 +372,15 @@ def priced(raw: dict[str, Any], price: Price | None) -> m.Usage:
     return m.Usage(counts[0], counts[1], counts[2], counts[3], round(cost, 9))
 
 
+def _kind(error: Transient) -> str:
+    return "refused" if error.slow_down else "broken" if error.broken else "error"
+
+
+def _outcome(error: Transient | Hopeless) -> str:
+    if isinstance(error, Hopeless):
+        return "rejected"
+    return "refused" if error.slow_down else "error"
+
+
+_KINDS: Final = ("input", "output", "cache_read", "cache_creation")
 _COUNTED: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")

@@ -24,15 +24,16 @@ class Timers(Generic[Key]):
         self._count = 0
         self._handle: asyncio.TimerHandle | None = None
 
-    def arm(self, key: Key, when: float) -> None:
-        """Ring for `key` at `when`; one that is armed already keeps its time."""
+    def arm(self, key: Key, when: float) -> bool:
+        """Ring for `key` at `when`; one that is armed already keeps its time, and False is returned."""
         if key in self._armed:
-            return
+            return False
         self._armed[key] = when
         self._count += 1
         heapq.heappush(self._heap, (when, self._count, key))
         if self._heap[0][2] == key:
             self._schedule()
+        return True
 
     def disarm(self, key: Key) -> None:
         if self._armed.pop(key, None) is not None and len(self._heap) > 2 * len(self._armed) + SLACK:

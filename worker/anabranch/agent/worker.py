@@ -19,6 +19,7 @@ from anabranch.agent.calling import ModelCalls
 from anabranch.agent.commit import read_commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.owner import Hooks, Owner
+from anabranch.agent.sampling import sample
 from anabranch.agent.station import Station
 from anabranch.codec import Record
 from anabranch.errors import AnabranchError, BrokerError
@@ -39,9 +40,8 @@ class AgentWorker:
     def __init__(self, station: Station, broker: Broker, commit_s: float) -> None:
         self._station, self._broker, self._commit_s = station, broker, commit_s
         self._log, self._requests = station.namespace.log, station.namespace.requests
-        self._membership = Membership(self, station.settings.hand_off_s)
+        self._membership = Membership(self, station.settings.hand_off_s, station.meters)
         self._tasks: asyncio.TaskGroup | None = None
-        self._assigned_at = 0.0
         self._owners: dict[int, Owner] = {}
         self._calls: dict[int, ModelCalls] = {}
         self._admissions: dict[int, Admission] = {}
@@ -68,6 +68,29 @@ class AgentWorker:
     def owned(self) -> int:
         """Partitions that are live."""
         return sum(owner.live for owner in self._owners.values())
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what is assigned has been taken over."""
+        return self._membership.is_settled
+
+    @property
+    def unready(self) -> str:
+        """Why not all that is assigned is worked on; "" if it is, be it nothing."""
+        if not self.is_settled:
+            return "it waits for its partitions"
+        silent = sum(not owner.live for owner in self._owners.values())
+        return f"{silent} of its {len(self._owners)} partitions are still read" if silent else ""
+
+    @property
+    def positions(self) -> dict[Place, int]:
+        """What is to be taken up next, by partition."""
+        logs = {Place(self._log, p): owner.state.position for p, owner in self._owners.items()}
+        return logs | {Place(self._requests, p): admission.position for p, admission in self._admissions.items()}
+
+    def sample(self) -> None:
+        """Bring the gauges up to date."""
+        sample(self._station, self._membership.places, self._owners.values(), self._admissions.values())
 
     async def run(self) -> None:
         """Own partitions, and make their model calls, until `end`."""
@@ -107,7 +130,6 @@ class AgentWorker:
         """Only where both the log and the requests are ours do we act."""
         ours = self._ours(places)
         log.info("assigned %d partitions: %s", len(ours), ours)
-        self._assigned_at = asyncio.get_running_loop().time()
         for partition in self._owners.keys() - set(ours):
             self._forget(partition)
         self._station.thinker.own(frozenset(ours), self._station.partitions)
@@ -249,7 +271,8 @@ class AgentWorker:
         if self._membership.stopping or self._tasks is None:
             return
         partition, admission = owner.partition, self._admissions[owner.partition]
-        after_s = asyncio.get_running_loop().time() - self._assigned_at
+        after_s = asyncio.get_running_loop().time() - self._membership.assigned_at
+        self._station.meters.takeovers.observe(after_s)
         log.debug("partition %d is live after %.2f s, with %d bytes of open runs", partition, after_s, owner.open_bytes)
         admission.suspend()
         self.subscription.seek(Place(self._requests, partition), admission.position)

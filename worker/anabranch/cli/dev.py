@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from anabranch.config import AnthropicSettings, Settings
     from anabranch.kafka.embedded import EmbeddedBroker
     from anabranch.runtime import Shutdown
+    from anabranch.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +92,16 @@ class _Dev:
 
     async def _serve(self, broker: EmbeddedBroker, settings: Settings, shutdown: Shutdown) -> int:
         from anabranch.kafka.connect import KafkaBroker
+        from anabranch.watch import Watch
 
         specs = self.common.namespace(self.app).specs(self.app.queues(), settings.kafka.partitions)
         # Before anything else connects: this broker creates what a client asks for, with its own number of partitions.
         await KafkaBroker(settings.kafka).apply(specs)
         self._warn()
-        async with asyncio.TaskGroup() as tasks:
+        watch = Watch(settings.worker, len(self._queues()) + bool(self.app.agents))
+        async with watch.opened(), asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(broker.died(), name="broker")
-            workers = [_Worker(work) for work in self._roles(settings)]
+            workers = [_Worker(work) for work in self._roles(settings, watch)]
             running = [tasks.create_task(worker.run(shutdown)) for worker in workers]
             for worker in workers:
                 await worker.shutdown.ready.wait()
@@ -109,15 +112,15 @@ class _Dev:
             watching.cancel()
         return abandoned
 
-    def _roles(self, settings: Settings) -> list[Role]:
+    def _roles(self, settings: Settings, watch: Watch) -> list[Role]:
         from anabranch.runtime import serve_agent, serve_tools
 
         def tools(queue: str) -> Role:
-            return lambda shutdown: serve_tools(self.app, queue, settings, shutdown, lenient=True)
+            return lambda shutdown: serve_tools(self.app, queue, settings, shutdown, lenient=True, watch=watch)
 
         roles = [tools(queue) for queue in self._queues()]
         if self.app.agents:
-            roles.append(lambda shutdown: serve_agent(self.app, settings, shutdown))
+            roles.append(lambda shutdown: serve_agent(self.app, settings, shutdown, watch=watch))
         return roles
 
     def _queues(self) -> list[str]:
@@ -143,6 +146,8 @@ class _Dev:
             "tools": ", ".join(f"{tool.name} ({tool.spec.queue})" for tool in self.app.tools.values()) or "none",
             "model": self.script or settings.anthropic.base_url or "the Messages API, which costs money",
         }
+        if port := settings.worker.http_port:
+            lines["metrics"] = f"http://localhost:{port}/metrics"
         text = "".join(f"  {name:<10} {value}\n" for name, value in lines.items())
         before = "" if _found_by_default(bootstrap) else f"export ANABRANCH_BOOTSTRAP={bootstrap}\n    "
         agent = next(iter(self.app.agents), None)

@@ -33,6 +33,7 @@ from aiokafka.errors import (
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, TooLarge
 from anabranch.kafka.batching import Item, Lane, Line
+from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.tasks import alongside
@@ -71,8 +72,8 @@ class _Replace(Exception):
 class KafkaAppender:
     """See `seam.Appender`. Made by `opened`, which owns its task."""
 
-    def __init__(self, arguments: dict[str, Any], idempotent: bool) -> None:
-        self._arguments, self._idempotent = arguments, idempotent
+    def __init__(self, arguments: dict[str, Any], idempotent: bool, meters: RoleMeters) -> None:
+        self._arguments, self._idempotent, self._meters = arguments, idempotent, meters
         self._loop = asyncio.get_running_loop()
         self._lanes: dict[str, Lane] = {}
         self._new_lane = asyncio.Event()
@@ -84,8 +85,10 @@ class KafkaAppender:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, arguments: dict[str, Any], idempotent: bool) -> AsyncIterator[KafkaAppender]:
-        appender = cls(arguments, idempotent)
+    async def opened(
+        cls, arguments: dict[str, Any], idempotent: bool, meters: RoleMeters | None = None
+    ) -> AsyncIterator[KafkaAppender]:
+        appender = cls(arguments, idempotent, meters or RoleMeters())
         await appender._connect(once=True)
         try:
             async with alongside(appender._serve(), "appender"):
@@ -124,6 +127,10 @@ class KafkaAppender:
         if self._outstanding == 0:
             self._idle.set()
 
+    @property
+    def outstanding(self) -> int:
+        return self._outstanding
+
     async def flush(self, timeout_s: float) -> int:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -139,6 +146,7 @@ class KafkaAppender:
             except* _Replace:
                 log.warning("a send failed: replacing the producer, %d records go again", self._outstanding)
             _end_if_cancelled()
+            self._meters.producer_replacements.count()
             await _stop(self._producer)
             self._rewind()
             await self._connect()
@@ -282,6 +290,7 @@ class KafkaAppender:
 
     def _refused(self, lane: Lane, line: Line, error: BaseException) -> None:
         """Nothing of the batch was sent, so the producer is as good as before."""
+        self._meters.send_failures.count()
         items, line.batch = line.batch, []
         self._give_up(lane, items, error)
         lane.see_to(line)
@@ -299,6 +308,7 @@ class KafkaAppender:
         """They may have been written. What cannot be cured fails alone; the rest goes again."""
         if line.batch is not items:
             return
+        self._meters.send_failures.count()
         if isinstance(error, MessageSizeTooLargeError) and len(items) > 1:
             for item in items:  # the broker refused a batch: whose fault was it?
                 item.alone = True

@@ -15,6 +15,7 @@ from anabranch.config import KafkaSettings
 from anabranch.errors import ConfigError
 from anabranch.kafka.admin import Admin
 from anabranch.kafka.appender import KafkaAppender
+from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.pump import KafkaSubscription
 from anabranch.kafka.reader import KafkaReader
 from anabranch.kafka.seam import Lack, Listener, Place, Start
@@ -22,15 +23,15 @@ from anabranch.topics import TopicSpec
 
 
 class KafkaBroker:
-    """One Kafka cluster."""
+    """One Kafka cluster. `meters` hear of what goes wrong with its producers."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: KafkaSettings, meters: RoleMeters | None = None) -> None:
+        self._settings, self._meters = settings, meters
         self._arguments = client_arguments(settings)
 
     @asynccontextmanager
     async def appender(self) -> AsyncIterator[KafkaAppender]:
-        async with KafkaAppender.opened(self._arguments, self._settings.idempotent) as appender:
+        async with KafkaAppender.opened(self._arguments, self._settings.idempotent, self._meters) as appender:
             yield appender
 
     @asynccontextmanager

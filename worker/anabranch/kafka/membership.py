@@ -12,6 +12,7 @@ import logging
 from typing import Final, Protocol
 
 from anabranch.errors import AnabranchError, ConfigError, Forbidden, TopicsError
+from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Place, Subscription
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,14 @@ class Member(Protocol):
 class Membership:
     """See the module. `hand_off_s` is for how long what is in flight goes on after a revoke."""
 
-    def __init__(self, member: Member, hand_off_s: float) -> None:
-        self._member, self._hand_off_s = member, hand_off_s
+    def __init__(self, member: Member, hand_off_s: float, meters: RoleMeters) -> None:
+        self._member, self._hand_off_s, self._meters = member, hand_off_s, meters
         self._subscription: Subscription | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._taking_over: asyncio.Task[None] | None = None
         self._assigned: frozenset[Place] = frozenset()
+        self._was_assigned = self._settled = False
+        self.assigned_at = 0.0  # by the loop's clock
         self._giving_up = asyncio.Lock()
         self.stopping = False
 
@@ -57,6 +60,16 @@ class Membership:
         """What is delivered meanwhile, of an assignment that was not renewed, is read again."""
         return self._taking_over is not None and not self._taking_over.done()
 
+    @property
+    def places(self) -> frozenset[Place]:
+        """What is assigned to us now."""
+        return self._assigned
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what the group assigned last, be it nothing, has been taken over."""
+        return self._settled
+
     def attach(self, subscription: Subscription) -> None:
         """From here on partitions are taken over. The group may have assigned them before."""
         self._subscription = subscription
@@ -68,7 +81,12 @@ class Membership:
         self._start_to_take_over()
 
     def assigned(self, places: frozenset[Place]) -> None:
-        self._assigned = places
+        self._meters.rebalances.count()
+        self.assigned_at = asyncio.get_running_loop().time()
+        self._begin(places)
+
+    def _begin(self, places: frozenset[Place]) -> None:
+        self._assigned, self._was_assigned = places, True
         self._start_to_take_over()
 
     def take_over_again(self) -> None:
@@ -76,13 +94,14 @@ class Membership:
         assigned = self._assigned
         self.forget()
         self._member.let_go()
-        self.assigned(assigned)
+        self._begin(assigned)
 
     async def revoked(self, lost: bool) -> None:
         if self.stopping:
             async with self._giving_up:  # the group waits: what `release` has begun may be under way still
                 return
         if lost:
+            self._meters.sessions_lost.count()
             self.forget()
             self._member.let_go()
         else:
@@ -95,7 +114,7 @@ class Membership:
 
     def forget(self) -> None:
         """Take over no more of what was assigned: a revoke may come before `attach`, or in mid-take-over."""
-        self._assigned = frozenset()
+        self._assigned, self._was_assigned, self._settled = frozenset(), False, False
         if self._taking_over is not None:
             self._taking_over.cancel()
             self._taking_over = None
@@ -108,6 +127,7 @@ class Membership:
     def _start_to_take_over(self) -> None:
         if self._tasks is None or self._subscription is None or self.stopping:
             return
+        self._settled = False
         if self._taking_over is not None:
             self._taking_over.cancel()
         work = self._take_over(self._assigned)
@@ -120,7 +140,9 @@ class Membership:
         """Tried until it works: without it nothing happens here."""
         while True:
             try:
-                return await self._member.take_over(places)
+                await self._member.take_over(places)
+                self._settled = self._was_assigned
+                return
             except (ConfigError, Forbidden, TopicsError):
                 raise  # no repetition cures it: the worker ends, and says why
             except AnabranchError as error:

@@ -62,6 +62,10 @@ class MemoryAppender:
         self._send(lane)
         return sent
 
+    @property
+    def outstanding(self) -> int:
+        return self._unacknowledged
+
     async def flush(self, timeout_s: float) -> int:
         try:
             async with asyncio.timeout(timeout_s):

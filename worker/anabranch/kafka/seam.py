@@ -56,6 +56,11 @@ class Appender(Protocol):
         """
         ...
 
+    @property
+    def outstanding(self) -> int:
+        """How many records are not acknowledged."""
+        ...
+
     async def flush(self, timeout_s: float) -> int:
         """Wait until all is acknowledged; returns how many records are not, after `timeout_s`."""
         ...

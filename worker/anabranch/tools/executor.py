@@ -41,13 +41,29 @@ SHOWN: Final = 4000
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What a call came to. Times are epoch seconds; `tries` counts from 1."""
+    """What a call came to. Times are epoch seconds; `tries` counts from 1.
+
+    `began_at` is when its function first started, after all waiting, and `ran_s` what all tries took without any; None
+    and 0 if it never did.
+    """
 
     outcome: ResultOutcome
     content: Content
     started_at: float
     finished_at: float
     tries: int
+    began_at: float | None = None
+    ran_s: float = 0.0
+
+
+class _Watch:
+    """When the function of a call began, and how long it ran."""
+
+    __slots__ = ("began_at", "ran_s")
+
+    def __init__(self) -> None:
+        self.began_at: float | None = None
+        self.ran_s = 0.0
 
 
 class Gate(Protocol):
@@ -99,16 +115,16 @@ class Executor:
 
     async def execute(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate = OPEN) -> Execution:
         """Run the call, with the retries that its tool asks for; `gate` is passed before each try."""
-        started = self._now()
+        started, watch = self._now(), _Watch()
         tries = 0
         try:
             if tool.retries == 0:  # the common case, and retrying costs more than a quick tool
-                value = await self._tried(tool, arguments, call, gate)
+                value = await self._tried(tool, arguments, call, gate, watch)
             else:
                 async for attempt in self._retrying(tool, call):
                     tries = attempt.retry_state.attempt_number
                     with attempt:
-                        value = await self._tried(tool, arguments, replace(call, attempt=tries), gate)
+                        value = await self._tried(tool, arguments, replace(call, attempt=tries), gate, watch)
             outcome, content = self._success(tool, value)
         except TimeoutError:
             outcome, content = (
@@ -122,7 +138,7 @@ class Executor:
                 raise
             outcome, content = "error", f"{tool.name} failed: {_described(error)}"
             call.log.warning("%s", content, exc_info=error)
-        return Execution(outcome, content, started, self._now(), max(1, tries))
+        return Execution(outcome, content, started, self._now(), max(1, tries), watch.began_at, watch.ran_s)
 
     def _success(self, tool: Tool, value: Any) -> tuple[ResultOutcome, Content]:
         try:
@@ -142,28 +158,28 @@ class Executor:
         """No retry begins past the call's deadline."""
         return enough(state) or self._now() + state.upcoming_sleep >= call.deadline
 
-    async def _tried(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate) -> Any:
+    async def _tried(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate, watch: _Watch) -> Any:
         """One try. What the API refuses for being too much is none: the call waits, and goes on as if nothing was."""
         while True:
             try:
                 async with gate.a_try():
-                    return await self._try(tool, arguments, call, gate)
+                    return await self._try(tool, arguments, call, gate, watch)
             except RateLimited as error:
                 if self._now() + error.after >= call.deadline:
                     raise
                 call.log.info("%s: %s: paused for %g s", tool.name, _text_of(error), error.after)
                 await gate.pause(error.after)
 
-    async def _try(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate) -> Any:
+    async def _try(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate, watch: _Watch) -> Any:
         function = partial(tool.function, **tool.bind(arguments, call))
         match tool.run_in:
             case "thread":
-                return await self._in_thread(tool, function, call, gate)
+                return await self._in_thread(tool, function, call, gate, watch)
             case "process":
-                return await self._in_process(tool, function, call, gate)
+                return await self._in_process(tool, function, call, gate, watch)
             case _:
                 await gate.start()
-                async with _Timeout(self._limit(tool, call)):
+                async with self._timed(tool, call, watch):
                     value = function()
                     return await value if inspect.isawaitable(value) else value
 
@@ -172,8 +188,12 @@ class Executor:
             return f"the {self._now() - started:.1f} s that were left until its deadline"
         return f"{tool.spec.timeout_s:g} s"
 
-    def _limit(self, tool: Tool, call: Call) -> float:
-        return min(tool.spec.timeout_s, max(0.0, call.deadline - self._now()))
+    def _timed(self, tool: Tool, call: Call, watch: _Watch) -> _Timeout:
+        """Around the function itself, in all three places where it may run."""
+        now = self._now()
+        if watch.began_at is None:
+            watch.began_at = now
+        return _Timeout(min(tool.spec.timeout_s, max(0.0, call.deadline - now)), watch)
 
     async def _slot(self, slots: Slots, call: Call) -> None:
         """Wait for a place: as long as the call has, and without counting it as the tool's time."""
@@ -181,7 +201,7 @@ class Executor:
         async with asyncio.timeout(left if math.isfinite(left) else None):
             await slots.acquire(Whose(call.tenant, call.run_id))
 
-    async def _in_thread(self, tool: Tool, function: Callable[[], Any], call: Call, gate: Gate) -> Any:
+    async def _in_thread(self, tool: Tool, function: Callable[[], Any], call: Call, gate: Gate, watch: _Watch) -> Any:
         """A thread that outlives its timeout keeps its slot: it is as busy as before."""
         await self._slot(self._thread_slots, call)
         try:
@@ -193,7 +213,7 @@ class Executor:
         loop = asyncio.get_running_loop()
         running = self._threads.submit(copy_context().run, contained, function)
         running.add_done_callback(lambda _: self._tell(loop))
-        async with _Timeout(self._limit(tool, call)):
+        async with self._timed(tool, call, watch):
             value = await asyncio.wrap_future(running)
             return await value if inspect.isawaitable(value) else value
 
@@ -205,12 +225,12 @@ class Executor:
         self.busy_threads -= 1
         self._thread_slots.release()
 
-    async def _in_process(self, tool: Tool, function: Callable[[], Any], call: Call, gate: Gate) -> Any:
+    async def _in_process(self, tool: Tool, function: Callable[[], Any], call: Call, gate: Gate, watch: _Watch) -> Any:
         """A process that outlives its timeout is killed."""
         await self._slot(self._process_slots, call)
         try:
             await gate.start()
-            async with _Timeout(self._limit(tool, call)):
+            async with self._timed(tool, call, watch):
                 return await anyio.to_process.run_sync(
                     contained, function, cancellable=True, limiter=self._process_limit
                 )
@@ -221,13 +241,14 @@ class Executor:
 class _Timeout:
     """`asyncio.timeout`, but only its own expiry is a `TimeoutError` to us: a tool's own is an error like any."""
 
-    def __init__(self, seconds: float) -> None:
-        self._timeout = asyncio.timeout(seconds)
+    def __init__(self, seconds: float, watch: _Watch) -> None:
+        self._timeout, self._watch, self._began = asyncio.timeout(seconds), watch, time.perf_counter()
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._watch.ran_s += time.perf_counter() - self._began
         if isinstance(error, TimeoutError):
             await self._timeout.__aexit__(None, None, None)
             raise _ToolsOwn(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error

@@ -84,7 +84,9 @@ class HandOffs:
                     job.ends.cancel()
                 job.ends = asyncio.get_running_loop().call_later(time_s * (1 - MARGIN), _time_is_up, job)
         await settled(groups_sent, SETTLE_S)
-        return [job for sent, group in groups_sent.items() if sent.is_written for job in group]
+        told = [job for sent, group in groups_sent.items() if sent.is_written for job in group]
+        self._bench.meters.hand_offs.add(len(told), "call", "given")
+        return told
 
 
 def _in_parts(groups: Mapping[tuple[str, int], list[Job]]) -> Iterator[tuple[tuple[str, int], list[Job]]]:

@@ -48,6 +48,11 @@ class Lane:
         waiting = (job.since for job in self.jobs.values() if not job.begun and not job.behind_its_key)
         return min(waiting, default=self.paused_at)
 
+    @property
+    def waiting(self) -> int:
+        """How many calls were taken in and have not begun."""
+        return sum(not job.begun for job in self.jobs.values())
+
     def commit(self, now: float) -> Committed | None:
         """What may be committed; None if it would be more than Kafka takes."""
         low = self.progress.low

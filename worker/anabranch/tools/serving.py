@@ -11,7 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from anabranch.app import App, Call, Tool
@@ -24,9 +24,11 @@ from anabranch.homes import home_of, in_turn
 from anabranch.kafka.seam import Appender, Place
 from anabranch.limits import Serially
 from anabranch.messages import OUTCOME_UNKNOWN, ResultOutcome, ToolCall, ToolResult
+from anabranch.meters import OTHER
 from anabranch.store import NO_STORE, Store
 from anabranch.tools import large
 from anabranch.tools.executor import OPEN, Execution, Executor
+from anabranch.tools.meters import ToolMeters
 from anabranch.tools.shares import Shares
 from anabranch.tools.slots import Slots, Whose
 from anabranch.tools.turns import Paced
@@ -58,6 +60,7 @@ class Bench:
     rebalance_s: float = 5.0
     lenient: bool = False
     store: Store = NO_STORE
+    meters: ToolMeters = field(default_factory=ToolMeters)
 
 
 @dataclass(slots=True, eq=False)
@@ -162,6 +165,11 @@ class Service:
         self._seen: OrderedDict[str, int] = OrderedDict()  # call id -> the dispatch that was answered
         self.owner: asyncio.Task[object] | None = None  # who runs the jobs: when it is cancelled, they are
 
+    @property
+    def slots(self) -> Slots:
+        """The places that all tools of this worker share."""
+        return self._slots
+
     def is_idle(self, call: ToolCall) -> bool:
         """Past its deadline, or answered by this worker already."""
         return self._bench.now() >= call.deadline or self._seen.get(call.call_id, 0) >= call.dispatch
@@ -244,8 +252,25 @@ class Service:
         if (home := self._home_of(job)) is not None:
             return await self.send_home(job, home)
         execution = await self.execute(job)
+        self._measure(job, execution)
         job.begun = True  # whatever its last try came to
         return await self.deliver(job, execution)
+
+    def skip(self, job: Job) -> None:
+        """It is finished without having been executed: nobody waits for it, or it was answered here before."""
+        self._count(job, "skipped")
+
+    def _count(self, job: Job, outcome: str) -> None:
+        self._bench.meters.calls.count(job.tool.name if job.tool is not None else OTHER, outcome)
+
+    def _measure(self, job: Job, execution: Execution) -> None:
+        """A call that never began has waited, too, but for nothing that is worth a place in the figures."""
+        meters = self._bench.meters
+        if job.tool is not None and execution.began_at is not None:
+            meters.wait.observe(execution.began_at - job.since)
+            meters.duration.observe(execution.ran_s, job.tool.name)
+            if execution.tries > 1:
+                meters.retries.add(execution.tries - 1, job.tool.name)
 
     async def send_home(self, job: Job, home: int) -> None:
         """As it is, and one of at most once a single time: whoever owns the home goes on with it."""
@@ -298,13 +323,14 @@ class Service:
 
         Raises `Forbidden` or `TopicsError` if our own log takes no results: then no worker here is of any use.
         """
+        self._count(job, execution.outcome)
         try:
             await self._send(job, execution)
         except AnabranchError as error:
             if isinstance(error, Forbidden | TopicsError) and job.call.reply.topic == self._bench.namespace.log:
                 raise
             log.error("the result of call %s cannot be delivered: %s", job.call.call_id, error)
-            await self.bury(job.record, f"its result cannot be delivered: {error}")
+            await self.bury(job.record, "undeliverable", f"its result cannot be delivered: {error}")
         self._seen[job.call.call_id] = job.call.dispatch
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
@@ -317,8 +343,9 @@ class Service:
             shorter = Execution("error", text, execution.started_at, execution.finished_at, execution.tries)
             await self._bench.appender.append(await self._result(job, shorter))
 
-    async def bury(self, record: Record, reason: str) -> None:
+    async def bury(self, record: Record, kind: str, reason: str) -> None:
         """Keep a record as a dead letter; returns when the broker has it, or never will."""
+        self._bench.meters.dead_letters.count(kind)
         try:
             await self._bench.appender.append(dead_letter(self._bench.namespace, record, reason))
         except AnabranchError as error:

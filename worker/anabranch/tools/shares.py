@@ -21,6 +21,7 @@ from anabranch.homes import Share, budget_of, homes, share
 from anabranch.limits import Held, Pacer, ShareLost
 from anabranch.specs import LimitSpec
 from anabranch.tools.marks import ShareMark
+from anabranch.tools.meters import ToolMeters
 
 UNNAMED: Final = "*"
 NOT_AT_ALL: Final = -1.0
@@ -45,8 +46,14 @@ class Shares:
     """See the module. `now` is epoch seconds; `alive` says whether the session still holds."""
 
     def __init__(
-        self, limits: Iterable[LimitSpec], partitions: int, now: Callable[[], float], alive: Callable[[], bool]
+        self,
+        limits: Iterable[LimitSpec],
+        partitions: int,
+        now: Callable[[], float],
+        alive: Callable[[], bool],
+        meters: ToolMeters | None = None,
     ) -> None:
+        self._meters = meters or ToolMeters()
         self._limits = {limit.name: limit for limit in limits}
         self._partitions, self._now, self._alive = partitions, now, alive
         self._homes: dict[int, _Home] = {}
@@ -93,7 +100,8 @@ class Shares:
         if len(self._pacers) >= CROWD:
             self._drop_spent()
         told = home.told.get(key[1])
-        made = Pacer(part, self._due(home, told, part), partial(self._may_start, partition))
+        count = partial(self._meters.limit_started.count, limit)
+        made = Pacer(part, self._due(home, told, part), partial(self._may_start, partition), count, limit)
         made.open(0.0, self._held(told))
         self._pacers[key] = made
         return made
@@ -107,6 +115,24 @@ class Shares:
         for key in [key for key, pacer in self._pacers.items() if pacer.is_spent]:
             del self._pacers[key]
             self._said.pop(key, None)
+
+    def sample(self) -> None:
+        """Bring the gauges up to date: what of each limit is ours, and who waits for it."""
+        rates, waiting, paused = (dict.fromkeys(self._limits, 0.0) for _ in range(3))
+        for partition in self._homes:
+            for limit in self._limits.values():
+                if limit.per is None and (part := share(limit, None, partition, self._partitions)) is not None:
+                    rates[limit.name] += part.per_second
+        for (partition, _), pacer in self._pacers.items():
+            name = pacer.limit
+            if partition in self._homes and self._limits[name].per is not None:
+                rates[name] += pacer.share.per_second
+            waiting[name] += pacer.waiting
+            paused[name] = max(paused[name], pacer.is_paused)
+        for name in self._limits:
+            self._meters.limit_rate.set(rates[name], name)
+            self._meters.limit_waiting.set(waiting[name], name)
+            self._meters.limit_paused.set(paused[name], name)
 
     # --- partitions come and go -------------------------------------------------------------------------------------
 

@@ -37,9 +37,13 @@ class Slots:
     """As many places as `count`. Where fewer are taken, nobody waits."""
 
     def __init__(self, count: int) -> None:
-        self._free = count
+        self.count = self._free = count
         self._taken = 0  # of the turn of whoever is first
         self._tenants: dict[str, dict[str, deque[asyncio.Future[None]]]] = {}
+
+    @property
+    def used(self) -> int:
+        return self.count - self._free
 
     @asynccontextmanager
     async def slot(self, whose: Whose) -> AsyncIterator[None]:

@@ -39,10 +39,12 @@ class ToolWorker:
         self._bench = bench
         self._tools = {tool.name: tool for tool in bench.app.tools_of(bench.queue)}
         limits = [limit for limit in bench.app.limit_specs() if limit.queue == bench.queue]
-        self._shares = Shares(limits, bench.partitions, bench.now, lambda: self._membership.subscription.alive)
+        self._shares = Shares(
+            limits, bench.partitions, bench.now, lambda: self._membership.subscription.alive, bench.meters
+        )
         self._service = Service(bench, self._tools, self._shares, self._held_until)
         self._at_most_once = any(tool.spec.delivery == "at_most_once" for tool in self._tools.values())
-        self._membership = Membership(self, bench.settings.hand_off_s)
+        self._membership = Membership(self, bench.settings.hand_off_s, bench.meters)
         self._tasks: asyncio.TaskGroup | None = None
         self._lanes: dict[Place, Lane] = {}
         self._executing: dict[Place, dict[int, Job]] = {}
@@ -63,7 +65,38 @@ class ToolWorker:
     def oldest_waiting_s(self) -> float:
         """How long the oldest call that was taken in and does not run yet has waited, since it was published."""
         since = [at for lane in self._lanes.values() if (at := lane.waiting_since) is not None]
-        return max(0.0, self._bench.now() - min(since)) if since else 0.0
+        oldest_s = max(0.0, self._bench.now() - min(since)) if since else 0.0
+        self._bench.meters.oldest_waiting.set(oldest_s)
+        return oldest_s
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what is assigned has been taken over."""
+        return self._membership.is_settled
+
+    @property
+    def unready(self) -> str:
+        """Why what is assigned is not worked on; "" if it is, be it nothing."""
+        return "" if self.is_settled else "it waits for its partitions"
+
+    @property
+    def positions(self) -> dict[Place, int]:
+        """What is to be taken in next, by partition."""
+        return {place: lane.progress.position for place, lane in self._lanes.items()}
+
+    def sample(self) -> None:
+        """Bring the gauges up to date, but for the age of the oldest call, which is dear: that is told when it is."""
+        meters, bench = self._bench.meters, self._bench
+        meters.partitions.set(len(self._membership.places), bench.namespace.calls(bench.queue))
+        meters.unacknowledged.set(bench.appender.outstanding)
+        meters.slots.set(self._service.slots.count)
+        meters.slots_used.set(self._service.slots.used)
+        meters.threads.set(bench.settings.threads)
+        meters.threads_busy.set(bench.executor.busy_threads)
+        meters.waiting.set(sum(lane.waiting for lane in self._lanes.values()))
+        meters.taken_bytes.set(self._intake.used)
+        meters.taken_bytes_max.set(bench.settings.max_taken_bytes)
+        self._shares.sample()
 
     async def run(self) -> None:
         """Execute calls until `end`."""
@@ -155,6 +188,7 @@ class ToolWorker:
         for place in ours:
             lane = self._lanes[place] = self._new_lane(place, committed.get(place), begins[place])
             subscription.seek(place, lane.progress.position)
+        self._bench.meters.takeovers.observe(asyncio.get_running_loop().time() - self._membership.assigned_at)
 
     def _new_lane(self, place: Place, committed: Committed | None, begin: int) -> Lane:
         position, known = begin, Marks()
@@ -272,7 +306,7 @@ class ToolWorker:
         job.task.add_done_callback(lambda _: self._left(lane, job))
 
     async def _bury(self, lane: Lane, record: Record, reason: str) -> None:
-        await self._service.bury(record, reason)
+        await self._service.bury(record, "unreadable", reason)
         lane.progress.finish(record.offset)
 
     def _left(self, lane: Lane, job: Job) -> None:
@@ -290,7 +324,9 @@ class ToolWorker:
             try:
                 if not await self._may_begin(lane, job):
                     return
-                if not self._service.is_idle(job.call):
+                if self._service.is_idle(job.call):
+                    self._service.skip(job)
+                else:
                     self._goes_on(job)
                     await self._service.answer(job)
                 self._finish(job)

@@ -1,0 +1,64 @@
+"""The dependency order that DESIGN promises, as imports: who may know what.
+
+Responsible for: libraries that are imported in one place, and the roles that do not know each other. Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import anabranch
+
+PACKAGE = Path(anabranch.__file__).parent
+HOMES = {
+    "prometheus_client": {"metrics.py"},
+    "aiolimiter": {"limits.py"},
+    "anthropic": {"agent/anthropic_model.py"},
+}
+PURE = ("meters.py", "health.py")
+"""They know nothing of ours that does I/O, and no library."""
+
+
+def imported(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+
+
+def who_imports(library: str) -> set[str]:
+    files = PACKAGE.rglob("*.py")
+    found = (file for file in files if any(name.split(".")[0] == library for name in imported(file)))
+    return {file.relative_to(PACKAGE).as_posix() for file in found}
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_is_imported_in_its_place_alone(library: str) -> None:
+    assert who_imports(library) == HOMES[library]
+
+
+def test_only_the_kafka_folder_knows_kafkas_client() -> None:
+    assert {name.split("/")[0] for name in who_imports("aiokafka")} == {"kafka"}
+
+
+@pytest.mark.parametrize(("role", "other"), [("agent", "tools"), ("tools", "agent")])
+def test_the_roles_do_not_know_each_other(role: str, other: str) -> None:
+    for file in (PACKAGE / role).glob("*.py"):
+        assert not [name for name in imported(file) if name.startswith(f"anabranch.{other}")], file
+
+
+@pytest.mark.parametrize("folder", ["agent", "tools", "kafka"])
+def test_nobody_below_the_runtime_knows_who_watches(folder: str) -> None:
+    above = {"anabranch.runtime", "anabranch.watch", "anabranch.probes", "anabranch.metrics", "anabranch.health"}
+    for file in (PACKAGE / folder).glob("*.py"):
+        assert not above & set(imported(file)), file
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_a_pure_file_imports_nothing_but_the_standard_library(name: str) -> None:
+    assert not [found for found in imported(PACKAGE / name) if found.split(".")[0] in ("anabranch", *HOMES)]

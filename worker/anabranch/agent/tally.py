@@ -1,0 +1,84 @@
+"""Counts what a partition's log says of runs and calls: each event once, by whoever is its live owner then.
+
+It reads the fold and changes nothing but the meters. An event below `begins` was folded by somebody else before. Called
+by: `Owner`, for each event.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from anabranch import messages as m
+from anabranch.agent.answer import error_of
+from anabranch.agent.meters import CODES, AgentMeters
+from anabranch.agent.state import Call, Run
+from anabranch.meters import OTHER
+from anabranch.registry import Registry
+
+_RESULTS: Final = frozenset({m.ToolReturned, m.CallExpired, m.CallLost})
+
+
+class Tally:
+    """See the module."""
+
+    def __init__(self, meters: AgentMeters, registry: Registry) -> None:
+        self._meters, self._registry = meters, registry
+        self.begins = 0
+
+    def waiting_call(self, run: Run | None, event: m.Event | None) -> Call | None:
+        """Before the fold: the call that this event may give its result."""
+        if run is None or type(event) not in _RESULTS:
+            return None
+        call = run.call(event.call_id)  # type: ignore[union-attr]  # mypy does not see what `_RESULTS` are
+        return call if call is not None and call.result is None else None
+
+    def folded(self, run: Run | None, event: m.Event | None, waiting: Call | None, offset: int, at: float) -> None:
+        """After the fold of the event at `offset`, with the broker's time `at`."""
+        if offset < self.begins:
+            return
+        if waiting is not None:
+            self._call(waiting, event, at)
+        elif isinstance(event, m.ModelReplied):
+            self._rejected(run, event)
+        elif isinstance(event, m.RequestNoted):
+            self._meters.requests_noted.count(event.code)
+        if run is None:
+            return
+        if run.stirred == offset and isinstance(event, m.RunRequested):
+            self._opened(run)
+        if run.ending is not None and run.ending.offset == offset:
+            self._ended(run, run.ending.at)
+
+    def _rejected(self, run: Run | None, event: m.ModelReplied) -> None:
+        """What the model asked for and nobody publishes, if it is this reply that counts."""
+        if run is None or not run.turns or run.turns[-1].attempt != event.attempt:
+            return
+        for planned in event.plan:
+            if planned.rejected is not None:
+                self._meters.calls_answered.count("", "rejected")
+
+    def _opened(self, run: Run) -> None:
+        agent = self._agent(run)
+        self._meters.runs_admitted.count(agent)
+        self._meters.run_queued.observe(run.opened_at - run.opening.requested_at, agent)
+
+    def _ended(self, run: Run, at: float) -> None:
+        assert run.ending is not None
+        agent, status, error = self._agent(run), run.ending.status, error_of(run)
+        code = "" if error is None else error.code if error.code in CODES else OTHER
+        self._meters.runs_ended.count(agent, status, code)
+        self._meters.run_duration.observe(at - run.opened_at, agent, status)
+
+    def _call(self, call: Call, event: m.Event | None, at: float) -> None:
+        if isinstance(event, m.CallLost):
+            self._meters.hand_offs.count("call", "lost")
+        if call.result is None:
+            return
+        queue, outcome = call.planned.queue or OTHER, call.result.outcome
+        late = isinstance(event, m.CallExpired) and outcome == "timeout"
+        self._meters.calls_answered.count(queue, "expired" if late else outcome)
+        self._meters.call_turnaround.observe(at - call.due_at, queue)
+
+    def _agent(self, run: Run) -> str:
+        name = run.opening.request.agent or ""
+        return name if name in self._registry.agents else OTHER
