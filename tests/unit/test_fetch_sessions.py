@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from aiokafka.errors import KafkaConnectionError, UnknownError
 from aiokafka.protocol.fetch import FetchRequest, FetchResponse_v5, FetchResponse_v11
 from aiokafka.protocol.metadata import MetadataRequest
 
-from anabranch.kafka.sessions import FetchSessions
+from anabranch.kafka.sessions import LONGEST_PAUSE_S, PAUSE_S, FetchSessions
 
 NOT_FOUND, WRONG_EPOCH, UNKNOWN_ERROR = 70, 71, -1
 Asked = dict[str, dict[int, int]]
@@ -22,11 +24,14 @@ class Broker:
 
     def __init__(self, session_id: int = 7, versions: tuple[int, int] = (4, 11)) -> None:
         self.session_id, self.versions = session_id, versions
+        self.brings = b""
+        self.asked_at: list[float] = []
         self.known: Asked = {}
         self.named: list[tuple[int, int, Asked, dict[str, list[int]]]] = []
         self.fails: list[int | Exception | asyncio.Event] = []
 
     async def send(self, node: int, request: Any) -> Any:
+        self.asked_at.append(time.monotonic())
         body = request.prepare({1: self.versions}).to_object()
         if "session_id" not in body:
             self.named.append((0, 0, _asked(body), {}))
@@ -41,7 +46,8 @@ class Broker:
             else:
                 return FetchResponse_v11(0, fails, 0, [])
         self._remember(body["session_epoch"], _asked(body), forgotten)
-        return FetchResponse_v11(0, 0, self.session_id, [])
+        brought = [("log", [(0, 0, 0, 0, 0, [], -1, self.brings)])] if self.brings else []
+        return FetchResponse_v11(0, 0, self.session_id, brought)
 
     def _remember(self, epoch: int, asked: Asked, forgotten: dict[str, list[int]]) -> None:
         self.known = {} if epoch == 0 else self.known
@@ -182,3 +188,14 @@ async def test_other_requests_pass_as_they_are() -> None:
     request = MetadataRequest([])
     assert await FetchSessions(send).send(3, request, group=1) == "answered"
     assert passed == [(3, request, {"group": 1})]
+
+
+async def test_a_fetch_follows_at_once_unless_the_last_one_has_brought_something() -> None:
+    broker = Broker()
+    sessions = FetchSessions(broker.send)
+    for broker.brings in (b"", b"", b"x" * 100, b"x" * 10_000_000, b""):
+        await sessions.send(1, fetch({"log": {0: 5}}))
+    pauses = [after - before for before, after in pairwise(broker.asked_at)]
+    assert pauses[2] >= PAUSE_S, "what is answered to it goes first"
+    assert pauses[3] >= LONGEST_PAUSE_S, "and more comes together"
+    assert min(pauses[:2]) < PAUSE_S
