@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -81,6 +81,7 @@ class Owner:
         self._end = 0
         self._publisher = Publisher(partition, station, self.state, 0, self._close)
         self._needed: dict[Life, Run] = {}  # the runs that are open, or not answered yet
+        self._settled: set[Life] = set()  # those of `_needed` that want nothing published, until they are folded on
         self._sizes: dict[Life, int] = {}
         self._remembered: dict[Life, int] = {}  # the runs that nobody waits for any more, the oldest first
         self._remembered_bytes = 0
@@ -109,6 +110,7 @@ class Owner:
                 self.state.next_request = commit.next_request
         self._done = commit.done if commit is not None else 0
         self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._close)
+        self._settled.clear()
         self._cleaner, self._reach = Cleaner(self._station.settings), low
         self._calls.begin()
         position = self.resume(end)
@@ -279,12 +281,14 @@ class Owner:
         life = (run.run_id, run.life)
         self._needed.pop(life, None)
         self._parked.discard(life)
+        self._settled.discard(life)
         self._calls.drop(life)
 
     def _account(self, run: Run) -> None:
         """Keep count of the bytes of open runs."""
         life = (run.run_id, run.life)
         self._needed[life] = run
+        self._settled.discard(life)
         if run.parked:
             self._parked.add(life)
         before = self._sizes.get(life)
@@ -368,6 +372,7 @@ class Owner:
             return
         life = (run.run_id, run.life)
         self._needed.pop(life, None)
+        self._settled.discard(life)
         for moment in deadlines.closed(run):
             self._timers.disarm(moment)
         if self._publisher.has_answer(life):  # else it was answered before our time, and may be asked for again
@@ -465,19 +470,22 @@ class Owner:
         firsts += [(offset, self.state.note_links[offset], math.inf) for offset in notes]
         return min(firsts, default=(self.state.position, self.state.next_request or 0, math.inf))
 
-    def _wanted(self) -> Iterator[Publication]:
-        for run in self._needed.values():
-            yield from effects.wanted(run)
-        for cause in self.state.notes:
-            yield NoteDue(cause)
-
     def _done_now(self) -> int:
-        wanted = (
-            due.cause
-            for due in self._wanted()
-            if not (isinstance(due, CallDue) and due.at_most_once) and not self._publisher.is_settled(due)
-        )
-        return min(wanted, default=self.state.position)
+        """Each commit asks, and there may be ten thousand runs that wait: they are looked at once."""
+        first = min(self._unsettled(map(NoteDue, self.state.notes)), default=self.state.position)
+        for life in [life for life in self._needed if life not in self._settled]:
+            cause = min(self._unsettled(effects.wanted(self._needed[life])), default=None)
+            if cause is None:
+                self._settled.add(life)
+            else:
+                first = min(first, cause)
+        return first
+
+    def _unsettled(self, wanted: Iterable[Publication]) -> Iterator[int]:
+        """The causes of those that are not settled; at-most-once calls follow their dispatch alone."""
+        for due in wanted:
+            if not (isinstance(due, CallDue) and due.at_most_once) and not self._publisher.is_settled(due):
+                yield due.cause
 
     def committed(self, low: int) -> None:
         """The next owner will begin at `low`: what lies below is of interest to nobody any more."""
