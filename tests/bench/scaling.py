@@ -96,7 +96,9 @@ async def _print_all(options: argparse.Namespace, bootstrap: str, prefix: str) -
     for workers in options.workers:
         for partitions in options.partitions:
             namespace = f"{prefix}-scaling-{workers}-{partitions}"
-            figures = await measure(bootstrap, namespace, workers, partitions, options.runs, options.in_flight)
+            figures = await measure(
+                bootstrap, namespace, workers, partitions, options.runs, workers * options.in_flight
+            )
             sys.stdout.write(f"{json.dumps(asdict(figures))}\n")
             sys.stdout.flush()
 
@@ -107,7 +109,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], metavar="N", help="of each role")
     parser.add_argument("--partitions", type=int, nargs="+", default=[4, 16, 64], metavar="N")
     parser.add_argument("--runs", type=int, default=4000, metavar="N", help="how many are measured")
-    parser.add_argument("--in-flight", type=int, default=500, metavar="N", help="how many at a time")
+    parser.add_argument("--in-flight", type=int, default=500, metavar="N", help="how many at a time, for each worker")
     options = parser.parse_args(arguments)
     with kafka() as bootstrap, namespaces(bootstrap) as prefix:
         asyncio.run(_print_all(options, bootstrap, prefix))

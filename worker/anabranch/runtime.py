@@ -8,7 +8,6 @@ call it, and tests; the roles know nothing of it.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import random
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final, Literal, Protocol
 
+from anabranch import memory
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Model
 from anabranch.agent.placing import Placing
@@ -50,8 +50,6 @@ from anabranch.watch import Watch, watching
 log = logging.getLogger(__name__)
 
 READY_S: Final = 60.0
-COLLECT_AFTER: Final = (150_000, 20, 100)
-"""Python's own (700, 10, 10) spends a fifth of a busy worker's time on looking through runs that are still open."""
 REBALANCE_S: Final = 2.5
 """What a rebalance takes beside a heartbeat's interval, which is a quarter of the session's time."""
 
@@ -316,8 +314,7 @@ async def _serve(post: _Post, shutdown: Shutdown) -> int:
     """Serve until asked to stop; then give up all that is ours, leave the group, and finish what is in flight."""
     worker, drain_s = post.worker, post.settings.drain_s
     health = post.watch.take(post.meters, worker)
-    gc.freeze()  # what was made up to here stays
-    gc.set_threshold(*COLLECT_AFTER)
+    memory.settle()
     async with alongside(worker.run(), "worker"), alongside(_beat(post), "heart"):
         async with post.broker.subscribe(post.topics, post.group, worker) as subscription:
             worker.attach(subscription)

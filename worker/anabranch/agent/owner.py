@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -21,7 +21,8 @@ from anabranch.agent.calling import ModelCalls
 from anabranch.agent.cleaning import Cleaner
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
-from anabranch.agent.effects import CallDue, NoteDue, Publication
+from anabranch.agent.effects import NoteDue
+from anabranch.agent.needed import Needed, causes
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
@@ -80,7 +81,7 @@ class Owner:
         self._giving_up = False
         self._end = 0
         self._publisher = Publisher(partition, station, self.state, 0, self._close)
-        self._needed: dict[Life, Run] = {}  # the runs that are open, or not answered yet
+        self._needed = Needed()
         self._sizes: dict[Life, int] = {}
         self._remembered: dict[Life, int] = {}  # the runs that nobody waits for any more, the oldest first
         self._remembered_bytes = 0
@@ -109,6 +110,7 @@ class Owner:
                 self.state.next_request = commit.next_request
         self._done = commit.done if commit is not None else 0
         self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._close)
+        self._needed.begin()
         self._cleaner, self._reach = Cleaner(self._station.settings), low
         self._calls.begin()
         position = self.resume(end)
@@ -277,14 +279,14 @@ class Owner:
     def _replaced(self, run: Run) -> None:
         """Another life of it was opened: whatever this one still wanted is wanted no more."""
         life = (run.run_id, run.life)
-        self._needed.pop(life, None)
+        self._needed.drop(life)
         self._parked.discard(life)
         self._calls.drop(life)
 
     def _account(self, run: Run) -> None:
         """Keep count of the bytes of open runs."""
         life = (run.run_id, run.life)
-        self._needed[life] = run
+        self._needed.folded(run)
         if run.parked:
             self._parked.add(life)
         before = self._sizes.get(life)
@@ -367,7 +369,7 @@ class Owner:
         if run.open or self._unanswered(run):
             return
         life = (run.run_id, run.life)
-        self._needed.pop(life, None)
+        self._needed.drop(life)
         for moment in deadlines.closed(run):
             self._timers.disarm(moment)
         if self._publisher.has_answer(life):  # else it was answered before our time, and may be asked for again
@@ -454,30 +456,18 @@ class Owner:
 
     def _low(self) -> tuple[int, int, float]:
         """The oldest event that is still needed, `next_request` as of there, and its time, if it is of a run."""
-        firsts = [
-            (run.first, run.next_as_of_first, run.first_at)
-            for run in self._needed.values()
-            if run.open or self._unanswered(run)
-        ]
+        oldest = self._needed.oldest(lambda run: run.open or self._unanswered(run))
+        firsts = [(oldest.first, oldest.next_as_of_first, oldest.first_at)] if oldest is not None else []
         asked = [self.state.runs[run_id] for run_id in self._asked.values() if run_id in self.state.runs]
         firsts += [(run.first, run.next_as_of_first, run.first_at) for run in asked]
         notes = [offset for offset in self.state.notes if not self._publisher.is_settled(NoteDue(offset))]
         firsts += [(offset, self.state.note_links[offset], math.inf) for offset in notes]
         return min(firsts, default=(self.state.position, self.state.next_request or 0, math.inf))
 
-    def _wanted(self) -> Iterator[Publication]:
-        for run in self._needed.values():
-            yield from effects.wanted(run)
-        for cause in self.state.notes:
-            yield NoteDue(cause)
-
     def _done_now(self) -> int:
-        wanted = (
-            due.cause
-            for due in self._wanted()
-            if not (isinstance(due, CallDue) and due.at_most_once) and not self._publisher.is_settled(due)
-        )
-        return min(wanted, default=self.state.position)
+        first = self._needed.first_unsettled(self._publisher.is_settled)
+        notes = causes(map(NoteDue, self.state.notes), self._publisher.is_settled)
+        return min(notes if first is None else (first, *notes), default=self.state.position)
 
     def committed(self, low: int) -> None:
         """The next owner will begin at `low`: what lies below is of interest to nobody any more."""
@@ -494,7 +484,7 @@ class Owner:
         if not self.live or self._giving_up:
             return
         now, station = self._station.clockwork.now(), self._station
-        runs = self._cleaner.choose(self._needed.values(), self._low()[0], self.open_bytes, now, age_s)
+        runs = self._cleaner.choose(self._needed, self._low()[0], self.open_bytes, now, age_s)
         part_bytes = station.settings.snapshot_part_bytes
         for event in cleaning.snapshots(self.state, runs, station.worker_id, part_bytes):
             station.append(self.partition, event)
