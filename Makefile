@@ -15,7 +15,7 @@ SEEDS ?= 2000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format unit integration acceptance schemas demo spec simulate bench bench-peers chaos chaos-short clean
+.PHONY: help install test lint format unit integration acceptance schemas chart-readme demo spec simulate bench bench-peers chaos chaos-short clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ acceptance: ## Tests of whole processes
 
 schemas: $(VENV)/.installed-test ## Write schemas/ anew from the message types
 	@$(RUN) -m anabranch.schemagen
+
+chart-readme: $(VENV)/.installed-test ## Write the values into the README of the Helm chart
+	@$(RUN) -m tests.support.chart_readme
 
 demo: $(VENV)/.installed-demo ## Enrich 200 records without key, Docker or Kafka (MODEL=name: the real API, your key)
 	@$(RUN) examples/demo.py $(if $(MODEL),--model "$(MODEL)")
