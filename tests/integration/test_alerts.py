@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 import yaml
 from tests.support.chart import CHART, ROOT, render, value_sets
+from tests.support.commands import parsed
 from tests.support.instruments import promtool, run
-
-from anabranch.cli import main as command_line
 
 pytestmark = pytest.mark.timeout(300)  # promtool may have to be fetched first
 
@@ -120,13 +119,18 @@ def test_links_within_the_runbook_lead_somewhere() -> None:
 
 
 def test_our_commands_in_the_runbook_exist() -> None:
-    """`anabranch runs show ID` and so on: the words up to the first argument."""
-    for words in re.findall(r"\banabranch ([a-z]+(?: [a-z]+)?)", RUNBOOK.read_text()):
-        command, context = command_line, None
-        for word in words.split():
-            found = command.get_command(context, word) if hasattr(command, "get_command") else None
-            assert found is not None or not hasattr(command, "get_command"), f"there is no `anabranch {words}`"
-            command = found or command
+    """With the options that they are given there; what is written in capitals stands for something."""
+    found = re.findall(r"(?<=[`-] )?\banabranch ((?:[a-z]+ ?)+[^`#\n]*)", "\n".join(code_in(RUNBOOK.read_text())))
+
+    assert len(found) > 20
+    for text in found:
+        parsed(text.split())
+
+
+def code_in(text: str) -> list[str]:
+    """What is set as code, in lines and in blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", text)
 
 
 def test_settings_in_the_runbook_exist() -> None:
