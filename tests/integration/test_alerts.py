@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 from tests.support.chart import CHART, ROOT, render, value_sets
-from tests.support.commands import parsed
 from tests.support.instruments import promtool, run
 
 pytestmark = pytest.mark.timeout(300)  # promtool may have to be fetched first
@@ -109,28 +108,6 @@ def test_an_entry_says_how_to_see_it_what_it_means_and_what_to_do(name: str) -> 
     assert text.strip().startswith(f"`{name}` · ")
     for part in ("**See**", "**It means**", "**Do**"):
         assert part in text, f"{name} lacks {part}"
-
-
-def test_links_within_the_runbook_lead_somewhere() -> None:
-    anchors = {slug(heading) for heading in entries()}
-    links = set(re.findall(r"\]\(#([^)]+)\)", RUNBOOK.read_text()))
-
-    assert links <= anchors
-
-
-def test_our_commands_in_the_runbook_exist() -> None:
-    """With the options that they are given there; what is written in capitals stands for something."""
-    found = re.findall(r"(?<=[`-] )?\banabranch ((?:[a-z]+ ?)+[^`#\n]*)", "\n".join(code_in(RUNBOOK.read_text())))
-
-    assert len(found) > 20
-    for text in found:
-        parsed(text.split())
-
-
-def code_in(text: str) -> list[str]:
-    """What is set as code, in lines and in blocks."""
-    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", text)
 
 
 def test_settings_in_the_runbook_exist() -> None:
