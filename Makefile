@@ -15,7 +15,7 @@ SEEDS ?= 2000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format unit integration acceptance schemas demo spec simulate bench bench-peers chaos chaos-short clean
+.PHONY: help install test lint format unit integration acceptance schemas chart-readme sbom demo spec simulate bench bench-peers chaos chaos-short clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,19 @@ acceptance: ## Tests of whole processes
 
 schemas: $(VENV)/.installed-test ## Write schemas/ anew from the message types
 	@$(RUN) -m anabranch.schemagen
+
+chart-readme: $(VENV)/.installed-test ## Write the values into the README of the Helm chart
+	@$(RUN) -m tests.support.chart_readme
+
+sbom: $(VENV)/.installed-test ## List what the package brings along, as CycloneDX: build/anabranch.cdx.json
+	@echo "== sbom"
+	@rm -rf build/sbom
+	@$(RUN) -m venv build/sbom
+	@build/sbom/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt .
+	@build/sbom/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes pip setuptools
+	@$(RUN) -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
+	    --output-file build/anabranch.cdx.json build/sbom/bin/python
+	@$(RUN) -m tests.support.sbom build/anabranch.cdx.json
 
 demo: $(VENV)/.installed-demo ## Enrich 200 records without key, Docker or Kafka (MODEL=name: the real API, your key)
 	@$(RUN) examples/demo.py $(if $(MODEL),--model "$(MODEL)")

@@ -74,7 +74,7 @@ def find_source() -> Source:
     java, mvn = _java_problem(), _maven_problem()
     if not java and not mvn:
         return Jars()
-    docker = _docker_problem()
+    docker = docker_problem()
     if not docker:
         return Docker()
     found = "; ".join(filter(None, (java, mvn, docker)))
@@ -270,7 +270,8 @@ def _maven_problem() -> str:
     return "" if shutil.which("mvn") else "mvn: not found"
 
 
-def _docker_problem() -> str:
+def docker_problem() -> str:
+    """Why Docker will not do, or an empty string."""
     if not shutil.which("docker"):
         return "docker: not found"
     running = _ask(["docker", "version", "--format", "{{.Server.Version}}"]) is not None

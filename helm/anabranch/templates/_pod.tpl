@@ -1,0 +1,233 @@
+{{/* What pods have: environment, files, security. Workers and the topics' job share it. */}}
+
+{{/* The environment of everything that talks to Kafka. */}}
+{{- define "anabranch.kafkaEnv" -}}
+{{- $kafka := .Values.kafka -}}
+- name: ANABRANCH_BOOTSTRAP
+  value: {{ include "anabranch.bootstrap" . | quote }}
+{{- with $kafka.namespace }}
+- name: ANABRANCH_NAMESPACE
+  value: {{ . | quote }}
+{{- end }}
+- name: ANABRANCH_SECURITY_PROTOCOL
+  value: {{ $kafka.securityProtocol }}
+- name: ANABRANCH_PARTITIONS
+  value: {{ .Values.topics.partitions | int | quote }}
+- name: ANABRANCH_REPLICATION_FACTOR
+  value: {{ .Values.topics.replicationFactor | int | quote }}
+{{- if include "anabranch.usesSasl" . }}
+{{- with $kafka.sasl.mechanism }}
+- name: ANABRANCH_SASL_MECHANISM
+  value: {{ . }}
+{{- end }}
+{{- with $kafka.sasl.existingSecret }}
+- name: ANABRANCH_SASL_USERNAME
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $kafka.sasl.usernameKey }}
+- name: ANABRANCH_SASL_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $kafka.sasl.passwordKey }}
+{{- end }}
+{{- end }}
+{{- if and (include "anabranch.usesTls" .) $kafka.tls.existingSecret }}
+{{- with $kafka.tls.caKey }}
+- name: ANABRANCH_SSL_CAFILE
+  value: {{ printf "/etc/anabranch/tls/%s" . }}
+{{- end }}
+{{- with $kafka.tls.certKey }}
+- name: ANABRANCH_SSL_CERTFILE
+  value: {{ printf "/etc/anabranch/tls/%s" . }}
+{{- end }}
+{{- with $kafka.tls.keyKey }}
+- name: ANABRANCH_SSL_KEYFILE
+  value: {{ printf "/etc/anabranch/tls/%s" . }}
+{{- end }}
+{{- with $kafka.tls.keyPasswordKey }}
+- name: ANABRANCH_SSL_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ $kafka.tls.existingSecret }}
+      key: {{ . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* What a worker's environment has beside that; the provider's key is for agents alone. */}}
+{{- define "anabranch.workerEnv" -}}
+- name: ANABRANCH_DRAIN_S
+  value: {{ .pool.drainSeconds | int | quote }}
+- name: ANABRANCH_HTTP_PORT
+  value: {{ .root.Values.httpPort | int | quote }}
+- name: ANABRANCH_LOG_LEVEL
+  value: {{ .pool.logLevel }}
+{{- with .root.Values.store.url }}
+- name: ANABRANCH_STORE
+  value: {{ . | quote }}
+{{- end }}
+{{- if eq .pool.role "agent" }}
+{{- with .root.Values.anthropic.existingSecret }}
+- name: ANTHROPIC_API_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $.root.Values.anthropic.apiKeyKey }}
+{{- end }}
+{{- with .root.Values.anthropic.baseUrl }}
+- name: ANTHROPIC_BASE_URL
+  value: {{ . | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Tools write to HOME and to temporary files; nothing else of the file system can be written to. */}}
+{{- define "anabranch.homeEnv" -}}
+- name: HOME
+  value: /tmp
+{{- end -}}
+
+{{- define "anabranch.mounts" -}}
+- name: tmp
+  mountPath: /tmp
+{{- if .Values.settings }}
+- name: settings
+  mountPath: /etc/anabranch/settings
+  readOnly: true
+{{- end }}
+{{- if and (include "anabranch.usesTls" .) .Values.kafka.tls.existingSecret }}
+- name: kafka-tls
+  mountPath: /etc/anabranch/tls
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{/* `settings` names the ConfigMap, for the job has one of its own: hooks run before everything else is there. */}}
+{{- define "anabranch.volumes" -}}
+- name: tmp
+  emptyDir:
+    sizeLimit: {{ .tmpSizeLimit }}
+{{- if .root.Values.settings }}
+- name: settings
+  configMap:
+    name: {{ .settings }}
+{{- end }}
+{{- if and (include "anabranch.usesTls" .root) .root.Values.kafka.tls.existingSecret }}
+- name: kafka-tls
+  secret:
+    secretName: {{ .root.Values.kafka.tls.existingSecret }}
+    defaultMode: 0440
+{{- end }}
+{{- end -}}
+
+{{- define "anabranch.settingsArgs" -}}
+{{- if .Values.settings }}
+- --config
+- /etc/anabranch/settings/settings.toml
+{{- end }}
+{{- end -}}
+
+{{- define "anabranch.probe" -}}
+httpGet:
+  path: {{ .path }}
+  port: http
+{{ toYaml .probe }}
+{{- end -}}
+
+{{- define "anabranch.spread" -}}
+{{- if .pool.topologySpreadConstraints -}}
+{{- toYaml .pool.topologySpreadConstraints -}}
+{{- else if .pool.spread.enabled -}}
+{{- range .pool.spread.topologyKeys }}
+- topologyKey: {{ . }}
+  maxSkew: {{ $.pool.spread.maxSkew | int }}
+  whenUnsatisfiable: {{ $.pool.spread.whenUnsatisfiable }}
+  labelSelector:
+    matchLabels:
+      {{- include "anabranch.poolSelector" $ | nindent 6 }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* How a pod is placed: the same for all pods of a pool. */}}
+{{- define "anabranch.placement" -}}
+{{- with .pool.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .pool.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .pool.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with include "anabranch.spread" . | trim }}
+topologySpreadConstraints:
+  {{- . | nindent 2 }}
+{{- end }}
+{{- with .pool.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .pool.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "anabranch.container" -}}
+{{- $root := .root -}}
+{{- $pool := .pool -}}
+name: worker
+image: {{ include "anabranch.image" $root | quote }}
+imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+{{- with $pool.command }}
+command:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+args:
+  - worker
+  - {{ $pool.role }}
+  - {{ include "anabranch.app" $root | quote }}
+  {{- if eq $pool.role "tool" }}
+  - --queue
+  - {{ $pool.queue | quote }}
+  {{- end }}
+  {{- with include "anabranch.settingsArgs" $root | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
+env:
+  {{- include "anabranch.kafkaEnv" $root | nindent 2 }}
+  {{- include "anabranch.workerEnv" . | nindent 2 }}
+  {{- include "anabranch.homeEnv" . | nindent 2 }}
+  {{- with $pool.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with $pool.extraEnvFrom }}
+envFrom:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+ports:
+  - name: http
+    containerPort: {{ $root.Values.httpPort | int }}
+    protocol: TCP
+startupProbe:
+  {{- include "anabranch.probe" (dict "path" "/startupz" "probe" $pool.probes.startup) | nindent 2 }}
+livenessProbe:
+  {{- include "anabranch.probe" (dict "path" "/livez" "probe" $pool.probes.liveness) | nindent 2 }}
+readinessProbe:
+  {{- include "anabranch.probe" (dict "path" "/readyz" "probe" $pool.probes.readiness) | nindent 2 }}
+{{- with $pool.resources }}
+resources:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  {{- toYaml $pool.securityContext | nindent 2 }}
+volumeMounts:
+  {{- include "anabranch.mounts" $root | nindent 2 }}
+  {{- with $pool.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}

@@ -1,0 +1,403 @@
+"""The Helm chart: what it promises of the objects that it renders.
+
+Responsible for: pools, probes, security, secrets, shutdown, scaling, topics, and that workers understand what it tells
+them. Must never: check the objects' form; `test_chart_manifests.py` does.
+Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import yaml
+from tests.support.chart import CHART, MINIMAL, Values, render, value_sets
+
+from anabranch import config
+from anabranch.cli.worker import GRACE_S
+from anabranch.topics import Namespace
+
+SETS = value_sets()
+KNOWN = {
+    prefix + item.name.upper()
+    for section, prefix in config._PREFIXES.items()
+    for item in fields(get_type_hints(config.Settings)[section])
+}
+
+
+def container(pod: Any) -> Any:
+    [found] = pod["spec"]["containers"]
+    return found
+
+
+def environment(pod: Any) -> dict[str, Any]:
+    """Each variable's value, or where it comes from."""
+    return {item["name"]: item.get("value", item.get("valueFrom")) for item in container(pod)["env"]}
+
+
+def pods(values: Values) -> dict[str, Any]:
+    return dict(render(values).pods())
+
+
+# --- pools ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_key_of_the_map_is_a_pool_of_its_queue() -> None:
+    found = pods(MINIMAL | {"toolPools": {"io": {}, "slow": {"queue": "reports.pdf"}, "go": {"replicas": 0}}})
+
+    commands = {name: container(pod)["args"] for name, pod in found.items()}
+    assert commands == {
+        "rel-anabranch-topics": ["topics", "apply", "shop.app:app"],
+        "rel-anabranch-agents": ["worker", "agent", "shop.app:app"],
+        "rel-anabranch-tools-go": ["worker", "tool", "shop.app:app", "--queue", "go"],
+        "rel-anabranch-tools-io": ["worker", "tool", "shop.app:app", "--queue", "io"],
+        "rel-anabranch-tools-slow": ["worker", "tool", "shop.app:app", "--queue", "reports.pdf"],
+    }
+
+
+def test_a_pool_says_otherwise_than_the_defaults_with_any_value_also_an_empty_one() -> None:
+    values = MINIMAL | {
+        "defaults": {
+            "replicas": 7,
+            "podDisruptionBudget": {"enabled": True},
+            "extraEnv": [{"name": "A", "value": "all"}],
+            "tolerations": [{"operator": "Exists"}],
+        },
+        "toolDefaults": {"extraEnv": [{"name": "T", "value": "tools"}], "logLevel": "warning"},
+        "toolPools": {
+            "io": {
+                "replicas": 0,
+                "podDisruptionBudget": {"enabled": False},
+                "spread": {"enabled": False},
+                "extraEnv": [{"name": "P", "value": "pool"}],
+                "tolerations": [],
+            }
+        },
+    }
+    rendered = render(values)
+    tools, agents = (
+        rendered.one("Deployment", "rel-anabranch-tools-io"),
+        rendered.one("Deployment", "rel-anabranch-agents"),
+    )
+
+    assert (tools["spec"]["replicas"], agents["spec"]["replicas"]) == (0, 7)
+    assert [budget["metadata"]["name"] for budget in rendered.all("PodDisruptionBudget")] == ["rel-anabranch-agents"]
+    pod = tools["spec"]["template"]
+    assert {"tolerations", "topologySpreadConstraints"}.isdisjoint(pod["spec"])
+    assert [environment(pod).get(name) for name in "ATP"] == ["all", "tools", "pool"]
+    assert environment(pod)["ANABRANCH_LOG_LEVEL"] == "warning"
+    assert [environment(agents["spec"]["template"]).get(name) for name in "ATP"] == ["all", None, None]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_selectors_find_the_pods_of_their_pool_and_no_others(name: str) -> None:
+    rendered = render(SETS[name])
+    labels = {name: pod["metadata"]["labels"] for name, pod in rendered.pods()}
+
+    for item in rendered.objects:
+        spec = item.get("spec", {})
+        selector = spec.get("podSelector") if item["kind"] == "NetworkPolicy" else spec.get("selector")
+        if item["kind"] in ("Deployment", "PodDisruptionBudget", "NetworkPolicy"):
+            wanted = selector["matchLabels"].items()
+            assert [who for who, has in labels.items() if wanted <= has.items()] == [item["metadata"]["name"]]
+    for name, pod in rendered.pods():
+        for spread in pod["spec"].get("topologySpreadConstraints", []):
+            wanted = spread["labelSelector"]["matchLabels"].items()
+            assert [who for who, has in labels.items() if wanted <= has.items()] == [name]
+
+
+def test_two_releases_in_one_namespace_have_no_name_in_common() -> None:
+    stem = "a-team-with-a-long-name-and-a-product-of-its-own-"
+
+    one, other = render(SETS["everything"], f"{stem}eu").names, render(SETS["everything"], f"{stem}us").names
+
+    assert set(one) & set(other) == {"ServiceAccount/shop"}
+
+
+# --- what workers are told -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_variable_is_a_setting_that_there_is(name: str) -> None:
+    for _, pod in render(SETS[name]).pods():
+        ours = {variable for variable in environment(pod) if variable.startswith(("ANABRANCH_", "ANTHROPIC_"))}
+        assert ours <= KNOWN
+        assert len(environment(pod)) == len(container(pod)["env"])
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_workers_understand_what_they_are_told(name: str, tmp_path: Path) -> None:
+    rendered = render(SETS[name])
+    for _, pod in rendered.pods():
+        given = {variable: text for variable, text in environment(pod).items() if isinstance(text, str)}
+        file = settings_file(rendered, pod, tmp_path)
+        settings = config.load(file, given)
+        assert settings.kafka.bootstrap == SETS[name]["kafka"]["bootstrap"]
+        if pod["metadata"]["labels"]["app.kubernetes.io/component"] != "topics":
+            [port] = container(pod)["ports"]
+            assert (port["name"], port["containerPort"]) == ("http", settings.worker.http_port)
+
+
+def settings_file(rendered: Any, pod: Any, folder: Path) -> Path | None:
+    """What `--config` names, as the pod sees it."""
+    args = container(pod)["args"]
+    if "--config" not in args:
+        return None
+    where = args[args.index("--config") + 1]
+    [volume] = [item["name"] for item in container(pod)["volumeMounts"] if where.startswith(item["mountPath"] + "/")]
+    [source] = [item["configMap"]["name"] for item in pod["spec"]["volumes"] if item["name"] == volume]
+    file = folder / "settings.toml"
+    file.write_text(rendered.one("ConfigMap", source)["data"][Path(where).name])
+    return file
+
+
+def test_the_settings_arrive_as_they_were_written(tmp_path: Path) -> None:
+    rendered = render(SETS["tls-sasl"])
+    file = settings_file(rendered, dict(rendered.pods())["rel-anabranch-agents"], tmp_path)
+
+    settings = config.load(file, {})
+
+    assert file is not None
+    assert tomllib.loads(file.read_text()) == SETS["tls-sasl"]["settings"]
+    assert settings.agent.max_open_bytes == 1024**3
+    assert settings.models["claude-opus-4*"] == config.ModelLimits(50, count_cache_reads=True)
+    assert settings.prices["claude-sonnet-4-5"].cache_creation == 3.75
+
+
+def test_new_settings_restart_the_workers() -> None:
+    def checksum(settings: Values) -> str:
+        pod = pods(MINIMAL | {"settings": settings})["rel-anabranch-agents"]
+        return str(pod["metadata"]["annotations"]["checksum/settings"])
+
+    assert checksum({"agent": {"hold_after_s": 1}}) != checksum({"agent": {"hold_after_s": 2}})
+
+
+# --- secrets -------------------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_named_and_never_written() -> None:
+    rendered = render(SETS["tls-sasl"])
+    tools = dict(rendered.pods())["rel-anabranch-tools-io"]
+
+    assert rendered.all("Secret") == []
+    found = environment(tools)
+    assert found["ANABRANCH_SASL_USERNAME"] == {"secretKeyRef": {"name": "shop-kafka", "key": "user"}}
+    assert found["ANABRANCH_SASL_PASSWORD"] == {"secretKeyRef": {"name": "shop-kafka", "key": "pass"}}
+    assert found["ANABRANCH_SSL_PASSWORD"] == {"secretKeyRef": {"name": "shop-kafka-tls", "key": "key-password"}}
+    [mount] = [item for item in container(tools)["volumeMounts"] if item["name"] == "kafka-tls"]
+    files = {found[f"ANABRANCH_SSL_{kind}FILE"] for kind in ("CA", "CERT", "KEY")}
+    assert files == {f"{mount['mountPath']}/{name}" for name in ("ca.pem", "tls.crt", "tls.key")}
+    assert mount["readOnly"]
+
+
+def test_only_agents_get_the_key_of_the_model() -> None:
+    holders = [name for name, pod in pods(SETS["everything"]).items() if "ANTHROPIC_API_KEY" in environment(pod)]
+
+    assert holders == ["rel-agents-agents"]
+
+
+def test_certificates_are_left_out_where_kafka_speaks_plainly() -> None:
+    values = MINIMAL | {
+        "kafka": {"bootstrap": "kafka:9092", "tls": {"existingSecret": "x"}, "sasl": {"existingSecret": "y"}}
+    }
+
+    text = yaml.safe_dump(render(values).objects)
+
+    assert "kafka-tls" not in text
+    assert "SASL" not in text
+
+
+# --- security ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_pod_is_restricted(name: str) -> None:
+    """What the Pod Security Standard *restricted* asks for, and a file system that cannot be written to."""
+    for _, pod in render(SETS[name]).pods():
+        spec, own = pod["spec"], container(pod)["securityContext"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] > 10_000
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
+        assert own["allowPrivilegeEscalation"] is False
+        assert own["readOnlyRootFilesystem"] is True
+        assert own["capabilities"] == {"drop": ["ALL"]}
+        [tmp] = [volume for volume in spec["volumes"] if volume["name"] == "tmp"]
+        assert "sizeLimit" in tmp["emptyDir"]
+        assert {"name": "tmp", "mountPath": "/tmp"} in container(pod)["volumeMounts"]
+        assert {"hostNetwork", "hostPID", "hostIPC"}.isdisjoint(spec)
+
+
+def test_a_cluster_that_gives_users_itself_can_have_ours_taken_back() -> None:
+    """As OpenShift does: it wants no user of ours."""
+    own: Values = {"podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}}
+
+    context = pods(MINIMAL | {"defaults": own})["rel-anabranch-agents"]["spec"]["securityContext"]
+
+    assert context == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def test_a_network_policy_lets_agents_reach_kafka_and_the_model_and_tools_what_they_say() -> None:
+    rendered = render(SETS["everything"])
+
+    def ports(name: str) -> list[list[int]]:
+        rules = rendered.one("NetworkPolicy", name)["spec"]["egress"]
+        return [[port["port"] for port in rule["ports"]] for rule in rules]
+
+    names, kafka, https = [53, 53], [9093, 9094], [443]
+    assert ports("rel-agents-agents") == [names, kafka, https, https]  # the model, and the store
+    assert ports("rel-agents-tools-io") == [names, kafka, https, https]  # the store, and what it says itself
+    assert ports("rel-agents-tools-cpu") == [names, kafka, https]
+    assert ports("rel-agents-topics") == [names, kafka]
+    [rule] = rendered.one("NetworkPolicy", "rel-agents-tools-io")["spec"]["ingress"]
+    assert rule["from"] == SETS["everything"]["networkPolicy"]["scrapers"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": "http"}]
+
+
+def test_a_network_policy_takes_the_ports_of_the_bootstrap_servers() -> None:
+    for bootstrap, wanted in {
+        "a:9092": [9092],
+        "b-1.x:9096,b-2.x:9096": [9096],
+        "a:1,b:22, c:333": [1, 22, 333],
+    }.items():
+        values = MINIMAL | {"kafka": {"bootstrap": bootstrap}, "networkPolicy": {"enabled": True}}
+        rules = render(values).one("NetworkPolicy", "rel-anabranch-agents")["spec"]["egress"]
+        assert [port["port"] for port in rules[1]["ports"]] == wanted
+
+
+# --- start and stop ------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_has_longer_than_its_drain_before_it_is_killed() -> None:
+    for drain_s in (0, 30, 600):
+        pod = pods(MINIMAL | {"agents": {"drainSeconds": drain_s}})["rel-anabranch-agents"]
+        assert environment(pod)["ANABRANCH_DRAIN_S"] == str(drain_s)
+        assert pod["spec"]["terminationGracePeriodSeconds"] == drain_s + 20 > drain_s + GRACE_S
+
+
+def test_each_probe_asks_its_own_question() -> None:
+    worker = container(pods(MINIMAL)["rel-anabranch-agents"])
+
+    asked = {kind: worker[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
+
+    assert asked == {
+        "startup": {"path": "/startupz", "port": "http"},
+        "liveness": {"path": "/livez", "port": "http"},
+        "readiness": {"path": "/readyz", "port": "http"},
+    }
+
+
+# --- scaling -------------------------------------------------------------------------------------------------------
+
+
+def test_a_pool_that_is_scaled_has_no_replicas_of_its_own() -> None:
+    """An upgrade would set them back."""
+    for name in ("keda", "hpa"):
+        assert all("replicas" not in item["spec"] for item in render(SETS[name]).all("Deployment"))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("keda", "ScaledObject"), ("hpa", "HorizontalPodAutoscaler")])
+def test_a_scaler_finds_its_deployment(name: str, kind: str) -> None:
+    rendered = render(SETS[name])
+
+    assert len(rendered.all(kind)) == len(rendered.all("Deployment"))
+    for scaler in rendered.all(kind):
+        assert rendered.one("Deployment", scaler["spec"]["scaleTargetRef"]["name"])
+
+
+def test_a_tool_pool_scales_on_the_age_of_its_oldest_call_in_proportion() -> None:
+    """With an average an age of 60 s would mean the same number of workers, however many there are."""
+    [age, places] = render(SETS["keda"]).one("ScaledObject", "rel-anabranch-tools-io")["spec"]["triggers"]
+
+    assert (age["metricType"], age["metadata"]["threshold"]) == ("Value", "5")
+    assert (places["metricType"], places["metadata"]["threshold"]) == ("AverageValue", "0.7")
+
+
+def test_plain_lag_is_that_of_the_pools_own_group_and_topic() -> None:
+    rendered = render(SETS["lag"])
+    [trigger] = rendered.one("ScaledObject")["spec"]["triggers"]
+    namespace = Namespace("team_a.shop")
+
+    told = trigger["metadata"]
+    assert (told["consumerGroup"], told["topic"]) == (namespace.tools_group("io"), namespace.calls("io"))
+    assert (told["sasl"], told["tls"], told["lagThreshold"]) == ("scram_sha512", "enable", "50")
+    login = rendered.one("TriggerAuthentication", trigger["authenticationRef"]["name"])
+    assert {item["parameter"] for item in login["spec"]["secretTargetRef"]} == {"username", "password", "ca"}
+
+
+def test_plain_lag_of_agents_is_that_of_the_requests() -> None:
+    values = SETS["lag"] | {"agents": {"scaling": {"mode": "keda"}}}
+    [trigger] = render(values).one("ScaledObject", "rel-anabranch-agents")["spec"]["triggers"]
+    namespace = Namespace("team_a.shop")
+
+    told = trigger["metadata"]
+    assert (told["consumerGroup"], told["topic"]) == (namespace.agents_group, namespace.requests)
+
+
+# --- topics --------------------------------------------------------------------------------------------------------
+
+
+def test_strimzi_makes_the_topics_that_the_command_would_make() -> None:
+    values = SETS["strimzi"]
+    safe = {name: str(value).lower() for name, value in values["topics"]["strimzi"]["config"].items()}
+    made = {
+        topic["spec"]["topicName"]: (
+            topic["spec"]["partitions"],
+            {name: str(value).lower() for name, value in topic["spec"]["config"].items()},
+        )
+        for topic in render(values).all("KafkaTopic")
+    }
+
+    specs = Namespace("shop_eu").specs(["go", "io", "mail.out"], 48)
+    assert made == {
+        spec.name: (spec.partitions, {name: value.lower() for name, value in spec.settings.items()} | safe)
+        for spec in specs
+    }
+
+
+def test_topics_stay_when_the_release_goes() -> None:
+    for topic in render(SETS["strimzi"]).all("KafkaTopic"):
+        assert topic["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+        assert topic["metadata"]["labels"]["strimzi.io/cluster"] == "main"
+
+
+def test_the_job_runs_before_the_workers_with_nothing_that_comes_later() -> None:
+    rendered = render(SETS["everything"])
+    job = rendered.one("Job")
+
+    early = {name for name, item in zip(rendered.names, rendered.objects, strict=True)
+             if "pre-install" in item["metadata"].get("annotations", {}).get("helm.sh/hook", "")}  # fmt: skip
+    assert early == {"Job/rel-agents-topics", "ConfigMap/rel-agents-topics", "NetworkPolicy/rel-agents-topics"}
+    assert "serviceAccountName" not in job["spec"]["template"]["spec"]
+    [settings] = [volume for volume in job["spec"]["template"]["spec"]["volumes"] if volume["name"] == "settings"]
+    assert settings["configMap"]["name"] == "rel-agents-topics"
+
+
+# --- the rest ------------------------------------------------------------------------------------------------------
+
+
+def test_the_dashboard_is_shipped_as_it_is() -> None:
+    [shipped] = render(SETS["everything"]).one("ConfigMap", "rel-agents-dashboard")["data"].values()
+
+    assert shipped.strip() == (CHART / "files" / "dashboard.json").read_text().strip()
+
+
+def test_notes_name_what_is_there_and_what_to_mind() -> None:
+    bare = render(MINIMAL).notes
+    assert "kubectl -n prod exec deploy/rel-anabranch-agents -- anabranch workers --app shop.app:app" in bare
+    for warning in ("anthropic.existingSecret", "toolPools is empty", "PLAINTEXT"):
+        assert warning in bare
+    full = render(SETS["everything"]).notes
+    assert "2 to 12 workers (keda), queue io" in full
+    assert "tools-cpu reaches nothing but Kafka" in full
+    assert "PLAINTEXT" not in full
+
+
+def test_the_versions_are_those_of_the_package() -> None:
+    from importlib.metadata import version
+
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == version("anabranch")

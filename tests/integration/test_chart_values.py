@@ -1,0 +1,185 @@
+"""The chart's values: what is refused, with which words, and that the documents keep step.
+
+Responsible for: a schema that is closed and described throughout, refusals that say what to do, the README's table.
+Must never: check what is rendered; `test_chart.py` does.
+Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from tests.support.chart import CHART, MINIMAL, Values, helm, render, value_sets
+from tests.support.chart_readme import README, defaults, resolved, rows, schema, written
+
+SCHEMA = schema()
+OPEN = {"podSecurityContext", "securityContext"}
+"""Objects that are passed on to Kubernetes as they are."""
+
+
+def merged(*parts: Values) -> Values:
+    total: Values = {}
+    for part in parts:
+        for name, value in part.items():
+            both = isinstance(value, dict) and isinstance(total.get(name), dict)
+            total[name] = merged(total[name], value) if both else copy.deepcopy(value)
+    return total
+
+
+REFUSED: dict[str, tuple[Values, str]] = {
+    "no App": ({"app": ""}, "app is missing: name your App"),
+    "no image": ({"image": {"repository": ""}}, "image.repository is missing: build an image"),
+    "no Kafka": ({"kafka": {"bootstrap": ""}}, "kafka.bootstrap is missing: name your Kafka"),
+    "a grace period within the drain": (
+        {"defaults": {"drainSeconds": 60, "terminationGracePeriodSeconds": 60}},
+        "must be at least drainSeconds + 20 = 80",
+    ),
+    "a pool's drain above the grace period of all": (
+        {"defaults": {"terminationGracePeriodSeconds": 50}, "toolPools": {"slow": {"drainSeconds": 31}}},
+        "tools-slow: terminationGracePeriodSeconds is 50",
+    ),
+    "a grace period that no drain fits into": ({"agents": {"terminationGracePeriodSeconds": 10}}, "minimum"),
+    "fewer workers at most than at least": (
+        {"agents": {"scaling": {"minReplicas": 5, "maxReplicas": 4}}},
+        "agents: scaling.maxReplicas is 4, less than scaling.minReplicas 5",
+    ),
+    "zero workers by Prometheus": (
+        {
+            "autoscaling": {"prometheus": {"serverAddress": "http://p"}},
+            "agents": {"scaling": {"mode": "keda", "minReplicas": 0}},
+        },
+        "nobody would tell Prometheus that work waits",
+    ),
+    "zero workers by an HPA": ({"agents": {"scaling": {"mode": "hpa", "minReplicas": 0}}}, "takes at least 1"),
+    "KEDA without a Prometheus": (
+        {"agents": {"scaling": {"mode": "keda"}}},
+        "autoscaling.prometheus.serverAddress is missing",
+    ),
+    "plain lag without the namespace": (
+        {"autoscaling": {"source": "kafka"}, "agents": {"scaling": {"mode": "keda"}}},
+        "kafka.namespace is missing",
+    ),
+    "plain lag with a login that KEDA does not have": (
+        {
+            "kafka": {"namespace": "shop", "securityProtocol": "SASL_SSL", "sasl": {"mechanism": "OAUTHBEARER"}},
+            "autoscaling": {"source": "kafka"},
+            "agents": {"scaling": {"mode": "keda"}},
+        },
+        "cannot log in with OAUTHBEARER here",
+    ),
+    "Strimzi without a cluster": ({"topics": {"mode": "strimzi"}}, "topics.strimzi.cluster is missing"),
+    "both bounds of a disruption budget": (
+        {"defaults": {"podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": 2}}},
+        "Kubernetes takes one of them",
+    ),
+    "an alert that there is not": (
+        {"prometheusRule": {"enabled": True, "disabled": ["AnabranchRunsWaits"]}},
+        "there is no alert AnabranchRunsWaits; there are AnabranchRunsWait,",
+    ),
+    "a key in clear": ({"anthropic": {"apiKey": "sk-1"}}, "apiKey"),
+    "a password in clear": ({"kafka": {"sasl": {"password": "x"}}}, "password"),
+    "credentials in the store's URL": ({"store": {"url": "s3://user:secret@bucket"}}, "store"),
+    "a misspelt value of a pool": ({"toolPools": {"io": {"replicaCount": 2}}}, "replicaCount"),
+    "a pool with a name that is no label": ({"toolPools": {"IO_1": {}}}, "IO_1"),
+    "a Kafka without a port": ({"kafka": {"bootstrap": "kafka"}}, "bootstrap"),
+    "a digest that is none": ({"image": {"digest": "latest"}}, "digest"),
+    "a volume that the chart has itself": ({"defaults": {"extraVolumes": [{"name": "tmp"}]}}, "extraVolumes"),
+    "a section of settings that there is not": ({"settings": {"agents": {}}}, "agents"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_with_words_that_help(what: str) -> None:
+    values, words = REFUSED[what]
+    with pytest.raises(helm().HelmError) as refusal:
+        render(merged(MINIMAL, values))
+
+    assert words in str(refusal.value)
+
+
+def test_the_defaults_alone_fit_the_schema() -> None:
+    jsonschema_rs.Draft7Validator(SCHEMA).validate(without_nulls(defaults()))
+
+
+def without_nulls(value: Any) -> Any:
+    """As Helm hands values over: what is null is not there."""
+    if isinstance(value, dict):
+        return {name: without_nulls(part) for name, part in value.items() if part is not None}
+    return value
+
+
+def parts(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every schema of a value, with its path."""
+    part = resolved(part, SCHEMA)
+    yield path, part
+    for name, own in part.get("properties", {}).items():
+        yield from parts(own, f"{path}.{name}".lstrip("."))
+    if isinstance(part.get("additionalProperties"), dict):
+        yield from parts(part["additionalProperties"], f"{path}.*")
+
+
+def test_no_object_takes_what_it_does_not_know() -> None:
+    loose = {
+        path.rpartition(".")[2]
+        for path, part in parts(SCHEMA)
+        if part.get("type") == "object" and "properties" in part and part.get("additionalProperties") is not False
+    }
+    assert loose == set()
+    anything = {
+        path
+        for path, part in parts(SCHEMA)
+        if part.get("type") == "object" and "properties" not in part and "additionalProperties" not in part
+    }
+    assert {path for path in anything if path.rpartition(".")[2] not in OPEN} == {
+        "global",
+        *(f"settings.{section}" for section in SCHEMA["properties"]["settings"]["properties"]),
+        *(f"{pool}.affinity.{kind}" for pool in ("defaults", "toolDefaults", "agents", "toolPools.*")
+          for kind in ("nodeAffinity", "podAffinity", "podAntiAffinity")),
+    }  # fmt: skip
+
+
+def test_settings_have_the_sections_that_a_settings_file_has() -> None:
+    from anabranch.config import Settings, shown
+
+    assert SCHEMA["properties"]["settings"]["properties"].keys() == shown(Settings()).keys()
+
+
+def test_every_value_is_described() -> None:
+    assert [path for path, part in parts(SCHEMA) if path and "*" not in path and not part.get("description")
+            and "updateStrategy." not in path and ".affinity." not in path] == []  # fmt: skip
+
+
+def test_every_value_has_a_default_and_every_default_is_a_value() -> None:
+    def leaves(given: Any, part: Any, path: str = "") -> Iterator[str]:
+        known = resolved(part, SCHEMA)
+        for name, value in given.items():
+            yield f"{path}{name}"
+            if isinstance(value, dict) and "properties" in resolved(known["properties"][name], SCHEMA):
+                yield from leaves(value, known["properties"][name], f"{path}{name}.")
+
+    given = set(leaves(defaults(), SCHEMA))
+    pool = {f"defaults.{name}" for name in SCHEMA["definitions"]["pool"]["properties"]}
+    assert pool <= given
+    assert {name for name in SCHEMA["properties"] if name != "global"} <= given
+
+
+def test_the_readme_has_every_value() -> None:
+    """If this fails: make chart-readme."""
+    assert README.read_text() == written()
+    assert len(list(rows())) > 150
+
+
+def test_every_value_of_the_templates_is_in_the_schema() -> None:
+    known = {path for path, _ in parts(SCHEMA)}
+    for file in (CHART / "templates").iterdir():
+        for used in re.findall(r"\.Values\.([A-Za-z.]*[A-Za-z])", file.read_text()):
+            assert used in known, f"{file.name}: {used}"
+
+
+def test_the_sets_of_values_are_those_that_the_readme_names() -> None:
+    assert value_sets().keys() == {"minimal", "keda", "lag", "hpa", "tls-sasl", "strimzi", "everything"}

@@ -1,0 +1,154 @@
+"""Every query that is shipped: of the alerts, the dashboard, the autoscalers and the adapter's rules.
+
+Responsible for: that each asks for metrics and labels that the workers expose, and is PromQL.
+Must never: judge thresholds; `test_alerts.py` does.
+Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.support.chart import CHART, render, value_sets
+from tests.support.instruments import promtool, run
+from tests.support.metric_names import METRICS, TARGET_LABELS, series
+from tests.support.promql import grouped_by, series_in, windowed, without_variables
+
+pytestmark = pytest.mark.timeout(300)  # promtool may have to be fetched first
+
+FILES = CHART / "files"
+
+
+def alerts() -> dict[str, str]:
+    groups = yaml.safe_load((FILES / "alerts.yaml").read_text())["groups"]
+    return {f"alert {rule['alert']}": rule["expr"] for group in groups for rule in group["rules"]}
+
+
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FILES / "dashboard.json").read_text())
+    return found
+
+
+def panels() -> dict[str, str]:
+    return {
+        f"panel {panel['title']} {target['refId']}": without_variables(target["expr"])
+        for panel in dashboard()["panels"]
+        for target in panel.get("targets", [])
+    }
+
+
+def triggers() -> dict[str, str]:
+    found = {}
+    for name in ("keda", "everything"):
+        for scaled in render(value_sets()[name]).all("ScaledObject"):
+            for trigger in scaled["spec"]["triggers"]:
+                found[f"{name} {scaled['metadata']['name']} {trigger['name']}"] = trigger["metadata"]["query"]
+    return found
+
+
+def adapter_rules() -> list[Any]:
+    found: list[Any] = yaml.safe_load((FILES / "prometheus-adapter.yaml").read_text())
+    return found
+
+
+def adapter() -> dict[str, str]:
+    found = {}
+    for rule in adapter_rules():
+        found[f"adapter {rule['name']['as']} series"] = rule["seriesQuery"]
+        query = (
+            rule["metricsQuery"].replace("<<.LabelMatchers>>", 'namespace="prod"').replace("<<.GroupBy>>", "namespace")
+        )
+        found[f"adapter {rule['name']['as']}"] = query
+    return found
+
+
+QUERIES = alerts() | panels() | triggers() | adapter()
+
+
+@pytest.mark.parametrize("where", QUERIES)
+def test_a_query_asks_for_metrics_and_labels_that_exist(where: str) -> None:
+    known = series()
+    asked = list(series_in(QUERIES[where]))
+
+    assert asked
+    assert [item.name for item in asked if item.name not in known] == []
+    for item in asked:
+        assert item.labels <= known[item.name], f"{item.name} has no label {item.labels - known[item.name]}"
+    shared = frozenset[str]().union(*(known[item.name] for item in asked))
+    assert grouped_by(QUERIES[where]) <= shared | TARGET_LABELS
+
+
+def test_every_query_is_promql(tmp_path: Path) -> None:
+    rules = [{"record": f"query:{place}", "expr": query} for place, query in enumerate(QUERIES.values())]
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+
+    done = run([promtool(), "check", "rules", str(file)])
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(QUERIES)} rules found" in done.stdout
+
+
+@pytest.mark.parametrize("where", panels())
+def test_a_panel_looks_at_counters_through_a_window(where: str) -> None:
+    query = QUERIES[where]
+    counters = {item.name for item in series_in(query) if item.name.endswith(("_total", "_bucket"))}
+
+    assert counters == windowed(query)
+
+
+def test_the_dashboard_shows_every_metric_but_those_of_a_single_call() -> None:
+    shown = {re.sub(r"_bucket$", "", item.name) for query in panels().values() for item in series_in(query)}
+
+    assert METRICS.keys() - shown == set()
+
+
+def test_the_dashboard_shows_load_waiting_limits_failures_and_cost() -> None:
+    rows = [panel["title"] for panel in dashboard()["panels"] if panel["type"] == "row"]
+
+    assert rows == ["Load", "Waiting", "Limits", "Failures", "Cost", "Workers"]
+
+
+def test_panels_lie_side_by_side_with_ids_of_their_own() -> None:
+    found = dashboard()["panels"]
+    cells = [
+        (x, y)
+        for spot in (panel["gridPos"] for panel in found)
+        for x in range(spot["x"], spot["x"] + spot["w"])
+        for y in range(spot["y"], spot["y"] + spot["h"])
+    ]
+
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24
+    assert len({panel["id"] for panel in found}) == len(found)
+    assert all(panel["description"] for panel in found if panel["type"] != "row")
+
+
+def test_the_dashboard_asks_the_source_that_is_chosen() -> None:
+    names = {variable["name"] for variable in dashboard()["templating"]["list"]}
+    used = set(re.findall(r"\$\{?([a-z]+)\b", json.dumps(dashboard()["panels"])))
+
+    assert names == {"datasource", "namespace"} == used
+    assert set(re.findall(r'"uid": "([^"]*)"', json.dumps(dashboard()["panels"]))) == {"${datasource}"}
+
+
+def test_autoscalers_ask_the_adapter_for_metrics_that_it_makes() -> None:
+    made = {rule["name"]["as"] for rule in adapter_rules()}
+    autoscalers = render(value_sets()["hpa"]).all("HorizontalPodAutoscaler")
+    metrics = [metric for scaler in autoscalers for metric in scaler["spec"]["metrics"]]
+    asked = {metric["external"]["metric"]["name"] for metric in metrics if metric["type"] == "External"}
+
+    assert asked == made
+
+
+def test_an_agent_scales_on_its_lag_only_while_it_has_no_room() -> None:
+    """Requests that wait for a queue of tools are not helped by more agents."""
+    queries = [query for where, query in triggers().items() if where.endswith("saturated-lag")]
+
+    assert queries
+    assert all(query.count('reason="bytes"') == 1 and "* on (instance)" in query for query in queries)
