@@ -11,11 +11,14 @@ import asyncio
 import os
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.support.cli import Terminal
 from tests.support.process import free_ports, is_listening
+from tests.support.scrape import scrape, status
+from tests.support.wait import until
 
 from anabranch.client import Client
 from anabranch.config import KafkaSettings, Settings
@@ -48,6 +51,24 @@ async def test_dev_runs_an_app_for_commands_with_the_same_settings_until_ctrl_c(
         ended = await dev.ends(15)
         assert ended.status == 0, ended.err
     assert not is_listening(port)
+
+
+async def test_dev_serves_the_metrics_of_all_its_roles_at_one_port(terminal: Terminal, port: int) -> None:
+    http = next(free for free in free_ports(2) if free != port)
+    terminal = replace(terminal, env={**terminal.env, "ANABRANCH_HTTP_PORT": str(http)})
+    async with terminal.start(*DEV) as dev:
+        await dev.says("Ctrl-C ends it")
+        assert f"http://localhost:{http}/metrics" in dev.out
+        await until(lambda: is_ready(http), 20, "all roles are ready")
+        found = await scrape(http)
+        roles = {tuple(sorted(labels)) for name, labels in found.samples if name == "anabranch_rebalances_total"}
+        assert roles == {
+            (("queue", queue), ("role", "tool" if queue else "agent")) for queue in ("", "io", "slow", "stuck")
+        }
+
+
+async def is_ready(port: int) -> bool:
+    return await status(port, "/readyz") == 200
 
 
 async def test_dev_serves_an_at_most_once_tool_and_warns_of_its_broker(terminal: Terminal, port: int) -> None:

@@ -110,13 +110,13 @@ async def test_other_paths_and_methods_are_refused() -> None:
 
 async def test_a_port_that_is_taken_is_an_error_that_names_it() -> None:
     async with watched() as (port, _, _):
-        with pytest.raises(ConfigError, match=rf":{port} for health and metrics: Address already in use.*HTTP_PORT"):
+        with pytest.raises(ConfigError, match=rf"port {port} of all addresses.*: Address already in use.*HTTP_PORT"):
             async with Watch(WorkerSettings(http_port=port)).opened():
                 raise AssertionError("it was opened")
 
 
 async def test_an_address_that_is_not_ours_is_an_error_that_names_it() -> None:
-    with pytest.raises(ConfigError, match=r"192\.0\.2\.1:\d+ for health and metrics.*ANABRANCH_HTTP_HOST"):
+    with pytest.raises(ConfigError, match=r"port \d+ of 192\.0\.2\.1 for health and metrics.*ANABRANCH_HTTP_HOST"):
         async with watched(http_host="192.0.2.1"):
             raise AssertionError("it was opened")
 

@@ -106,11 +106,15 @@ class Running:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     async def says(self, text: str, deadline_s: float = DEADLINE_S) -> None:
         """Wait until `text` is in its output. Raises AssertionError if it ends without, or does not say it in time."""
 
         def said() -> bool:
-            ended = self._process.poll() is not None
+            ended = self.has_ended
             if text in self.out + self.err:
                 return True
             assert not ended, f"it ended without saying {text!r}:\n{self.out}{self.err}"
@@ -123,7 +127,7 @@ class Running:
 
     async def ends(self, deadline_s: float = DEADLINE_S) -> Finished:
         """Wait until it has ended by itself."""
-        await until(lambda: self._process.poll() is not None, deadline_s, f"the command ends; it said:\n{self.err}")
+        await until(lambda: self.has_ended, deadline_s, f"the command ends; it said:\n{self.err}")
         return Finished(self._process.returncode, self.out, self.err)
 
     def kill(self) -> None:

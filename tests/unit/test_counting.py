@@ -29,6 +29,7 @@ from anabranch.kafka.membership import Membership
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Place
 from anabranch.meters import Counter, Histogram
+from anabranch.tasks import Group
 
 
 def counts(counter: Counter) -> dict[tuple[str, ...], float]:
@@ -368,7 +369,7 @@ class Member:
 async def test_a_member_is_settled_from_its_take_over_to_its_revoke() -> None:
     member, meters = Member(), RoleMeters()
     membership = Membership(member, 1.0, meters)
-    async with asyncio.TaskGroup() as tasks:
+    async with Group(lambda error: None) as tasks:
         membership.enter(tasks)
         membership.attach(object())  # type: ignore[arg-type]  # nobody asks it anything
         await asyncio.sleep(0)

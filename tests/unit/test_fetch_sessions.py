@@ -46,7 +46,7 @@ class Broker:
             else:
                 return FetchResponse_v11(0, fails, 0, [])
         self._remember(body["session_epoch"], _asked(body), forgotten)
-        brought = [("log", [(0, 0, 0, 0, 0, [], -1, self.brings)])] if self.brings else []
+        brought: list[Any] = [("log", [(0, 0, 0, 0, 0, [], -1, self.brings)])] if self.brings else []
         return FetchResponse_v11(0, 0, self.session_id, brought)
 
     def _remember(self, epoch: int, asked: Asked, forgotten: dict[str, list[int]]) -> None:

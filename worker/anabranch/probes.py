@@ -79,10 +79,10 @@ async def serving(host: str | None, port: int, process: Process, metrics: Wsgi) 
     try:
         server = _Server(host, port)
     except OSError as error:
-        where = f"{host or ''}:{port}"
+        where = "all addresses" if host is None else host
         raise ConfigError(
-            f"cannot listen at {where} for health and metrics: {error.strerror or error}: choose another "
-            "ANABRANCH_HTTP_PORT (0: none) or ANABRANCH_HTTP_HOST"
+            f"cannot listen at port {port} of {where} for health and metrics: {error.strerror or error}: choose "
+            "another ANABRANCH_HTTP_PORT (0: none) or ANABRANCH_HTTP_HOST"
         ) from None
     server.set_app(_application(process, metrics))
     thread = threading.Thread(target=server.serve_forever, args=[POLL_S], name="health and metrics", daemon=True)

@@ -55,22 +55,35 @@ REBALANCE_S: Final = 2.5
 
 
 class Shutdown:
-    """What the outside may ask: to drain (once), and to hurry (twice)."""
+    """What the outside may ask: to drain (once), and to hurry (twice). What it is told: `ready`, and `failed`.
+
+    `on_failure` is called when a worker finds that it cannot go on: it ends then, but what it cancels may not.
+    """
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.hurry = asyncio.Event()
         self.ready = asyncio.Event()
+        self.failed = False
+        self.on_failure: Callable[[], None] | None = None
 
     def ask(self) -> None:
         if self.asked.is_set():
             self.hurry.set()
         self.asked.set()
 
+    def fail(self, why: str) -> None:
+        """Say so once, and at once."""
+        if not self.failed:
+            self.failed = True
+            log.error("this worker cannot go on, and ends: %s", why)
+            if self.on_failure is not None:
+                self.on_failure()
+
     @asynccontextmanager
-    async def on_signals(self) -> AsyncIterator[Shutdown]:
-        """SIGINT, SIGTERM and SIGHUP ask, while inside."""
-        with asked_by_signals(self.ask):
+    async def on_signals(self, at_once: Callable[[], None] | None = None) -> AsyncIterator[Shutdown]:
+        """SIGINT, SIGTERM and SIGHUP ask, while inside; see `asked_by_signals`."""
+        with asked_by_signals(self.ask, at_once):
             yield self
 
 
@@ -93,6 +106,8 @@ def broker_of(settings: Settings, meters: RoleMeters | None = None) -> Broker:
 
 class _Worker(Protocol):
     """What both roles look like from here: they are also the listeners of their subscriptions."""
+
+    on_failure: Callable[[BaseException], None]
 
     @property
     def running(self) -> int: ...
@@ -314,15 +329,22 @@ async def _serve(post: _Post, shutdown: Shutdown) -> int:
     """Serve until asked to stop; then give up all that is ours, leave the group, and finish what is in flight."""
     worker, drain_s = post.worker, post.settings.drain_s
     health = post.watch.take(post.meters, worker)
+
+    def on_failure(error: BaseException) -> None:
+        health.drain()
+        shutdown.fail(f"{type(error).__name__}: {error}")
+
+    worker.on_failure = on_failure
     memory.settle()
-    async with alongside(worker.run(), "worker"), alongside(_beat(post), "heart"):
+    async with alongside(worker.run(), "worker", on_failure), alongside(_beat(post), "heart", on_failure):
         async with post.broker.subscribe(post.topics, post.group, worker) as subscription:
             worker.attach(subscription)
             lag = post.watch.follow_lag(post.meters, worker, subscription.ends)
-            async with alongside(subscription.run(), "subscription"), alongside(lag, "lag"):
+            reading = alongside(subscription.run(), "subscription", on_failure)
+            async with reading, alongside(lag, "lag", on_failure):
                 log.info("%s is up", post.info().id)
                 shutdown.ready.set()
-                await shutdown.asked.wait()
+                await _asked(shutdown)
                 health.drain()
                 log.info("draining: %d in flight", worker.running)
                 await _unless_hurried(worker.release(drain_s * 1.25 + 1), shutdown)
@@ -334,6 +356,15 @@ async def _serve(post: _Post, shutdown: Shutdown) -> int:
         await post.appender.flush(1.0)
     log.info("stopped: %d abandoned", abandoned)
     return abandoned
+
+
+async def _asked(shutdown: Shutdown) -> None:
+    """Wait until asked to stop. What ends the wait otherwise is the death of something that we cannot go on without."""
+    try:
+        await shutdown.asked.wait()
+    except asyncio.CancelledError:
+        shutdown.fail("something that it needs has failed, or it was cancelled")
+        raise
 
 
 async def _unless_hurried(work: Coroutine[Any, Any, object], shutdown: Shutdown) -> None:

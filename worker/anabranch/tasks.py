@@ -13,11 +13,14 @@ from typing import Any
 
 
 @asynccontextmanager
-async def alongside(work: Coroutine[Any, Any, object], name: str) -> AsyncIterator[asyncio.Task[object]]:
+async def alongside(
+    work: Coroutine[Any, Any, object], name: str, on_failure: Callable[[BaseException], None] | None = None
+) -> AsyncIterator[asyncio.Task[object]]:
     """Run `work` while the block runs, and cancel it at the end.
 
     If it dies, the block is cancelled and its exception raised here. What the block raises comes out as it is,
-    not in a group, so that callers can catch it by its type.
+    not in a group, so that callers can catch it by its type. `on_failure` hears of the death at once: what is
+    cancelled by it may take long to end.
     """
     parent = asyncio.current_task()
     assert parent is not None, "alongside() runs in a task"
@@ -28,6 +31,8 @@ async def alongside(work: Coroutine[Any, Any, object], name: str) -> AsyncIterat
         error = None if task.cancelled() else task.exception()
         if error is not None:
             dead.append(error)
+            if on_failure is not None:
+                on_failure(error)
             parent.cancel()
 
     task.add_done_callback(ended)
@@ -44,13 +49,37 @@ async def alongside(work: Coroutine[Any, Any, object], name: str) -> AsyncIterat
         await asyncio.wait({task})
 
 
+class Group(asyncio.TaskGroup):
+    """A task group that says at once when a task of it has failed: those that it cancels then may take long to end."""
+
+    def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
+        super().__init__()
+        self._on_failure = on_failure
+
+    def watch(self, task: asyncio.Task[Any]) -> asyncio.Task[Any]:
+        """Let it be one of those. Where there are many, whoever hears of their ends anyway calls `see` instead."""
+        task.add_done_callback(self.see)
+        return task
+
+    def see(self, task: asyncio.Task[Any]) -> None:
+        """It has ended."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_failure(error)
+
+
 @contextmanager
-def asked_by_signals(ask: Callable[[], None]) -> Iterator[None]:
-    """Each SIGINT, SIGTERM and SIGHUP (where there is one) calls `ask`, while inside; a loop must be running."""
+def asked_by_signals(ask: Callable[[], None], at_once: Callable[[], None] | None = None) -> Iterator[None]:
+    """Each SIGINT, SIGTERM and SIGHUP (where there is one) calls `ask`, while inside; a loop must be running.
+
+    `at_once` is called in the midst of whatever the main thread does, even if that blocks the loop: it may do next to
+    nothing.
+    """
     loop = asyncio.get_running_loop()
     caught = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     for number in caught:
         loop.add_signal_handler(number, ask)
+        if at_once is not None:  # in place of a handler that does nothing: the loop hears of it by its wake-up file
+            signal.signal(number, lambda *_: at_once())
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -26,6 +26,7 @@ from anabranch.errors import AnabranchError, BrokerError
 from anabranch.kafka.membership import Membership
 from anabranch.kafka.seam import Broker, Committed, Place, Subscription
 from anabranch.kafka.sent import Sent, settled
+from anabranch.tasks import Group
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class AgentWorker:
         self._station, self._broker, self._commit_s = station, broker, commit_s
         self._log, self._requests = station.namespace.log, station.namespace.requests
         self._membership = Membership(self, station.settings.hand_off_s, station.meters)
-        self._tasks: asyncio.TaskGroup | None = None
+        self._tasks: Group | None = None
         self._owners: dict[int, Owner] = {}
         self._calls: dict[int, ModelCalls] = {}
         self._admissions: dict[int, Admission] = {}
@@ -51,6 +52,7 @@ class AgentWorker:
         self._gaps: dict[int, int] = {}  # where, in a partition's log, records seemed to be missing
         self._metadata_kept: bool | None = None
         self._over = asyncio.Event()
+        self.on_failure: Callable[[BaseException], None] = lambda error: None
 
     def attach(self, subscription: Subscription) -> None:
         self._membership.attach(subscription)
@@ -94,11 +96,13 @@ class AgentWorker:
 
     async def run(self) -> None:
         """Own partitions, and make their model calls, until `end`."""
-        async with asyncio.TaskGroup() as tasks:
+        async with Group(lambda error: self.on_failure(error)) as tasks:
             self._tasks = tasks
             own = [tasks.create_task(self._station.thinker.run(), name="model calls")]
             own.append(tasks.create_task(self._commit_for_ever(), name="commits"))
             own.append(tasks.create_task(self._station.fate.come(), name="fate"))
+            for task in own:
+                tasks.watch(task)
             self._membership.enter(tasks)
             await self._over.wait()
             self._membership.forget()
@@ -277,12 +281,13 @@ class AgentWorker:
         admission.suspend()
         self.subscription.seek(Place(self._requests, partition), admission.position)
         name = f"admit {partition}"
-        self._admitting[partition] = self._tasks.create_task(admission.run(), name=name)
+        self._admitting[partition] = self._tasks.watch(self._tasks.create_task(admission.run(), name=name))
 
     def _on_time_up(self, owner: Owner, moment: Moment) -> None:
         """A hand-off's time is up: the giver's reply may stand in the log, up to its end as it is now."""
         if self._tasks is not None and not self._membership.stopping:
-            self._tasks.create_task(self._capture_end(owner, moment), name=f"end of {owner.partition}")
+            capturing = self._capture_end(owner, moment)
+            self._tasks.watch(self._tasks.create_task(capturing, name=f"end of {owner.partition}"))
 
     async def _capture_end(self, owner: Owner, moment: Moment) -> None:
         place = Place(self._log, owner.partition)

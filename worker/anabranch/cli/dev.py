@@ -167,6 +167,7 @@ class _Worker:
         self._work, self.shutdown = work, Shutdown()
 
     async def run(self, outer: Shutdown) -> int:
+        self.shutdown.on_failure = lambda: outer.fail("one of its workers cannot")
         passing = asyncio.create_task(self._pass_on(outer))
         try:
             return await self._work(self.shutdown)

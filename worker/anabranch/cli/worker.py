@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
+from itertools import count
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GRACE_S: Final = 15.0
-"""What a drain may take beyond its time: the last records, leaving the group, closing."""
+"""What a drain may take beyond its time, and the end of a worker that cannot go on: the last records, closing."""
 HURRY_S: Final = 4.0
 """What the second signal leaves."""
 
@@ -86,9 +91,21 @@ async def serve(work: Callable[[Shutdown], Awaitable[int]], drain_s: float) -> i
     from anabranch.runtime import Shutdown
 
     shutdown = Shutdown()
-    async with shutdown.on_signals(), asyncio.TaskGroup() as tasks:
+    with _Deadline() as deadline:
+        times = count()
+
+        def at_once() -> None:
+            deadline.within(HURRY_S if next(times) else drain_s + GRACE_S)
+
+        shutdown.on_failure = lambda: deadline.within(GRACE_S)
+        async with shutdown.on_signals(at_once):
+            return await _until_stopped(work, shutdown)
+
+
+async def _until_stopped(work: Callable[[Shutdown], Awaitable[int]], shutdown: Shutdown) -> int:
+    async with asyncio.TaskGroup() as tasks:
         serving = asyncio.ensure_future(work(shutdown))
-        ending = tasks.create_task(_see_to_the_end(serving, shutdown, drain_s), name="signals")
+        ending = tasks.create_task(_end_a_start(serving, shutdown), name="signals")
         try:
             return await serving
         except asyncio.CancelledError:
@@ -99,20 +116,44 @@ async def serve(work: Callable[[Shutdown], Awaitable[int]], drain_s: float) -> i
             ending.cancel()
 
 
-async def _see_to_the_end(serving: asyncio.Future[int], shutdown: Shutdown, drain_s: float) -> None:
+async def _end_a_start(serving: asyncio.Future[int], shutdown: Shutdown) -> None:
     await shutdown.asked.wait()
     if not shutdown.ready.is_set():
         serving.cancel()
-    _end_after(drain_s + GRACE_S)
-    await shutdown.hurry.wait()
-    _end_after(HURRY_S)
 
 
-def _end_after(seconds: float) -> None:
-    """A thread, because a tool may block the loop, or swallow its cancellation."""
-    timer = threading.Timer(seconds, _end, [seconds])
-    timer.daemon = True
-    timer.start()
+class _Deadline:
+    """Ends the process if it has not ended in time: in a thread, because a tool may block the loop, or swallow its
+    cancellation.
+    """
+
+    def __init__(self) -> None:
+        self._orders: SimpleQueue[float | None] = SimpleQueue()
+
+    def __enter__(self) -> _Deadline:
+        threading.Thread(target=self._wait, name="deadline", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._orders.put(None)
+
+    def within(self, seconds: float) -> None:
+        """From now on it has so long, if it has not less already. May be called from a signal's handler."""
+        self._orders.put(seconds)
+
+    def _wait(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are to interrupt the main thread
+        ends_at, told = math.inf, 0.0
+        while True:
+            left = max(0.0, ends_at - time.monotonic())
+            try:
+                seconds = self._orders.get(timeout=left if ends_at < math.inf else None)
+            except Empty:
+                return _end(told)
+            if seconds is None:
+                return None
+            if time.monotonic() + seconds < ends_at:
+                ends_at, told = time.monotonic() + seconds, seconds
 
 
 def _end(seconds: float) -> None:

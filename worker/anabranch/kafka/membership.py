@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from anabranch.errors import AnabranchError, ConfigError, Forbidden, TopicsError
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Place, Subscription
+from anabranch.tasks import Group
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Membership:
     def __init__(self, member: Member, hand_off_s: float, meters: RoleMeters) -> None:
         self._member, self._hand_off_s, self._meters = member, hand_off_s, meters
         self._subscription: Subscription | None = None
-        self._tasks: asyncio.TaskGroup | None = None
+        self._tasks: Group | None = None
         self._taking_over: asyncio.Task[None] | None = None
         self._assigned: frozenset[Place] = frozenset()
         self._was_assigned = self._settled = False
@@ -75,7 +76,7 @@ class Membership:
         self._subscription = subscription
         self._start_to_take_over()
 
-    def enter(self, tasks: asyncio.TaskGroup) -> None:
+    def enter(self, tasks: Group) -> None:
         """From here on there is somebody to do it."""
         self._tasks = tasks
         self._start_to_take_over()
@@ -132,7 +133,7 @@ class Membership:
             self._taking_over.cancel()
         work = self._take_over(self._assigned)
         try:
-            self._taking_over = self._tasks.create_task(work, name="take over")
+            self._taking_over = self._tasks.watch(self._tasks.create_task(work, name="take over"))
         except RuntimeError:  # the worker is ending already, and its task group takes nothing more
             work.close()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 
 from anabranch.codec import Record
@@ -19,6 +19,7 @@ from anabranch.errors import WireError
 from anabranch.kafka.membership import Membership
 from anabranch.kafka.seam import Committed, Place, Subscription
 from anabranch.limits import ShareLost
+from anabranch.tasks import Group
 from anabranch.tools import marks
 from anabranch.tools.commits import Commits
 from anabranch.tools.handing_off import HandOffs, cancel_serial
@@ -45,13 +46,14 @@ class ToolWorker:
         self._service = Service(bench, self._tools, self._shares, self._held_until)
         self._at_most_once = any(tool.spec.delivery == "at_most_once" for tool in self._tools.values())
         self._membership = Membership(self, bench.settings.hand_off_s, bench.meters)
-        self._tasks: asyncio.TaskGroup | None = None
+        self._tasks: Group | None = None
         self._lanes: dict[Place, Lane] = {}
         self._executing: dict[Place, dict[int, Job]] = {}
         self._intake = Intake(bench.settings.max_taken_bytes)
         self._commits = Commits(bench, self._membership, self._lanes, commit_s, self._committed)
         self._hand_offs = HandOffs(bench)
         self._over = asyncio.Event()
+        self.on_failure: Callable[[BaseException], None] = lambda error: None
 
     def attach(self, subscription: Subscription) -> None:
         self._membership.attach(subscription)
@@ -101,9 +103,9 @@ class ToolWorker:
     async def run(self) -> None:
         """Execute calls until `end`."""
         self._service.owner = asyncio.current_task()
-        async with asyncio.TaskGroup() as tasks:
+        async with Group(lambda error: self.on_failure(error)) as tasks:
             self._tasks = tasks
-            committing = tasks.create_task(self._commits.run(), name="commits")
+            committing = tasks.watch(tasks.create_task(self._commits.run(), name="commits"))
             self._membership.enter(tasks)
             await self._over.wait()
             committing.cancel()
@@ -280,7 +282,7 @@ class ToolWorker:
             job = read_job(record, self._tools, self._bench.now())
         except WireError as error:
             log.error("%s/%d/%d is not a call: %s", record.topic, record.partition, record.offset, error)
-            self._tasks.create_task(self._bury(lane, record, str(error)), name="dead letter")
+            self._tasks.watch(self._tasks.create_task(self._bury(lane, record, str(error)), name="dead letter"))
             return
         lane.jobs[job.offset] = job
         self._intake.take(job)
@@ -303,13 +305,15 @@ class ToolWorker:
     def _start(self, lane: Lane, job: Job, work: Coroutine[None, None, None]) -> None:
         assert self._tasks is not None, "calls are served only while running"
         job.task = self._tasks.create_task(work, name=f"call {job.call.call_id}")
-        job.task.add_done_callback(lambda _: self._left(lane, job))
+        job.task.add_done_callback(lambda task: self._left(lane, job, task))
 
     async def _bury(self, lane: Lane, record: Record, reason: str) -> None:
         await self._service.bury(record, "unreadable", reason)
         lane.progress.finish(record.offset)
 
-    def _left(self, lane: Lane, job: Job) -> None:
+    def _left(self, lane: Lane, job: Job, task: asyncio.Task[None]) -> None:
+        assert self._tasks is not None
+        self._tasks.see(task)
         lane.forget(job)
         if self._intake.free(job):
             self._pace_all()

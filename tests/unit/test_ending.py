@@ -1,0 +1,154 @@
+"""A worker that cannot go on says so at once, and its process ends, even if what it has cancelled does not.
+
+Responsible for: `tasks.Group`, `alongside`, what the tool role makes of them, and the deadline of `cli/worker.py`.
+Must never: start a process (tests/acceptance/test_cli_workers). Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from tests.support.bench import ToolBench, call
+from tests.support.wait import until
+
+from anabranch import App
+from anabranch.cli import worker as module
+from anabranch.codec import Outgoing
+from anabranch.errors import Forbidden
+from anabranch.kafka.sent import Sent
+from anabranch.tasks import Group, alongside
+
+
+async def fails() -> None:
+    raise Forbidden("not allowed")
+
+
+async def test_a_group_tells_of_a_failure_while_others_are_still_ending() -> None:
+    told: list[BaseException] = []
+    may_end = asyncio.Event()
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await may_end.wait()
+
+    async def group() -> None:
+        async with Group(told.append) as tasks:
+            tasks.watch(tasks.create_task(stubborn()))
+            await asyncio.sleep(0)
+            tasks.watch(tasks.create_task(fails()))
+
+    grouping = asyncio.create_task(group())
+    await until(lambda: told, what="it is told")
+    assert not grouping.done()
+    may_end.set()
+    with pytest.raises(ExceptionGroup):
+        await grouping
+    assert [str(error) for error in told] == ["not allowed"]
+
+
+async def test_a_task_that_is_cancelled_has_not_failed() -> None:
+    told: list[BaseException] = []
+    async with Group(told.append) as tasks:
+        tasks.watch(tasks.create_task(asyncio.Event().wait())).cancel()
+    assert told == []
+
+
+async def test_the_death_of_what_runs_alongside_is_told() -> None:
+    told: list[BaseException] = []
+    with pytest.raises(Forbidden):
+        async with alongside(fails(), "reader", told.append):
+            await asyncio.Event().wait()
+    assert [str(error) for error in told] == ["not allowed"]
+
+
+async def test_a_tool_that_does_not_let_go_does_not_keep_a_failure_secret() -> None:
+    app, may_end = App("t"), asyncio.Event()
+
+    @app.tool(queue="q")
+    async def stubborn() -> str:
+        """Ends when it likes to."""
+        while not may_end.is_set():
+            try:
+                await may_end.wait()
+            except asyncio.CancelledError:
+                continue
+        return "ended"
+
+    @app.tool(queue="q")
+    async def quick() -> str:
+        """End."""
+        return "ended"
+
+    told: list[BaseException] = []
+    bench = ToolBench(app)
+    bench.worker.on_failure = told.append
+
+    def forbidden(record: Outgoing, once: bool = False) -> Sent:
+        sent = Sent()
+        sent.fail(Forbidden("not allowed"))
+        return sent
+
+    async def serve() -> None:
+        async with bench.running():
+            await bench.assign()
+            bench.deliver(call(0, "stubborn"))
+            await until(lambda: bench.worker.running == 1, what="it runs")
+            bench.sent.append = forbidden  # type: ignore[method-assign]  # the log takes no results any more
+            bench.deliver(call(1, "quick"))
+            await asyncio.Event().wait()
+
+    serving = asyncio.create_task(serve())
+    await until(lambda: told, what="it is told")
+    assert not serving.done(), "the stubborn one is waited for"
+    may_end.set()
+    with pytest.raises(ExceptionGroup):
+        await serving
+    assert "not allowed" in str(told[0])
+
+
+# --- the deadline of a process ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Is set, with the seconds that it had, when the process would be ended."""
+    event = threading.Event()
+    event.seconds = None  # type: ignore[attr-defined]
+
+    def end(seconds: float) -> None:
+        event.seconds = seconds  # type: ignore[attr-defined]
+        event.set()
+
+    monkeypatch.setattr(module, "_end", end)
+    return event
+
+
+def test_a_process_is_ended_when_its_time_is_up(ended: Any) -> None:
+    with module._Deadline() as deadline:
+        deadline.within(0.01)
+        assert ended.wait(5)
+    assert ended.seconds == 0.01
+
+
+def test_a_shorter_time_holds_and_a_longer_one_does_not(ended: Any) -> None:
+    with module._Deadline() as deadline:
+        deadline.within(600.0)
+        deadline.within(0.02)
+        deadline.within(300.0)
+        assert ended.wait(5)
+    assert ended.seconds == 0.02
+
+
+def test_a_process_that_is_done_in_time_is_left_alone(ended: Any) -> None:
+    with module._Deadline() as deadline:
+        deadline.within(600.0)
+    for thread in threading.enumerate():
+        if thread.name == "deadline":
+            thread.join(5)
+    assert not any(thread.name == "deadline" for thread in threading.enumerate())
+    assert not ended.is_set()
