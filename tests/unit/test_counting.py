@@ -297,6 +297,7 @@ async def test_the_wait_of_a_call_begins_with_its_publication_and_ends_with_its_
         meters = bench.worker._bench.meters
         await until(lambda: times(meters.wait), what="it is measured")
     assert times(meters.wait) == {(): (1, 4.0)}
+    assert 0 < times(meters.duration)["slow",][1] < 60, "real time, whatever the clock of the test says"
 
 
 async def test_the_starts_of_a_limit_and_what_of_it_is_ours() -> None:

@@ -43,9 +43,11 @@ async def test_a_group_tells_of_a_failure_while_others_are_still_ending() -> Non
             tasks.watch(tasks.create_task(fails()))
 
     grouping = asyncio.create_task(group())
-    await until(lambda: told, what="it is told")
-    assert not grouping.done()
-    may_end.set()
+    try:
+        await until(lambda: told, what="it is told")
+        assert not grouping.done()
+    finally:
+        may_end.set()
     with pytest.raises(ExceptionGroup):
         await grouping
     assert [str(error) for error in told] == ["not allowed"]
@@ -103,9 +105,11 @@ async def test_a_tool_that_does_not_let_go_does_not_keep_a_failure_secret() -> N
             await asyncio.Event().wait()
 
     serving = asyncio.create_task(serve())
-    await until(lambda: told, what="it is told")
-    assert not serving.done(), "the stubborn one is waited for"
-    may_end.set()
+    try:
+        await until(lambda: told, what="it is told")
+        assert not serving.done(), "the stubborn one is waited for"
+    finally:
+        may_end.set()
     with pytest.raises(ExceptionGroup):
         await serving
     assert "not allowed" in str(told[0])
