@@ -117,7 +117,7 @@ class Histogram(Meter):
             series = self._opened(key)
         if value > 0:
             series[bisect_left(self.bounds, value)] += 1
-            series[self._at_sum] += value
+            series[-1] += value
         else:
             series[0] += 1
 

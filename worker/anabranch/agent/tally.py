@@ -38,24 +38,22 @@ class Tally:
             return
         if waiting is not None:
             self._call(waiting, event, at)
-        elif isinstance(event, m.ModelReplied):
+        elif type(event) is m.ModelReplied:
             self._rejected(run, event)
-        elif isinstance(event, m.RequestNoted):
+        elif type(event) is m.RequestNoted:
             self._meters.requests_noted.count(event.code)
-        if run is None:
-            return
-        if run.stirred == offset and isinstance(event, m.RunRequested):
+        if run is None or run.stirred != offset:
+            return  # nothing began or ended by it
+        if type(event) is m.RunRequested:
             self._opened(run)
         if run.ending is not None and run.ending.offset == offset:
             self._ended(run, run.ending.at)
 
     def _rejected(self, run: Run | None, event: m.ModelReplied) -> None:
         """What the model asked for and nobody publishes, if it is this reply that counts."""
-        if run is None or not run.turns or run.turns[-1].attempt != event.attempt:
-            return
-        for planned in event.plan:
-            if planned.rejected is not None:
-                self._meters.calls_answered.count("", "rejected")
+        rejected = [planned for planned in event.plan if planned.rejected is not None]
+        if rejected and run is not None and run.turns and run.turns[-1].attempt == event.attempt:
+            self._meters.calls_answered.add(len(rejected), "", "rejected")
 
     def _opened(self, run: Run) -> None:
         agent = self._agent(run)
