@@ -18,7 +18,7 @@ LABEL org.opencontainers.image.title="anabranch" \
       org.opencontainers.image.base.name="python:3.13.7-slim-bookworm"
 # tini: a signal that comes before Python has its handlers would be lost on process 1, and so would orphans of tools.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends tini=0.19.0-1+b3 \
+    && apt-get install --yes --no-install-recommends "tini=0.19.0-1*" \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/anabranch /opt/anabranch
 ENV PATH=/opt/anabranch/bin:$PATH \

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.support.need import need_tool
+from tests.support.node import node_for
 
 from anabranch.contract import KINDS
 
@@ -21,20 +21,11 @@ pytestmark = pytest.mark.timeout(300)  # the parser may have to be fetched first
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 VALIDATOR = SCHEMAS / "validator"
-HOW = "https://nodejs.org, version 20 or later"
 
 
 @pytest.fixture(scope="module")
 def node() -> str:
-    """The path of Node.js, with what the validator needs installed as its lock file says."""
-    path, npm = need_tool("node", HOW), need_tool("npm", HOW)
-    lock = VALIDATOR / "package-lock.json"
-    installed = VALIDATOR / "node_modules" / ".package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        done = subprocess.run([npm, "ci"], cwd=VALIDATOR, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.fail(f"`npm ci` failed in {VALIDATOR}:\n{done.stdout}{done.stderr}", pytrace=False)
-    return path
+    return node_for(VALIDATOR)
 
 
 def validate(node: str, document: Path) -> subprocess.CompletedProcess[str]:
@@ -81,7 +72,8 @@ def test_what_the_specification_does_not_know_is_found(node: str, tmp_path: Path
     assert "operations" in done.stdout
 
 
-def test_the_lock_file_names_no_host() -> None:
-    lock = json.loads((VALIDATOR / "package-lock.json").read_text())
+@pytest.mark.parametrize("folder", [VALIDATOR, SCHEMAS.parent / "tests" / "tools" / "strimzi"])
+def test_the_lock_file_names_no_host(folder: Path) -> None:
+    lock = json.loads((folder / "package-lock.json").read_text())
     assert [name for name, package in lock["packages"].items() if "resolved" in package] == []
     assert all("integrity" in package for name, package in lock["packages"].items() if name)

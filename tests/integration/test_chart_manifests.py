@@ -8,20 +8,22 @@ Called by: pytest.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from typing import Any
 
 import pytest
 import yaml
-from tests.support.chart import CHART, lint, render, value_sets
+from tests.support.chart import CHART, ROOT, lint, render, value_sets
 from tests.support.instruments import kube_score, run
 from tests.support.manifests import errors, is_name
+from tests.support.node import node_for
 
 pytestmark = pytest.mark.timeout(300)  # instruments may have to be fetched and built first
 
 SETS = value_sets()
-STRIMZI = {"apiVersion", "kind", "metadata", "spec"}
+STRIMZI = ROOT / "tests" / "tools" / "strimzi"
 LET_BE = {
     "container-image-pull-policy": "a tag that never moves need not be pulled again; image.pullPolicy says otherwise",
     "container-resources": "a CPU limit throttles the event loop, and a worker that is throttled loses its session",
@@ -61,12 +63,30 @@ def test_the_oldest_kubernetes_is_that_of_the_chart() -> None:
     assert chart["kubeVersion"] == ">=1.27.0-0"
 
 
-def test_topics_have_the_fields_that_strimzi_knows() -> None:
-    for topic in render(SETS["strimzi"]).all("KafkaTopic"):
-        assert topic["apiVersion"] == "kafka.strimzi.io/v1"
-        assert topic.keys() == STRIMZI
-        assert topic["spec"].keys() == {"topicName", "partitions", "replicas", "config"}
+@pytest.mark.parametrize("version", ["v1", "v1beta2"])
+def test_topics_are_what_strimzi_takes(version: str) -> None:
+    values = copy.deepcopy(SETS["strimzi"])
+    values["topics"]["strimzi"]["apiVersion"] = f"kafka.strimzi.io/{version}"
+    topics = render(values).all("KafkaTopic")
+
+    assert wrong_topics(topics) == []
+    assert {topic["apiVersion"] for topic in topics} == {f"kafka.strimzi.io/{version}"}
+    for topic in topics:
+        assert topic["spec"].keys() == {"topicName", "partitions", "replicas", "config"}  # the schemas are not closed
         assert re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic["spec"]["topicName"])
+
+
+def test_a_wrong_topic_would_be_found() -> None:
+    topic = render(SETS["strimzi"]).all("KafkaTopic")[0]
+    topic["spec"]["partitions"] = "many"
+
+    assert wrong_topics([topic]) == ["shop-eu.agent.requests: data/spec/partitions must be integer"]
+
+
+def wrong_topics(topics: list[Any]) -> list[str]:
+    done = run([node_for(STRIMZI), "validate.mjs"], cwd=STRIMZI, text=json.dumps(topics))
+    assert done.stderr == ""
+    return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("name", SETS)
