@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,65 @@ def test_every_query_is_promql(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(QUERIES)} rules found" in done.stdout
+
+
+VALUES = {
+    "role": ["agent", "tool"],
+    "agent": ["analyst"],
+    "model": ["sonnet"],
+    "tool": ["refund"],
+    "limit": ["crm"],
+    "topic": ["shop.agent.log"],
+    "version": ["1.0"],
+    "python": ["3.13"],
+    "status": ["completed", "failed"],
+    "code": ["", "budget_exceeded", "rejected"],
+    "outcome": ["ok", "error", "refused", "unknown", "expired"],
+    "reason": ["bytes", "queue", "unreadable"],
+    "kind": ["input", "output", "cache_read", "call"],
+    "side": ["given", "lost"],
+    "le": ["0.5", "60", "+Inf"],
+}
+PODS = {
+    "rel-anabranch-agents-a": "",
+    "rel-anabranch-agents-b": "",
+    "rel-anabranch-tools-io-a": "io",
+    "rel-anabranch-tools-io-b": "io",
+    "rel-anabranch-tools-reports-a": "reports.pdf",
+    "rel-agents-agents-a": "",
+    "rel-agents-tools-io-a": "io",
+}
+
+
+def every_series() -> Iterator[dict[str, str]]:
+    """Of every metric, in several workers, with several values of each label."""
+    for name, labels in series().items():
+        own = sorted(labels - TARGET_LABELS - {"queue"})
+        for pod, queue in PODS.items():
+            target = {"namespace": "prod", "pod": pod, "instance": pod, "cluster": "eu-1"}
+            target |= {"queue": queue} if "queue" in labels else {}
+            for values in product(*(VALUES[label] for label in own)):
+                matched = ",".join(
+                    f'{key}="{text}"' for key, text in (target | dict(zip(own, values, strict=True))).items()
+                )
+                yield {"series": f"{name}{{{matched}}}", "values": "1+1x20"}
+
+
+def test_every_query_answers_with_what_workers_expose(tmp_path: Path) -> None:
+    """Nothing is many-to-many, and but for thresholds nothing is empty: promtool tells what it did not expect."""
+    wanted = [{"expr": query, "eval_time": "20m", "exp_samples": []} for query in QUERIES.values()]
+    test = {"interval": "1m", "input_series": list(every_series()), "promql_expr_test": wanted}
+    file = tmp_path / "queries.test.yaml"
+    file.write_text(yaml.safe_dump({"tests": [test]}))
+
+    done = run([promtool(), "test", "rules", str(file)])
+
+    told = done.stdout + done.stderr
+    assert not re.search(r"\berr: ", told), told
+    answered = {json.loads(text) for text in re.findall(r'expr: ("(?:[^"\\]|\\.)*"), time', told)}
+    assert {
+        where for where, query in QUERIES.items() if query not in answered and not where.startswith("alert")
+    } == set()
 
 
 @pytest.mark.parametrize("where", panels())
