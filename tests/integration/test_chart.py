@@ -394,6 +394,9 @@ def test_notes_name_what_is_there_and_what_to_mind() -> None:
     assert "2 to 12 workers (keda), queue io" in full
     assert "tools-cpu reaches nothing but Kafka" in full
     assert "PLAINTEXT" not in full
+    idle = render(MINIMAL | {"agents": {"replicas": 25}, "toolPools": {"io": {"replicas": 24}}}).notes
+    assert "agents may be 25 workers, and their topic has 24 partitions" in idle
+    assert "tools-io may be" not in idle
 
 
 def test_the_versions_are_those_of_the_package() -> None:

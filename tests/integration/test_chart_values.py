@@ -51,11 +51,22 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "zero workers by Prometheus": (
         {
             "autoscaling": {"prometheus": {"serverAddress": "http://p"}},
-            "agents": {"scaling": {"mode": "keda", "minReplicas": 0}},
+            "toolPools": {"io": {"scaling": {"mode": "keda", "minReplicas": 0}}},
         },
         "nobody would tell Prometheus that work waits",
     ),
-    "zero workers by an HPA": ({"agents": {"scaling": {"mode": "hpa", "minReplicas": 0}}}, "takes at least 1"),
+    "zero workers by an HPA": (
+        {"toolPools": {"io": {"scaling": {"mode": "hpa", "minReplicas": 0}}}},
+        "takes at least 1",
+    ),
+    "zero agents, whose open runs no lag counts": (
+        {
+            "kafka": {"namespace": "shop"},
+            "autoscaling": {"source": "kafka"},
+            "agents": {"scaling": {"mode": "keda", "minReplicas": 0}},
+        },
+        "open runs would stand still",
+    ),
     "KEDA without a Prometheus": (
         {"agents": {"scaling": {"mode": "keda"}}},
         "autoscaling.prometheus.serverAddress is missing",

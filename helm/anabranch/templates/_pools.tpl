@@ -52,6 +52,9 @@ extraEnv, extraEnvFrom, extraVolumes, extraVolumeMounts and extraEgress are adde
 {{- if lt (.scaling.maxReplicas | int) (.scaling.minReplicas | int) -}}
   {{- fail (printf "%s: scaling.maxReplicas is %v, less than scaling.minReplicas %v" $who .scaling.maxReplicas .scaling.minReplicas) -}}
 {{- end -}}
+{{- if and (eq .role "agent") (ne .scaling.mode "none") (lt (.scaling.minReplicas | int) 1) -}}
+  {{- fail "agents: scaling.minReplicas is 0, and open runs would stand still, for lag counts only requests that are not admitted: use at least 1" -}}
+{{- end -}}
 {{- $budget := .podDisruptionBudget -}}
 {{- if and $budget.enabled (not (kindIs "invalid" $budget.minAvailable)) (not (kindIs "invalid" $budget.maxUnavailable)) -}}
   {{- if not (eq (toString $budget.maxUnavailable) "1") -}}
