@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.support.chart import CHART, ROOT, lint, render, value_sets
-from tests.support.instruments import kube_score, run
+from tests.support.instruments import KEDA, kube_score, module_folder, run
 from tests.support.manifests import errors, is_name
 from tests.support.node import node_for
 
@@ -59,6 +59,31 @@ def test_a_misspelt_field_would_be_found() -> None:
 
 def test_the_oldest_kubernetes_is_that_of_the_readme() -> None:
     assert "Needs Kubernetes 1.27 or later" in (CHART / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["keda", "lag", "everything"])
+def test_triggers_have_the_parameters_that_keda_reads(name: str) -> None:
+    """It ignores those that it does not know, and no schema lists them: only its own code does."""
+    rendered = render(SETS[name])
+    triggers = [trigger for scaled in rendered.all("ScaledObject") for trigger in scaled["spec"]["triggers"]]
+
+    assert triggers
+    for trigger in triggers:
+        assert trigger["metadata"].keys() <= keda_parameters(
+            f"pkg/scalers/{trigger['type']}_scaler.go", "triggerMetadata"
+        )
+    for login in rendered.all("TriggerAuthentication"):
+        given = {item["parameter"] for item in login["spec"]["secretTargetRef"]}
+        assert given <= keda_parameters("pkg/scalers/kafka_scaler.go", "authParams")
+
+
+def keda_parameters(path: str, source: str) -> set[str]:
+    """What a scaler of KEDA reads from there, by the tags of its code; how it logs in is in a file of its own."""
+    files = [path, "pkg/scalers/authentication/authentication_types.go"]
+    code = "".join((module_folder(KEDA) / file).read_text() for file in files)
+    tags = re.findall(r'keda:"name=([\w;]+),\s*order=([\w;]+)', code)
+    assert len(tags) > 10
+    return {name for names, sources in tags if source in sources.split(";") for name in names.split(";")}
 
 
 @pytest.mark.parametrize("version", ["v1", "v1beta2"])
