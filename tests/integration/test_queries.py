@@ -69,31 +69,42 @@ def adapter() -> dict[str, str]:
     return found
 
 
-QUERIES = alerts() | panels() | triggers() | adapter()
+QUERIES = alerts() | panels() | adapter()
+"""Those that lie in files; `triggers` come out of Helm."""
 
 
 @pytest.mark.parametrize("where", QUERIES)
 def test_a_query_asks_for_metrics_and_labels_that_exist(where: str) -> None:
+    check(QUERIES[where])
+
+
+def test_a_trigger_asks_for_metrics_and_labels_that_exist() -> None:
+    for query in triggers().values():
+        check(query)
+
+
+def check(query: str) -> None:
     known = series()
-    asked = list(series_in(QUERIES[where]))
+    asked = list(series_in(query))
 
     assert asked
     assert [item.name for item in asked if item.name not in known] == []
     for item in asked:
         assert item.labels <= known[item.name], f"{item.name} has no label {item.labels - known[item.name]}"
     shared = frozenset[str]().union(*(known[item.name] for item in asked))
-    assert grouped_by(QUERIES[where]) <= shared | TARGET_LABELS
+    assert grouped_by(query) <= shared | TARGET_LABELS
 
 
 def test_every_query_is_promql(tmp_path: Path) -> None:
-    rules = [{"record": f"query:{place}", "expr": query} for place, query in enumerate(QUERIES.values())]
+    queries = QUERIES | triggers()
+    rules = [{"record": f"query:{place}", "expr": query} for place, query in enumerate(queries.values())]
     file = tmp_path / "queries.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
 
     done = run([promtool(), "check", "rules", str(file)])
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(QUERIES)} rules found" in done.stdout
+    assert f"{len(queries)} rules found" in done.stdout
 
 
 VALUES = {
@@ -140,7 +151,8 @@ def every_series() -> Iterator[dict[str, str]]:
 
 def test_every_query_answers_with_what_workers_expose(tmp_path: Path) -> None:
     """Nothing is many-to-many, and but for thresholds nothing is empty: promtool tells what it did not expect."""
-    wanted = [{"expr": query, "eval_time": "20m", "exp_samples": []} for query in QUERIES.values()]
+    queries = QUERIES | triggers()
+    wanted = [{"expr": query, "eval_time": "20m", "exp_samples": []} for query in queries.values()]
     test = {"interval": "1m", "input_series": list(every_series()), "promql_expr_test": wanted}
     file = tmp_path / "queries.test.yaml"
     file.write_text(yaml.safe_dump({"tests": [test]}))
@@ -151,7 +163,7 @@ def test_every_query_answers_with_what_workers_expose(tmp_path: Path) -> None:
     assert not re.search(r"\berr: ", told), told
     answered = {json.loads(text) for text in re.findall(r'expr: ("(?:[^"\\]|\\.)*"), time', told)}
     assert {
-        where for where, query in QUERIES.items() if query not in answered and not where.startswith("alert")
+        where for where, query in queries.items() if query not in answered and not where.startswith("alert")
     } == set()
 
 
