@@ -77,6 +77,24 @@ def test_an_alert_that_never_fires_is_noticed(rule_tests: Path) -> None:
     assert set(missed) == rules().keys()
 
 
+def test_the_words_of_each_alert_can_be_put_together(rule_tests: Path) -> None:
+    """Prometheus puts an error into the text where it cannot; promtool shows what it got where nothing was expected."""
+    for file in rule_tests.glob("*.test.yaml"):
+        document = yaml.safe_load(file.read_text())
+        for test in document["tests"]:
+            name = test["name"]
+            at = test.pop("promql_expr_test", [{"eval_time": "0m"}])[-1]["eval_time"]
+            test["alert_rule_test"] = [{"alertname": name, "eval_time": at, "exp_alerts": []}]
+        file.write_text(yaml.safe_dump(document))
+
+    done = run([promtool(), "test", "rules", *sorted(str(file) for file in rule_tests.glob("*.test.yaml"))])
+
+    told = done.stdout + done.stderr
+    assert set(re.findall(r"alertname: (\w+), time", told)) == rules().keys()
+    assert "error expanding" not in told
+    assert "%!" not in told
+
+
 def test_each_alert_has_a_rule_test_with_series_that_it_lets_be() -> None:
     tests = [test for file in RULE_TESTS.glob("*.test.yaml") for test in yaml.safe_load(file.read_text())["tests"]]
     named = {test["name"]: test for test in tests}
