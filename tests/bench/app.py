@@ -23,6 +23,9 @@ QUEUE: Final = "bench"
 PATIENT: Final = "patient"
 LATER: Final = "later"
 """An agent whose tools have a queue of their own, which a benchmark may leave unserved for a while."""
+HURRIED: Final = "hurried"
+SOON: Final = "soon"
+"""An agent whose calls have little time, in a queue that is slow."""
 
 app = App("bench")
 
@@ -41,11 +44,19 @@ async def look_up_later(wait_ms: int, note: str) -> str:
     return workload.RESULT
 
 
+@app.tool(queue=SOON, deadline=20, concurrency=20)
+async def look_up_soon(wait_ms: int, note: str) -> str:
+    """Finds the same, two hundred times a second and no more."""
+    await asyncio.sleep(0.1)
+    return workload.RESULT
+
+
+app.agent(HURRIED, model="instant", system="You are measured.", tools=[look_up_soon], max_turns=2)
 app.agent(PATIENT, model="instant", system="You are measured.", tools=[look_up_later], max_turns=2)
 app.agent(AGENT, model="instant", system="You are measured.", tools=[look_up], max_turns=2)
 
 
-_LATER: Final = look_up_later.__name__.encode()
+_OTHERS: Final = (look_up_later, look_up_soon)
 
 
 class InstantModel:
@@ -59,7 +70,8 @@ class InstantModel:
             await asyncio.sleep(self._latency_s)
         if b'"tool_result"' in body:
             return _answer()
-        return _calls(workload.tool_ms_of(body), (look_up_later if _LATER in body else look_up).__name__)
+        named = next((tool for tool in _OTHERS if tool.__name__.encode() in body), look_up)
+        return _calls(workload.tool_ms_of(body), named.__name__)
 
 
 @cache

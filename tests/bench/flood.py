@@ -2,7 +2,8 @@
 
 Floods one agent worker and one tool worker, each a process with the settings that users have, first with runs whose
 tools take no time, then with runs whose tools are slow, and measures the rate of ordinary work before and after; then
-others, whose model takes a quarter of a second and has 32 places, with one tenant's runs before ten of another's.
+others, whose model takes a quarter of a second and has 32 places, with one tenant's runs before ten of another's; and
+others with runs whose calls have little time in a slow queue.
 `--narrow` gives the first ones little room, few places and little patience, so that a small flood does to them what a
 large one does to others.
 
@@ -29,7 +30,7 @@ from anabranch.client import Client, Run
 from anabranch.runtime import broker_of, topic_specs
 from tests.bench import workload
 from tests.bench.__main__ import kafka, namespaces
-from tests.bench.app import AGENT, app
+from tests.bench.app import AGENT, HURRIED, app
 from tests.bench.processes import Worker, WorkerDied, fleet
 from tests.bench.settings import settings_for
 from tests.bench.subject import WrongAnswer
@@ -41,11 +42,14 @@ SUBMITTING: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How large the floods are: of runs, of calls (three a run), and of one tenant's runs before ten of another's."""
+    """How large the floods are: of runs, of calls (three a run), of one tenant's runs before ten of another's, and of
+    runs whose calls have twenty seconds in a queue that serves two hundred a second.
+    """
 
     requests: int
     calls: int
     tenant: int
+    hurried: int
     tool_ms: int
     narrow: bool
 
@@ -71,10 +75,11 @@ def parse(arguments: Sequence[str]) -> Plan:
     parser.add_argument(
         "--tenant", type=int, default=50_000, metavar="N", help="runs of the tenant before another's ten"
     )
+    parser.add_argument("--hurried", type=int, default=3000, metavar="N", help="runs whose calls have little time")
     parser.add_argument("--tool-ms", type=int, default=2000, metavar="MS", help="how long a slow tool takes")
     parser.add_argument("--narrow", action="store_true", help="little room, few places, little patience")
     options = parser.parse_args(arguments)
-    return Plan(options.requests, options.calls, options.tenant, options.tool_ms, options.narrow)
+    return Plan(options.requests, options.calls, options.tenant, options.hurried, options.tool_ms, options.narrow)
 
 
 class Flood:
@@ -94,9 +99,9 @@ class Flood:
         await asyncio.gather(*(one_after_another() for _ in range(AT_ONCE)))
         return await self._figures(phase, ORDINARY, began, began)
 
-    async def all_at_once(self, phase: str, runs: int, tool_ms: int) -> Figures:
+    async def all_at_once(self, phase: str, runs: int, tool_ms: int, agent: str = AGENT) -> Figures:
         began = time.perf_counter()
-        submitted = await self._submit_all(runs, tool_ms)
+        submitted = await self._submit_all(runs, tool_ms, agent=agent)
         return await self._until_answered(phase, submitted, began)
 
     async def before_another_tenant(self, phase: str, runs: int) -> Figures:
@@ -110,13 +115,13 @@ class Flood:
         slowest = time.perf_counter() - asked
         return replace(await waiting, others_slowest_s=round(slowest, 2))
 
-    async def _submit(self, tool_ms: int, tenant: str | None = None) -> Run:
-        return await self._client.submit(AGENT, workload.prompt(tool_ms), tenant=tenant)
+    async def _submit(self, tool_ms: int, tenant: str | None = None, agent: str = AGENT) -> Run:
+        return await self._client.submit(agent, workload.prompt(tool_ms), tenant=tenant)
 
-    async def _submit_all(self, runs: int, tool_ms: int, tenant: str | None = None) -> list[Run]:
+    async def _submit_all(self, runs: int, tool_ms: int, tenant: str | None = None, agent: str = AGENT) -> list[Run]:
         submitted: list[Run] = []
         while (count := min(SUBMITTING, runs - len(submitted))) > 0:
-            submitted += await asyncio.gather(*(self._submit(tool_ms, tenant) for _ in range(count)))
+            submitted += await asyncio.gather(*(self._submit(tool_ms, tenant, agent) for _ in range(count)))
         return submitted
 
     async def _until_answered(self, phase: str, runs: Sequence[Run], began: float) -> Figures:
@@ -157,6 +162,9 @@ async def measure(plan: Plan, bootstrap: str, namespace: str) -> AsyncIterator[F
     async with _flood(bootstrap, f"{namespace}-model", {"agent": "thinking-agent", "tool": "tool"}) as flood:
         await flood.ordinary("warm-up")
         yield await flood.before_another_tenant("another tenant", plan.tenant)
+    if plan.hurried:
+        async with _flood(bootstrap, f"{namespace}-hurried", {"agent": "agent", "tool": "soon-tool"}) as flood:
+            yield await flood.all_at_once("little time", plan.hurried, 0, HURRIED)
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from typing import Final
 from anabranch.config import Settings, load
 from anabranch.runtime import Shutdown, serve_agent, serve_tools
 from tests.bench import floor
-from tests.bench.app import LATER, QUEUE, InstantModel, app
+from tests.bench.app import LATER, QUEUE, SOON, InstantModel, app
 from tests.bench.settings import settings_for
 
 MB: Final = 1024 * 1024
@@ -64,6 +64,10 @@ async def _later_tool(settings: Settings, shutdown: Shutdown) -> None:
     await serve_tools(app, LATER, settings, shutdown)
 
 
+async def _soon_tool(settings: Settings, shutdown: Shutdown) -> None:
+    await serve_tools(app, SOON, settings, shutdown)
+
+
 async def _tool(settings: Settings, shutdown: Shutdown) -> None:
     await serve_tools(app, QUEUE, settings, shutdown)
 
@@ -73,6 +77,7 @@ ROLES: Final[dict[str, Callable[[Settings, Shutdown], Awaitable[None]]]] = {
     "agent-http": _agent_over_http,
     "tool": _tool,
     "later-tool": _later_tool,
+    "soon-tool": _soon_tool,
     "thinking-agent": _thinking_agent,
     "narrow-agent": _narrow_agent,
     "narrow-tool": _narrow_tool,
