@@ -183,7 +183,7 @@ async def test_a_reference_that_a_client_made_up_costs_only_its_run(kafka: str, 
             answer = running.client._expect(run_id)
             inbox = ReplyTo(running.client._inbox)
             request = RunRequest(run_id, "archivist", messages_ref=named, tenant=tenant, reply_to=inbox)
-            await running.client._request(request)
+            await running.client._request(request, "interactive")
             return await asyncio.wait_for(answer, ANSWER_S)
 
         own = await ask("own", "acme", reference)

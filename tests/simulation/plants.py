@@ -20,6 +20,7 @@ from anabranch.agent.answer import answer
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.owner import Owner
 from anabranch.agent.publishing import Publisher
+from anabranch.agent.state import Nexts
 from anabranch.kafka.membership import Membership
 from anabranch.messages import CallDispatched
 from anabranch.tools.commits import Commits
@@ -240,9 +241,9 @@ def the_next_owner_does_not_hold_the_key(patch: Patch) -> None:
 def a_note_that_is_done_is_kept_for_ever(patch: Patch) -> None:
     low = Owner._low
 
-    def keeping(self: Owner) -> tuple[int, int, float]:
-        notes = ((offset, self.state.note_links[offset], math.inf) for offset in self.state.notes)
-        return min([low(self), *notes])
+    def keeping(self: Owner) -> tuple[int, Nexts, float]:
+        notes = [(offset, self.state.note_links[offset], math.inf) for offset in self.state.notes]
+        return min([low(self), *notes], key=lambda first: first[0])
 
     patch.setattr(Owner, "_low", keeping)
 
@@ -260,13 +261,13 @@ def a_call_is_never_finished(patch: Patch) -> None:
 
 @plant("a fold from a commit agrees", "crashes")
 def the_commit_is_the_position(patch: Patch) -> None:
-    patch.setattr(Owner, "_low", lambda self: (self.state.position, self.state.next_request or 0, math.inf))
+    patch.setattr(Owner, "_low", lambda self: (self.state.position, self.state.nexts, math.inf))
 
 
 @plant("a fold from a commit agrees", "orderly")
 def the_commit_says_what_is_next_now(patch: Patch) -> None:
     low = Owner._low
-    patch.setattr(Owner, "_low", lambda self: (low(self)[0], self.state.next_request or 0, math.inf))
+    patch.setattr(Owner, "_low", lambda self: (low(self)[0], self.state.nexts, math.inf))
 
 
 @plant("every request is answered", "orderly")

@@ -20,8 +20,10 @@ from anabranch.agent.calling import ModelCalls
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.owner import Hooks, Owner
+from anabranch.agent.room import Room
 from anabranch.agent.saturation import Saturation
-from anabranch.agent.station import Room, Station
+from anabranch.agent.state import Nexts
+from anabranch.agent.station import Station
 from anabranch.agent.thinking import Clockwork, Job, Thinker
 from anabranch.codec import Outgoing, decode, encode, header
 from anabranch.config import AgentSettings
@@ -159,7 +161,7 @@ class Desk:
 
     def begin(self, commit: Commit | None = None, end: int | None = None) -> Desk:
         """The partition is assigned."""
-        position = self.owner.begin(commit, 0, self.log.end if end is None else end, 0)
+        position = self.owner.begin(commit, 0, self.log.end if end is None else end, Nexts(0, 0))
         self.owner.caught_up(position)
         return self
 

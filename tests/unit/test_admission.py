@@ -239,7 +239,7 @@ async def test_a_zombies_event_for_the_same_request_makes_ours_void() -> None:
         await until(lambda: len(desk.appended) == 2)
         desk.read()
         admission.folded()
-        assert admission.position == 2
+        assert admission.position("interactive") == 2
         desk.land().read()
         admission.folded()
     state = desk.owner.state
@@ -284,11 +284,13 @@ async def test_requests_that_open_nothing_do_not_hold_up_the_rest() -> None:
 
 async def test_a_full_buffer_says_so() -> None:
     admission = Admission(Desk().begin().owner, Desk().station)
-    assert admission.hungry
+    waiting = admission.lanes["interactive"]
+    assert waiting.hungry
     admission.feed([good(number) for number in range(500)])
-    assert admission.full
+    assert waiting.full
+    assert not admission.lanes["bulk"].full
     admission.suspend()
-    assert not admission.full
+    assert not waiting.full
 
 
 async def test_a_flood_of_requests_leaves_others_their_turn() -> None:

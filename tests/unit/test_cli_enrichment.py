@@ -16,7 +16,7 @@ from anabranch.cli.outfile import OutFile, line_of
 from anabranch.cli.records import BadLine, Recipe, Record, Template, jobs
 from anabranch.cli.tally import Tally
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest
-from anabranch.messages import RunError, RunResponse
+from anabranch.messages import Lane, RunError, RunResponse
 
 RECIPE = Recipe("shop", "analyst", Template("{n}"))
 Answering = Callable[[str, str], Awaitable[RunResponse]]
@@ -31,7 +31,7 @@ class Agent:
         self._answering = answering or self.echo
 
     async def submit(
-        self, agent: str, input: str, *, run_id: str, tenant: str | None, deadline: float | str | None
+        self, agent: str, input: str, *, run_id: str, tenant: str | None, deadline: float | str | None, lane: Lane
     ) -> Awaitable[RunResponse]:
         self.asked.append((input, run_id))
         return self._counted(self._answering(input, run_id))

@@ -231,7 +231,8 @@ def test_no_request_raises_anything_but_invalid_request(body: bytes) -> None:
 
 def test_null_fields_are_left_out_of_what_machines_read_and_kept_for_people() -> None:
     error = m.RequestNoted("r", "0", 0, 0, "moved")
-    assert orjson.loads(dump(error)) == {"run_id": "r", "life": "0", "after": 0, "request_offset": 0, "code": "moved"}
+    said = {"run_id": "r", "life": "0", "after": 0, "request_offset": 0, "code": "moved", "lane": "interactive"}
+    assert orjson.loads(dump(error)) == said
     assert orjson.loads(whole(error))["reply_to"] is None
 
 

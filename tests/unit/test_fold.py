@@ -16,7 +16,7 @@ from tests.support import builders as b
 from anabranch import messages as m
 from anabranch.agent import effects, fold
 from anabranch.agent.effects import AnswerDue, NoteDue
-from anabranch.agent.state import Partition, Run
+from anabranch.agent.state import Nexts, Partition, Run
 
 
 def unchanged_by(state: Partition, *events: m.Event, at: float = 1.0) -> bool:
@@ -78,7 +78,7 @@ def test_a_rejected_request_owes_an_error_answer() -> None:
     state = b.folded(b.noted("rejected", error=m.RunError("invalid_request", "no")))
     assert state.next_request == 1
     assert list(state.notes) == [0]
-    assert state.note_links == {0: 0}
+    assert state.note_links == {0: Nexts(0)}
 
 
 @pytest.mark.parametrize("code", ["rejected", "moved", "duplicate", "cancelled"])

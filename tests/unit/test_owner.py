@@ -18,6 +18,7 @@ from anabranch import messages as m
 from anabranch.agent import owner as module
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
+from anabranch.agent.state import Nexts
 from anabranch.codec import cloud_event
 from anabranch.errors import BrokerError, TooLarge
 from anabranch.kafka.sent import Acked
@@ -54,7 +55,7 @@ async def test_it_is_silent_up_to_the_end_that_was_captured() -> None:
 
 async def test_an_empty_log_is_live_at_once_and_begins_with_the_first_request() -> None:
     desk = Desk()
-    desk.owner.caught_up(desk.owner.begin(None, 0, 0, requests_begin=7))
+    desk.owner.caught_up(desk.owner.begin(None, 0, 0, Nexts(7, 0)))
     assert desk.owner.live
     assert desk.owner.state.next_request == 7
 
@@ -349,7 +350,7 @@ async def test_a_commit_whose_records_are_gone_lets_the_log_tell_the_next_reques
     desk.log.write(b.requested(after=8, offset=8))
     record = desk.log.records[0]
     desk.log.records[0] = replace(record, offset=50)
-    desk.owner.begin(Commit(10, 0, 3), 50, 51, 0)
+    desk.owner.begin(Commit(10, 0, 3), 50, 51, Nexts(0, 0))
     desk.owner.fold(desk.log.records)
     assert desk.owner.state.next_request == 9
     assert list(desk.owner.state.runs) == ["r"]

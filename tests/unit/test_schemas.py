@@ -40,7 +40,7 @@ OURS = Namespace("shop")
 BY_EVENT = {kind.event: kind for kind in EVENTS}
 BY_NAME = {kind.name: kind for kind in KINDS}
 LOG = "## agent.log: what happens to runs"
-LOGS = ("n.agent.requests", "n.agent.log")
+LOGS = ("n.agent.requests", "n.agent.requests.bulk", "n.agent.log")
 BODY_TABLES = {
     "run-request": "## agent.requests: asking for a run",
     "run-response": "## agent.responses: the answers",

@@ -24,6 +24,7 @@ from anabranch.topics import Namespace, TopicSpec
 
 SPECS = Namespace("shop").specs(["io", "agent.log"], partitions=6)
 SPEC = {spec.name: spec for spec in SPECS}
+BULK = SPEC["shop.agent.requests.bulk"]
 LOG, REQUESTS, CALLS, REGISTRY = SPEC["shop.agent.log"], SPEC["shop.agent.requests"], "shop.tool.calls.io", "registry"
 
 
@@ -97,22 +98,25 @@ def test_settings_that_may_not_be_read_are_one_harmless_lack() -> None:
     assert "DescribeConfigs" in lack.message
 
 
-def test_requests_and_log_may_both_have_another_count_than_is_configured() -> None:
-    both = cluster(agent_log=replace(right(LOG), partitions=4), agent_requests=replace(right(REQUESTS), partitions=4))
-    assert lacks(SPECS, both) == []
-    assert partitions_to_add(LOG, SPECS, both) == 0
+def test_requests_and_log_may_all_have_another_count_than_is_configured() -> None:
+    alike = {spec.name: replace(right(spec), partitions=4) for spec in (LOG, REQUESTS, BULK)}
+    all_ = replace(cluster(), topics={**cluster().topics, **alike})
+    assert lacks(SPECS, all_) == []
+    assert partitions_to_add(LOG, SPECS, all_) == 0
 
 
-def test_requests_and_log_with_different_counts_are_dangerous() -> None:
-    [lack] = lacks(SPECS, cluster(agent_requests=replace(right(REQUESTS), partitions=4)))
+@pytest.mark.parametrize("requests", [REQUESTS, BULK], ids=["interactive", "bulk"])
+def test_requests_and_log_with_different_counts_are_dangerous(requests: TopicSpec) -> None:
+    [lack] = lacks(SPECS, replace(cluster(), topics={**cluster().topics, requests.name: Seen(4, replicas=1)}))
     assert lack.dangerous
-    assert "shop.agent.log has 6 partitions and shop.agent.requests has 4" in lack.message
+    assert f"shop.agent.log has 6 partitions and {requests.name} has 4" in lack.message
 
 
-def test_a_missing_log_is_created_with_the_count_of_its_requests() -> None:
-    half = without(LOG.name)
-    half = replace(half, topics={**half.topics, REQUESTS.name: replace(right(REQUESTS), partitions=4)})
-    assert partitions_to_create(LOG, SPECS, half) == 4
+@pytest.mark.parametrize("missing", [LOG, BULK], ids=["the log", "the bulk lane"])
+def test_what_is_missing_is_created_with_the_count_of_the_others(missing: TopicSpec) -> None:
+    rest = without(missing.name)
+    rest = replace(rest, topics={**rest.topics, REQUESTS.name: replace(right(REQUESTS), partitions=4)})
+    assert partitions_to_create(missing, SPECS, replace(rest, topics={REQUESTS.name: rest.topics[REQUESTS.name]})) == 4
 
 
 def test_a_queue_called_like_the_log_is_a_queue() -> None:

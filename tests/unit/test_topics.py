@@ -48,8 +48,9 @@ def test_a_namespace_that_cannot_begin_a_topics_name_is_refused(name: str) -> No
 def test_topics_have_the_settings_of_the_wire() -> None:
     specs = {spec.name: spec for spec in Namespace("shop").specs(["io"], 6)}
     assert {name: spec.partitions for name, spec in specs.items()} == {
-        "shop.agent.requests": 6, "shop.agent.log": 6, "shop.agent.responses": 24, "shop.agent.stream": 24,
-        "shop.registry": 1, "shop.dead.letters": 6, "shop.tool.calls.io": 24,
+        "shop.agent.requests": 6, "shop.agent.requests.bulk": 6, "shop.agent.log": 6,
+        "shop.agent.responses": 24, "shop.agent.stream": 24, "shop.registry": 1, "shop.dead.letters": 6,
+        "shop.tool.calls.io": 24,
     }  # fmt: skip
     assert specs["shop.agent.log"].settings["message.timestamp.type"] == "LogAppendTime"
     assert specs["shop.agent.stream"].settings["retention.ms"] == "600000"

@@ -25,6 +25,7 @@ PLACEHOLDER: Final = "x"
 
 CHANNELS: Final = {
     "requests": (topics.REQUESTS, "Clients ask for runs here; the key is the run id."),
+    "bulkRequests": (topics.BULK_REQUESTS, "The same, of the bulk lane: it gives way to the other where both wait."),
     "log": (topics.LOG, "The events of all runs, the only truth about them; the key is the run id."),
     "calls": (topics.CALLS, "Tool calls of one queue; the key decides the partition and means nothing else."),
     "responses": (topics.RESPONSES, "Answers, each at least once; the key is the run id."),
@@ -51,11 +52,14 @@ CLIENT, AGENT, TOOL = "client", "agent worker", "tool worker"
 
 OPERATIONS: Final = (
     Operation("clientRequests", "send", "requests", CLIENT, "Ask for a run, or cancel one"),
+    Operation("clientRequestsInBulk", "send", "bulkRequests", CLIENT, "Ask for a run in the bulk lane, or cancel one"),
     Operation("clientCancels", "send", "log", CLIENT, "Cancel an open run at once", ("run.cancelled",)),
     Operation("clientReceivesAnswers", "receive", "responses", CLIENT, "Read one partition, the inbox"),
     Operation("clientListens", "receive", "stream", CLIENT, "Read what the model says"),
     Operation("clientWatches", "receive", "log", CLIENT, "Follow a run, step by step"),
     Operation("agentTakesRequests", "receive", "requests", AGENT, "Admit requests", group=r"\.agents$"),
+    Operation("agentTakesBulkRequests", "receive", "bulkRequests", AGENT, "Admit requests", group=r"\.agents$"),
+    Operation("agentMovesBulkRequests", "send", "bulkRequests", AGENT, "Put a request on its own partition"),
     Operation("agentMovesRequests", "send", "requests", AGENT, "Put a request on its own partition"),
     Operation("agentReadsLog", "receive", "log", AGENT, "Fold the events of the runs", group=r"\.agents$"),
     Operation("agentAppends", "send", "log", AGENT, "Append what happened"),

@@ -91,14 +91,15 @@ def dump(value: Any) -> bytes:
         raise WireError(f"cannot be written as JSON: {error}") from None
 
 
-def whole(value: Any, but: str = "") -> bytes:
+def whole(value: Any, *but: str) -> bytes:
     """JSON of a dataclass with every field there, null or not: what is read by people's scripts.
 
-    Only the field `but` is left out if it is null: it came later, and what was written before stays the same.
+    Only the fields `but` are left out if they are null: they came later, and what was written before stays the same.
     """
     named = {field.name: getattr(value, field.name) for field in fields(value)}
-    if but and named[but] is None:
-        del named[but]
+    for name in but:
+        if named[name] is None:
+            del named[name]
     try:
         return orjson.dumps(named)
     except orjson.JSONEncodeError:  # an integer of more than 64 bits

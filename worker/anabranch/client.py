@@ -24,7 +24,18 @@ from anabranch.errors import AnabranchError, BrokerError, InvalidRequest, RunFai
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.seam import Appender, Broker, Place
 from anabranch.kafka.sent import Acked
-from anabranch.messages import Content, Json, ReplyTo, RequestNoted, RunCancelled, RunRequest, RunResponse, StreamDelta
+from anabranch.messages import (
+    LANES,
+    Content,
+    Json,
+    Lane,
+    ReplyTo,
+    RequestNoted,
+    RunCancelled,
+    RunRequest,
+    RunResponse,
+    StreamDelta,
+)
 from anabranch.store import NO_STORE, Store, opened
 from anabranch.topics import BODY_BYTES, Namespace, partition_of
 from anabranch.units import duration
@@ -149,8 +160,10 @@ class Client:
         parallel_tool_calls: bool | None = None,
         metadata: Mapping[str, Json] | None = None,
         stream: bool | None = None,
+        lane: Lane = "interactive",
     ) -> Run:
-        """Ask for a run; returns when Kafka has the request. `deadline` is seconds, or "1h".
+        """Ask for a run; returns when Kafka has the request. `deadline` is seconds, or "1h". What comes by the `bulk`
+        lane gives way to what comes by the other, wherever both wait.
 
         What is too large for a record goes into the store. Raises `InvalidRequest` for what no worker would take,
         `BrokerError` if Kafka does not take it, `StoreError` if the store does not.
@@ -172,18 +185,20 @@ class Client:
         )
         answer = self._expect(run_id)
         try:
-            await self._request(request)
+            await self._request(request, lane)
         except BaseException:
             self._forget(run_id, answer)
             raise
         return Run(self, run_id, answer, tenant)
 
     async def cancel(self, run_id: str, reason: str = "cancelled by its client") -> None:
-        """End a run. It is heard at once by an open run, and by one that still waits to be admitted."""
-        partition = partition_of(run_id, self._partitions)
-        event = RunCancelled(run_id, None, reason)
-        await self._append(encode(event, self.namespace.log, partition, self._id))
-        await self._request(RunRequest(run_id=run_id, cancel=True))
+        """End a run. It is heard at once by an open run; one that still waits to be admitted will end when it is,
+        however many requests lie between it and the cancel.
+        """
+        request = RunRequest(run_id=run_id, cancel=True)
+        said = await asyncio.gather(*(self._request(request, lane) for lane in LANES))
+        event = RunCancelled(run_id, None, reason, *(acked.offset for acked in said))
+        await self._append(encode(event, self.namespace.log, partition_of(run_id, self._partitions), self._id))
 
     async def events(self, run_id: str, since: float | None = None) -> AsyncIterator[RunEvent]:
         """The events of a run, up to its end; from the log's start, or from `since` in epoch seconds."""
@@ -230,15 +245,14 @@ class Client:
         if left:
             self._waiting[run_id] = left
 
-    async def _request(self, request: RunRequest) -> None:
+    async def _request(self, request: RunRequest, lane: Lane) -> Acked:
         body, run_id = dump(request), request.run_id or ""
         read_request(body)
         if self._store.takes(len(body)):
             body = await self._referring(request) or body
         partition = partition_of(run_id, self._partitions)
-        await self._append(
-            cloud_event(self.namespace.requests, "run.request", self._id, run_id, body, partition=partition)
-        )
+        topic = self.namespace.requests_of(lane)
+        return await self._append(cloud_event(topic, "run.request", self._id, run_id, body, partition=partition))
 
     async def _referring(self, request: RunRequest) -> bytes | None:
         """The request with what makes it large in the store; None if that cannot be had, and need not."""

@@ -85,11 +85,22 @@ class _Head:
             raise WireError(f"header {name} is missing")
         return raw.decode("utf-8", "replace")
 
-    def integer(self, name: str) -> int:
-        value = self.text(name)
+    def integer(self, name: str, prefix: str = "") -> int:
+        value = self.text(name).removeprefix(prefix)
         if not value.isdecimal() or not value.isascii() or len(value) > 18:
             raise WireError(f"header {name} must be a whole number, not {value[:40]!r}")
         return int(value)
+
+    def integer_or_none(self, name: str) -> int | None:
+        return self.integer(name) if name in self._by_name else None
+
+    def request_offset(self) -> tuple[m.Lane, int]:
+        """Which request: a reader that knows no lanes must not take one of the bulk lane for another."""
+        lane = m.lane_of(self.text("ce_requestoffset"))
+        offset = self.integer("ce_requestoffset", m.life_of(lane, 0)[:-1])
+        if lane == "bulk" and "ce_afterbulk" not in self._by_name:
+            raise WireError("header ce_afterbulk is missing: what a request of the bulk lane comes after")
+        return lane, offset
 
     def seconds(self, name: str) -> float:
         value = self.text(name)
@@ -160,15 +171,16 @@ class _Calls:
 
 
 def _requested(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    after, offset = h.integer("ce_after"), h.integer("ce_requestoffset")
-    return m.RunRequested(run, life, after, offset, read(m.Opening, body), size=len(body))
+    after, (lane, offset), after_bulk = h.integer("ce_after"), h.request_offset(), h.integer_or_none("ce_afterbulk")
+    opening = read(m.Opening, body)
+    return m.RunRequested(run, life, after, offset, opening, len(body), lane, after_bulk)
 
 
 def _noted(run: str, life: str, h: _Head, body: bytes) -> m.Event:
     note = read(_Note, body)
     code = h.one_of("ce_code", _NOTE_CODES)
-    after, offset = h.integer("ce_after"), h.integer("ce_requestoffset")
-    return m.RequestNoted(run, life, after, offset, code, note.error, note.reply_to)
+    after, (lane, offset), after_bulk = h.integer("ce_after"), h.request_offset(), h.integer_or_none("ce_afterbulk")
+    return m.RequestNoted(run, life, after, offset, code, note.error, note.reply_to, lane, after_bulk)
 
 
 def _replied(run: str, life: str, h: _Head, body: bytes) -> m.Event:
@@ -218,7 +230,8 @@ def _snapshot(run: str, life: str, h: _Head, body: bytes) -> m.Event:
     part, parts = h.integer("ce_part"), h.integer("ce_parts")
     schema = h.get("ce_dataschema")
     later = schema if schema != "run.snapshot/1" else None
-    return m.RunSnapshot(run, life, as_of, next_request, part, parts, h.text("ce_source"), body, later)
+    bulk = h.integer_or_none("ce_nextbulk")
+    return m.RunSnapshot(run, life, as_of, next_request, part, parts, h.text("ce_source"), body, later, bulk)
 
 
 _OF_A_LIFE: Final[dict[str, Callable[[str, str, _Head, bytes], m.Event]]] = {
@@ -247,7 +260,8 @@ def decode(record: Record) -> m.Event:
     if (build := _OF_A_LIFE.get(kind)) is not None:
         return build(h.text("ce_runid"), h.text("ce_life"), h, body)
     if kind == "run.cancelled":
-        return m.RunCancelled(h.text("ce_runid"), h.get("ce_life"), read(_Reason, body).reason)
+        before, before_bulk = h.integer_or_none("ce_before"), h.integer_or_none("ce_beforebulk")
+        return m.RunCancelled(h.text("ce_runid"), h.get("ce_life"), read(_Reason, body).reason, before, before_bulk)
     if kind == "calls.handed_off":
         return m.CallsHandedOff(h.text("ce_worker"), h.seconds("ce_for"), read(_Calls, body).calls)
     if kind == "partition.released":
@@ -262,17 +276,11 @@ def _parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
     """Type, further headers and body of an event."""
     match event:
         case m.RunRequested():
-            pairs: _Pairs = [("ce_after", event.after), ("ce_requestoffset", event.request_offset)]
-            return "run.requested", pairs, dump(event.opening)
+            return "run.requested", _link(event), dump(event.opening)
         case m.RequestNoted():
-            pairs = [
-                ("ce_after", event.after),
-                ("ce_requestoffset", event.request_offset),
-                ("ce_code", event.code),
-            ]
-            return "request.noted", pairs, dump(_Note(event.error, event.reply_to))
+            return "request.noted", [*_link(event), ("ce_code", event.code)], dump(_Note(event.error, event.reply_to))
         case m.ModelReplied():
-            pairs = [*_attempt(event), ("ce_outcome", event.outcome)]
+            pairs: _Pairs = [*_attempt(event), ("ce_outcome", event.outcome)]
             plan = event.plan_json if event.plan_json is not None else dump(event.plan)
             pairs += [("ce_plan", plan.decode()), ("ce_usage", dump(event.usage).decode())]
             return "model.replied", pairs, event.body
@@ -308,14 +316,20 @@ def _small_parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
         case m.PartitionReleased():
             return "partition.released", [("ce_done", event.done)], b"{}"
         case m.RunCancelled():
-            return "run.cancelled", [], dump(_Reason(event.reason))
+            pairs = [("ce_before", event.before), ("ce_beforebulk", event.before_bulk)]
+            return "run.cancelled", pairs, dump(_Reason(event.reason))
         case m.RunExpired():
             return "run.expired", [], dump(_Reason(event.reason))
         case m.RunSnapshot():
-            pairs = [("ce_asof", event.as_of), ("ce_nextrequest", event.next_request)]
+            pairs = [("ce_asof", event.as_of), ("ce_nextrequest", event.next_request), ("ce_nextbulk", event.next_bulk)]
             return "run.snapshot", [*pairs, ("ce_part", event.part), ("ce_parts", event.parts)], event.body
         case _:
             raise WireError(f"{type(event).__name__} is not an event that we write")
+
+
+def _link(event: m.RunRequested | m.RequestNoted) -> _Pairs:
+    offset = m.life_of(event.lane, event.request_offset)
+    return [("ce_after", event.after), ("ce_afterbulk", event.after_bulk), ("ce_requestoffset", offset)]
 
 
 def _attempt(event: m.ModelReplied | m.ModelFailed | m.ModelDiscarded) -> _Pairs:

@@ -91,7 +91,8 @@ class AgentSettings:
     goes on after its partition was given up, `snapshot_age_s` how old an open run's oldest event may grow (well
     below the retention of the log), `clean_bytes` how much log is not worth a cleaning, `clean_at_once_bytes` how
     much of open runs one cleaning says again, in parts of `snapshot_part_bytes`; sizes are bytes. `hold_after_s` is
-    how long the oldest call of a queue may have waited before no run is opened that would add to them.
+    how long the oldest call of a queue may have waited before no run is opened that would add to them. While runs of
+    both lanes wait for the model, `interactive_weight` of that lane have their turn for each of the bulk lane.
     """
 
     model_concurrency: Count = 256
@@ -107,18 +108,21 @@ class AgentSettings:
     max_open_bytes: Count = 512 * 1024 * 1024
     max_partition_bytes: Count = 64 * 1024 * 1024
     hold_after_s: SomeSeconds = 30.0
+    interactive_weight: Count = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ToolSettings:
     """The tool role. `concurrency` bounds the calls that run at once in one worker, `max_taken_bytes` the memory for
-    those that run or wait there.
+    those that run or wait there. While calls of both lanes wait for a place, `interactive_weight` of the interactive
+    lane's have their turn for each of the bulk lane's.
     """
 
     concurrency: Count = 1000
     max_taken_bytes: Count = 128 * 1024 * 1024
     hand_off_s: Seconds = 300.0
     threads: Count = 64
+    interactive_weight: Count = 4
     processes: Count = field(default_factory=lambda: max(2, os.cpu_count() or 1))
 
 

@@ -54,12 +54,17 @@ TRACE: Final[Mapping[str, Schema]] = {
 
 RUN: Final[Mapping[str, Schema]] = {
     "ce_runid": _text("The run", pattern=m.NAME_PATTERN),
-    "ce_life": _text("The request offset that opened the run"),
+    "ce_life": _text("The request offset that opened the run, behind the lane's name unless that is interactive"),
 }
 
 HEADERS: Final[Mapping[str, Schema]] = {
     "ce_after": _whole("The request offset at which the next request was expected"),
-    "ce_requestoffset": _whole("The offset of the request in agent.requests"),
+    "ce_afterbulk": _whole("The same of the bulk lane; it may be missing where that was never used"),
+    "ce_requestoffset": {
+        "type": "string",
+        "pattern": r"^(bulk\.)?[0-9]{1,18}$",
+        "description": "The offset of the request in agent.requests, or behind bulk. in agent.requests.bulk",
+    },
     "ce_code": _one_of(m.NoteCode, "Why the request opened no run"),
     "ce_turn": _whole("The turn, from 1"),
     "ce_attempt": _text("Which model call of the turn; opaque"),
@@ -77,6 +82,9 @@ HEADERS: Final[Mapping[str, Schema]] = {
     "ce_done": _whole("Below it every publication is settled"),
     "ce_asof": _whole("The log offset as of which the run is said again"),
     "ce_nextrequest": _whole("The request to be taken up next, as of there"),
+    "ce_nextbulk": _whole("The same of the bulk lane; it may be missing where that was never used"),
+    "ce_before": _whole("Where the cancel stands in agent.requests: it is of the run's requests below"),
+    "ce_beforebulk": _whole("The same in agent.requests.bulk"),
     "ce_part": _whole("Which part this is, from 1"),
     "ce_parts": _whole("How many parts there are"),
     "ce_outcome": {},  # depends on the kind of event
@@ -140,6 +148,8 @@ class Kind:
     event: type | None = None
     may_lack: frozenset[str] = frozenset()
     """Headers that this kind need not have."""
+    also_in: tuple[str, ...] = ()
+    """Further topics that have records of this kind."""
 
     def header_schema(self) -> Schema:
         """The schema of the record's headers, by name, each value as text."""
@@ -161,19 +171,22 @@ def _event(
 
 
 _MAY_LACK: Final[Mapping[type, frozenset[str]]] = {
-    m.RunCancelled: frozenset({"ce_life"}),  # a client does not know it
+    m.RunCancelled: frozenset({"ce_life", "ce_before", "ce_beforebulk"}),  # a client knows no life
+    m.RunRequested: frozenset({"ce_afterbulk"}),  # written before there were lanes
+    m.RequestNoted: frozenset({"ce_afterbulk"}),
+    m.RunSnapshot: frozenset({"ce_nextbulk"}),
     m.ToolReturned: frozenset({"ce_outcome"}),  # `ok` if it is left out
 }
 
 
 _CALL: Final = "ce_callid"
+_CANCEL: Final = "ce_before ce_beforebulk"
+_LINK: Final = "ce_after ce_afterbulk ce_requestoffset"
 _ASKED: Final = "ce_turn ce_attempt"
 
 EVENTS: Final[tuple[Kind, ...]] = (
-    _event(m.RunRequested, "run.requested", "opening", "A run was admitted", "ce_after ce_requestoffset"),
-    _event(
-        m.RequestNoted, "request.noted", "request-note", "A request opened no run", "ce_after ce_requestoffset ce_code"
-    ),
+    _event(m.RunRequested, "run.requested", "opening", "A run was admitted", _LINK),
+    _event(m.RequestNoted, "request.noted", "request-note", "A request opened no run", f"{_LINK} ce_code"),
     _event(
         m.ModelReplied,
         "model.replied",
@@ -211,14 +224,14 @@ EVENTS: Final[tuple[Kind, ...]] = (
         "ce_done",
         of_a_run=False,
     ),
-    _event(m.RunCancelled, "run.cancelled", "reason", "The run is to end; a client names no life"),
+    _event(m.RunCancelled, "run.cancelled", "reason", "The run is to end; a client names no life", _CANCEL),
     _event(m.RunExpired, "run.expired", "reason", "The run's deadline is past"),
     _event(
         m.RunSnapshot,
         "run.snapshot",
         "snapshot-part",
         "An open run said again, so that its older events are not needed",
-        "ce_asof ce_nextrequest ce_part ce_parts",
+        "ce_asof ce_nextrequest ce_nextbulk ce_part ce_parts",
     ),
 )
 """The events of the run log."""
@@ -230,6 +243,7 @@ OTHERS: Final[tuple[Kind, ...]] = (
         "run-request",
         "A request; all its headers may be left out",
         may_lack=frozenset({*EVERYWHERE, "ce_type"}),
+        also_in=(topics.BULK_REQUESTS,),
     ),
     Kind("tool.call", topics.CALLS, "tool-call", "A call to be executed", {**RUN, _CALL: HEADERS[_CALL]}),
     Kind("run.response", topics.RESPONSES, "run-response", "The answer of a run"),
@@ -246,4 +260,4 @@ KINDS: Final[tuple[Kind, ...]] = (*EVENTS, *OTHERS)
 
 def kinds_of(topic: str) -> Iterable[Kind]:
     """The kinds of records in a topic, named without its namespace."""
-    return (kind for kind in KINDS if kind.topic == topic)
+    return (kind for kind in KINDS if topic in (kind.topic, *kind.also_in))

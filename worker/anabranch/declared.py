@@ -17,7 +17,7 @@ from typing import Any, Literal, TypedDict, cast, get_args
 from anabranch import definition, units
 from anabranch.definition import QUEUE_PATTERN, TOOL_PATTERN, Place
 from anabranch.errors import AnabranchError, DefinitionError
-from anabranch.messages import Delivery, Json, OnError
+from anabranch.messages import Delivery, Json, Lane, OnError
 from anabranch.schema import Arguments
 from anabranch.specs import AgentSpec, LimitSpec, Per, ToolSpec
 
@@ -108,6 +108,7 @@ class Call:
     deadline: float = float("inf")
     tenant: str | None = None
     idempotency_key: str = ""
+    lane: Lane = "interactive"
     log: logging.LoggerAdapter[logging.Logger] = field(
         default=cast("logging.LoggerAdapter[logging.Logger]", None), repr=False, compare=False
     )

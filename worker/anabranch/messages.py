@@ -37,6 +37,7 @@ OnError = Literal["return", "abort"]
 ReplyOutcome = Literal["calls", "final", "pause", "stopped"]
 ResultOutcome = Literal["ok", "error", "timeout", "unknown"]
 NoteCode = Literal["rejected", "moved", "duplicate", "cancelled"]
+Lane = Literal["interactive", "bulk"]
 Status = Literal["completed", "failed", "cancelled", "expired"]
 
 
@@ -45,7 +46,23 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-# --- agent.requests -------------------------------------------------------------------------------
+# --- lanes ----------------------------------------------------------------------------------------
+
+LANES: Final[tuple[Lane, ...]] = ("interactive", "bulk")
+_BULK: Final = "bulk."
+
+
+def life_of(lane: Lane, request_offset: int) -> str:
+    """A request's offset, behind its lane's name unless that is `interactive`: the life of the run that it opens."""
+    return f"{_BULK}{request_offset}" if lane == "bulk" else str(request_offset)
+
+
+def lane_of(life: str) -> Lane:
+    """The lane that a run came by."""
+    return "bulk" if life.startswith(_BULK) else "interactive"
+
+
+# --- agent.requests, agent.requests.bulk ------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +155,21 @@ class PlannedCall:
 
 @dataclass(frozen=True, slots=True)
 class RunRequested:
+    """`after` and `after_bulk` are the lanes' next requests that it presumes; None: whatever the bulk lane's is."""
+
     run_id: str
     life: str
     after: int
     request_offset: int
     opening: Opening
     size: int = 0
+    lane: Lane = "interactive"
+    after_bulk: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RequestNoted:
-    """A request that opened no run. `error` is null, or what its answer will say."""
+    """A request that opened no run. `error` is null, or what its answer will say; it presumes as `RunRequested`."""
 
     run_id: str
     life: str
@@ -157,6 +178,8 @@ class RequestNoted:
     code: NoteCode
     error: RunError | None = None
     reply_to: ReplyTo | None = None
+    lane: Lane = "interactive"
+    after_bulk: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +304,17 @@ class PartitionReleased:
 
 @dataclass(frozen=True, slots=True)
 class RunCancelled:
-    """The only event that may name no life: a client does not know it."""
+    """The only event that may name no life: a client does not know it.
+
+    `before` and `before_bulk` are where the cancel stands among the requests of each lane: requests for the run that
+    lie below, and are not taken up yet, shall open none that goes on.
+    """
 
     run_id: str
     life: str | None
     reason: str
+    before: int | None = None
+    before_bulk: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +328,7 @@ class RunExpired:
 class RunSnapshot:
     """One of the `parts` of a run as it was at `as_of`, said again. `author` is who wrote it.
 
-    `schema` names the body's version, if it is another than ours.
+    `schema` names the body's version, if it is another than ours. `next_request` and `next_bulk` are as of there.
     """
 
     run_id: str
@@ -311,6 +340,7 @@ class RunSnapshot:
     author: str
     body: bytes
     schema: str | None = None
+    next_bulk: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +392,7 @@ class ToolCall:
     run_id: Annotated[Name, says("The run that wants the result")]
     agent: Annotated[Name, says("Its agent")]
     tenant: Annotated[str | None, says("Its tenant")] = None
+    lane: Annotated[Lane | None, says("The lane that the run came by; null: interactive")] = None
     tool: Annotated[str, says("The tool's name")]
     input: Annotated[dict[str, Json] | None, says("The arguments; they fit the tool's input_schema")] = None
     input_ref: Annotated[Reference | None, says("Instead of input: the arguments, a JSON object in the store")] = None

@@ -24,8 +24,9 @@ from anabranch import memory
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Model
 from anabranch.agent.placing import Placing
+from anabranch.agent.room import Room
 from anabranch.agent.saturation import Saturation
-from anabranch.agent.station import Room, Station
+from anabranch.agent.station import Station
 from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.agent.worker import AgentWorker
 from anabranch.app import App
@@ -131,7 +132,7 @@ class _Worker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Post:
-    """A worker, and where it works."""
+    """A worker, and where it works. It gets `newer` topics once no member of its group knows them not."""
 
     worker: _Worker
     info: Callable[[], WorkerInfo]
@@ -143,6 +144,7 @@ class _Post:
     settings: WorkerSettings
     meters: RoleMeters
     watch: Watch
+    newer: Sequence[str] = ()
 
 
 async def serve_agent(
@@ -200,8 +202,8 @@ async def _serve_agent(
         )
         worker = AgentWorker(station, broker, settings.worker.commit_s)
         info = _info(worker, worker_id, "agent", None, clockwork.now)
-        topics, group = [namespace.requests, namespace.log], namespace.agents_group
-        post = _Post(worker, info, topics, group, broker, appender, namespace, settings.worker, meters, watch)
+        topics, newer, group = [namespace.requests, namespace.log], [namespace.bulk_requests], namespace.agents_group
+        post = _Post(worker, info, topics, group, broker, appender, namespace, settings.worker, meters, watch, newer)
         async with _following(broker, namespace, registry, app), alongside(placing.follow(), "placing"):
             await placing.learn()
             return await _serve(post, shutdown)
@@ -337,7 +339,7 @@ async def _serve(post: _Post, shutdown: Shutdown) -> int:
     worker.on_failure = on_failure
     memory.settle()
     async with alongside(worker.run(), "worker", on_failure), alongside(_beat(post), "heart", on_failure):
-        async with post.broker.subscribe(post.topics, post.group, worker) as subscription:
+        async with post.broker.subscribe(post.topics, post.group, worker, post.newer) as subscription:
             worker.attach(subscription)
             lag = post.watch.follow_lag(post.meters, worker, subscription.ends)
             reading = alongside(subscription.run(), "subscription", on_failure)

@@ -11,8 +11,10 @@ from struct import unpack_from
 from typing import Final
 
 from anabranch.errors import ConfigError
+from anabranch.messages import Lane
 
 REQUESTS: Final = "agent.requests"
+BULK_REQUESTS: Final = "agent.requests.bulk"
 LOG: Final = "agent.log"
 RESPONSES: Final = "agent.responses"
 STREAM: Final = "agent.stream"
@@ -52,6 +54,14 @@ class Namespace:
     @property
     def requests(self) -> str:
         return self.topic(REQUESTS)
+
+    @property
+    def bulk_requests(self) -> str:
+        return self.topic(BULK_REQUESTS)
+
+    def requests_of(self, lane: Lane) -> str:
+        """The topic of a lane's requests."""
+        return self.bulk_requests if lane == "bulk" else self.requests
 
     @property
     def log(self) -> str:
@@ -94,6 +104,7 @@ class Namespace:
         log = {**large, "message.timestamp.type": "LogAppendTime"}
         return [
             spec(self.requests, partitions, 7, **large),
+            spec(self.bulk_requests, partitions, 7, **large),
             spec(self.log, partitions, 7, **log),
             spec(self.responses, 24, 1, **large),
             spec(self.stream, 24, 10 / 1440),

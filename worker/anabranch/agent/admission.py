@@ -3,6 +3,10 @@
 While there is room, the partition's owner appends for each request one event that names the request before
 it, so that each counts once. A bad request costs nothing but itself: it is kept as a dead letter, then
 noted, and the fold of the note owes its answer. It folds nothing, and starts nothing while the owner is silent.
+
+There are two lanes, each with its own topic, room and waiting requests; one that waits holds the other up in nothing.
+An event presumes where both are, so that those of both are one sequence, and whoever appends one knows all runs that
+were opened before. When the log has taken another turn than ours, what we appended is nothing, and is read again.
 """
 
 from __future__ import annotations
@@ -11,14 +15,15 @@ import asyncio
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final
 
 from anabranch import messages as m
 from anabranch.agent.owner import RUN_BYTES, Owner
+from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.bodies import dump, read_request, sender_of
 from anabranch.codec import Record, cloud_event
@@ -30,64 +35,103 @@ from anabranch.topics import BODY_BYTES, partition_of
 log = logging.getLogger(__name__)
 
 BUFFER: Final = 500
-"""How many requests are held ready; beyond it the partition pauses."""
+"""How many requests of a lane are held ready; beyond it the partition pauses."""
 AT_ONCE: Final = 20
-"""How many are taken up before others have their turn; there may be as many of us as partitions."""
+"""How many of the interactive lane are taken up before others have their turn; there may be as many of us as
+partitions."""
 BUFFER_BYTES: Final = 1024 * 1024
 """How many bytes of them: they may be large."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Link:
-    """A request that was taken up, and whose event is not read back yet."""
+    """A request that was taken up, and whose event is not read back yet: the lanes are at `reaches` once it counts."""
 
-    request_offset: int
+    lane: m.Lane
+    after: Nexts
+    reaches: Nexts
     opens: str | None  # the run that it opens
     size: int
 
 
-class Admission:
-    """The requests of one partition. `run` is its task while the owner is live."""
+@dataclass(slots=True)
+class Waiting:
+    """The requests of a lane that are held ready."""
 
-    def __init__(self, owner: Owner, station: Station) -> None:
-        self._owner, self._station = owner, station
-        self._buffer: deque[Record] = deque()
-        self._buffered = 0  # the bytes of `_buffer`
-        self._links: deque[_Link] = deque()
-        self._opened: Counter[str] = Counter()  # the runs that `_links` open
-        self._unread = 0  # the bytes of `_links`
-        self._taking: Record | None = None
-        self._wake = asyncio.Event()
-
-    @property
-    def position(self) -> int:
-        """The next request to be taken up: the fold's, or what follows our own unread events."""
-        folded = self._owner.state.next_request or 0
-        return max(folded, self._links[-1].request_offset + 1) if self._links else folded
+    lane: m.Lane
+    records: deque[Record] = field(default_factory=deque)
+    bytes: int = 0
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    taking: Record | None = None
 
     @property
     def waiting_since(self) -> float:
         """Since when the oldest request that is here waits, in epoch seconds; `inf` if none does."""
-        first = self._taking or (self._buffer[0] if self._buffer else None)
+        first = self.taking or (self.records[0] if self.records else None)
         return first.timestamp / 1000 if first is not None else math.inf
 
     @property
     def full(self) -> bool:
-        return len(self._buffer) >= BUFFER or self._buffered >= BUFFER_BYTES
+        return len(self.records) >= BUFFER or self.bytes >= BUFFER_BYTES
 
     @property
     def hungry(self) -> bool:
-        return len(self._buffer) <= BUFFER // 2 and self._buffered <= BUFFER_BYTES // 2
+        return len(self.records) <= BUFFER // 2 and self.bytes <= BUFFER_BYTES // 2
 
     def feed(self, records: Sequence[Record]) -> None:
-        self._buffer.extend(records)
-        self._buffered += sum(len(record.value or b"") for record in records)
-        self._wake.set()
+        self.records.extend(records)
+        self.bytes += sum(len(record.value or b"") for record in records)
+        self.wake.set()
+
+    async def first(self) -> None:
+        """Wait for one."""
+        while not self.records:
+            self.wake.clear()
+            await self.wake.wait()
+
+    def take(self) -> Record:
+        record = self.records.popleft()
+        self.bytes -= len(record.value or b"")
+        return record
+
+    def clear(self) -> None:
+        self.records.clear()
+        self.bytes, self.taking = 0, None
+
+
+class Admission:
+    """The requests of one partition. `run` is a task for each lane while the owner is live; `read_again` is called when
+    both are to be read from `position` on.
+    """
+
+    def __init__(self, owner: Owner, station: Station, read_again: Callable[[], None] = lambda: None) -> None:
+        self._owner, self._station, self._read_again = owner, station, read_again
+        self.lanes: dict[m.Lane, Waiting] = {lane: Waiting(lane) for lane in m.LANES}
+        self._links: deque[_Link] = deque()
+        self._opened: Counter[str] = Counter()  # the runs that `_links` open
+        self._starts = 0  # how often we have started over
+
+    @property
+    def waiting_since(self) -> float:
+        """Of both lanes."""
+        return min(waiting.waiting_since for waiting in self.lanes.values())
+
+    def position(self, lane: m.Lane) -> int:
+        """The next request of a lane to be taken up."""
+        return self._nexts.of(lane) or 0
+
+    @property
+    def _nexts(self) -> Nexts:
+        """Where the lanes are: by the fold, or by our own unread events."""
+        return self._links[-1].reaches if self._links else self._owner.state.nexts
+
+    def feed(self, records: Sequence[Record], lane: m.Lane = "interactive") -> None:
+        self.lanes[lane].feed(records)
 
     def suspend(self) -> None:
         """What is buffered will be read again."""
-        self._buffer.clear()
-        self._buffered, self._taking = 0, None
+        for waiting in self.lanes.values():
+            waiting.clear()
 
     def drop(self) -> None:
         """The partition did not come back: what was taken up is nothing to us any more."""
@@ -96,65 +140,74 @@ class Admission:
             self._read_back(self._links.popleft())
 
     def folded(self) -> None:
-        """The fold has moved on: events of ours that it has passed are settled."""
-        reached = self._owner.state.next_request or 0
-        while self._links and self._links[0].request_offset < reached:
+        """The fold has moved on: events of ours that it has passed are settled.
+
+        If it is no longer where the first of the others presumes it, none of them will count.
+        """
+        nexts = self._owner.state.nexts
+        while self._links and nexts.is_past(self._links[0].reaches):
             self._read_back(self._links.popleft())
+        if self._links and self._links[0].after != nexts:
+            log.info("partition %d: others took requests up as well: starting over", self._owner.partition)
+            self._starts += 1
+            self.drop()
+            self._read_again()
 
     def _read_back(self, link: _Link) -> None:
-        self._unread -= link.size
-        self._station.room.change(-link.size)
+        self._owner.make_room(-link.size, link.lane)
         if link.opens is not None and self._opened[link.opens] > 1:
             self._opened[link.opens] -= 1
         elif link.opens is not None:
             del self._opened[link.opens]
 
-    async def run(self) -> None:
-        """Take requests up for ever."""
+    async def run(self, lane: m.Lane = "interactive") -> None:
+        """Take the requests of a lane up for ever."""
+        waiting, weight = self.lanes[lane], self._station.settings.interactive_weight
+        at_once = AT_ONCE if lane == "interactive" else max(1, AT_ONCE // weight)
         for taken in count():
-            if taken % AT_ONCE == 0:
+            if taken % at_once == 0:
                 await asyncio.sleep(0)  # a flood must not keep the loop from everything else
-            while not self._buffer:
-                self._wake.clear()
-                await self._wake.wait()
-            await self._until_there_is_room()
-            if self._buffer:
-                record = self._buffer.popleft()
-                self._buffered -= len(record.value or b"")
-                if record.offset >= self.position:
-                    self._taking = record
-                    await self._take_up(record)
-                    self._taking = None
+            await waiting.first()
+            await self._until_there_is_room(lane)
+            if waiting.records:
+                record = waiting.take()
+                if record.offset >= self.position(lane):
+                    waiting.taking = record
+                    await self._take_up(record, lane)
+                    waiting.taking = None
 
-    async def _until_there_is_room(self) -> None:
-        room, limit = self._station.room, self._station.settings.max_partition_bytes
-        while True:
-            if room.used < room.limit and self._owner.held_bytes + self._unread < limit:
-                return
-            room.freed.clear()
-            room.waiting += 1
-            try:
-                await room.freed.wait()
-            finally:
-                room.waiting -= 1
+    async def _until_there_is_room(self, lane: m.Lane) -> None:
+        rooms = (self._station.room, self._owner.room)
+        if all(room.takes(lane) for room in rooms):
+            return
+        for room in rooms:
+            room.waits(lane, 1)
+        try:
+            while not all(room.takes(lane) for room in rooms):
+                rooms[0].freed.clear()  # it is the freed of both
+                await rooms[0].freed.wait()
+        finally:
+            for room in rooms:
+                room.waits(lane, -1)
 
-    async def _until_queues_keep_up(self, request: m.RunRequest, run_id: str) -> None:
+    async def _until_queues_keep_up(self, request: m.RunRequest, run_id: str, lane: m.Lane) -> None:
         """What opens no run adds no calls, and waits for no queue."""
         saturation, agent = self._station.saturation, self._station.registry.agent(request.agent or "")
         if agent is None or request.cancel:
             return
         if self._is_here(run_id) and not self._is_known(run_id):
-            await saturation.until_kept_up(agent, _time_s(request, agent))
+            await saturation.until_kept_up(agent, _time_s(request, agent), lane)
 
     # --- one request -----------------------------------------------------------------------------------------
 
-    async def _take_up(self, record: Record) -> None:
-        run_id = _fallback_id(record)
+    async def _take_up(self, record: Record, lane: m.Lane) -> None:
+        run_id, starts = _fallback_id(record), self._starts
         try:
             request = read_request(record.value)
             run_id = request.run_id or run_id
-            await self._until_queues_keep_up(request, run_id)
-            event = await self._decide(record, request if request.run_id else replace(request, run_id=run_id))
+            await self._until_queues_keep_up(request, run_id, lane)
+            request = request if request.run_id else replace(request, run_id=run_id)
+            event = await self._decide(record, lane, request)
             outgoing = self._station.encoded(self._owner.partition, event)
             if (size := len(outgoing.value or b"")) > BODY_BYTES:
                 mend = "a client with a store sends a reference (ANABRANCH_STORE)"
@@ -162,66 +215,68 @@ class Admission:
         except InvalidRequest as error:
             named, reply_to = sender_of(record.value)
             run_id = named or run_id
-            event = await self._refuse(record, run_id, reply_to, error)
+            event = await self._refuse(record, lane, run_id, reply_to, error)
             outgoing = self._station.encoded(self._owner.partition, event)
-        if record.offset < self.position:
+        if record.offset < self.position(lane) or self._starts != starts:
             return  # while we waited, somebody's event of it was folded: ours would be counted after that
         size, opens = len(outgoing.value or b""), None
         if isinstance(event, m.RunRequested):
             event, opens = replace(event, size=size), run_id
             size += RUN_BYTES
-        self._remember(_Link(record.offset, opens, size))
+        after = self._nexts
+        self._remember(_Link(lane, after, after.after(lane, record.offset), opens, size))
         sent = self._station.append_encoded(self._owner.partition, event, outgoing)
         sent.add_done_callback(self._appended)
 
     def _remember(self, link: _Link) -> None:
         self._links.append(link)
-        self._unread += link.size
-        self._station.room.change(link.size)
+        self._owner.make_room(link.size, link.lane)
         if link.opens is not None:
             self._opened[link.opens] += 1
 
     def _appended(self, _: Sent) -> None:
         self.folded()  # the acknowledgement may have been enough
 
-    async def _refuse(self, record: Record, run_id: str, reply_to: m.ReplyTo | None, error: InvalidRequest) -> m.Event:
+    async def _refuse(
+        self, record: Record, lane: m.Lane, run_id: str, reply_to: m.ReplyTo | None, error: InvalidRequest
+    ) -> m.Event:
         """A bad request is refused where its run would be: only there it is known whether that is open."""
         if record.key is not None and not self._is_here(run_id):
             with suppress(InvalidRequest):  # it may be too large to be sent on: then it is refused here
-                await self._move(run_id, record.value)
-                return self._note(record, run_id, "moved")
+                await self._move(lane, run_id, record.value)
+                return self._note(record, lane, run_id, "moved")
         log.warning("%s/%d/%d: bad request: %s", record.topic, record.partition, record.offset, error)
         await self._station.bury(record, f"{error.code}: {error}")
         if self._is_known(run_id):
-            return await self._duplicate(record, run_id, reply_to)
-        return self._note(record, run_id, "rejected", m.RunError(error.code, str(error)[:2000]), reply_to)
+            return await self._duplicate(record, lane, run_id, reply_to)
+        return self._note(record, lane, run_id, "rejected", m.RunError(error.code, str(error)[:2000]), reply_to)
 
     def _is_here(self, run_id: str) -> bool:
         return partition_of(run_id, self._station.partitions) == self._owner.partition
 
-    async def _decide(self, record: Record, request: m.RunRequest) -> m.Event:
+    async def _decide(self, record: Record, lane: m.Lane, request: m.RunRequest) -> m.Event:
         run_id = request.run_id or ""
         if not self._is_here(run_id):
-            await self._move(run_id, dump(request))
-            return self._note(record, run_id, "moved")
+            await self._move(lane, run_id, dump(request))
+            return self._note(record, lane, run_id, "moved")
         if request.cancel and record.key is None and request.run_id == _fallback_id(record):
             raise InvalidRequest("run_id: is missing: name the run that is to be cancelled")
         if request.cancel:
-            return self._note(record, run_id, "cancelled")
+            return self._note(record, lane, run_id, "cancelled")
         if self._is_known(run_id):
-            return await self._duplicate(record, run_id, request.reply_to)
-        return self._opening(record, request)
+            return await self._duplicate(record, lane, run_id, request.reply_to)
+        return self._opening(record, lane, request)
 
     def _is_known(self, run_id: str) -> bool:
         return run_id in self._owner.state.runs or run_id in self._opened
 
-    async def _duplicate(self, record: Record, run_id: str, reply_to: m.ReplyTo | None) -> m.Event:
-        await self._owner.keep_within_reach(record.offset, run_id)
-        return self._note(record, run_id, "duplicate", reply_to=reply_to)
+    async def _duplicate(self, record: Record, lane: m.Lane, run_id: str, reply_to: m.ReplyTo | None) -> m.Event:
+        await self._owner.keep_within_reach(lane, record.offset, run_id)
+        return self._note(record, lane, run_id, "duplicate", reply_to=reply_to)
 
-    async def _move(self, run_id: str, body: bytes | None) -> None:
-        """Publish it to its own partition; only then may it be noted as moved."""
-        topic, partition = self._station.namespace.requests, partition_of(run_id, self._station.partitions)
+    async def _move(self, lane: m.Lane, run_id: str, body: bytes | None) -> None:
+        """Publish it to its own partition of the lane; only then may it be noted as moved."""
+        topic, partition = self._station.namespace.requests_of(lane), partition_of(run_id, self._station.partitions)
         moved = cloud_event(topic, "run.request", "anabranch", run_id, body, partition=partition)
         try:
             await self._station.send(moved)
@@ -231,16 +286,20 @@ class Admission:
     def _note(
         self,
         record: Record,
+        lane: m.Lane,
         run_id: str,
         code: m.NoteCode,
         error: m.RunError | None = None,
         reply_to: m.ReplyTo | None = None,
     ) -> m.Event:
-        return m.RequestNoted(run_id, str(record.offset), self.position, record.offset, code, error, reply_to)
+        after, life = self._nexts, m.life_of(lane, record.offset)
+        return m.RequestNoted(
+            run_id, life, after.interactive or 0, record.offset, code, error, reply_to, lane, after.bulk
+        )
 
     # --- a run ---------------------------------------------------------------------------------------------------
 
-    def _opening(self, record: Record, request: m.RunRequest) -> m.RunRequested:
+    def _opening(self, record: Record, lane: m.Lane, request: m.RunRequest) -> m.RunRequested:
         """The event that opens the run, with everything decided that depends on configuration or a clock."""
         agent = self._agent_of(request)
         limits = agent.limits
@@ -256,8 +315,10 @@ class Admission:
             limits=m.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), cost),
             requested_at=record.timestamp / 1000,
         )
-        life = str(record.offset)
-        return m.RunRequested(request.run_id or "", life, self.position, record.offset, opening)
+        after, life = self._nexts, m.life_of(lane, record.offset)
+        return m.RunRequested(
+            request.run_id or "", life, after.interactive or 0, record.offset, opening, lane=lane, after_bulk=after.bulk
+        )
 
     def _agent_of(self, request: m.RunRequest) -> AgentSpec:
         if request.agent is None:

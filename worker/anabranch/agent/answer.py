@@ -26,7 +26,7 @@ _STOPS = {
 
 def answer(run: Run) -> bytes:
     """The body for `agent.responses`. The run must have ended."""
-    return whole(response(run), but="content_ref")
+    return whole(response(run), "content_ref")
 
 
 def referring_answer(run: Run, reference: str) -> bytes:
@@ -39,7 +39,7 @@ def brief_answer(run: Run, why: str) -> bytes:
     told = response(run)
     error = RunError("internal", f"the answer cannot be sent whole, but is in the run's log: {why}")
     told = replace(told, output=None, content=None, content_ref=None, error=told.error or error)
-    return whole(told, but="content_ref")
+    return whole(told, "content_ref")
 
 
 def response(run: Run) -> RunResponse:
@@ -79,7 +79,7 @@ def error_of(run: Run) -> RunError | None:
 def note_answer(note: RequestNoted) -> bytes:
     """The answer to a request that was rejected."""
     error = note.error or RunError("invalid_request", "the request was rejected")
-    return whole(RunResponse(note.run_id, None, None, "failed", error=error), but="content_ref")
+    return whole(RunResponse(note.run_id, None, None, "failed", error=error), "content_ref")
 
 
 def last_words(run: Run) -> list[Turn]:

@@ -78,6 +78,7 @@ class ModelCalls:
             append=partial(self._append, life),
             on_event=partial(self._speak, run),
             due_at=self._station.clockwork.steady(),
+            lane=m.lane_of(run.life),
         )
         self._calls[life] = _Call(due.turn, job)
         self._station.thinker.submit(job)

@@ -75,11 +75,20 @@ def snapshots(
     state: Partition, runs: Iterable[Run], author: str, part_bytes: int = snapshot.PART
 ) -> Iterator[m.RunSnapshot]:
     """The events that say these runs again, as they are now."""
-    as_of, next_request = state.position, state.next_request or 0
+    as_of, next_request, next_bulk = state.position, state.next_request or 0, state.next_bulk
     for run in runs:
         bodies = snapshot.write(run, part_bytes)
         for part, body in enumerate(bodies, 1):
-            yield m.RunSnapshot(run.run_id, run.life, as_of, next_request, part, len(bodies), author, body)
+            yield m.RunSnapshot(
+                run.run_id, run.life, as_of, next_request, part, len(bodies), author, body, next_bulk=next_bulk
+            )
+
+
+def cancels(state: Partition, since: float) -> Iterator[m.RunCancelled]:
+    """The events that say again which cancels, of before `since` in epoch seconds, still wait for their request."""
+    for run_id, cancel in state.cancels.items():
+        if cancel.at < since:
+            yield m.RunCancelled(run_id, None, cancel.reason, *cancel.before)
 
 
 class Cleaner:
@@ -97,11 +106,15 @@ class Cleaner:
         """What lies below is of no interest any more."""
         self._size.forget_before(low)
 
-    def choose(self, runs: Iterable[Run], low: int, open_bytes: int, now: float, age_s: float) -> list[Run]:
-        """The runs to be said again now, if the log from `low` on is mostly dead, or about to be eaten by retention."""
+    def choose(
+        self, runs: Iterable[Run], low: int, open_bytes: int, now: float, age_s: float
+    ) -> tuple[list[Run], bool]:
+        """The runs to be said again now, if the log from `low` on is mostly dead (which is told as well), or about to
+        be eaten by retention.
+        """
         runs, settings = list(runs), self._settings
         since_low, since_cleaning = self._size.since(low), self._size.total - self._cleaned
         if is_due(since_low, open_bytes, since_cleaning, settings.clean_bytes):
             self._cleaned = self._size.total
-            return oldest(runs, settings.clean_at_once_bytes)
-        return aged(runs, now, age_s)
+            return oldest(runs, settings.clean_at_once_bytes), True
+        return aged(runs, now, age_s), False

@@ -14,7 +14,19 @@ import math
 
 from anabranch import messages as m
 from anabranch.agent import snapshot
-from anabranch.agent.state import Address, Call, Collecting, Ending, HandOff, Partition, Result, Run, Turn
+from anabranch.agent.state import (
+    Address,
+    Call,
+    Cancel,
+    Collecting,
+    Ending,
+    HandOff,
+    Nexts,
+    Partition,
+    Result,
+    Run,
+    Turn,
+)
 from anabranch.errors import WireError
 
 __all__ = ["apply"]
@@ -61,9 +73,7 @@ def _dispatch(state: Partition, event: m.Event, offset: int, at: float) -> None:
             if run is not None:
                 run.parked = event.reason
         case m.RunCancelled():
-            run = state.runs.get(event.run_id)
-            if run is not None and run.open and not run.parked and event.life in (None, run.life):
-                _cancel(run, offset, at, event.reason)
+            _fold_cancel(state, event, offset, at)
         case _:
             run = _spoken_of(state, event.run_id, event.life)
             if run is not None:
@@ -76,22 +86,28 @@ def _spoken_of(state: Partition, run_id: str | None, life: str | None) -> Run | 
     return run if run is not None and run.open and not run.parked and run.life == life else None
 
 
-# --- what came from agent.requests: each counts once and in order ------------------------------------------
+# --- what came from the lanes of requests: each counts once and in order -------------------------------------
 
 
 def _fold_link(state: Partition, event: m.RunRequested | m.RequestNoted, offset: int, at: float) -> None:
-    if state.next_request is None:
-        state.next_request = event.after
-    if event.after != state.next_request:
+    """It presumes where both lanes are, and moves its own: so whoever appends it knows of all runs that were opened."""
+    state.tell(Nexts(event.after, event.after_bulk))
+    if event.after != state.next_request or event.after_bulk not in (None, state.next_bulk):
         return
-    state.next_request, state.link = event.request_offset + 1, offset
-    if isinstance(event, m.RunRequested):
-        _open(state, event, offset, at)
+    nexts = state.nexts
+    if event.lane == "bulk":
+        state.next_bulk, state.bulk_link = event.request_offset + 1, offset
     else:
-        _note(state, event, offset, at)
+        state.next_request, state.link = event.request_offset + 1, offset
+    if isinstance(event, m.RunRequested):
+        _open(state, event, nexts, offset, at)
+    else:
+        _note(state, event, nexts, offset, at)
+    if state.cancels:
+        _end_if_cancelled(state, event, offset, at)
 
 
-def _open(state: Partition, event: m.RunRequested, offset: int, at: float) -> None:
+def _open(state: Partition, event: m.RunRequested, nexts: Nexts, offset: int, at: float) -> None:
     known = state.runs.get(event.run_id)
     if known is not None and known.open:
         return
@@ -109,14 +125,15 @@ def _open(state: Partition, event: m.RunRequested, offset: int, at: float) -> No
         stirred=offset,
         addresses=[Address(event.opening.request.reply_to)],
         size=event.size,
+        bulk_as_of_first=nexts.bulk,
     )
 
 
-def _note(state: Partition, event: m.RequestNoted, offset: int, at: float) -> None:
+def _note(state: Partition, event: m.RequestNoted, nexts: Nexts, offset: int, at: float) -> None:
     run = state.runs.get(event.run_id)
     if event.code == "rejected":
         state.notes[offset] = event
-        state.note_links[offset] = event.after
+        state.note_links[offset] = nexts
     elif event.code == "cancelled" and run is not None and run.open and not run.parked:
         _cancel(run, offset, at, "a client asked for it")
     elif event.code == "duplicate" and run is not None:
@@ -124,6 +141,44 @@ def _note(state: Partition, event: m.RequestNoted, offset: int, at: float) -> No
             run.addresses.append(Address(event.reply_to, offset))
         elif all(address.reply_to != event.reply_to for address in run.addresses):
             run.addresses.append(Address(event.reply_to))
+
+
+# --- cancels that may come before their request is taken up -----------------------------------------------------
+
+
+def _fold_cancel(state: Partition, event: m.RunCancelled, offset: int, at: float) -> None:
+    """An open run ends, unless it was asked for after the cancel; what is still to be taken up will not go on."""
+    run, before = state.runs.get(event.run_id), Nexts(event.before, event.before_bulk)
+    is_meant = run is not None and event.life in (None, run.life) and not _is_after(run, before)
+    if run is not None and is_meant and run.open and not run.parked:
+        _cancel(run, offset, at, event.reason)
+    if event.life is None and not state.nexts.is_past(before):
+        known = state.cancels.pop(event.run_id, None)
+        if known is not None:
+            before = Nexts(*map(_later, before, known.before))
+        state.cancels[event.run_id] = Cancel(before, event.reason, offset, at, state.nexts)
+
+
+def _is_after(run: Run, before: Nexts) -> bool:
+    lane = m.lane_of(run.life)
+    number, limit = run.life.rpartition(".")[2], before.of(lane)
+    return limit is not None and number.isdecimal() and int(number) >= limit
+
+
+def _later(one: int | None, other: int | None) -> int | None:
+    return max((each for each in (one, other) if each is not None), default=None)
+
+
+def _end_if_cancelled(state: Partition, event: m.RunRequested | m.RequestNoted, offset: int, at: float) -> None:
+    """The run that this has opened was cancelled before; and a cancel that no request can be below is forgotten."""
+    cancel, run = state.cancels.get(event.run_id), state.runs.get(event.run_id)
+    opened = run is not None and run.first == offset
+    if run is not None and opened and cancel is not None and cancel.is_of(event.lane, event.request_offset):
+        _cancel(run, offset, at, cancel.reason)
+    nexts = state.nexts
+    for run_id in [event.run_id, next(iter(state.cancels))]:
+        if (known := state.cancels.get(run_id)) is not None and nexts.is_past(known.before):
+            del state.cancels[run_id]
 
 
 # --- the life of a run ---------------------------------------------------------------------------------------
@@ -296,8 +351,7 @@ def _fold_snapshot(state: Partition, event: m.RunSnapshot, offset: int, at: floa
     if collecting is None or len(collecting.parts) < event.parts:
         return
     del state.collecting[event.run_id]
-    if state.next_request is None:  # nothing since `as_of` has named it either
-        state.next_request = event.next_request
+    state.tell(Nexts(event.next_request, event.next_bulk))  # nothing since `as_of` has named them either
     run = state.runs.get(event.run_id)
     if run is not None and (not run.open or run.life != event.life or run.parked):
         return
@@ -307,7 +361,8 @@ def _fold_snapshot(state: Partition, event: m.RunSnapshot, offset: int, at: floa
         _not_said(state, event, at, str(error))
         return
     run = state.runs.setdefault(event.run_id, said)
-    run.first, run.first_at, run.next_as_of_first = max(run.first, event.as_of), at, event.next_request
+    run.first, run.first_at = max(run.first, event.as_of), at
+    run.next_as_of_first, run.bulk_as_of_first = event.next_request, event.next_bulk
 
 
 def _not_said(state: Partition, event: m.RunSnapshot, at: float, why: str) -> None:
@@ -320,7 +375,7 @@ def _not_said(state: Partition, event: m.RunSnapshot, at: float, why: str) -> No
         return
     opening = m.Opening(m.RunRequest(event.run_id), "", math.inf, m.RunLimits(0), at)
     run = Run(event.run_id, event.life, event.as_of, event.next_request, at, opening, owed=False, first_at=at)
-    run.parked = why
+    run.parked, run.bulk_as_of_first = why, event.next_bulk
     state.runs[event.run_id] = run
     state.defects.append(f"run {event.run_id} is parked: {why}")
 

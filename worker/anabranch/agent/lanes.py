@@ -1,7 +1,8 @@
 """The calls that wait for their model, in a lane for each limit, and this worker's share of all limits.
 
 `Lanes` says which call is next and when to ask again: a timer wakes whoever asks, nothing polls. What a limit is
-stands in `budget.py`, whose turn it is in `line.py`. It never makes a call: `Thinker` does.
+stands in `budget.py`, whose turn it is in `line.py`, also between the lanes that runs come by. It never makes a call:
+`Thinker` does.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, TypeVar
 
 from anabranch.agent.budget import Budget, limits_of, share_of
-from anabranch.agent.line import Line
+from anabranch.agent.line import WEIGHT, Line
 from anabranch.config import ModelLimits
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Lane(Generic[Call]):
 
     name: str
     budget: Budget
-    line: Line[Call] = field(default_factory=Line)
+    line: Line[Call]
     begun: int = 0
     held_since: float | None = None
     said_at: float = -math.inf
@@ -50,8 +51,10 @@ class Lanes(Generic[Call]):
         ceiling: int,
         wake: Callable[[], None],
         steady: Callable[[], float],
+        weight: int = WEIGHT,
     ) -> None:
         self._limits, self._ceiling, self._wake, self._steady = limits, ceiling, wake, steady
+        self._weight = weight
         self._lanes: dict[str, Lane[Call]] = {}
         self._owned: frozenset[int] = frozenset()
         self._share = 0.0
@@ -70,7 +73,7 @@ class Lanes(Generic[Call]):
     def of(self, model: str) -> Lane[Call]:
         name, limits = limits_of(model, self._limits)
         if name not in self._lanes:
-            self._lanes[name] = Lane(name, Budget(limits, self._ceiling))
+            self._lanes[name] = Lane(name, Budget(limits, self._ceiling), Line(self._weight))
             self._lanes[name].budget.set_share(self._share, self._steady())
         return self._lanes[name]
 

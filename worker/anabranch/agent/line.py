@@ -1,4 +1,5 @@
-"""Who is next: the calls of one model that wait, tenants taking turns, each tenant's in their order. PURE.
+"""Who is next: the calls of one model that wait, lanes by weight, their tenants taking turns, each tenant's in their
+order. PURE.
 
 A call that has begun and is made again goes before those of its tenant that have not. `Thinker` asks; nothing waits
 here.
@@ -8,9 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+from anabranch.messages import LANES, Lane
+from anabranch.weights import Weights
 
 Call = TypeVar("Call")
+WEIGHT: Final = 4
 
 
 @dataclass(slots=True)
@@ -19,8 +24,8 @@ class _Tenant(Generic[Call]):
     fresh: deque[Call] = field(default_factory=deque)
 
 
-class Line(Generic[Call]):
-    """`begun` and `fresh` are how many of either kind wait."""
+class _Tenants(Generic[Call]):
+    """Those of one lane. `begun` and `fresh` are how many of either kind wait."""
 
     def __init__(self) -> None:
         self._tenants: dict[str, _Tenant[Call]] = {}
@@ -38,7 +43,6 @@ class Line(Generic[Call]):
         self.begun += 1
 
     def remove(self, tenant: str, call: Call) -> None:
-        """Nothing, if it does not wait here."""
         queue = self._tenants.get(tenant)
         if queue is None:
             return
@@ -51,10 +55,7 @@ class Line(Generic[Call]):
         if not queue.begun and not queue.fresh:
             del self._tenants[tenant]
 
-    def take(self, only_begun: bool = False) -> Call | None:
-        """The next one, or the next one that has begun; None if there is none."""
-        if not (self.begun if only_begun else len(self)):
-            return None
+    def take(self, only_begun: bool) -> Call:
         waiting = self._tenants.items()
         tenant, queue = next((name, queue) for name, queue in waiting if queue.begun or not only_begun)
         del self._tenants[tenant]
@@ -69,8 +70,50 @@ class Line(Generic[Call]):
         return call
 
     def drop_fresh(self) -> None:
-        """None of those shall begin any more."""
         for queue in self._tenants.values():
             queue.fresh.clear()
         self._tenants = {tenant: queue for tenant, queue in self._tenants.items() if queue.begun}
         self.fresh = 0
+
+
+class Line(Generic[Call]):
+    """`weight` is how many calls of the interactive lane go for each of the bulk lane, while both wait."""
+
+    def __init__(self, weight: int = WEIGHT) -> None:
+        self._interactive, self._bulk = _Tenants[Call](), _Tenants[Call]()
+        self._weights = Weights(weight)
+
+    def __len__(self) -> int:
+        return len(self._interactive) + len(self._bulk)
+
+    @property
+    def begun(self) -> int:
+        """How many wait that have begun."""
+        return self._interactive.begun + self._bulk.begun
+
+    def _of(self, lane: Lane) -> _Tenants[Call]:
+        return self._bulk if lane == "bulk" else self._interactive
+
+    def add(self, tenant: str, call: Call, lane: Lane = "interactive") -> None:
+        self._of(lane).add(tenant, call)
+
+    def add_begun(self, tenant: str, call: Call, lane: Lane = "interactive") -> None:
+        self._of(lane).add_begun(tenant, call)
+
+    def remove(self, tenant: str, call: Call, lane: Lane = "interactive") -> None:
+        """Nothing, if it does not wait here."""
+        self._of(lane).remove(tenant, call)
+
+    def take(self, only_begun: bool = False) -> Call | None:
+        """The next one, or the next one that has begun; None if there is none."""
+        here = {lane: bool(self._of(lane).begun if only_begun else self._of(lane)) for lane in LANES}
+        lane = self._weights.next(here["interactive"], here["bulk"])
+        if lane is None:
+            return None
+        self._weights.took(lane, all(here.values()))
+        return self._of(lane).take(only_begun)
+
+    def drop_fresh(self) -> None:
+        """None of those shall begin any more."""
+        self._interactive.drop_fresh()
+        self._bulk.drop_fresh()

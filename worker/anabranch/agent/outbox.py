@@ -11,7 +11,7 @@ from anabranch.agent.state import Run, Turn
 from anabranch.agent.station import Station
 from anabranch.bodies import whole
 from anabranch.codec import Outgoing, cloud_event
-from anabranch.messages import ReplyTo, ReplyTopic, ToolCall
+from anabranch.messages import ReplyTo, ReplyTopic, ToolCall, lane_of
 
 
 def call_record(station: Station, partition: int, run: Run, call_id: str) -> Outgoing | None:
@@ -28,6 +28,7 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
         run_id=run.run_id,
         agent=request.agent or "",
         tenant=request.tenant,
+        lane="bulk" if lane_of(run.life) == "bulk" else None,
         tool=planned.tool,
         input=given if not isinstance(given, str) else None,
         input_ref=given if isinstance(given, str) else None,
@@ -43,7 +44,7 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
         "tool.call",
         station.worker_id,
         planned.key or call_id,
-        whole(body, but="input_ref"),
+        whole(body, "input_ref", "lane"),
         pairs,
         planned.partition,
     )

@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from anabranch import messages as m
@@ -24,7 +25,8 @@ from anabranch.agent.deadlines import Moment
 from anabranch.agent.effects import NoteDue
 from anabranch.agent.needed import Needed, causes
 from anabranch.agent.publishing import Publisher
-from anabranch.agent.state import Partition, Run
+from anabranch.agent.room import Room
+from anabranch.agent.state import Nexts, Partition, Run
 from anabranch.agent.station import Station
 from anabranch.agent.tally import Tally
 from anabranch.agent.timers import Timers
@@ -85,7 +87,9 @@ class Owner:
         self._sizes: dict[Life, int] = {}
         self._remembered: dict[Life, int] = {}  # the runs that nobody waits for any more, the oldest first
         self._remembered_bytes = 0
-        self._asked: dict[int, str] = {}  # the requests that are being noted as duplicates, and their runs
+        self._asked: dict[
+            tuple[m.Lane, int], str
+        ] = {}  # the requests that are being noted as duplicates, and their runs
         self._reach = 0  # the highest low that may stand committed
         self._committed = asyncio.Event()
         self._acked: dict[int, _Acknowledged] = {}  # events of ours that have not been read back
@@ -96,18 +100,22 @@ class Owner:
         self._parked: set[Life] = set()
         self._low_at = self.low_at = math.inf  # when the event at low was written, and at the one that is committed
         self.open_bytes = 0
+        self.room = Room(station.settings.max_partition_bytes, freed=station.room.freed)
 
     # --- assignment -----------------------------------------------------------------------------------------
 
-    def begin(self, commit: Commit | None, log_begin: int, end: int, requests_begin: int) -> int:
-        """Fold anew, from the commit or the log's start; returns the offset to read from."""
+    def begin(self, commit: Commit | None, log_begin: int, end: int, requests: Nexts) -> int:
+        """Fold anew, from the commit or the log's start; returns the offset to read from. `requests` are the oldest
+        that there are.
+        """
         low = max(commit.low, log_begin) if commit is not None else log_begin
         self.state = Partition(began=low, position=low)
-        self._first_request = requests_begin
-        if commit is not None and commit.next_request >= 0:
-            self._first_request = max(requests_begin, commit.next_request)
+        self._first = requests
+        if commit is not None:
+            bulk = max(requests.bulk or 0, commit.bulk_reached, commit.next_bulk)
+            self._first = Nexts(max(requests.interactive or 0, commit.next_request), bulk)
             if commit.low >= log_begin:  # else it was of a record that is gone: the log itself must tell
-                self.state.next_request = commit.next_request
+                self.state.tell(commit.nexts)
         self._done = commit.done if commit is not None else 0
         self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._close)
         self._needed.begin()
@@ -138,7 +146,8 @@ class Owner:
         self.suspend()
         self._calls.wanted = lambda life, turn: None
         self._station.heard.pop(self.partition, None)
-        self._station.room.change(-self.held_bytes)
+        for life, size in self._sizes.items():
+            self.make_room(-(size + RUN_BYTES), m.lane_of(life[1]))
         self._sizes.clear()
         self.open_bytes = 0
 
@@ -150,8 +159,7 @@ class Owner:
 
     def _go_live(self) -> None:
         self.live = True
-        if self.state.next_request is None:
-            self.state.next_request = self._first_request
+        self.state.tell(self._first)
         for run in list(self.state.runs.values()):
             self._act(run)
         for offset in list(self.state.notes):
@@ -204,8 +212,8 @@ class Owner:
 
     def _act_on(self, touched: dict[Life, Run]) -> None:
         if self._asked:
-            reached = self.state.next_request or 0
-            self._asked = {request: run_id for request, run_id in self._asked.items() if request >= reached}
+            reached = self.state.nexts
+            self._asked = {asked: run_id for asked, run_id in self._asked.items() if asked[1] >= _of(reached, asked[0])}
         if self.live:
             for run in touched.values():
                 self._act(run)
@@ -289,17 +297,22 @@ class Owner:
         self._needed.folded(run)
         if run.parked:
             self._parked.add(life)
-        before = self._sizes.get(life)
+        before, lane = self._sizes.get(life), m.lane_of(run.life)
         if run.open and before != run.size:
             self._sizes[life] = run.size
-            self._resize(run.size - (before or 0), RUN_BYTES if before is None else 0)
+            self._resize(run.size - (before or 0), RUN_BYTES if before is None else 0, lane)
         elif not run.open and before is not None:
             del self._sizes[life]
-            self._resize(-before, -RUN_BYTES)
+            self._resize(-before, -RUN_BYTES, lane)
 
-    def _resize(self, change: int, beside: int) -> None:
+    def _resize(self, change: int, beside: int, lane: m.Lane) -> None:
         self.open_bytes += change
-        self._station.room.change(change + beside)
+        self.make_room(change + beside, lane)
+
+    def make_room(self, change: int, lane: m.Lane) -> None:
+        """So many bytes more are held, or fewer."""
+        self.room.change(change, lane)
+        self._station.room.change(change, lane)
 
     @property
     def held_bytes(self) -> int:
@@ -395,7 +408,7 @@ class Owner:
 
     # --- a run that is asked for again ---------------------------------------------------------------------------
 
-    async def keep_within_reach(self, request_offset: int, run_id: str) -> None:
+    async def keep_within_reach(self, lane: m.Lane, request_offset: int, run_id: str) -> None:
         """Before a request is noted as a duplicate: a successor has to know the run, or nobody would answer it.
 
         So low does not pass the run's first event until the note is folded; if it has passed it already, a lower
@@ -404,7 +417,7 @@ class Owner:
         run = self.state.runs.get(run_id)
         if run is not None and self._station.clockwork.now() - run.first_at > self._station.settings.snapshot_age_s:
             return
-        self._asked[request_offset] = run_id
+        self._asked[lane, request_offset] = run_id
         while (run := self.state.runs.get(run_id)) is not None and run.first < self._reach:
             self._committed.clear()
             self._hooks.commit_soon()
@@ -447,22 +460,24 @@ class Owner:
         """What may be committed now; None while silent."""
         if not self.live or self.state.next_request is None:
             return None
-        low, next_request, self._low_at = self._low()
+        low, as_of, self._low_at = self._low()
+        nexts, now = as_of.or_else(self.state.told), self.state.nexts
         if not metadata_kept:
             link = self.state.link if self.state.link is not None else self.state.began
-            low = min(low, link)
+            low = min(low, link, self.state.bulk_link if self.state.bulk_link is not None else link)
         self._reach = max(self._reach, low)
-        return Commit(low, self._done_now(), next_request)
+        return Commit(low, self._done_now(), _of(nexts, "interactive"), _of(nexts, "bulk"), _of(now, "bulk"))
 
-    def _low(self) -> tuple[int, int, float]:
-        """The oldest event that is still needed, `next_request` as of there, and its time, if it is of a run."""
-        oldest = self._needed.oldest(lambda run: run.open or self._unanswered(run))
-        firsts = [(oldest.first, oldest.next_as_of_first, oldest.first_at)] if oldest is not None else []
-        asked = [self.state.runs[run_id] for run_id in self._asked.values() if run_id in self.state.runs]
-        firsts += [(run.first, run.next_as_of_first, run.first_at) for run in asked]
-        notes = [offset for offset in self.state.notes if not self._publisher.is_settled(NoteDue(offset))]
-        firsts += [(offset, self.state.note_links[offset], math.inf) for offset in notes]
-        return min(firsts, default=(self.state.position, self.state.next_request or 0, math.inf))
+    def _low(self) -> tuple[int, Nexts, float]:
+        """The oldest event that is still needed, the next requests as of there, and its time, if it is of a run."""
+        state, oldest = self.state, self._needed.oldest(lambda run: run.open or self._unanswered(run))
+        needed = [oldest] if oldest is not None else []
+        needed += [state.runs[run_id] for run_id in self._asked.values() if run_id in state.runs]
+        firsts = [(run.first, run.nexts_as_of_first, run.first_at) for run in needed]
+        notes = [offset for offset in state.notes if not self._publisher.is_settled(NoteDue(offset))]
+        firsts += [(offset, state.note_links[offset], math.inf) for offset in notes]
+        firsts += [(cancel.offset, cancel.nexts, math.inf) for cancel in state.cancels.values()]
+        return min(firsts, key=itemgetter(0), default=(state.position, state.nexts, math.inf))
 
     def _done_now(self) -> int:
         first = self._needed.first_unsettled(self._publisher.is_settled)
@@ -484,10 +499,12 @@ class Owner:
         if not self.live or self._giving_up:
             return
         now, station = self._station.clockwork.now(), self._station
-        runs = self._cleaner.choose(self._needed, self._low()[0], self.open_bytes, now, age_s)
-        part_bytes = station.settings.snapshot_part_bytes
+        low, part_bytes = self._low()[0], station.settings.snapshot_part_bytes
+        runs, is_due = self._cleaner.choose(self._needed, low, self.open_bytes, now, age_s)
         for event in cleaning.snapshots(self.state, runs, station.worker_id, part_bytes):
             station.append(self.partition, event)
+        for cancel in cleaning.cancels(self.state, math.inf if is_due else now - age_s):
+            station.append(self.partition, cancel)
 
 
 def _weight(request: m.RunRequest) -> int:
@@ -495,3 +512,7 @@ def _weight(request: m.RunRequest) -> int:
     if isinstance(request.input, str) and request.metadata is None:
         return len(request.input)
     return len(dump(request))
+
+
+def _of(nexts: Nexts, lane: m.Lane) -> int:
+    return nexts.of(lane) or 0

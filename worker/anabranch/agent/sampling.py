@@ -9,6 +9,7 @@ from anabranch.agent.admission import Admission
 from anabranch.agent.owner import Owner
 from anabranch.agent.station import Station
 from anabranch.kafka.seam import Place
+from anabranch.messages import LANES
 
 
 def sample(
@@ -26,7 +27,8 @@ def sample(
     meters.admission_held.set(station.room.waiting > 0, "bytes")
     meters.admission_held.set(station.saturation.holds, "queue")
     meters.oldest_request.set(max((_age(admission.waiting_since, now) for admission in admissions), default=0.0))
-    meters.admission_lag.set(meters.lag.copied().get((station.namespace.requests,), 0.0))
+    lag = meters.lag.copied()
+    meters.admission_lag.set(sum(lag.get((station.namespace.requests_of(lane),), 0.0) for lane in LANES))
     _sample_model(station)
 
 

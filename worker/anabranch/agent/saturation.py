@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from anabranch.agent.inflow import Inflow
+from anabranch.messages import Lane
 from anabranch.registry import DEAD_S, Registry, is_alive
 from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
 
@@ -28,6 +29,9 @@ TRUSTED: Final = 10.0
 """Calls a second that a queue is taken to serve of which nothing is known yet; fewer if a limit says so."""
 LEAST_S: Final = 1.0
 """Below it no threshold falls: what is told is older than half of that."""
+OF_LANE: Final[dict[Lane, float]] = {"interactive": 1.0, "bulk": 0.5}
+"""The part of the threshold that holds for a lane: the bulk lane's requests stay in Kafka first, and are taken up again
+last, so that a queue that is behind has its time for the interactive lane."""
 GO_ON_AT: Final = 0.5
 """The part of the threshold below which requests are taken up again."""
 
@@ -65,17 +69,17 @@ class Saturation:
         """Whether a request waits for a queue."""
         return bool(self._waiters)
 
-    async def until_kept_up(self, agent: AgentSpec, deadline_s: float) -> None:
+    async def until_kept_up(self, agent: AgentSpec, deadline_s: float, lane: Lane = "interactive") -> None:
         """Wait until no queue of the agent's tools is too far behind for a run that has `deadline_s` seconds, which is
         opened then.
         """
         if agent.tools:
-            await self._until_kept_up(agent, deadline_s)
-            for threshold in self._thresholds(agent, deadline_s):
+            await self._until_kept_up(agent, deadline_s, lane)
+            for threshold in self._thresholds(agent, deadline_s, lane):
                 self._inflow(threshold.queue).opened += 1
 
-    async def _until_kept_up(self, agent: AgentSpec, deadline_s: float) -> None:
-        while self._is_over(agent, deadline_s):
+    async def _until_kept_up(self, agent: AgentSpec, deadline_s: float, lane: Lane) -> None:
+        while self._is_over(agent, deadline_s, lane):
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
             self._watch()
@@ -84,8 +88,8 @@ class Saturation:
             finally:
                 self._waiters.discard(waiter)
 
-    def _is_over(self, agent: AgentSpec, deadline_s: float) -> bool:
-        return any(self._look(t) or self._is_full(t) for t in self._thresholds(agent, deadline_s))
+    def _is_over(self, agent: AgentSpec, deadline_s: float, lane: Lane) -> bool:
+        return any(self._look(t) or self._is_full(t) for t in self._thresholds(agent, deadline_s, lane))
 
     def _is_full(self, threshold: Threshold) -> bool:
         full = self._inflow(threshold.queue).is_full(threshold.first, threshold.age_s)
@@ -97,13 +101,14 @@ class Saturation:
             self._hear()
         return found
 
-    def _thresholds(self, agent: AgentSpec, deadline_s: float) -> Iterator[Threshold]:
+    def _thresholds(self, agent: AgentSpec, deadline_s: float, lane: Lane) -> Iterator[Threshold]:
         tools = [spec for name in agent.tools if (spec := self.registry.tool(name)) is not None]
         for queue in sorted({spec.queue for spec in tools}):
-            ours = [spec for spec in tools if spec.queue == queue]
+            ours, part = [spec for spec in tools if spec.queue == queue], OF_LANE[lane]
             time_s = max(LEAST_S, OF_DEADLINE * min(_time_of(spec, deadline_s) for spec in ours))
             rates = [limit.per_second for s in ours if (limit := self.registry.limits.get(s.limit or "")) is not None]
-            yield Threshold(queue, min(self.hold_after_s, time_s), time_s * min([TRUSTED, *rates]))
+            first = time_s * min([TRUSTED, *rates])
+            yield Threshold(queue, part * min(self.hold_after_s, time_s), part * first)
 
     def _look(self, threshold: Threshold) -> bool:
         """Whether the queue is over it: from there on until it has fallen well below."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from anabranch.messages import (
     Json,
+    Lane,
     Opening,
     PlannedCall,
     ReplyOutcome,
@@ -22,6 +24,46 @@ from anabranch.messages import (
     Status,
     Usage,
 )
+
+
+class Nexts(NamedTuple):
+    """Where something is among the requests of both lanes: which is the next; None: nothing read so far tells."""
+
+    interactive: int | None = None
+    bulk: int | None = None
+
+    def of(self, lane: Lane) -> int | None:
+        return self.bulk if lane == "bulk" else self.interactive
+
+    def after(self, lane: Lane, request_offset: int) -> Nexts:
+        """Once this request has been taken up."""
+        return self._replace(**{lane: request_offset + 1})
+
+    def or_else(self, told: Nexts) -> Nexts:
+        """What is not told here, from there."""
+        return Nexts(*(other if own is None else own for own, other in zip(self, told, strict=True)))
+
+    def is_past(self, others: Nexts) -> bool:
+        """Whether no request below `others` is still to come."""
+        return all(other is None or (own is not None and own >= other) for own, other in zip(self, others, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """A cancel that stands `before` some requests, of which not all are taken up: its run's may be among them.
+
+    `offset` and `at` are those of the event that said it last, and `nexts` is as of there.
+    """
+
+    before: Nexts
+    reason: str
+    offset: int
+    at: float
+    nexts: Nexts
+
+    def is_of(self, lane: Lane, request_offset: int) -> bool:
+        before = self.before.of(lane)
+        return before is not None and request_offset < before
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +165,11 @@ class Run:
     stirred: int = field(default=0, compare=False)  # where something last became due
     ending: Ending | None = None
     parked: str | None = None
+    bulk_as_of_first: int | None = field(default=None, compare=False)  # how much is known depends on where one began
+
+    @property
+    def nexts_as_of_first(self) -> Nexts:
+        return Nexts(self.next_as_of_first, self.bulk_as_of_first)
 
     @property
     def open(self) -> bool:
@@ -158,8 +205,9 @@ class Collecting:
 class Partition:
     """A partition of the run log, folded up to `position`, from `began` on.
 
-    `link` is where `next_request` last moved. `notes` are the rejected requests by their event's offset, and
-    `names` where each is to be answered; runs that have ended stay in `runs` until the owner forgets them.
+    `next_request` is the interactive lane's; `link` and `bulk_link` are where either lane's last moved, and `told` is
+    what they were when they were first known. `notes` are the rejected requests by their event's offset, and
+    `note_links` the lanes' next requests as of there; runs that have ended stay in `runs` until the owner forgets them.
     `last` is where each run's last event lies, from `began` on, whether it counted or not.
     """
 
@@ -170,7 +218,20 @@ class Partition:
     done: int = 0
     runs: dict[str, Run] = field(default_factory=dict)
     notes: dict[int, RequestNoted] = field(default_factory=dict)
-    note_links: dict[int, int] = field(default_factory=dict)
+    note_links: dict[int, Nexts] = field(default_factory=dict)
+    cancels: dict[str, Cancel] = field(default_factory=dict)  # by run, those said last at the end
     last: dict[str, int] = field(default_factory=dict, compare=False)  # like the position, it always moves
     collecting: dict[str, Collecting] = field(default_factory=dict)
     defects: list[str] = field(default_factory=list, compare=False)  # for the owner to tell, and to clear
+    next_bulk: int | None = None
+    bulk_link: int | None = None
+    told: Nexts = field(default=Nexts(), compare=False)
+
+    @property
+    def nexts(self) -> Nexts:
+        return Nexts(self.next_request, self.next_bulk)
+
+    def tell(self, nexts: Nexts) -> None:
+        """What the lanes' next requests are, as far as that is not known."""
+        self.told = self.told.or_else(nexts)
+        self.next_request, self.next_bulk = self.nexts.or_else(nexts)

@@ -11,6 +11,7 @@ from functools import partial
 from anabranch import messages as m
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.plan import Place, by_key
+from anabranch.agent.room import Room
 from anabranch.agent.saturation import Saturation
 from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.codec import Outgoing, Record, encode
@@ -24,23 +25,6 @@ from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Room:
-    """Bytes of open runs, and of those that are being opened, over all partitions of this worker. `freed` is set
-    whenever some of it becomes free; `waiting` are the partitions that wait for that.
-    """
-
-    limit: int
-    used: int = 0
-    waiting: int = 0
-    freed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def change(self, size: int) -> None:
-        self.used += size
-        if size < 0:
-            self.freed.set()
 
 
 class Fate:

@@ -59,6 +59,7 @@ class Job:
     append: Callable[[m.Event], None]
     on_event: Callable[[BatchContext, dict[str, Any]], None]
     due_at: float = field(default_factory=steady_time)
+    lane: m.Lane = "interactive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,9 @@ class Thinker:
         self._model, self._settings, self._prices, self._clockwork = model, settings, prices, clockwork
         self._large = Large(store, clockwork.now)
         self._steady = clockwork.steady
-        self._lanes: Lanes[Job | _Trying] = Lanes(limits, settings.model_concurrency, self._wake_up, self._steady)
+        self._lanes: Lanes[Job | _Trying] = Lanes(
+            limits, settings.model_concurrency, self._wake_up, self._steady, settings.interactive_weight
+        )
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._attempts = 0
         self._wake = asyncio.Event()
@@ -133,7 +136,7 @@ class Thinker:
     def submit(self, job: Job) -> None:
         if self._stopped:
             return
-        self._lanes.of(job.model).line.add(job.tenant, job)
+        self._lanes.of(job.model).line.add(job.tenant, job, job.lane)
         self._wake_up()
 
     def cancel(self, job: Job) -> None:
@@ -141,7 +144,7 @@ class Thinker:
         if (task := self._running.get(job)) is not None:
             task.cancel()
         else:
-            self._lanes.of(job.model).line.remove(job.tenant, job)
+            self._lanes.of(job.model).line.remove(job.tenant, job, job.lane)
 
     def stop(self) -> None:
         """Start nothing more; what runs goes on."""
@@ -210,14 +213,14 @@ class Thinker:
     async def _again(self, trying: _Trying) -> None:
         """Wait for the turn of the next attempt."""
         granted = trying.granted = asyncio.get_running_loop().create_future()
-        trying.lane.line.add_begun(trying.job.tenant, trying)
+        trying.lane.line.add_begun(trying.job.tenant, trying, trying.job.lane)
         self._wake_up()
         since = self._steady()
         try:
             await granted
             self._meters.model_wait.observe(self._steady() - since, trying.request.context.agent.model)
         finally:
-            trying.lane.line.remove(trying.job.tenant, trying)
+            trying.lane.line.remove(trying.job.tenant, trying, trying.job.lane)
 
     # --- one call ------------------------------------------------------------------------------------------
 

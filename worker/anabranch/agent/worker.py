@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from anabranch.agent.admission import Admission
@@ -20,12 +21,14 @@ from anabranch.agent.commit import read_commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.owner import Hooks, Owner
 from anabranch.agent.sampling import sample
+from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.codec import Record
 from anabranch.errors import AnabranchError, BrokerError
 from anabranch.kafka.membership import Membership
 from anabranch.kafka.seam import Broker, Committed, Place, Subscription
 from anabranch.kafka.sent import Sent, settled
+from anabranch.messages import LANES, Lane
 from anabranch.tasks import Group
 
 log = logging.getLogger(__name__)
@@ -40,13 +43,16 @@ class AgentWorker:
 
     def __init__(self, station: Station, broker: Broker, commit_s: float) -> None:
         self._station, self._broker, self._commit_s = station, broker, commit_s
-        self._log, self._requests = station.namespace.log, station.namespace.requests
+        self._log = station.namespace.log
+        self._topics: dict[Lane, str] = {lane: station.namespace.requests_of(lane) for lane in LANES}
+        self._lanes = {topic: lane for lane, topic in self._topics.items()}
+        self._places: frozenset[Place] = frozenset()
         self._membership = Membership(self, station.settings.hand_off_s, station.meters)
         self._tasks: Group | None = None
         self._owners: dict[int, Owner] = {}
         self._calls: dict[int, ModelCalls] = {}
         self._admissions: dict[int, Admission] = {}
-        self._admitting: dict[int, asyncio.Task[None]] = {}
+        self._admitting: dict[Place, asyncio.Task[None]] = {}
         self._committed: dict[Place, Committed] = {}
         self._commit_now = asyncio.Event()
         self._gaps: dict[int, int] = {}  # where, in a partition's log, records seemed to be missing
@@ -88,7 +94,10 @@ class AgentWorker:
     def positions(self) -> dict[Place, int]:
         """What is to be taken up next, by partition."""
         logs = {Place(self._log, p): owner.state.position for p, owner in self._owners.items()}
-        return logs | {Place(self._requests, p): admission.position for p, admission in self._admissions.items()}
+        requests = [
+            place for place in self._places if place.topic in self._lanes and place.partition in self._admissions
+        ]
+        return logs | {at: self._admissions[at.partition].position(self._lanes[at.topic]) for at in requests}
 
     def sample(self) -> None:
         """Bring the gauges up to date."""
@@ -131,8 +140,8 @@ class AgentWorker:
     # --- listener ------------------------------------------------------------------------------------------------
 
     def assigned(self, places: frozenset[Place]) -> None:
-        """Only where both the log and the requests are ours do we act."""
-        ours = self._ours(places)
+        """Only where both the log and the requests are ours do we act, and take those of the bulk lane if they are."""
+        ours, self._places = self._ours(places), places
         log.info("assigned %d partitions: %s", len(ours), ours)
         for partition in self._owners.keys() - set(ours):
             self._forget(partition)
@@ -141,7 +150,7 @@ class AgentWorker:
 
     def _ours(self, places: frozenset[Place]) -> list[int]:
         logs = {place.partition for place in places if place.topic == self._log}
-        return sorted(logs & {place.partition for place in places if place.topic == self._requests})
+        return sorted(logs & {place.partition for place in places if place.topic == self._topics["interactive"]})
 
     async def revoked(self, places: frozenset[Place], lost: bool) -> None:
         self._station.thinker.disown(lost)
@@ -153,9 +162,10 @@ class AgentWorker:
         if owner is None or admission is None or membership.stopping or membership.is_taking_over:
             return
         if place.topic != self._log:
-            if admission.full:  # it does not keep up: one delivery that it takes up at once is no reason to pause
+            waiting = admission.lanes[self._lanes[place.topic]]
+            if waiting.full:  # it does not keep up: one delivery that it takes up at once is no reason to pause
                 self.subscription.pause(place)
-            admission.feed(records)
+            waiting.feed(records)
         elif self._misses(owner, records[0].offset):
             self._membership.take_over_again()
         else:
@@ -175,8 +185,9 @@ class AgentWorker:
             owner.caught_up(offset)
 
     def _feed_again(self, partition: int, admission: Admission) -> None:
-        if partition in self._admitting and admission.hungry:
-            self.subscription.resume(Place(self._requests, partition))
+        for lane, topic in self._topics.items():
+            if (place := Place(topic, partition)) in self._admitting and admission.lanes[lane].hungry:
+                self.subscription.resume(place)
 
     def _misses(self, owner: Owner, offset: int) -> bool:
         """Whether what is read next lies beyond what was folded: retention may have eaten what is in between.
@@ -192,9 +203,9 @@ class AgentWorker:
         return True
 
     def _stop_admitting(self) -> None:
-        for partition, task in self._admitting.items():
+        for place, task in self._admitting.items():
             task.cancel()
-            self._admissions[partition].suspend()
+            self._admissions[place.partition].suspend()
         self._admitting.clear()
 
     # --- giving up --------------------------------------------------------------------------------------------------
@@ -239,15 +250,18 @@ class AgentWorker:
         """A partition that was kept goes on with its fold; of another one it is begun anew."""
         partitions = self._ours(places)
         logs = [Place(self._log, partition) for partition in partitions]
-        requests = [Place(self._requests, partition) for partition in partitions]
-        ends, begins = await self.subscription.ends(logs), await self.subscription.begins([*logs, *requests])
-        committed = await self.subscription.committed(logs)
-        for place, request_place in zip(logs, requests, strict=True):
-            owner, known = self._owners.get(place.partition), read_commit(committed.get(place))
+        requests = [Place(self._topics["interactive"], partition) for partition in partitions]
+        bulk = [Place(self._topics["bulk"], partition) for partition in partitions]
+        ends, begins = await self.subscription.ends(logs), await self.subscription.begins([*logs, *requests, *bulk])
+        committed = await self.subscription.committed([*logs, *bulk])
+        for place, request_place, bulk_place in zip(logs, requests, bulk, strict=True):
+            known = read_commit(committed.get(place), committed.get(bulk_place))
+            owner = self._owners.get(place.partition)
             if owner is None or owner.state.position < begins[place]:  # a fold with a gap is of another log
                 self._forget(place.partition)
                 owner = self._new_owner(place.partition)
-                position = owner.begin(known, begins[place], ends[place], begins[request_place])
+                firsts = Nexts(begins[request_place], begins[bulk_place])
+                position = owner.begin(known, begins[place], ends[place], firsts)
             else:
                 position = owner.resume(ends[place])
                 owner.committed(known.low if known is not None else begins[place])
@@ -267,8 +281,14 @@ class AgentWorker:
         hooks = Hooks(self._on_live, self._on_time_up, lambda: self.subscription.alive, self._commit_now.set)
         owner = Owner(partition, self._station, calls, hooks)
         self._owners[partition] = owner
-        self._admissions[partition] = Admission(owner, self._station)
+        self._admissions[partition] = Admission(owner, self._station, partial(self._read_again, partition))
         return owner
+
+    def _read_again(self, partition: int) -> None:
+        """What is taken up next, in each lane, lies where the fold says."""
+        for lane, topic in self._topics.items():
+            if (place := Place(topic, partition)) in self._admitting:
+                self.subscription.seek(place, self._admissions[partition].position(lane))
 
     def _on_live(self, owner: Owner) -> None:
         """From here on requests are taken up, from where the fold says."""
@@ -279,9 +299,11 @@ class AgentWorker:
         self._station.meters.takeovers.observe(after_s)
         log.debug("partition %d is live after %.2f s, with %d bytes of open runs", partition, after_s, owner.open_bytes)
         admission.suspend()
-        self.subscription.seek(Place(self._requests, partition), admission.position)
-        name = f"admit {partition}"
-        self._admitting[partition] = self._tasks.watch(self._tasks.create_task(admission.run(), name=name))
+        for lane, topic in self._topics.items():
+            if (place := Place(topic, partition)) in self._places:
+                self.subscription.seek(place, admission.position(lane))
+                admitting = self._tasks.create_task(admission.run(lane), name=f"admit {partition} {lane}")
+                self._admitting[place] = self._tasks.watch(admitting)
 
     def _on_time_up(self, owner: Owner, moment: Moment) -> None:
         """A hand-off's time is up: the giver's reply may stand in the log, up to its end as it is now."""
@@ -331,7 +353,9 @@ class AgentWorker:
             commit = owner.commit(bool(self._metadata_kept))
             if commit is not None:
                 offsets[Place(self._log, partition)] = commit.write()
-                offsets[Place(self._requests, partition)] = Committed(owner.state.next_request or 0, "")
+                offsets[Place(self._topics["interactive"], partition)] = Committed(owner.state.next_request or 0, "")
+                if (bulk := Place(self._topics["bulk"], partition)) in self._places:
+                    offsets[bulk] = commit.write_bulk()
         return offsets
 
     async def _find_out_about_metadata(self) -> None:

@@ -105,7 +105,7 @@ def original(letter: Letter, namespace: Namespace) -> Outgoing:
     from anabranch.deadletters import KEPT
 
     topic, partition, _ = _split(letter.origin)
-    if topic != namespace.requests and not topic.startswith(namespace.calls("")):
+    if topic not in (namespace.requests, namespace.bulk_requests) and not topic.startswith(namespace.calls("")):
         raise AnabranchError(
             f"{letter.origin} cannot be replayed: only requests and tool calls of {namespace.name} can, for events "
             "of the log presume what came before them"

@@ -26,7 +26,7 @@ from anabranch.cli.outfile import OutFile
 from anabranch.cli.progress import print_summary, screen_for
 from anabranch.cli.tally import Tally, as_json
 from anabranch.errors import AnabranchError
-from anabranch.messages import is_name
+from anabranch.messages import LANES, Lane, is_name
 from anabranch.units import duration
 
 HINT_S: Final = 15
@@ -187,6 +187,7 @@ value of that field instead of the line, so that lines can be added or moved."""
 @click.option("--format", "kind", type=click.Choice(["jsonl", "csv"]), help="Of IN, if its name does not say it.")
 @click.option("--tenant", metavar="NAME", help="On whose behalf, for fairness and limits.")
 @click.option("--deadline", metavar="DURATION", help="Of each run, such as 90s or 10m.")
+@click.option("--lane", type=click.Choice(LANES), default="bulk", show_default=True, help="bulk gives way to others.")
 @click.option("--quiet", is_flag=True, help="No progress, no summary.")
 @frame.options(app=True, listing=True)
 def enrich(
@@ -202,11 +203,12 @@ def enrich(
     kind: str | None,
     tenant: str | None,
     deadline: str | None,
+    lane: Lane,
     quiet: bool,
 ) -> int:
     _check(agent, tenant, deadline)
     recipe = r.Recipe(common.namespace().name, agent, _template(template, template_file), id_field)
-    order = Order(agent, concurrency, ordered, tenant, deadline, common.settings.worker.drain_s)
+    order = Order(agent, concurrency, ordered, tenant, deadline, common.settings.worker.drain_s, lane)
     wanted = source_of(source, kind)
     outcome = frame.run_async(_enrich(common, wanted, recipe, out_path, order, quiet))
     if common.as_json:

@@ -18,7 +18,7 @@ from anabranch.cli.outfile import OutFile, key_of, line_of, new_order
 from anabranch.cli.records import BadLine, Job, Try, again
 from anabranch.cli.tally import Tally
 from anabranch.errors import InvalidRequest, TooLarge
-from anabranch.messages import RunError, RunResponse
+from anabranch.messages import Lane, RunError, RunResponse
 from anabranch.tasks import asked_by_signals
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Submitter(Protocol):
     """What is needed of a `Client`."""
 
     async def submit(
-        self, agent: str, input: str, *, run_id: str, tenant: str | None, deadline: float | str | None
+        self, agent: str, input: str, *, run_id: str, tenant: str | None, deadline: float | str | None, lane: Lane
     ) -> Awaitable[RunResponse]: ...
 
 
@@ -77,6 +77,7 @@ class Order:
     tenant: str | None = None
     deadline: float | str | None = None
     drain_s: float = 30.0
+    lane: Lane = "bulk"
 
 
 class Enrichment:
@@ -184,7 +185,7 @@ class Enrichment:
         order = self._order
         try:
             run = await self._client.submit(
-                order.agent, job.prompt, run_id=run_id, tenant=order.tenant, deadline=order.deadline
+                order.agent, job.prompt, run_id=run_id, tenant=order.tenant, deadline=order.deadline, lane=order.lane
             )
         except (InvalidRequest, TooLarge) as error:
             return RunResponse(run_id, order.agent, None, "failed", error=RunError("invalid_request", str(error)))

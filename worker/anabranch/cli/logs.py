@@ -15,7 +15,7 @@ from anabranch.agent.state import Run
 from anabranch.codec import header
 from anabranch.errors import AnabranchError
 from anabranch.kafka.seam import Broker, Place, Reader, Start
-from anabranch.messages import RequestNoted
+from anabranch.messages import LANES, RequestNoted
 from anabranch.topics import Namespace, partition_of
 from anabranch.view import LogView, RunEvent
 
@@ -71,15 +71,16 @@ class RunLog:
 
 
 async def is_waiting(broker: Broker, namespace: Namespace, log: RunLog) -> bool:
-    """Whether a request for the run lies in `agent.requests` and nobody has taken it yet."""
-    place = Place(namespace.requests, log.place.partition)
-    taken = log.view.state.next_request or 0
-    async with broker.reader([place], "begin") as reader:
-        end = (await reader.ends())[place]
-        while reader.position(place) < end:
+    """Whether a request for the run lies in either lane and nobody has taken it yet."""
+    taken = {
+        Place(namespace.requests_of(lane), log.place.partition): log.view.state.nexts.of(lane) or 0 for lane in LANES
+    }
+    async with broker.reader(list(taken), "begin") as reader:
+        ends = await reader.ends()
+        while any(reader.position(place) < end for place, end in ends.items()):
             for record in await reader.read(POLL_S):
                 named = header(record.headers, "ce_runid") or (record.key or b"").decode("utf-8", "replace")
-                if record.offset >= taken and named == log.run_id:
+                if record.offset >= taken[Place(record.topic, record.partition)] and named == log.run_id:
                     return True
     return False
 

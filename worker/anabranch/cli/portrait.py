@@ -17,7 +17,7 @@ from anabranch.bodies import lean
 from anabranch.cli.frame import printable
 from anabranch.cli.tally import span
 from anabranch.cli.waterfall import Row, draw, legend, waterfall
-from anabranch.messages import RunResponse
+from anabranch.messages import RunResponse, lane_of
 
 STATUS_STYLES = {"completed": "bold green", "failed": "bold red", "expired": "bold red", "cancelled": "bold yellow"}
 _OPEN_STYLE = "bold cyan"
@@ -88,6 +88,7 @@ def _facts(run: Run, now: float) -> Iterator[Text]:
     parts += [f"{read:,} tokens in, {used.output_tokens:,} out"]
     parts += [f"${used.cost_usd + run.discarded.cost_usd:.4f}"] if used.cost_usd else []
     parts += [f"{span(max(0.0, wall))} in all"]
+    parts += ["bulk lane"] if lane_of(run.life) == "bulk" else []
     if run.ending is not None and calls:
         timing = response(run).timing
         parts += [f"{span(timing.model_s + timing.tools_sequential_s)} one after another"]
@@ -100,6 +101,7 @@ def as_json(run: Run, now: float) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "agent": run.opening.request.agent,
+        "lane": lane_of(run.life),
         "status": status_of(run),
         "opened_at": run.opened_at,
         "ended_at": run.ending.at if run.ending is not None else None,

@@ -16,7 +16,7 @@ import click
 
 from anabranch.cli import frame
 from anabranch.errors import AnabranchError
-from anabranch.messages import RunResponse, is_name
+from anabranch.messages import LANES, Lane, RunResponse, is_name
 
 if TYPE_CHECKING:
     from anabranch.cli.logs import RunLog
@@ -38,6 +38,7 @@ class Asked:
     tenant: str | None
     deadline: str | None
     max_turns: int | None
+    lane: Lane
 
 
 @click.command("run")
@@ -47,6 +48,7 @@ class Asked:
 @click.option("--tenant", metavar="NAME", help="On whose behalf, for fairness and limits.")
 @click.option("--deadline", metavar="DURATION", help="Such as 90s or 10m.")
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Fewer than the agent may take.")
+@click.option("--lane", type=click.Choice(LANES), default="interactive", show_default=True, help="bulk gives way.")
 @click.option("--quiet", is_flag=True, help="Print the answer, and no steps.")
 @frame.options(app=True, listing=True)
 def run(
@@ -57,6 +59,7 @@ def run(
     tenant: str | None,
     deadline: str | None,
     max_turns: int | None,
+    lane: Lane,
     quiet: bool,
 ) -> int:
     """Run AGENT once on INPUT (- is stdin), and print its answer.
@@ -70,7 +73,7 @@ def run(
     if text == "-":
         text = _stdin()
     chosen = run_id or f"run-{secrets.token_hex(10)}"
-    asked = Asked(agent, text, chosen, run_id is not None, tenant, deadline, max_turns)
+    asked = Asked(agent, text, chosen, run_id is not None, tenant, deadline, max_turns, lane)
     response = frame.run_async(_run(common, asked, quiet))
     _print(common, response)
     return 0 if response.status == "completed" else frame.FAILED
@@ -97,6 +100,7 @@ async def _run(common: frame.Frame, asked: Asked, quiet: bool) -> RunResponse:
             tenant=asked.tenant,
             deadline=asked.deadline,
             max_turns=asked.max_turns,
+            lane=asked.lane,
         )
         watch = Watch(log, console, quiet)
         try:

@@ -4,11 +4,17 @@ Range is the only assignor of aiokafka's that gives partition 7 of every topic t
 about 40 % of all partitions when a member joins. This one moves what balance demands and nothing else: each
 member tells in its join what it had, and keeps it up to its fair share. `share` is pure; the class around it
 is made anew for each consumer, for aiokafka calls it by its class, and its state is the consumer's.
+
+A topic that members of before do not know is given to nobody while there is one: whatever is done about it means
+nothing to them, and a partition may be theirs at the next rebalance. So members offer two protocols: the one that all
+have had from the start, under which they keep such topics to themselves, and one that only those know who know the
+topics, too. Kafka takes the second one, which they prefer, once all members offer it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -16,6 +22,8 @@ from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 
 NAME: Final = "anabranch-sticky"
+NEWER_NAME: Final = "anabranch-sticky-lanes"
+"""Of the protocol under which the bulk lane's requests are given, too."""
 
 Owned = tuple[int, frozenset[int]]
 """The round of an assignment, and the partitions that it gave: a later round's claim is the better one."""
@@ -47,21 +55,34 @@ def _claims(numbers: set[int], members: Mapping[str, Owned]) -> dict[str, set[in
     return claimed
 
 
-def make_assignor() -> type[AbstractPartitionAssignor]:
-    """An assignor for one consumer."""
+@dataclass(slots=True)
+class _Memory:
+    """What a consumer was given last, whichever protocol was in force."""
 
+    round: int = 0
+    owned: frozenset[int] = frozenset()
+
+
+def make_assignors(newer: Collection[str] = ()) -> list[type[AbstractPartitionAssignor]]:
+    """The assignors of one consumer, the preferred one first. `newer` are the topics that not all members may know."""
+    memory = _Memory()
+    known = _make_assignor(NAME, memory, frozenset(newer))
+    return [_make_assignor(NEWER_NAME, memory), known] if newer else [known]
+
+
+def _make_assignor(
+    name_: str, memory: _Memory, hidden: frozenset[str] = frozenset()
+) -> type[AbstractPartitionAssignor]:
     class StickyAssignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka has no types
-        """Its class attributes are the memory of one consumer."""
+        """What it keeps is the memory of one consumer."""
 
-        name = NAME
+        name = name_
         version = 0
-        round_ = 0
-        owned: frozenset[int] = frozenset()
 
         @classmethod
         def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
-            told = orjson.dumps({"round": cls.round_, "owned": sorted(cls.owned)})
-            return ConsumerProtocolMemberMetadata(cls.version, sorted(topics), told)
+            told = orjson.dumps({"round": memory.round, "owned": sorted(memory.owned)})
+            return ConsumerProtocolMemberMetadata(cls.version, sorted(set(topics) - hidden), told)
 
         @classmethod
         def assign(cls, cluster: Any, members: Mapping[str, Any]) -> dict[str, ConsumerProtocolMemberAssignment]:
@@ -81,8 +102,8 @@ def make_assignor() -> type[AbstractPartitionAssignor]:
 
         @classmethod
         def on_assignment(cls, assignment: ConsumerProtocolMemberAssignment) -> None:
-            cls.round_ = _told(assignment.user_data)[0]
-            cls.owned = frozenset(where.partition for where in assignment.partitions())
+            memory.round = _told(assignment.user_data)[0]
+            memory.owned = frozenset(where.partition for where in assignment.partitions())
 
     return StickyAssignor
 

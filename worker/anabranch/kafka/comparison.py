@@ -5,8 +5,8 @@ Must never: speak to a broker. What a broker does not say is unknown, not wrong.
 Called by: `admin.py`.
 
 Some settings are bounds: records that are kept longer, or may be larger, than wanted are no deviation, so that
-`apply` never deletes what somebody wants to keep. `agent.requests` and `agent.log` of a namespace are twins: a run
-has the same partition in both, so their counts agree, and are fixed for life.
+`apply` never deletes what somebody wants to keep. `agent.log` and both lanes of requests of a namespace are twins: a
+run has the same partition in all of them, so their counts agree, and are fixed for life.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from anabranch.kafka.seam import Lack
-from anabranch.topics import LOG, REQUESTS, TopicSpec
+from anabranch.topics import BULK_REQUESTS, LOG, REQUESTS, TopicSpec
 
 APPLY: Final = "`anabranch topics apply APP`"
 REPLICAS: Final = 3
@@ -64,10 +64,9 @@ def lacks(specs: Sequence[TopicSpec], cluster: Cluster) -> list[Lack]:
 
 
 def partitions_to_create(spec: TopicSpec, specs: Sequence[TopicSpec], cluster: Cluster) -> int:
-    """How many partitions a missing topic gets: as many as its twin has, if that one exists already."""
-    twin = _twins(specs).get(spec.name)
-    other = cluster.topics.get(twin) if twin is not None else None
-    return other.partitions if other is not None else spec.partitions
+    """How many partitions a missing topic gets: as many as its twins have, if one exists already."""
+    twins = (cluster.topics.get(twin) for twin in _twins(specs).get(spec.name, ()))
+    return next((other.partitions for other in twins if other is not None), spec.partitions)
 
 
 def partitions_to_add(spec: TopicSpec, specs: Sequence[TopicSpec], cluster: Cluster) -> int:
@@ -135,16 +134,17 @@ def _unsafe(configs: Configs) -> Iterator[tuple[str, str, str]]:
 
 
 def _apart(log: str, cluster: Cluster) -> Iterator[Lack]:
-    requests = _requests_of(log)
-    if log not in cluster.topics or requests not in cluster.topics:
+    if log not in cluster.topics:
         return
-    one, other = cluster.topics[requests].partitions, cluster.topics[log].partitions
-    if one != other:
-        message = (
-            f"{log} has {other} partitions and {requests} has {one}: they must have the same number from the first "
-            f"run on; delete both, or take another namespace, and let {APPLY} create them"
-        )
-        yield Lack(log, message, True)
+    many = cluster.topics[log].partitions
+    for requests in _requests_of(log):
+        seen = cluster.topics.get(requests)
+        if seen is not None and seen.partitions != many:
+            message = (
+                f"{log} has {many} partitions and {requests} has {seen.partitions}: they must have the same number "
+                f"from the first run on; delete both, or take another namespace, and let {APPLY} create them"
+            )
+            yield Lack(log, message, True)
 
 
 def _suffices(name: str, value: str | None, wanted: str) -> bool:
@@ -162,11 +162,11 @@ def _logs(specs: Sequence[TopicSpec]) -> list[str]:
     return [spec.name for spec in specs if "message.timestamp.type" in spec.settings and spec.name.endswith(f".{LOG}")]
 
 
-def _requests_of(log: str) -> str:
-    return log.removesuffix(LOG) + REQUESTS
+def _requests_of(log: str) -> list[str]:
+    return [log.removesuffix(LOG) + requests for requests in (REQUESTS, BULK_REQUESTS)]
 
 
-def _twins(specs: Sequence[TopicSpec]) -> dict[str, str]:
-    """Each twin's other one."""
-    pairs = [(log, _requests_of(log)) for log in _logs(specs)]
-    return {one: other for pair in pairs for one, other in (pair, pair[::-1])}
+def _twins(specs: Sequence[TopicSpec]) -> dict[str, list[str]]:
+    """Each twin's others, the log first."""
+    alike = [[log, *_requests_of(log)] for log in _logs(specs)]
+    return {one: [other for other in all_ if other != one] for all_ in alike for one in all_}

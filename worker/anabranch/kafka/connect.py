@@ -36,10 +36,10 @@ class KafkaBroker:
 
     @asynccontextmanager
     async def subscribe(
-        self, topics: Sequence[str], group: str, listener: Listener
+        self, topics: Sequence[str], group: str, listener: Listener, newer: Sequence[str] = ()
     ) -> AsyncIterator[KafkaSubscription]:
         async with Admin(self._settings, self._arguments) as admin:
-            subscription = KafkaSubscription(self._settings, self._arguments, topics, group, listener, admin)
+            subscription = KafkaSubscription(self._settings, self._arguments, topics, group, listener, admin, newer)
             async with subscription.opened():
                 yield subscription
 

@@ -109,13 +109,14 @@ class MemoryBroker:
 
     @asynccontextmanager
     async def subscribe(
-        self, topics: Sequence[str], group: str, listener: Listener
+        self, topics: Sequence[str], group: str, listener: Listener, newer: Sequence[str] = ()
     ) -> AsyncIterator[MemorySubscription]:
         """As with aiokafka, the first `assigned` comes before this has been entered.
 
         Raises `TopicsError` for a topic that does not exist.
         """
         await self._link.pass_over()
+        topics = [*topics, *newer]  # all members of the double know the same topics
         for topic in topics:
             self._log.topic(topic)
         subscription = MemorySubscription(

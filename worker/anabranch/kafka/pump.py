@@ -23,7 +23,7 @@ from aiokafka.structs import OffsetAndMetadata
 from anabranch.config import KafkaSettings
 from anabranch.errors import BrokerError
 from anabranch.kafka.admin import Admin
-from anabranch.kafka.assignor import make_assignor
+from anabranch.kafka.assignor import make_assignors
 from anabranch.kafka.liveness import Liveness
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Committed, Listener, Place
@@ -58,8 +58,9 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         group: str,
         listener: Listener,
         admin: Admin,
+        newer: Sequence[str] = (),
     ) -> None:
-        self._topics, self._group, self._listener, self._admin = list(topics), group, listener, admin
+        self._topics, self._group, self._listener, self._admin = [*topics, *newer], group, listener, admin
         self._where = settings.bootstrap
         self._arguments = arguments
         self._missing_since: float | None = None
@@ -77,7 +78,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
-            partition_assignment_strategy=[make_assignor()],
+            partition_assignment_strategy=make_assignors(newer),
             session_timeout_ms=int(settings.session_timeout_s * 1000),
             heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / HEARTBEATS),
             rebalance_timeout_ms=int(REBALANCE_S * 1000),

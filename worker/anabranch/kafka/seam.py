@@ -157,8 +157,12 @@ class Broker(Protocol):
     def appender(self) -> AbstractAsyncContextManager[Appender]: ...
 
     def subscribe(
-        self, topics: Sequence[str], group: str, listener: Listener
-    ) -> AbstractAsyncContextManager[Subscription]: ...
+        self, topics: Sequence[str], group: str, listener: Listener, newer: Sequence[str] = ()
+    ) -> AbstractAsyncContextManager[Subscription]:
+        """Become a member. Of `newer` topics nothing is assigned while a member of before does not know them: what we
+        took of them would mean nothing to it, once it had our partitions.
+        """
+        ...
 
     def reader(self, places: Sequence[Place], start: Start) -> AbstractAsyncContextManager[Reader]: ...
 

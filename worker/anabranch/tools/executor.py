@@ -104,8 +104,8 @@ class Executor:
     def __init__(self, settings: ToolSettings, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="tool")
-        self._thread_slots = Slots(settings.threads)
-        self._process_slots = Slots(settings.processes)
+        self._thread_slots = Slots(settings.threads, settings.interactive_weight)
+        self._process_slots = Slots(settings.processes, settings.interactive_weight)
         self._process_limit = anyio.CapacityLimiter(settings.processes)
         self.busy_threads = 0
 
@@ -199,7 +199,7 @@ class Executor:
         """Wait for a place: as long as the call has, and without counting it as the tool's time."""
         left = max(0.0, call.deadline - self._now())
         async with asyncio.timeout(left if math.isfinite(left) else None):
-            await slots.acquire(Whose(call.tenant, call.run_id))
+            await slots.acquire(Whose(call.tenant, call.run_id, call.lane))
 
     async def _in_thread(self, tool: Tool, function: Callable[[], Any], call: Call, gate: Gate, watch: _Watch) -> Any:
         """A thread that outlives its timeout keeps its slot: it is as busy as before."""

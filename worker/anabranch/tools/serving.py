@@ -95,7 +95,7 @@ class Job:
 
     @property
     def whose(self) -> Whose:
-        return Whose(self.call.tenant, self.call.run_id)
+        return Whose(self.call.tenant, self.call.run_id, self.call.lane or "interactive")
 
     @property
     def since(self) -> float:
@@ -159,8 +159,9 @@ class Service:
         self, bench: Bench, tools: dict[str, Tool], shares: Shares, hold_until: Callable[[Job], float]
     ) -> None:
         self._bench, self._shares, self._hold_until = bench, shares, hold_until
-        self._slots = Slots(bench.settings.concurrency)
-        self._per_tool = {t.name: Slots(t.concurrency) for t in tools.values() if t.concurrency}
+        weight = bench.settings.interactive_weight
+        self._slots = Slots(bench.settings.concurrency, weight)
+        self._per_tool = {t.name: Slots(t.concurrency, weight) for t in tools.values() if t.concurrency}
         self._serially = Serially()
         self._seen: OrderedDict[str, int] = OrderedDict()  # call id -> the dispatch that was answered
         self.owner: asyncio.Task[object] | None = None  # who runs the jobs: when it is cancelled, they are
@@ -296,6 +297,7 @@ class Service:
             deadline=call.deadline,
             tenant=call.tenant,
             idempotency_key=call.idempotency_key,
+            lane=call.lane or "interactive",
         )
         try:
             arguments = await large.input_of(self._bench.store, call, self._bench.now())

@@ -1,4 +1,5 @@
-"""Places for calls, given out fairly: who waits takes turns by tenant, and the runs of a tenant by run.
+"""Places for calls, given out fairly: who waits takes turns by lane and its weight, in it by tenant, the runs of a
+tenant by run.
 
 A run that asks for two hundred calls at once would otherwise take all places before another's three, and a tenant's
 flood those of everybody else. A turn is some calls long: runs that ask for few are served one after the other, as they
@@ -15,8 +16,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
+from anabranch.messages import Lane
+from anabranch.weights import Weights
+
 TURN: Final = 8
 """How many calls of a run go, one after the other, before it is another's turn."""
+WEIGHT: Final = 4
 NOBODY: Final = ""
 """The tenant of calls without one."""
 
@@ -26,20 +31,70 @@ class Whose(NamedTuple):
 
     tenant: str | None
     run_id: str
+    lane: Lane = "interactive"
 
 
 def in_line_of(limit: str) -> Whose:
-    """Calls that a limit has let through stay in the order in which it did, whosever they are."""
+    """Calls that a limit has let through stay in the order in which it did, whosever they are: a place that is due is
+    no lane's.
+    """
     return Whose(None, f"limit {limit}")
 
 
-class Slots:
-    """As many places as `count`. Where fewer are taken, nobody waits."""
+Place = asyncio.Future[None]
 
-    def __init__(self, count: int) -> None:
-        self.count = self._free = count
+
+class _Line:
+    """Those of one lane who wait, by tenant and run."""
+
+    def __init__(self) -> None:
         self._taken = 0  # of the turn of whoever is first
-        self._tenants: dict[str, dict[str, deque[asyncio.Future[None]]]] = {}
+        self._tenants: dict[str, dict[str, deque[Place]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._tenants)
+
+    def add(self, whose: Whose, place: Place) -> None:
+        runs = self._tenants.setdefault(whose.tenant or NOBODY, {})
+        runs.setdefault(whose.run_id, deque()).append(place)
+
+    def remove(self, whose: Whose, place: Place) -> None:
+        tenant, run_id = whose.tenant or NOBODY, whose.run_id
+        calls = self._tenants.get(tenant, {}).get(run_id)
+        if calls is None or place not in calls:
+            return
+        calls.remove(place)
+        if not calls:
+            del self._tenants[tenant][run_id]
+        if not self._tenants[tenant]:
+            del self._tenants[tenant]
+
+    def take(self) -> Place:
+        """The first of the run and the tenant whose turn it is; after its turn both go to the end of their lines."""
+        tenant, runs = next(iter(self._tenants.items()))
+        run_id, calls = next(iter(runs.items()))
+        place = calls.popleft()
+        self._taken += 1
+        if calls and self._taken < TURN:
+            return place
+        self._taken = 0
+        del self._tenants[tenant], runs[run_id]
+        if calls:
+            runs[run_id] = calls
+        if runs:
+            self._tenants[tenant] = runs
+        return place
+
+
+class Slots:
+    """As many places as `count`. Where fewer are taken, nobody waits. `weight` is how many calls of the interactive
+    lane get one for each of the bulk lane, while both wait.
+    """
+
+    def __init__(self, count: int, weight: int = WEIGHT) -> None:
+        self.count = self._free = count
+        self._interactive, self._bulk = _Line(), _Line()
+        self._weights = Weights(weight)
 
     @property
     def used(self) -> int:
@@ -66,7 +121,7 @@ class Slots:
             if place.done() and not place.cancelled():  # it was ours already
                 self.release()
             else:
-                self._leave(whose, place)
+                self._line(whose.lane).remove(whose, place)
             raise
 
     def release(self) -> None:
@@ -77,37 +132,17 @@ class Slots:
                 return
         self._free += 1
 
-    def _stand_in_line(self, whose: Whose) -> asyncio.Future[None]:
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        runs = self._tenants.setdefault(whose.tenant or NOBODY, {})
-        runs.setdefault(whose.run_id, deque()).append(place)
+    def _stand_in_line(self, whose: Whose) -> Place:
+        place: Place = asyncio.get_running_loop().create_future()
+        self._line(whose.lane).add(whose, place)
         return place
 
-    def _leave(self, whose: Whose, place: asyncio.Future[None]) -> None:
-        tenant, run_id = whose.tenant or NOBODY, whose.run_id
-        calls = self._tenants.get(tenant, {}).get(run_id)
-        if calls is None or place not in calls:
-            return
-        calls.remove(place)
-        if not calls:
-            del self._tenants[tenant][run_id]
-        if not self._tenants[tenant]:
-            del self._tenants[tenant]
+    def _line(self, lane: Lane) -> _Line:
+        return self._bulk if lane == "bulk" else self._interactive
 
-    def _next(self) -> asyncio.Future[None] | None:
-        """The first of the run and the tenant whose turn it is; after its turn both go to the end of their lines."""
-        if not self._tenants:
+    def _next(self) -> Place | None:
+        lane = self._weights.next(bool(self._interactive), bool(self._bulk))
+        if lane is None:
             return None
-        tenant, runs = next(iter(self._tenants.items()))
-        run_id, calls = next(iter(runs.items()))
-        place = calls.popleft()
-        self._taken += 1
-        if calls and self._taken < TURN:
-            return place
-        self._taken = 0
-        del self._tenants[tenant], runs[run_id]
-        if calls:
-            runs[run_id] = calls
-        if runs:
-            self._tenants[tenant] = runs
-        return place
+        self._weights.took(lane, bool(self._interactive and self._bulk))
+        return self._line(lane).take()
