@@ -104,12 +104,19 @@ def project(state: Partition) -> Projected:
     projected = {
         "position": state.position,
         "next_request": state.next_request,
+        **_of_lanes(state),
         "done": state.done,
         "notes": {str(offset): _json(note_answer(note)) for offset, note in state.notes.items()},
         "runs": {run_id: _run(run) for run_id, run in state.runs.items()},
     }
     plain: Projected = orjson.loads(orjson.dumps(projected))
     return plain
+
+
+def _of_lanes(state: Partition) -> Projected:
+    """Of logs that know more than one: those that were recorded before stay as they are."""
+    cancels = {run_id: [*cancel.before, cancel.reason] for run_id, cancel in state.cancels.items()}
+    return {"next_bulk": state.next_bulk, "cancels": cancels} if state.next_bulk is not None else {}
 
 
 def _run(run: Run) -> Projected:

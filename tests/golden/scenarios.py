@@ -244,6 +244,30 @@ def referring() -> Iterable[Entry]:
     )
 
 
+def lanes() -> Iterable[Entry]:
+    """Both lanes, in and out of order, a run that both ask for, and cancels before and after their requests."""
+    opens = [b.opening(request=b.request(run_id=run_id)) for run_id in ("slow", "quick", "kept", "dropped", "later")]
+    return _one_after_another(
+        b.requested("slow", after=4, offset=2, lane="bulk", after_bulk=2, opens=opens[0]),
+        b.requested("quick", after=4, offset=4, after_bulk=2, opens=opens[1]),
+        b.requested("quick", after=4, offset=4, after_bulk=3, opens=opens[1]),
+        b.noted("duplicate", "slow", after=5, offset=5, after_bulk=3, reply_to=m.ReplyTo(1)),
+        b.cancelled(9, 7, run_id="dropped"),
+        b.cancelled(3, 2, run_id="slow"),
+        b.requested("kept", after=6, offset=3, lane="bulk", after_bulk=3, opens=opens[2]),
+        b.requested("dropped", after=6, offset=4, lane="bulk", after_bulk=4, opens=opens[3]),
+        b.noted("cancelled", "dropped", after=6, offset=9, after_bulk=5),
+        b.noted(
+            "rejected", "bad", after=10, offset=6, lane="bulk", after_bulk=5, error=m.RunError("invalid_request", "?")
+        ),
+        b.noted("cancelled", "dropped", after=10, offset=7, lane="bulk", after_bulk=7),
+        b.cancelled(8, 20, run_id="later"),
+        b.replied(run_id="quick", life="4"),
+        b.replied(run_id="slow", life="4"),
+        b.replied(run_id="kept", life="bulk.3"),
+    )
+
+
 SCENARIOS: Final[dict[str, Callable[[], Iterable[Entry]]]] = {
     "contract": contract,
     "answered": answered,
@@ -255,5 +279,6 @@ SCENARIOS: Final[dict[str, Callable[[], Iterable[Entry]]]] = {
     "snapshots": snapshots,
     "from_snapshot": snapshots,
     "referring": referring,
+    "lanes": lanes,
 }
 BEGINS: Final = {"from_snapshot": 8}

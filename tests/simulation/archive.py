@@ -51,8 +51,9 @@ class Archive:
             if (committed := commits.get(place)) is not None:
                 end = len(self.gone.get(place, ())) + len(self.broker.records(place))
                 last = known.get(partition)
-                if last is None or (last.committed, last.end) != (committed, end):
-                    self.samples.append(Sample(partition, committed, end, self.now()))
+                bulk = commits.get(Place(NAMESPACE.bulk_requests, partition))
+                if last is None or (last.committed, last.bulk, last.end) != (committed, bulk, end):
+                    self.samples.append(Sample(partition, committed, bulk, end, self.now()))
         self._retain()
 
     def _retain(self) -> None:
@@ -60,8 +61,8 @@ class Archive:
             self._keep_from_low()
         elif self.retention == "age":
             for partition in range(PARTITIONS):
-                self._keep_the_young(Place(NAMESPACE.log, partition))
-                self._keep_the_young(Place(NAMESPACE.requests, partition))
+                for topic in (NAMESPACE.log, NAMESPACE.requests, NAMESPACE.bulk_requests):
+                    self._keep_the_young(Place(topic, partition))
         if self.retention != "none":
             for place, committed in self.broker.commits(NAMESPACE.tools_group(QUEUE)).items():
                 self._trim(place, committed.offset)
@@ -71,10 +72,12 @@ class Archive:
         agents = self.broker.commits(NAMESPACE.agents_group)
         for partition in range(PARTITIONS):
             place = Place(NAMESPACE.log, partition)
-            commit = read_commit(agents.get(place))
-            if commit is not None and commit.next_request >= 0:
+            bulk = Place(NAMESPACE.bulk_requests, partition)
+            commit = read_commit(agents.get(place), agents.get(bulk))
+            if commit is not None and commit.next_request >= 0 and commit.next_bulk >= 0:
                 self._trim(place, commit.low)
                 self._trim(Place(NAMESPACE.requests, partition), commit.next_request)
+                self._trim(bulk, commit.next_bulk)
 
     def _keep_the_young(self, place: Place) -> None:
         old_ms = (self.now() - AGE_S) * 1000

@@ -78,7 +78,7 @@ def _event(record: Any) -> m.Event | None:
 
 
 def _fold_all(facts: Facts, events: Iterable[tuple[m.Event | None, int, float]]) -> None:
-    state = Partition(next_request=0)
+    state = Partition(next_request=0, next_bulk=0)
     for event, offset, at in events:
         run = fold.apply(state, event, offset, at)
         if run is None:
@@ -127,6 +127,26 @@ def _identical(facts: Facts) -> Iterator[str]:
             yield f"{run_id} has {len(bodies)} different answers, and {facts.lives_of(run_id)} lives: {sorted(bodies)}"
 
 
+def _cancels_are_heard(facts: Facts) -> Iterator[str]:
+    """No model call of a run begins once its cancel stands in the log, be its own request taken up before or after."""
+    if facts.faults("freeze", "cut", "expel", "copy"):
+        return  # a zombie may act on what it last knew; and a copy of the request is another one
+    said = {
+        event.run_id: at
+        for events in facts.events.values()
+        for event, _, at in reversed(events)
+        if isinstance(event, m.RunCancelled)
+    }
+    again = {run.run_id for run in facts.evidence.workload.runs if run.again or run.misplaced}  # it comes after that
+    begun: set[tuple[str, int, str]] = set()
+    for call in facts.evidence.ledger.model_calls:
+        at, trying = said.get(call.run_id), (call.run_id, call.turn, call.process)
+        if at is None or call.run_id in again or call.at + EPOCH <= at + CLOSE_S:
+            begun.add(trying)
+        elif trying not in begun:  # else it is tried again, by one who has given the partition up meanwhile
+            yield f"{_named(call)} began, and its cancel stood in the log since {at - EPOCH:.3f}"
+
+
 def _admitted_once(facts: Facts) -> Iterator[str]:
     """A request opens one life at most."""
     for run in facts.evidence.workload.runs:
@@ -139,7 +159,7 @@ def _admitted_once(facts: Facts) -> Iterator[str]:
 def _forgotten(facts: Facts, run: PlannedRun) -> bool:
     """Whether it was asked for again after it had been answered: then it may be a new run."""
     first = min((at for at, _, _ in facts.answers.get(run.run_id, [])), default=float("inf"))
-    return any(EPOCH + at > first - 1 for at, _ in run.again)
+    return any(EPOCH + at > first - 1 for at, *_ in run.again)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------
@@ -326,7 +346,7 @@ def _commits_are_safe(facts: Facts) -> Iterator[str]:
     """A fold that begins at a commit knows what the fold of the whole log knows, but for what is over."""
     for partition, events in facts.events.items():
         known = [sample for sample in facts.evidence.samples if sample.partition == partition]
-        whole = Partition(next_request=0)
+        whole = Partition(next_request=0, next_bulk=0)
         done = 0
         for sample in known:
             for event, offset, at in events[done : sample.end]:
@@ -336,16 +356,17 @@ def _commits_are_safe(facts: Facts) -> Iterator[str]:
 
 
 def _unsafe(facts: Facts, sample: Sample, whole: Partition, events: list[Any]) -> Iterator[str]:
-    commit = read_commit(sample.committed)
+    commit = read_commit(sample.committed, sample.bulk)
     assert commit is not None, "a sample has a commit"
     part = Partition(began=commit.low, position=commit.low)
-    if commit.next_request >= 0:
-        part.next_request = commit.next_request
+    part.tell(commit.nexts)
     for event, offset, at in events[commit.low : sample.end]:
         fold.apply(part, event, offset, at)
     where = f"partition {sample.partition} at {sample.at - EPOCH:.1f}, committed {sample.committed}"
-    if part.next_request is not None and part.next_request != whole.next_request:
-        yield f"{where}: next_request is {part.next_request} from there, and {whole.next_request} by the whole log"
+    if part.nexts.or_else(whole.nexts) != whole.nexts:
+        yield f"{where}: the next requests are {part.nexts} from there, and {whole.nexts} by the whole log"
+    if part.cancels.keys() != whole.cancels.keys():
+        yield f"{where}: cancels of {[*part.cancels]} wait from there, and of {[*whole.cancels]} by the whole log"
     for run_id, run in whole.runs.items():
         if (run.open or not _was_answered(facts, run, sample.at)) and _gist(run) != _gist(part.runs.get(run_id)):
             yield f"{where}: {run_id} is {_gist(part.runs.get(run_id))} from there, and {_gist(run)} by the whole log"
@@ -385,6 +406,7 @@ CHECKS: Final[dict[str, Callable[[Facts], Iterator[str]]]] = {
     "no worker dies": _workers_live,
     "every request is answered": _answered,
     "a run ends as asked": _as_asked,
+    "a cancel is heard": _cancels_are_heard,
     "answers of one life are identical": _identical,
     "a request is admitted once": _admitted_once,
     "results are exactly those of the calls": _batches,

@@ -20,6 +20,8 @@ from tests.simulation.faults import Profile
 
 SKEW_S: Final = 2.0
 TIMING: Final = Timing(heartbeat_s=0.1, rebalance_s=12.0, session_s=6.0, request_s=3.0)
+OPEN_BYTES: Final = (512 * 1024 * 1024, 512 * 1024 * 1024, 20_000)
+"""Room for open runs: of a worker, for all that are asked for, or for one or two; then requests wait in Kafka."""
 SETTINGS: Final = Settings(
     kafka=KafkaSettings(partitions=PARTITIONS),
     worker=WorkerSettings(namespace=NAMESPACE.name, drain_s=30.0, commit_s=0.5, heartbeat_s=5.0),
@@ -31,7 +33,8 @@ SETTINGS: Final = Settings(
 def settings(profile: Profile, chance: Random) -> Settings:
     lives = profile.lives
     clean_bytes, age_s = chance.choice(lives.clean_bytes), chance.choice(lives.snapshot_age_s)
-    return replace(SETTINGS, agent=replace(SETTINGS.agent, clean_bytes=clean_bytes, snapshot_age_s=age_s))
+    agent = replace(SETTINGS.agent, clean_bytes=clean_bytes, snapshot_age_s=age_s)
+    return replace(SETTINGS, agent=replace(agent, max_open_bytes=chance.choice(OPEN_BYTES)))
 
 
 def clock(chance: Random) -> Callable[[], float]:

@@ -26,10 +26,13 @@ NAMESPACE: Final = Namespace("sim")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was committed for a partition of the log, where that ended then, and when it was, in epoch seconds."""
+    """What was committed for a partition of the log and with it for the bulk lane, where the log ended then, and when
+    it was, in epoch seconds.
+    """
 
     partition: int
     committed: Committed
+    bulk: Committed | None
     end: int
     at: float
 
@@ -58,7 +61,8 @@ def lags(
     agents, tools = commits(NAMESPACE.agents_group), commits(NAMESPACE.tools_group(QUEUE))
     found: dict[Place, int] = {}
     for spec in specs():
-        owner = {NAMESPACE.log: agents, NAMESPACE.requests: agents, NAMESPACE.calls(QUEUE): tools}.get(spec.name)
+        ours = dict.fromkeys((NAMESPACE.log, NAMESPACE.requests, NAMESPACE.bulk_requests), agents)
+        owner = {**ours, NAMESPACE.calls(QUEUE): tools}.get(spec.name)
         for number in range(spec.partitions if owner is not None else 0):
             place = Place(spec.name, number)
             committed = owner.get(place) if owner is not None else None

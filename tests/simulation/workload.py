@@ -18,6 +18,7 @@ from typing import Any, Final
 from anabranch.agent.model import OnEvent, OnLeft, Transient
 from anabranch.agent.reply import Reply, reply_of
 from anabranch.app import App, Call, Retryable
+from anabranch.messages import Lane
 from tests.simulation.ledger import Execution, Ledger, ModelCall
 from tests.simulation.processes import PROCESS
 
@@ -41,16 +42,19 @@ class PlannedCall:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """A run: when it is asked for, to which inbox, its batches; when it is asked for again, or cancelled."""
+    """A run: when it is asked for, to which inbox, its batches; when it is asked for again (and by which lane), or
+    cancelled.
+    """
 
     run_id: str
     at: float
     inbox: int
     batches: tuple[tuple[PlannedCall, ...], ...]
-    again: tuple[tuple[float, int], ...] = ()
+    again: tuple[tuple[float, int, Lane], ...] = ()
     cancel_at: float | None = None
     deadline_s: float | None = None
     misplaced: bool = False
+    lane: Lane = "interactive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class BadRequest:
     run_id: str
     at: float
     body: bytes
+    lane: Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +81,16 @@ def draw(chance: Random, batches: Sequence[int]) -> Workload:
 def _run(chance: Random, number: int, lengths: Sequence[int]) -> PlannedRun:
     at = chance.uniform(0, 25)
     batches = tuple(tuple(_call(chance) for _ in range(chance.randint(1, 4))) for _ in range(chance.choice(lengths)))
-    again = ((at + chance.uniform(0, 30), chance.randrange(INBOXES)),) if chance.random() < 0.2 else ()
-    cancel_at = at + chance.uniform(0, 15) if chance.random() < 0.1 else None
+    again = ((at + chance.uniform(0, 30), chance.randrange(INBOXES), _lane(chance)),) if chance.random() < 0.2 else ()
+    cancel_at = at + chance.uniform(0, 15) if chance.random() < 0.15 else None
     deadline_s = chance.uniform(1, 20) if chance.random() < 0.05 else None
     inbox = chance.randrange(INBOXES)
-    return PlannedRun(f"run-{number}", at, inbox, batches, again, cancel_at, deadline_s, chance.random() < 0.1)
+    misplaced = chance.random() < 0.1
+    return PlannedRun(f"run-{number}", at, inbox, batches, again, cancel_at, deadline_s, misplaced, _lane(chance))
+
+
+def _lane(chance: Random) -> Lane:
+    return "bulk" if chance.random() < 1 / 3 else "interactive"
 
 
 def _call(chance: Random) -> PlannedCall:
@@ -90,7 +100,7 @@ def _call(chance: Random) -> PlannedCall:
 
 def _bad(chance: Random, number: int) -> BadRequest:
     bodies = (b"{", b'{"agent":"worker"}', b'{"agent":"nobody","input":"x"}', b'{"agent":"worker","input":7}')
-    return BadRequest(f"bad-{number}", chance.uniform(0, 25), chance.choice(bodies))
+    return BadRequest(f"bad-{number}", chance.uniform(0, 25), chance.choice(bodies), _lane(chance))
 
 
 # --- the doubles ------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any, Final, cast
 
@@ -25,7 +26,8 @@ from anabranch.config import Settings
 from anabranch.kafka.memory import MemoryBroker, MemoryRecord
 from anabranch.kafka.memory_append import MemoryAppender
 from anabranch.kafka.seam import Committed, Place
-from anabranch.messages import ReplyTo, RunCancelled, RunRequest
+from anabranch.kafka.sent import Sent
+from anabranch.messages import LANES, Lane, ReplyTo, RunCancelled, RunRequest
 from anabranch.runtime import Shutdown, serve_agent, serve_tools
 from anabranch.topics import partition_of
 from tests.simulation import conditions, faults, workload
@@ -104,8 +106,9 @@ class _World:
 
     async def _live(self) -> None:
         for role in faults.ROLES:
+            late_s = self.chance.uniform(5, 20) if self.chance.random() < 0.2 else 0.0
             for _ in range(self.chance.randint(1, 2)):
-                self._start(role)
+                self._after(late_s, partial(self._start, role))  # what is asked for meanwhile waits in Kafka
         for at, act in self._agenda():
             await asyncio.sleep(max(0.0, at - self.ledger.now()))
             act()
@@ -117,37 +120,43 @@ class _World:
 
     # --- the agenda ---------------------------------------------------------------------------------------------
 
-    def _agenda(self) -> list[tuple[float, Callable[[], None]]]:
+    def _agenda(self) -> list[tuple[float, Callable[[], object]]]:
         """What is done, and when."""
-        agenda: list[tuple[float, Callable[[], None]]] = []
+        agenda: list[tuple[float, Callable[[], object]]] = []
         for run in self.outside.workload.runs:
-            agenda.append((run.at, lambda run=run: self._ask(run, run.inbox)))  # type: ignore[misc]
-            for at, inbox in run.again:
-                agenda.append((at, lambda run=run, inbox=inbox: self._ask(run, inbox)))  # type: ignore[misc]
+            for at, inbox, lane in [(run.at, run.inbox, run.lane), *run.again]:
+                ask = partial(self._ask, run, inbox, lane)
+                agenda.append((at, ask))
             if run.cancel_at is not None:
                 agenda.append((run.cancel_at, lambda run=run: self._cancel(run.run_id)))  # type: ignore[misc]
         for bad in self.outside.workload.bad:
-            agenda.append((bad.at, lambda bad=bad: self._send(_request(bad.run_id, bad.body))))  # type: ignore[misc]
+            agenda.append((bad.at, partial(self._send, _request(bad.run_id, bad.body, bad.lane))))
         for event in faults.schedule(self.profile, self.chance):
             agenda.append((event.at, lambda event=event: self._happen(event)))  # type: ignore[misc]
         agenda += [(at * LOOK_S, self.archive.look) for at in range(1, 30)]
         return sorted(agenda, key=lambda entry: entry[0])
 
-    def _ask(self, run: workload.PlannedRun, inbox: int) -> None:
+    def _ask(self, run: workload.PlannedRun, inbox: int, lane: Lane) -> None:
         request = RunRequest(
             run_id=run.run_id, agent="worker", input=run.run_id, deadline_s=run.deadline_s, reply_to=ReplyTo(inbox)
         )
         self.ledger.say(f"request {run.run_id}")
-        self._send(_request(run.run_id, dump(request), run.misplaced))
+        self._send(_request(run.run_id, dump(request), lane, run.misplaced))
 
     def _cancel(self, run_id: str) -> None:
+        """As a client does: where it stands in the lanes is known before it is said in the log."""
         self.ledger.say(f"cancel {run_id}")
-        event, partition = RunCancelled(run_id, None, "no longer wanted"), partition_of(run_id, PARTITIONS)
-        self._send(encode(event, NAMESPACE.log, partition, "client"))
-        self._send(_request(run_id, dump(RunRequest(run_id=run_id, cancel=True))))
+        body, partition = dump(RunRequest(run_id=run_id, cancel=True)), partition_of(run_id, PARTITIONS)
+        sent = [self._send(_request(run_id, body, lane)) for lane in LANES]
 
-    def _send(self, record: Outgoing) -> None:
-        self.client.append(record)
+        async def tell() -> None:
+            event = RunCancelled(run_id, None, "no longer wanted", *[(await each).offset for each in sent])
+            self._send(encode(event, NAMESPACE.log, partition, "client"))
+
+        self._later(tell())
+
+    def _send(self, record: Outgoing) -> Sent:
+        return self.client.append(record)
 
     # --- workers -------------------------------------------------------------------------------------------------
 
@@ -302,13 +311,14 @@ class _World:
     def _copy(self, event: Event) -> None:
         """A record of some topic comes again, long after. Calls that must not be executed twice are left out: who
         has them executed is whoever copies them."""
-        topic = (NAMESPACE.requests, NAMESPACE.log, NAMESPACE.log, NAMESPACE.calls(QUEUE), NAMESPACE.registry)
-        place = Place(topic[event.steps % len(topic)], 0 if event.steps % len(topic) == 4 else event.steps % 2)
+        asking = (NAMESPACE.requests, NAMESPACE.bulk_requests)
+        topic = (*asking, NAMESPACE.log, NAMESPACE.log, NAMESPACE.calls(QUEUE), NAMESPACE.registry)
+        place = Place(topic[event.steps % len(topic)], 0 if event.steps % len(topic) == 5 else event.steps // 6 % 2)
         known = [record for record in self.archive.records(*place) if not _at_most_once(record)]
         if known:
             record = known[int(event.pick * len(known))]
             self.ledger.fault("copy", f"{place.topic}/{place.partition}/{record.offset}")
-            if place.topic == NAMESPACE.requests:
+            if place.topic in asking:
                 self.ledger.asked_again[(record.key or b"").decode()] += 1
             self._send(Outgoing(place.topic, record.key, record.value, tuple(record.headers), place.partition))
 
@@ -320,7 +330,10 @@ class _World:
             await asyncio.sleep(seconds)
             act()
 
-        task = asyncio.get_running_loop().create_task(wait(), context=Context())
+        self._later(wait())
+
+    def _later(self, doing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(doing, context=Context())
         self.later.add(task)
         task.add_done_callback(self.later.discard, context=Context())
 
@@ -393,6 +406,6 @@ def _at_most_once(record: MemoryRecord) -> bool:
     return any(b'"tool":"%s"' % tool.encode() in (record.value or b"") for tool in workload.AT_MOST_ONCE)
 
 
-def _request(run_id: str, body: bytes, misplaced: bool = False) -> Outgoing:
+def _request(run_id: str, body: bytes, lane: Lane, misplaced: bool = False) -> Outgoing:
     partition = (partition_of(run_id, PARTITIONS) + misplaced) % PARTITIONS
-    return cloud_event(NAMESPACE.requests, "run.request", "client", run_id, body, partition=partition)
+    return cloud_event(NAMESPACE.requests_of(lane), "run.request", "client", run_id, body, partition=partition)

@@ -18,6 +18,7 @@ from anabranch.agent import fold
 from anabranch.agent.state import Partition, Run
 from anabranch.codec import Outgoing, encode
 from anabranch.specs import AgentSpec, ToolSpec
+from anabranch.topics import REQUESTS
 
 RUN, LIFE, DEADLINE = "r", "0", 1000.0
 LOG = "t.agent.log"
@@ -47,13 +48,18 @@ def tool(name: str = "t", **fields: Any) -> ToolSpec:
 
 
 def requested(
-    run_id: str = RUN, *, after: int = 0, offset: int = 0, opens: m.Opening | None = None, size: int = 0
-) -> m.RunRequested:
-    return m.RunRequested(run_id, str(offset), after, offset, opens or opening(), size)
+    run_id: str = RUN, *, after: int = 0, offset: int = 0, opens: m.Opening | None = None, size: int = 0,
+    lane: m.Lane = "interactive", after_bulk: int | None = None,
+) -> m.RunRequested:  # fmt: skip
+    life = m.life_of(lane, offset)
+    return m.RunRequested(run_id, life, after, offset, opens or opening(), size, lane, after_bulk)
 
 
-def noted(code: m.NoteCode = "rejected", run_id: str = RUN, *, after: int = 0, offset: int = 0, **fields: Any) -> Any:
-    return m.RequestNoted(run_id, str(offset), after, offset, code, **fields)
+def noted(
+    code: m.NoteCode = "rejected", run_id: str = RUN, *, after: int = 0, offset: int = 0,
+    lane: m.Lane = "interactive", **fields: Any,
+) -> Any:  # fmt: skip
+    return m.RequestNoted(run_id, m.life_of(lane, offset), after, offset, code, lane=lane, **fields)
 
 
 def call_id(index: int = 0, turn: int = 1, run_id: str = RUN, attempt: str = "att") -> str:
@@ -122,8 +128,9 @@ def run_expired(*, life: str = LIFE) -> m.RunExpired:
     return m.RunExpired(RUN, life, "")
 
 
-def cancelled(*, life: str | None = None, run_id: str = RUN) -> m.RunCancelled:
-    return m.RunCancelled(run_id, life, "enough")
+def cancelled(*before: int | None, life: str | None = None, run_id: str = RUN) -> m.RunCancelled:
+    """`before` are its places among the requests of both lanes."""
+    return m.RunCancelled(run_id, life, "enough", *before)
 
 
 def model_handed_off(turn: int = 1, worker: str = "w1", *, life: str = LIFE) -> m.ModelHandedOff:
@@ -172,9 +179,11 @@ def record(event: m.Event, offset: int, at: float = 0.0, partition: int = 0) -> 
     return as_read(encode(event, LOG, partition, "w"), offset, at)
 
 
-def raw_request(body: bytes | dict[str, Any], offset: int, *, key: bytes | None = None, partition: int = 0) -> Read:
+def raw_request(
+    body: bytes | dict[str, Any], offset: int, *, key: bytes | None = None, partition: int = 0, topic: str = REQUESTS
+) -> Read:
     value = body if isinstance(body, bytes) else orjson.dumps(body)
-    return Read("t.agent.requests", partition, offset, 0, key, value)
+    return Read(f"t.{topic}", partition, offset, 0, key, value)
 
 
 # --- folding ----------------------------------------------------------------------------------------------

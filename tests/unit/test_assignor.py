@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anabranch.kafka.assignor import Owned, share
+from anabranch.kafka.assignor import Owned, make_assignors, share
 
 NOTHING: Owned = (0, frozenset())
 
@@ -64,6 +66,38 @@ def test_range_moves_many_times_as_much() -> None:
     before = share(range(24), dict.fromkeys(members, NOTHING))
     ours = moved(before, share(range(24), {**owned(before), "d": NOTHING}))
     assert (ours, by_range) == (6, 12)
+
+
+def protocols(newer: list[str]) -> dict[str, Any]:
+    """What a member offers when it joins, by protocol, in the order in which it prefers them."""
+    return {assignor.name: assignor for assignor in make_assignors(newer)}
+
+
+class Cluster:
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        return {0, 1}
+
+
+def assigned(members: dict[str, dict[str, Any]]) -> dict[str, set[tuple[str, int]]]:
+    """What each member is given. Kafka takes the first protocol of those that all members offer."""
+    topics = {True: ["log", "requests", "requests.bulk"], False: ["log", "requests"]}
+    name = next(name for name in members["new"] if all(name in offered for offered in members.values()))
+    told = {member: offered[name].metadata(topics[len(offered) > 1]) for member, offered in members.items()}
+    given_ = members["new"][name].assign(Cluster(), told)
+    return {
+        member: {(topic, number) for topic, numbers in assignment.assignment for number in numbers}
+        for member, assignment in given_.items()
+    }
+
+
+def test_a_newer_topic_is_given_to_nobody_while_a_member_does_not_know_it() -> None:
+    knowing = protocols(["requests.bulk"])
+    mixed = assigned({"new": knowing, "old": protocols([])})
+    assert {topic for places in mixed.values() for topic, _ in places} == {"log", "requests"}
+    alike = assigned({"new": knowing, "newer": protocols(["requests.bulk"])})
+    for places in alike.values():
+        numbers = {number for _, number in places}
+        assert places == {(topic, number) for topic in ("log", "requests", "requests.bulk") for number in numbers}
 
 
 def test_of_two_claims_the_later_round_wins() -> None:

@@ -66,3 +66,24 @@ def test_nothing_is_lost_or_given_twice(steps: list[tuple[str, bool, str]]) -> N
             waiting.pop(call)
         assert len(line) == len(waiting)
     assert {line.take() for _ in range(len(waiting))} == set(waiting)
+
+
+def test_the_lanes_take_turns_by_weight_and_each_has_all_of_them_alone() -> None:
+    line: Line[str] = Line(weight=2)
+    for number in range(3):
+        line.add("loud", f"b{number}", "bulk")
+    for number in range(5):
+        line.add("", f"i{number}")
+    assert drained(line) == ["i0", "i1", "b0", "i2", "i3", "b1", "i4", "b2"]
+    line.add("loud", "b3", "bulk")
+    line.add_begun("loud", "b4", "bulk")
+    assert (line.begun, drained(line)) == (1, ["b4", "b3"])
+
+
+def test_a_call_is_removed_from_its_own_lane() -> None:
+    line: Line[str] = Line()
+    line.add("t", "x", "bulk")
+    line.remove("t", "x")
+    assert len(line) == 1
+    line.remove("t", "x", "bulk")
+    assert (len(line), line.take()) == (0, None)

@@ -31,14 +31,14 @@ class Line:
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
     async def ask(self, *names: str) -> None:
-        """A name is `tenant/run/number`."""
+        """A name is `tenant/run/number`; a tenant `bulk` comes by that lane."""
         for name in names:
             self.tasks[name] = asyncio.create_task(self._wait(name))
         await asyncio.sleep(0)
 
     async def _wait(self, name: str) -> None:
         tenant, run_id, _ = name.split("/")
-        await self.slots.acquire(Whose(tenant or None, run_id))
+        await self.slots.acquire(Whose(tenant or None, run_id, "bulk" if tenant == "bulk" else "interactive"))
         self.inside.put_nowait(name)
 
     async def served(self, count: int) -> list[str]:
@@ -70,6 +70,13 @@ async def test_a_tenants_thousand_runs_take_one_turn_in_two() -> None:
     await line.ask(*(f"loud/r{number}/0" for number in range(1000)), *(f"quiet/q{number}/0" for number in range(3)))
     served = await line.served(8)
     assert [name for name in served if name.startswith("quiet")] == ["quiet/q0/0", "quiet/q1/0", "quiet/q2/0"]
+
+
+async def test_calls_of_the_bulk_lane_get_one_place_in_five_while_others_wait() -> None:
+    line = Line(1)
+    await line.ask(*(f"bulk/r{number}/0" for number in range(1000)), *(f"/q{number}/0" for number in range(8)))
+    served = await line.served(12)
+    assert [name.partition("/")[0] for name in served[1:]] == [*[""] * 4, "bulk", *[""] * 4, "bulk", "bulk"]
 
 
 async def test_no_place_is_lost_and_no_more_are_given_than_there_are(seed: int) -> None:
