@@ -2,8 +2,9 @@
 
 Floods one agent worker and one tool worker, each a process with the settings that users have, first with runs whose
 tools take no time, then with runs whose tools are slow, and measures the rate of ordinary work before and after; then
-others, whose model takes a quarter of a second and has 32 places, with one tenant's runs before ten of another's; and
-others with runs whose calls have little time in a slow queue.
+others, whose model takes a quarter of a second and has 32 places, with one tenant's runs before ten of another's, and
+with runs of the bulk lane before ten of the interactive one; and others with runs whose calls have little time in a
+slow queue.
 `--narrow` gives the first ones little room, few places and little patience, so that a small flood does to them what a
 large one does to others.
 
@@ -27,6 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from anabranch.client import Client, Run
+from anabranch.messages import Lane
 from anabranch.runtime import broker_of, topic_specs
 from tests.bench import workload
 from tests.bench.__main__ import kafka, namespaces
@@ -42,8 +44,8 @@ SUBMITTING: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How large the floods are: of runs, of calls (three a run), of one tenant's runs before ten of another's, and of
-    runs whose calls have twenty seconds in a queue that serves two hundred a second.
+    """How large the floods are: of runs, of calls (three a run), of some runs before ten of others, and of runs whose
+    calls have twenty seconds in a queue that serves two hundred a second.
     """
 
     requests: int
@@ -52,6 +54,17 @@ class Plan:
     hurried: int
     tool_ms: int
     narrow: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """By whom runs are asked for, and in which lane."""
+
+    tenant: str | None = None
+    lane: Lane = "interactive"
+
+
+NOBODYS: Final = Whose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,11 @@ def parse(arguments: Sequence[str]) -> Plan:
     parser.add_argument("--requests", type=int, default=100_000, metavar="N", help="runs of the first flood")
     parser.add_argument("--calls", type=int, default=100_000, metavar="N", help="calls of the second one")
     parser.add_argument(
-        "--tenant", type=int, default=50_000, metavar="N", help="runs of the tenant before another's ten"
+        "--tenant",
+        type=int,
+        default=50_000,
+        metavar="N",
+        help="runs of a tenant, or of the bulk lane, before ten others",
     )
     parser.add_argument("--hurried", type=int, default=3000, metavar="N", help="runs whose calls have little time")
     parser.add_argument("--tool-ms", type=int, default=2000, metavar="MS", help="how long a slow tool takes")
@@ -104,24 +121,24 @@ class Flood:
         submitted = await self._submit_all(runs, tool_ms, agent=agent)
         return await self._until_answered(phase, submitted, began)
 
-    async def before_another_tenant(self, phase: str, runs: int) -> Figures:
-        """One tenant's runs, and as soon as Kafka has them ten of another's; the slowest of these counts."""
+    async def before_ten(self, phase: str, runs: int, loud_ones: Whose, quiet_ones: Whose) -> Figures:
+        """The runs of some, and as soon as Kafka has them ten of others; the slowest of these counts."""
         began = time.perf_counter()
-        loud = await self._submit_all(runs, 0, "loud")
+        loud = await self._submit_all(runs, 0, loud_ones)
         asked = time.perf_counter()
-        quiet = await self._submit_all(10, 0, "quiet")
+        quiet = await self._submit_all(10, 0, quiet_ones)
         waiting = asyncio.ensure_future(self._until_answered(phase, loud, began))
         await self._answers(quiet)
         slowest = time.perf_counter() - asked
         return replace(await waiting, others_slowest_s=round(slowest, 2))
 
-    async def _submit(self, tool_ms: int, tenant: str | None = None, agent: str = AGENT) -> Run:
-        return await self._client.submit(agent, workload.prompt(tool_ms), tenant=tenant)
+    async def _submit(self, tool_ms: int, whose: Whose = NOBODYS, agent: str = AGENT) -> Run:
+        return await self._client.submit(agent, workload.prompt(tool_ms), tenant=whose.tenant, lane=whose.lane)
 
-    async def _submit_all(self, runs: int, tool_ms: int, tenant: str | None = None, agent: str = AGENT) -> list[Run]:
+    async def _submit_all(self, runs: int, tool_ms: int, whose: Whose = NOBODYS, agent: str = AGENT) -> list[Run]:
         submitted: list[Run] = []
         while (count := min(SUBMITTING, runs - len(submitted))) > 0:
-            submitted += await asyncio.gather(*(self._submit(tool_ms, tenant, agent) for _ in range(count)))
+            submitted += await asyncio.gather(*(self._submit(tool_ms, whose, agent) for _ in range(count)))
         return submitted
 
     async def _until_answered(self, phase: str, runs: Sequence[Run], began: float) -> Figures:
@@ -161,7 +178,8 @@ async def measure(plan: Plan, bootstrap: str, namespace: str) -> AsyncIterator[F
         yield await flood.ordinary("after")
     async with _flood(bootstrap, f"{namespace}-model", {"agent": "thinking-agent", "tool": "tool"}) as flood:
         await flood.ordinary("warm-up")
-        yield await flood.before_another_tenant("another tenant", plan.tenant)
+        yield await flood.before_ten("another tenant", plan.tenant, Whose("loud"), Whose("quiet"))
+        yield await flood.before_ten("the other lane", plan.tenant, Whose(lane="bulk"), NOBODYS)
     if plan.hurried:
         async with _flood(bootstrap, f"{namespace}-hurried", {"agent": "agent", "tool": "soon-tool"}) as flood:
             yield await flood.all_at_once("little time", plan.hurried, 0, HURRIED)

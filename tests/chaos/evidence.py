@@ -81,7 +81,8 @@ async def settled(bootstrap: str, namespace: str, deadline_s: float) -> tuple[Co
 
 async def _committed(bootstrap: str, namespace: str) -> tuple[Committed, ...]:
     agents, tools = f"{namespace}.agents", f"{namespace}.tools.{QUEUE}"
-    topics = {"agent.requests": agents, "agent.log": agents, f"tool.calls.{QUEUE}": tools}
+    topics = dict.fromkeys(("agent.requests", "agent.requests.bulk", "agent.log"), agents)
+    topics[f"tool.calls.{QUEUE}"] = tools
     found: list[Committed] = []
     async with admin_of(bootstrap) as admin:
         offsets = {group: await admin.list_consumer_group_offsets(group) for group in (agents, tools)}

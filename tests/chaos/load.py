@@ -17,12 +17,18 @@ from typing import Final
 from anabranch.client import Client, Run
 from anabranch.config import Settings
 from anabranch.errors import AnabranchError, BrokerError
+from anabranch.messages import Lane
 from tests.chaos.app import app
 from tests.chaos.ledger import Submitted
 
 AGAIN_S: Final = 0.5
 PATIENCE_S: Final = 60.0
 """After this long the next run is submitted although this one is not answered: a part of the load never stops."""
+
+
+def lane_for(run_id: str) -> Lane:
+    """Every third run comes by the bulk lane."""
+    return "bulk" if int(run_id.rpartition("-")[2]) % 3 == 0 else "interactive"
 
 
 class Load:
@@ -87,7 +93,7 @@ class Load:
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 try:
-                    run = await client.submit("worker", run_id, run_id=run_id)
+                    run = await client.submit("worker", run_id, run_id=run_id, lane=lane_for(run_id))
                 except BrokerError:
                     await asyncio.sleep(AGAIN_S)
                 else:

@@ -1,7 +1,7 @@
 """Floods of runs and of calls, on a real Kafka, of workers that have little room, few places and little patience.
 
 Responsible for: that nothing expires, that admission stops and memory stays bounded meanwhile, that the rate returns,
-and that another tenant's runs are answered long before those that were asked for before them.
+and that runs of another tenant, or of the interactive lane, are answered long before those that were asked for before.
 Must never: measure (`python -m tests.bench.flood` does).
 Called by: pytest.
 """
@@ -43,5 +43,6 @@ async def test_a_flood_makes_the_system_slower_never_wrong_and_passes(kafka: str
     for name, peak_mb in phases["slow tools"]["peak_mb"].items():
         assert peak_mb <= PEAK_MB[name]
     assert phases["after"]["runs_s"] >= 0.3 * phases["before"]["runs_s"]
-    other = phases["another tenant"]
-    assert other["others_slowest_s"] <= 0.5 * other["answered_s"]
+    for name in ("another tenant", "the other lane"):
+        other = phases[name]
+        assert other["others_slowest_s"] <= 0.5 * other["answered_s"]

@@ -107,7 +107,8 @@ def test_a_run_that_was_cancelled_before_its_request_is_taken_up_never_begins() 
     run = state.runs["x"]
     assert run.ending is not None
     assert (run.ending.status, run.ending.error) == (
-        "cancelled", m.RunError("cancelled", "enough"),
+        "cancelled",
+        m.RunError("cancelled", "enough"),
     )
     assert not run.owed
 
