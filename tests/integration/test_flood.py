@@ -21,7 +21,7 @@ from tests.support.kafka import BOOTSTRAP_VARIABLE
 
 pytestmark = pytest.mark.timeout(240)
 
-SIZES = ("--requests", "5000", "--calls", "9000", "--tool-ms", "150", "--tenant", "1000", "--hurried", "0")
+SIZES = ("--requests", "5000", "--calls", "9000", "--tool-ms", "150", "--tenant", "500", "--hurried", "0")
 PEAK_MB = {"agent": 300, "tool": 200}
 """What the formula of docs/operations.md gives for these workers, without what is fetched ahead, about."""
 

@@ -101,9 +101,10 @@ EXAMPLES: Final[Mapping[str, tuple[Any, ...]]] = {
 """By the body's name; a field that is null is left out when it is written."""
 
 EVENTS: Final[tuple[m.Event, ...]] = (
-    m.RunRequested(RUN, LIFE, 17, 17, _opening),
+    m.RunRequested(RUN, LIFE, 17, 17, _opening, after_bulk=40),
+    m.RunRequested(RUN, "bulk.40", 18, 40, _opening, lane="bulk", after_bulk=40),
     m.RequestNoted(RUN, "18", 18, 18, "rejected", _error, m.ReplyTo(3)),
-    m.RequestNoted(RUN, "19", 19, 19, "duplicate"),
+    m.RequestNoted(RUN, "19", 19, 19, "duplicate", after_bulk=41),
     m.ModelReplied(RUN, LIFE, 1, ATTEMPT, "calls", (_planned, _refused), _usage, dump(_message)),
     m.ModelFailed(RUN, LIFE, 1, ATTEMPT, m.RunError("model_unavailable", "no reply before the deadline")),
     m.ModelDiscarded(RUN, LIFE, 1, ATTEMPT, _usage, "the reply broke off"),
@@ -114,9 +115,9 @@ EVENTS: Final[tuple[m.Event, ...]] = (
     m.CallExpired(RUN, LIFE, CALL, "no result before the deadline"),
     m.CallDispatched(RUN, LIFE, CALL, "c0ffee"),
     m.PartitionReleased(4711),
-    m.RunCancelled(RUN, None, "cancelled by its client"),
+    m.RunCancelled(RUN, None, "cancelled by its client", 20, 41),
     m.RunCancelled(RUN, LIFE, "cancelled by its client"),
     m.RunExpired(RUN, LIFE, "past its deadline"),
-    m.RunSnapshot(RUN, LIFE, 4711, 18, 1, 1, "worker-1", b'{"pieces":[[0,"{}"]]}'),
+    m.RunSnapshot(RUN, LIFE, 4711, 18, 1, 1, "worker-1", b'{"pieces":[[0,"{}"]]}', next_bulk=41),
 )
 """At least one of each kind of event that we write."""
