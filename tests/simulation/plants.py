@@ -80,17 +80,17 @@ def an_answer_depends_on_who_gives_it(patch: Patch) -> None:
     patch.setattr(made, lambda run: answer(run) + b" " * next(count))
 
 
-@plant("a request is admitted once", "crashes and rebalances", start=35)
+@plant("a request is admitted once", "crashes and rebalances")
 def a_new_owner_begins_with_the_first_request(patch: Patch) -> None:
     begin, link = Owner.begin, fold._fold_link
 
     def forgetful(self: Owner, *args: Any) -> int:
         at = begin(self, *args)
-        self.state.next_request = 0
+        self.state.next_request = self.state.next_bulk = 0
         return at
 
     def trusting(state: Any, event: Any, offset: int, at: float) -> None:
-        link(state, replace(event, after=state.next_request or 0), offset, at)
+        link(state, replace(event, after=state.next_request or 0, after_bulk=state.next_bulk), offset, at)
 
     patch.setattr(Owner, "begin", forgetful)
     patch.setattr(fold, "_fold_link", trusting)
@@ -169,7 +169,7 @@ def a_worker_that_stops_keeps_no_rebalance_waiting(patch: Patch) -> None:
     patch.setattr(ToolWorker, "revoked", at_once)
 
 
-@plant("no worker dies", "orderly", start=260)
+@plant("no worker dies", "orderly")
 def what_was_revoked_before_attach_is_taken_over(patch: Patch) -> None:
     forget = Membership.forget
 
@@ -205,7 +205,7 @@ def what_was_begun_is_executed_again(patch: Patch) -> None:
     patch.setattr(Progress, "take", lambda self, offset: take(self, offset).replace("begun", "new"))
 
 
-@plant("at most once", "crashes", start=19)
+@plant("at most once", "crashes")
 def a_call_begins_before_it_is_committed_as_begun(patch: Patch) -> None:
     async def at_once(self: Commits, *args: Any) -> bool:
         return True

@@ -93,7 +93,7 @@ def a_snapshot_forgets_which_request_is_next(patch: Patch) -> None:
     patch.setattr(cleaning, "snapshots", forgetful)
 
 
-@plant("every request is answered", "long lives", start=140)
+@plant("a fold from a commit agrees", "long lives, crashes", start=20)
 def no_run_is_ever_said_again(patch: Patch) -> None:
     patch.setattr(Owner, "clean", lambda self, age_s: None)
 

@@ -245,7 +245,7 @@ def folded(log: Log) -> Partition:
 
 @given(logs())
 def test_an_event_in_memory_is_folded_as_the_record_that_it_became(log: Events) -> None:
-    in_memory, read = Partition(next_request=0, next_bulk=0), Partition(next_request=0)
+    in_memory, read = Partition(next_request=0, next_bulk=0), Partition(next_request=0, next_bulk=0)
     for offset, (event, at) in enumerate(log):
         record = encode(event, NAMESPACE.log, 0, "w")
         if isinstance(event, m.RunRequested):
