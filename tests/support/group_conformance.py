@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -166,6 +167,17 @@ class PositionConformance:
 
 class GroupConformance:
     """Of members among each other."""
+
+    async def test_each_join_divides_the_group_once(self, world: World, group: str) -> None:
+        """A member that joins twice begins a rebalance with the second time, and so do those that it makes join."""
+        name, newer = await topic(world, "t", 6), await topic(world, "newer", 6)
+        members = [Member("a"), Member("b"), Member("c")]
+        async with AsyncExitStack() as stack:
+            for count, member in enumerate(members, start=1):
+                await stack.enter_async_context(joined(world, member, [name], group, [newer]))
+                await shared(*members[:count])
+            assert all({place.topic for place in member.places} == {name, newer} for member in members)
+            assert [len(member.assignments) for member in members] == [3, 2, 1]
 
     async def test_a_commit_is_read_again_with_its_metadata(self, world: World, group: str) -> None:
         name, one, other = await two_places(world)

@@ -127,9 +127,11 @@ class Member:
 
 
 @asynccontextmanager
-async def joined(world: World, member: Member, topics: Sequence[str], group: str) -> AsyncIterator[Subscription]:
+async def joined(
+    world: World, member: Member, topics: Sequence[str], group: str, newer: Sequence[str] = ()
+) -> AsyncIterator[Subscription]:
     """`member` in `group`, reading, until the end of the block; then it has stopped and left."""
-    async with world.broker().subscribe(topics, group, member) as subscription:
+    async with world.broker().subscribe(topics, group, member, newer) as subscription:
         member.subscribed(subscription)
         running = asyncio.create_task(subscription.run())
         try:

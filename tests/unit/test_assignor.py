@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anabranch.kafka.assignor import Owned, make_assignors, share
+from anabranch.kafka.assignor import Memory, Owned, make_assignor, share
 
 NOTHING: Owned = (0, frozenset())
 
@@ -68,9 +68,7 @@ def test_range_moves_many_times_as_much() -> None:
     assert (ours, by_range) == (6, 12)
 
 
-def protocols(newer: list[str]) -> dict[str, Any]:
-    """What a member offers when it joins, by protocol, in the order in which it prefers them."""
-    return {assignor.name: assignor for assignor in make_assignors(newer)}
+LOG, REQUESTS, BULK = "log", "requests", "requests.bulk"
 
 
 class Cluster:
@@ -78,26 +76,49 @@ class Cluster:
         return {0, 1}
 
 
-def assigned(members: dict[str, dict[str, Any]]) -> dict[str, set[tuple[str, int]]]:
-    """What each member is given. Kafka takes the first protocol of those that all members offer."""
-    topics = {True: ["log", "requests", "requests.bulk"], False: ["log", "requests"]}
-    name = next(name for name in members["new"] if all(name in offered for offered in members.values()))
-    told = {member: offered[name].metadata(topics[len(offered) > 1]) for member, offered in members.items()}
-    given_ = members["new"][name].assign(Cluster(), told)
+class Joined:
+    """A member that knows the bulk topic, or one of before."""
+
+    def __init__(self, knows: bool) -> None:
+        self.memory = Memory()
+        self.assignor: Any = make_assignor(self.memory, [BULK] if knows else [])
+        self.topics = [LOG, REQUESTS, BULK] if knows else [LOG, REQUESTS]
+
+
+def assigned(leader: str, **members: Joined) -> dict[str, set[tuple[str, int]]]:
+    """What each member is given by the `leader`."""
+    told = {name: member.assignor.metadata(member.topics) for name, member in members.items()}
+    given_ = members[leader].assignor.assign(Cluster(), told)
+    for name, assignment in given_.items():
+        members[name].assignor.on_assignment(assignment)
     return {
-        member: {(topic, number) for topic, numbers in assignment.assignment for number in numbers}
-        for member, assignment in given_.items()
+        name: {(topic, number) for topic, numbers in assignment.assignment for number in numbers}
+        for name, assignment in given_.items()
     }
 
 
 def test_a_newer_topic_is_given_to_nobody_while_a_member_does_not_know_it() -> None:
-    knowing = protocols(["requests.bulk"])
-    mixed = assigned({"new": knowing, "old": protocols([])})
-    assert {topic for places in mixed.values() for topic, _ in places} == {"log", "requests"}
-    alike = assigned({"new": knowing, "newer": protocols(["requests.bulk"])})
-    for places in alike.values():
+    new, old = Joined(knows=True), Joined(knows=False)
+    mixed = assigned("new", new=new, old=old)
+    assert {topic for places in mixed.values() for topic, _ in places} == {LOG, REQUESTS}
+    assert not new.memory.known
+
+
+def test_a_newer_topic_is_given_once_all_members_know_it() -> None:
+    new, newer = Joined(knows=True), Joined(knows=True)
+    for places in assigned("new", new=new, newer=newer).values():
         numbers = {number for _, number in places}
-        assert places == {(topic, number) for topic in ("log", "requests", "requests.bulk") for number in numbers}
+        assert places == {(topic, number) for topic in (LOG, REQUESTS, BULK) for number in numbers}
+    assert new.memory.known == newer.memory.known == {BULK}
+
+
+def test_what_a_leader_of_before_gives_of_a_newer_topic_does_not_count() -> None:
+    new, old = Joined(knows=True), Joined(knows=False)
+    assigned("new", new=new)
+    assert new.memory.known == {BULK}
+    mixed = assigned("old", new=new, old=old)
+    assert BULK in {topic for topic, _ in mixed["new"]}, "it divides whatever topics are asked for"
+    assert not new.memory.known
 
 
 def test_of_two_claims_the_later_round_wins() -> None:

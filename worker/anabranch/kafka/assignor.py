@@ -6,9 +6,10 @@ member tells in its join what it had, and keeps it up to its fair share. `share`
 is made anew for each consumer, for aiokafka calls it by its class, and its state is the consumer's.
 
 A topic that members of before do not know is given to nobody while there is one: whatever is done about it means
-nothing to them, and a partition may be theirs at the next rebalance. So members offer two protocols: the one that all
-have had from the start, under which they keep such topics to themselves, and one that only those know who know the
-topics, too. Kafka takes the second one, which they prefer, once all members offer it.
+nothing to them, and a partition may be theirs at the next rebalance. A leader sees in the members' subscriptions
+whether all know it, and says so with each assignment; one of before gives it to whoever asks and says nothing, and then
+what it gave does not count. (Kafka's own way, a second group protocol, is closed: aiokafka joins once for each
+assignor that it has, and so starts the next rebalance with every join.)
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 
 NAME: Final = "anabranch-sticky"
-NEWER_NAME: Final = "anabranch-sticky-lanes"
-"""Of the protocol under which the bulk lane's requests are given, too."""
 
 Owned = tuple[int, frozenset[int]]
 """The round of an assignment, and the partitions that it gave: a later round's claim is the better one."""
@@ -56,56 +55,56 @@ def _claims(numbers: set[int], members: Mapping[str, Owned]) -> dict[str, set[in
 
 
 @dataclass(slots=True)
-class _Memory:
-    """What a consumer was given last, whichever protocol was in force."""
+class Memory:
+    """What a consumer was given last, and which of its `newer` topics the leader has said that all members know."""
 
     round: int = 0
     owned: frozenset[int] = frozenset()
+    known: frozenset[str] = frozenset()
 
 
-def make_assignors(newer: Collection[str] = ()) -> list[type[AbstractPartitionAssignor]]:
-    """The assignors of one consumer, the preferred one first. `newer` are the topics that not all members may know."""
-    memory = _Memory()
-    known = _make_assignor(NAME, memory, frozenset(newer))
-    return [_make_assignor(NEWER_NAME, memory), known] if newer else [known]
+def make_assignor(memory: Memory, newer: Collection[str] = ()) -> type[AbstractPartitionAssignor]:
+    """The assignor of one consumer, which keeps `memory`. `newer` are the topics that not all members may know."""
 
-
-def _make_assignor(
-    name_: str, memory: _Memory, hidden: frozenset[str] = frozenset()
-) -> type[AbstractPartitionAssignor]:
     class StickyAssignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka has no types
         """What it keeps is the memory of one consumer."""
 
-        name = name_
+        name = NAME
         version = 0
 
         @classmethod
         def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
             told = orjson.dumps({"round": memory.round, "owned": sorted(memory.owned)})
-            return ConsumerProtocolMemberMetadata(cls.version, sorted(set(topics) - hidden), told)
+            return ConsumerProtocolMemberMetadata(cls.version, sorted(set(topics)), told)
 
         @classmethod
         def assign(cls, cluster: Any, members: Mapping[str, Any]) -> dict[str, ConsumerProtocolMemberAssignment]:
-            topics = sorted({topic for member in members.values() for topic in member.subscription})
+            known = _known_to_all(newer, members)
+            topics = {topic for member in members.values() for topic in member.subscription} - (set(newer) - known)
             partitions = {topic: set(cluster.partitions_for_topic(topic) or ()) for topic in topics}
             told = {member: _told(metadata.user_data) for member, metadata in members.items()}
             given = share(set().union(*partitions.values()), told)
-            next_round = orjson.dumps({"round": 1 + max(round_ for round_, _ in told.values())})
+            next_round = 1 + max(round_ for round_, _ in told.values())
+            said = orjson.dumps({"round": next_round, "known": sorted(known)})
             return {
                 member: ConsumerProtocolMemberAssignment(
                     cls.version,
-                    [(topic, sorted(partitions[topic] & set(given[member]))) for topic in metadata.subscription],
-                    next_round,
+                    [(t, sorted(partitions[t] & set(given[member]))) for t in metadata.subscription if t in topics],
+                    said,
                 )
                 for member, metadata in members.items()
             }
 
         @classmethod
         def on_assignment(cls, assignment: ConsumerProtocolMemberAssignment) -> None:
-            memory.round = _told(assignment.user_data)[0]
+            memory.round, memory.known = _told(assignment.user_data)[0], _said_to_be_known(assignment.user_data)
             memory.owned = frozenset(where.partition for where in assignment.partitions())
 
     return StickyAssignor
+
+
+def _known_to_all(newer: Collection[str], members: Mapping[str, Any]) -> set[str]:
+    return {topic for topic in newer if all(topic in member.subscription for member in members.values())}
 
 
 def _told(user_data: bytes) -> Owned:
@@ -115,3 +114,11 @@ def _told(user_data: bytes) -> Owned:
         return int(told["round"]), frozenset(int(number) for number in told.get("owned", ()))
     except (ValueError, KeyError, TypeError, AttributeError):
         return 0, frozenset()
+
+
+def _said_to_be_known(user_data: bytes) -> frozenset[str]:
+    """What the leader says that all members know; a leader of before says nothing of that."""
+    try:
+        return frozenset(str(topic) for topic in orjson.loads(user_data).get("known", ()))
+    except (ValueError, TypeError, AttributeError):
+        return frozenset()

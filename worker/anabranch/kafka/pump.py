@@ -23,7 +23,7 @@ from aiokafka.structs import OffsetAndMetadata
 from anabranch.config import KafkaSettings
 from anabranch.errors import BrokerError
 from anabranch.kafka.admin import Admin
-from anabranch.kafka.assignor import make_assignors
+from anabranch.kafka.assignor import Memory, make_assignor
 from anabranch.kafka.liveness import Liveness
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Committed, Listener, Place
@@ -61,6 +61,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         newer: Sequence[str] = (),
     ) -> None:
         self._topics, self._group, self._listener, self._admin = [*topics, *newer], group, listener, admin
+        self._memory, self._newer = Memory(), frozenset(newer)
         self._where = settings.bootstrap
         self._arguments = arguments
         self._missing_since: float | None = None
@@ -78,7 +79,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
-            partition_assignment_strategy=make_assignors(newer),
+            partition_assignment_strategy=[make_assignor(self._memory, newer)],
             session_timeout_ms=int(settings.session_timeout_s * 1000),
             heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / HEARTBEATS),
             rebalance_timeout_ms=int(REBALANCE_S * 1000),
@@ -195,7 +196,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         self._begun.clear()
-        places = frozenset(Place(where.topic, where.partition) for where in revoked)
+        places = frozenset(self._places(revoked))
         if places:
             await self._loudly(self._listener.revoked(places, lost=self._generation() < 0))
         async with self._commits:  # none may be under way when the generation ends: it would count in the next
@@ -207,7 +208,12 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         self._may_commit = True
         if wheres:
             self._consumer.pause(*wheres)
-        self._listener.assigned(frozenset(Place(where.topic, where.partition) for where in wheres))
+        self._listener.assigned(frozenset(self._places(wheres)))
+
+    def _places(self, wheres: Iterable[TopicPartition]) -> list[Place]:
+        """Those that count: of a newer topic none while a member of the group does not know it."""
+        hidden = self._newer - self._memory.known
+        return [Place(where.topic, where.partition) for where in wheres if where.topic not in hidden]
 
     async def _loudly(self, handling: Any) -> None:
         """aiokafka swallows what a listener raises."""
