@@ -7,6 +7,7 @@ here and passed explicitly, so that no client library's own choice matters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from struct import unpack_from
 from typing import Final
 
@@ -137,7 +138,8 @@ def murmur2(data: bytes) -> int:
     return h ^ h >> 15
 
 
+@lru_cache(maxsize=4096)
 def partition_of(key: str | bytes, partitions: int) -> int:
-    """The partition that the Java client's default partitioner gives `key`."""
+    """The partition that the Java client's default partitioner gives `key`. A run's is asked for again and again."""
     data = key.encode() if isinstance(key, str) else key
     return (murmur2(data) & 0x7FFFFFFF) % partitions
