@@ -23,7 +23,6 @@ from aiokafka.errors import (
     GroupAuthorizationFailedError,
     IncompatibleBrokerVersion,
     InvalidReplicationFactorError,
-    KafkaConnectionError,
     KafkaError,
     NoError,
     TopicAlreadyExistsError,
@@ -38,6 +37,7 @@ from anabranch.config import KafkaSettings
 from anabranch.errors import BrokerError, Forbidden, TopicsError
 from anabranch.kafka import comparison
 from anabranch.kafka.comparison import APPLY, Cluster, Configs, Seen
+from anabranch.kafka.login import unreachable
 from anabranch.kafka.seam import Committed, Lack, Place
 from anabranch.topics import TopicSpec
 
@@ -82,7 +82,7 @@ class Admin:
                 await self._client.start()
         except (KafkaError, OSError, TimeoutError, ValueError) as error:
             await self._close()
-            raise self._unreachable(error) from error
+            raise await unreachable(self._arguments, error) from error
         except BaseException:
             await self._close()
             raise
@@ -316,12 +316,6 @@ class Admin:
     def _no_success(self, what: str, last: Exception) -> BrokerError:
         why = f"in {DEADLINE_S:g} s; the last answer was {str(last) or repr(last)}"
         return BrokerError(f"cannot {what} at {self._settings.bootstrap} {why}. Is every broker up? {_NAMED}")
-
-    def _unreachable(self, error: Exception) -> BrokerError:
-        at = self._settings.bootstrap
-        if isinstance(error, KafkaConnectionError | TimeoutError):  # what it says names no reason; its log does
-            error = TimeoutError("no answer")
-        return BrokerError(f"cannot connect to Kafka at {at}: {error}. Is it up, and does it speak to us? {_NAMED}")
 
     async def _close(self) -> None:
         if self._client is not None:

@@ -33,6 +33,7 @@ from aiokafka.errors import (
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, TooLarge
 from anabranch.kafka.batching import Item, Lane, Line
+from anabranch.kafka.login import unreachable
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.sent import Acked, Sent
@@ -219,7 +220,7 @@ class KafkaAppender:
                     continue
                 where = self._arguments["bootstrap_servers"]
                 if once:
-                    raise BrokerError(f"cannot connect to Kafka at {where} (ANABRANCH_BOOTSTRAP): {error}") from None
+                    raise await unreachable(self._arguments, error) from None
                 log.warning("cannot connect a producer to %s: %s; trying again", where, error)
                 await asyncio.sleep(pause)
                 pause = min(longest, pause * 2)

@@ -45,6 +45,8 @@ def refusal(error: BaseException, arguments: Mapping[str, Any], operation: str, 
 def principal(arguments: Mapping[str, Any]) -> str:
     """Who we are to Kafka, as far as the settings tell."""
     protocol: str = arguments["security_protocol"]
+    if (tokens := arguments.get("sasl_oauth_token_provider")) is not None:
+        return str(tokens.principal)
     if protocol.startswith("SASL"):
         return f"User:{arguments.get('sasl_plain_username')}"
     return "User:ANONYMOUS" if protocol == "PLAINTEXT" else "the user of ANABRANCH_SSL_CERTFILE"
