@@ -55,6 +55,8 @@ class KafkaReader:
 
     async def _begin(self, start: Start) -> None:
         self._consumer.assign(self._places)
+        for topic in {place.topic for place in self._places}:  # else the offsets of a forbidden one are asked for long
+            await self._consumer._client._wait_on_metadata(topic)
         offsets = await self._offsets(start)
         for place, offset in offsets.items():
             self._consumer.seek(place, offset)
