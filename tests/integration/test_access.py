@@ -160,7 +160,8 @@ async def _misplaced_and_unreadable(bootstrap: str, ns: Namespace) -> None:
     """What makes an agent worker write requests, and both roles dead letters."""
     request = b'{"agent": "caller", "input": "near"}'
     elsewhere = (partition_of("stray", 4) + 1) % 4
-    await produce(bootstrap, ns.requests, request, key=b"stray", partition=elsewhere)
+    for requests in _requests(ns):
+        await produce(bootstrap, requests, request, key=b"stray", partition=elsewhere)
     assert (await answer_of(bootstrap, ns.responses, "stray"))["output"] == "near"
     await produce(bootstrap, ns.requests, b"no json", key=b"garbage")
     await produce(bootstrap, ns.calls(QUEUE), b"no json either", key=b"garbage")
@@ -244,15 +245,19 @@ async def test_an_agent_worker_needs_each_of_its_grants(
                 worker = await running.add_agent(settings=its)
                 assert "allow DescribeConfigs" in caplog.text
                 await running.stop(worker)
-            elif (missing.operation, missing.name) == ("Write", running.namespace.requests):
-                await _nothing_is_moved(running, its)
+            elif missing.operation == "Write" and missing.name in _requests(running.namespace):
+                await _nothing_is_moved(running, its, missing.name)
             else:
                 named(missing, await end_of(serve_agent(app, its, shutdown), shutdown, running, "near"), user)
 
 
-async def _nothing_is_moved(running: Fleet, its: Settings) -> None:
+def _requests(ns: Namespace) -> tuple[str, str]:
+    return ns.requests, ns.bulk_requests
+
+
+async def _nothing_is_moved(running: Fleet, its: Settings, requests: str) -> None:
     """The one who sent it to the wrong place is told."""
-    requests, run_id = running.namespace.requests, "stray"
+    run_id = f"stray-in-{requests}"
     elsewhere = (partition_of(run_id, 4) + 1) % 4
     worker = await running.add_agent(settings=its)
     request = b'{"agent": "caller", "input": "near"}'
@@ -286,7 +291,12 @@ async def test_a_client_needs_each_of_its_grants_for_what_is_said_of_it(
     async with around(secured, namespace) as running:
         ns = running.namespace
         all_of_them = grants("client", ns, [QUEUE])
-        alone = {("Read", ns.log): _watches, ("Write", ns.log): _cancels, ("Read", ns.stream): _streams}
+        alone = {
+            ("Write", ns.bulk_requests): _cancels,
+            ("Read", ns.log): _watches,
+            ("Write", ns.log): _cancels,
+            ("Read", ns.stream): _streams,
+        }
         for missing in all_of_them:
             user = await allow(secured, next(users), without(all_of_them, missing))
             its = as_user(running.settings, secured, user)

@@ -66,6 +66,8 @@ def _agent(ns: Namespace) -> list[Grant]:
         Grant("Read", "group", ns.agents_group, "joins the group that shares the partitions"),
         Grant("Read", "topic", ns.requests, "admits runs"),
         Grant("Write", "topic", ns.requests, "moves a request that came to another partition than its run's"),
+        Grant("Read", "topic", ns.bulk_requests, "admits runs of the bulk lane"),
+        Grant("Write", "topic", ns.bulk_requests, "moves a request there that came to another partition"),
         Grant("Read", "topic", ns.log, "folds the events of runs"),
         Grant("Write", "topic", ns.log, "appends events"),
         Grant("Write", "topic", ns.topic(CALLS), "sends tool calls out", prefixed=True),
@@ -99,6 +101,7 @@ def _tool(ns: Namespace, queues: Sequence[str]) -> list[Grant]:
 def _client(ns: Namespace) -> list[Grant]:
     return [
         Grant("Write", "topic", ns.requests, "submits runs"),
+        Grant("Write", "topic", ns.bulk_requests, "submits runs of the bulk lane; cancels runs"),
         Grant("Read", "topic", ns.responses, "hears the answers"),
         Grant("Write", "topic", ns.log, "cancels runs; leave it out for a client that does not"),
         Grant("Read", "topic", ns.log, "watches runs; leave it out for a client that only awaits answers"),
@@ -119,6 +122,7 @@ def _operator(ns: Namespace) -> list[Grant]:
         Grant("Read", "topic", ns.responses, "cancels runs: a client has an inbox"),
         Grant("Write", "topic", ns.log, "cancels runs, and replays results"),
         Grant("Write", "topic", ns.requests, "cancels runs that wait, and replays requests"),
+        Grant("Write", "topic", ns.bulk_requests, "the same for the bulk lane"),
         Grant("Write", "topic", ns.topic(CALLS), "replays calls", prefixed=True),
     ]
 
