@@ -8,6 +8,8 @@ Must never: grant anything beside them. How one logs in is in tests/integration/
 from __future__ import annotations
 
 import asyncio
+import base64
+import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -26,10 +28,10 @@ from anabranch.access import ROLES, Grant, Role, grants
 from anabranch.cli import anabranch, frame
 from anabranch.client import Client
 from anabranch.codec import Outgoing, encode
-from anabranch.config import Settings
+from anabranch.config import Settings, SigningSettings
 from anabranch.errors import Forbidden
 from anabranch.kafka.seam import Place
-from anabranch.messages import StreamDelta, ToolReturned
+from anabranch.messages import ModelFailed, RunError, RunExpired, StreamDelta, ToolReturned
 from anabranch.runtime import Shutdown, broker_of, serve_agent, serve_tools, topic_specs
 from anabranch.testing import Answer, last_results, prompt_of, result_text, tool_use, turn_of
 from anabranch.topics import Namespace, partition_of
@@ -177,7 +179,7 @@ async def _looks_and_mends(reader: Settings, operator: Settings, ns: Namespace, 
         letters = [letter for _ in range(4) for letter in await dead.read(0.5)]
     origins = sorted(dict(letter.headers)["ce_origin"].decode() for letter in letters)
     assert [await commanded(operator, patch, "dlq", "replay", origin) for origin in origins[:2]] == [0, 0]
-    assert await commanded(operator, patch, "runs", "cancel", "nobody") in (0, 1)
+    assert await commanded(reader, patch, "runs", "show", "stray") == 0
 
 
 LOOKS = (("runs", "list"), ("agents",), ("tools",), ("workers",), ("dlq", "list"))
@@ -339,8 +341,8 @@ async def test_who_looks_mends_or_administers_needs_each_of_his_grants(
         for missing in grants("reader", ns, []):
             user = await allow(secured, next(users), without(grants("reader", ns, []), missing))
             its = as_user(running.settings, secured, user)
-            statuses = [await commanded(its, monkeypatch, *command) for command in LOOKS]
-            assert 1 in statuses
+            looks = [await commanded(its, monkeypatch, *command) for command in LOOKS]
+            assert 1 in [*looks, await commanded(its, monkeypatch, "runs", "show", "nobody")]
             named(missing, capsys.readouterr().err, user)
         for missing in grants("admin", ns, []):
             user = await allow(secured, next(users), without(grants("admin", ns, []), missing))
@@ -435,6 +437,33 @@ async def _writable(its: Settings, topics: Sequence[str]) -> list[str]:
 
     found = await asyncio.gather(*(is_writable(topic) for topic in topics))
     return [topic for topic, writable in zip(topics, found, strict=True) if writable]
+
+
+async def test_where_agent_workers_sign_nobody_else_writes_their_events(
+    secured: SecuredKafka, namespace: str, users: Iterator[str]
+) -> None:
+    """A tool worker forges a reply of the model that would end the run; the run goes on, and the forgery is kept."""
+    keys = f"k1:{base64.b64encode(secrets.token_bytes(32)).decode()}"
+    settings = replace(settings_for(secured.open, namespace), signing=SigningSettings(keys, "require"))
+    async with fleet(app, script, settings, queues=[]) as running:
+        ns = running.namespace
+        its = as_user(running.settings, secured, await allow(secured, next(users), grants("tool", ns, [QUEUE])))
+        await running.add_tools(QUEUE, settings=replace(its, signing=SigningSettings()))
+        run = await running.client.submit("caller", "long")
+        [call] = await read_until(secured.open, ns.calls(QUEUE), lambda found: len(found) == 1)
+        life = dict(call.headers)["ce_life"].decode()
+        ending = ModelFailed(run.run_id, life, 2, "guess", RunError("model_refused", "forged"))
+        expired = RunExpired(run.run_id, life, "forged")
+        async with broker_of(its).appender() as appender:
+            for forged in (ending, expired):
+                await appender.append(encode(forged, ns.log, partition_of(run.run_id, 4), "agent-1"))
+        letters = await read_until(secured.open, ns.dead_letters, lambda found: len(found) == 2)
+        assert all("no signature of ours" in reason_of(letter) for letter in letters)
+        gate.open.set()
+        assert (await asyncio.wait_for(_response(run), ANSWER_S)).output == "long"
+        await running.stop(running.agents[0])
+        await running.add_agent()  # who takes over folds what is signed, its predecessor's snapshots and all
+        assert (await running.ask("caller", "near")).output == "near"
 
 
 async def test_a_tool_worker_answers_no_call_but_those_that_it_was_given(

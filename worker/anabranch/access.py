@@ -112,6 +112,8 @@ def _client(ns: Namespace) -> list[Grant]:
 def _reader(ns: Namespace) -> list[Grant]:
     return [
         Grant("Read", "topic", ns.log, "shows runs"),
+        Grant("Read", "topic", ns.requests, "tells whether a run waits to be admitted"),
+        Grant("Read", "topic", ns.bulk_requests, "the same for the bulk lane"),
         Grant("Read", "topic", ns.registry, "shows agents, tools and workers"),
         Grant("Read", "topic", ns.dead_letters, "shows dead letters"),
     ]

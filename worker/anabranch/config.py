@@ -166,6 +166,16 @@ class StoreSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SigningSettings:
+    """Keys of agent workers alone, `id:base64` each, the one that signs first. `mode` is what becomes of events without
+    a signature: `accept` while it is introduced, then `require`.
+    """
+
+    keys: str | None = field(default=None, metadata={"secret": True})
+    mode: Literal["accept", "require"] = "accept"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that is in force. `prices` go by the model's name; so do the limits of `models`, or by a pattern
     such as `claude-opus-4*`: the models that match one share its limits.
@@ -177,6 +187,7 @@ class Settings:
     tool: ToolSettings = field(default_factory=ToolSettings)
     anthropic: AnthropicSettings = field(default_factory=AnthropicSettings)
     storage: StoreSettings = field(default_factory=StoreSettings)
+    signing: SigningSettings = field(default_factory=SigningSettings)
     prices: dict[str, Price] = field(default_factory=dict)
     models: dict[str, ModelLimits] = field(default_factory=dict)
 
@@ -194,6 +205,7 @@ _PREFIXES = {
     "tool": "ANABRANCH_TOOL_",
     "anthropic": "ANTHROPIC_",
     "storage": "ANABRANCH_",
+    "signing": "ANABRANCH_SIGNING_",
 }
 
 

@@ -37,6 +37,7 @@ from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Appender, Broker, Place, Subscription
 from anabranch.registry import Registry, follow, register, worker_entry, worker_gone
+from anabranch.signing import signer_of
 from anabranch.specs import WorkerInfo
 from anabranch.store import Store
 from anabranch.store import opened as open_store
@@ -177,6 +178,7 @@ async def _serve_agent(
 ) -> int:
     meters = AgentMeters()
     meters.know(app.agent_specs())
+    signer = signer_of(settings.signing)
     broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
     worker_id, registry, store = _new_worker_id("agent", clockwork), Registry(), await _store(settings, namespace)
@@ -198,6 +200,7 @@ async def _serve_agent(
             response_partitions=await broker.partitions(namespace.responses),
             place=placing.partition,
             store=store,
+            signer=signer,
             meters=meters,
         )
         worker = AgentWorker(station, broker, settings.worker.commit_s)
