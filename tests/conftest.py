@@ -26,6 +26,7 @@ from tests.support import kafka as kafka_server
 from tests.support import tansu as tansu_server
 from tests.support.kafka import BOOTSTRAP_VARIABLE
 from tests.support.kafka_admin import answers, drop_topics
+from tests.support.kafka_secured import SecuredKafka, launch_secured
 from tests.support.kafka_sources import KafkaFailed, KafkaUnavailable, find_source
 from tests.support.need import unavailable
 
@@ -59,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fetch Kafka now, if a test will ask for it: it may take longer than a test is given."""
-    ours = {"broker"} if os.environ.get(BOOTSTRAP_VARIABLE) else {"broker", "kafka"}
+    ours = {"broker", "secured"} if os.environ.get(BOOTSTRAP_VARIABLE) else {"broker", "secured", "kafka"}
     wanted = any(ours.intersection(getattr(item, "fixturenames", ())) for item in session.items)
     if not wanted or session.config.option.collectonly:
         return
@@ -107,6 +108,19 @@ def broker(_own_kafka: kafka_server.Broker) -> Iterator[kafka_server.Broker]:
 
 
 @pytest.fixture(scope="session")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    """A Kafka where everybody logs in and nothing is allowed that is not granted, one for the whole session."""
+    try:
+        kafka = launch_secured(tmp_path_factory.mktemp("secrets"))
+    except KafkaUnavailable as error:
+        unavailable(str(error))
+    except KafkaFailed as error:
+        pytest.fail(str(error), pytrace=False)
+    with kafka.broker:
+        yield kafka
+
+
+@pytest.fixture(scope="session")
 def tansu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`host:port` of the embedded broker, one for the whole session."""
     with tansu_server.serve(tmp_path_factory.mktemp("tansu")) as bootstrap:
@@ -120,10 +134,11 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
     name = f"{words[:24].strip('-')}-{secrets.token_hex(4)}"
     bootstrap: str | None = request.getfixturevalue("kafka") if "kafka" in request.fixturenames else None
     own: kafka_server.Broker | None = request.getfixturevalue("broker") if "broker" in request.fixturenames else None
+    secured: SecuredKafka | None = request.getfixturevalue("secured") if "secured" in request.fixturenames else None
     yield name
     if own is not None:
         own.start()  # the test may have ended while it was down
-    for server in {own.bootstrap if own else None, bootstrap} - {None}:
+    for server in {own.bootstrap if own else None, secured.open if secured else None, bootstrap} - {None}:
         try:
             drop_topics(str(server), f"{name}.")
         except (KafkaError, OSError, TimeoutError) as error:

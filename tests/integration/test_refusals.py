@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.produce import ProduceRequest
+from tests.support.acls import deny
 from tests.support.fleet import ANSWER_S, Fleet, fleet, settings_for
 from tests.support.kafka import Broker, launch
-from tests.support.kafka_admin import deny, drop_topics
+from tests.support.kafka_admin import drop_topics
 from tests.support.kafka_sources import KafkaUnavailable
 from tests.support.need import unavailable
 from tests.support.raw import answer_of

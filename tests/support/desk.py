@@ -30,6 +30,7 @@ from anabranch.config import AgentSettings
 from anabranch.kafka.seam import Appender
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.registry import Registry
+from anabranch.signing import NO_SIGNER, Signer
 from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace
 from tests.support import builders as b
@@ -125,6 +126,7 @@ class Desk:
         settings: AgentSettings | None = None,
         partitions: int = 1,
         store: Store = NO_STORE,
+        signer: Signer = NO_SIGNER,
     ) -> None:
         self.log, self.sent, self.jobs, self.clock = log or Log(), Outbox(), Jobs(), Clock()
         self.registry, self.lives = Registry(), 0
@@ -135,7 +137,7 @@ class Desk:
         self.station = Station(
             NAMESPACE, "w", cast(Appender, self.sent), cast(Thinker, self.jobs), self.registry, settings, {}, clockwork,
             Room(settings.max_open_bytes), Saturation(self.registry, settings.hold_after_s, lambda: self.clock.now),
-            partitions, response_partitions=4, store=store,
+            partitions, response_partitions=4, store=store, signer=signer,
         )  # fmt: skip
         self.time_up: list[Moment] = []
         self.alive, self.commits_asked_for = True, 0

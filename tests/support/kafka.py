@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -124,8 +125,13 @@ def launch(guarded: bool = False) -> Broker:
     With `guarded` it has a second address, where clients log in and access control lists hold.
     """
     source = find_source()
+    return started(lambda: Broker(source, guarded))
+
+
+def started(make: Callable[[], Broker]) -> Broker:
+    """A broker that serves, made anew once if its ports are gone by then."""
     for _ in range(2):
-        broker = Broker(source, guarded)
+        broker = make()
         try:
             broker.start()
         except BaseException as error:

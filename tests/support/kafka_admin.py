@@ -16,15 +16,10 @@ from typing import Any, TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
-from aiokafka.protocol.admin import CreateAclsRequest
 
 PROBE_DEADLINE_S = 5.0
 DROP_DEADLINE_S = 20.0
 T = TypeVar("T")
-# The numbers of Kafka's protocol for access control lists.
-_ALL, _ALLOW, _DENY, _LITERAL = 2, 3, 2, 3
-_OPERATIONS = {"read": 3, "write": 4, "describe": 8}
-_KINDS = {"topic": 2, "group": 3}
 
 
 def answers(bootstrap: str) -> bool:
@@ -34,19 +29,6 @@ def answers(bootstrap: str) -> bool:
     except (KafkaError, OSError, TimeoutError) as error:
         logging.getLogger(__name__).debug("no answer from %s: %r", bootstrap, error)
         return False
-
-
-async def deny(bootstrap: str, user: str, operation: str, kind: str, name: str) -> None:
-    """Let everybody do everything with the topic or group `name`, but `user` not do `operation`.
-
-    `bootstrap` is where access control lists may be changed, `kind` "topic" or "group".
-    """
-    async with admin_of(bootstrap) as admin:
-        for principal, what, permission in (("*", _ALL, _ALLOW), (user, _OPERATIONS[operation], _DENY)):
-            entry = (_KINDS[kind], name, _LITERAL, f"User:{principal}", "*", what, permission)
-            answer = (await admin._send_request(CreateAclsRequest(*entry))).to_object()
-            refused = [created for created in answer["creation_responses"] if created["error_code"]]
-            assert not refused, f"Kafka takes no such access control list: {refused}"
 
 
 def drop_topics(bootstrap: str, prefix: str) -> None:

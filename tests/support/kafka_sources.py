@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,17 +99,23 @@ def kafka_version() -> str:
 class Jars:
     """Kafka from Maven's jars, run by the machine's own Java."""
 
+    jvm: Sequence[str] = JVM
+    format_options: Sequence[str] = ()
+
     def fetch(self) -> None:
         with _locked(LIBRARIES.with_suffix(".lock")):
             if not self._folder.exists():
                 _copy_jars(self._folder)
 
     def format(self, node: Node) -> None:
-        values = settings(node, host="127.0.0.1", log_dir=str(node.home / "data"))
-        lines = [f"{name}={value}\n" for name, value in values.items()]
+        lines = [f"{name}={value}\n" for name, value in self.settings(node).items()]
         self._properties(node).write_text("".join(lines).replace("\\", "/"))
         storage = ["kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(self._properties(node))]
-        _run([*self._java, *storage], "format Kafka's storage", deadline_s=60)
+        _run([*self._java, *storage, *self.format_options], "format Kafka's storage", deadline_s=60)
+
+    def settings(self, node: Node) -> dict[str, str]:
+        """The broker's settings."""
+        return settings(node, host="127.0.0.1", log_dir=str(node.home / "data"))
 
     def command(self, node: Node) -> Command:
         return Command([*self._java, "kafka.Kafka", str(self._properties(node))], remove=node.home)
@@ -123,7 +129,7 @@ class Jars:
 
     @property
     def _java(self) -> list[str]:
-        return ["java", *JVM, "-cp", str(self._folder / "*")]
+        return ["java", *self.jvm, "-cp", str(self._folder / "*")]
 
     def _properties(self, node: Node) -> Path:
         return node.home / "server.properties"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.config import ModelLimits, Price, Settings, load, shown
+from anabranch.config import ModelLimits, Price, Settings, load, shown, sources
 from anabranch.errors import ConfigError
 
 
@@ -105,3 +105,51 @@ def test_secrets_are_masked() -> None:
     assert "pw" not in str(found)
     assert found["anthropic"]["api_key"] == "********"
     assert found["anthropic"]["auth_token"] is None
+
+
+# --- secrets in files -------------------------------------------------------------------------------------------
+
+
+def test_a_secret_may_lie_in_a_file_of_its_own(tmp_path: Path) -> None:
+    secret = written(tmp_path, "p w=1\n")
+    found = load(environment={"ANABRANCH_SASL_PASSWORD_FILE": str(secret), "ANTHROPIC_API_KEY_FILE": str(secret)})
+    assert (found.kafka.sasl_password, found.anthropic.api_key) == ("p w=1", "p w=1")
+    assert "p w=1" not in str(shown(found))
+
+
+def test_a_secrets_file_may_be_named_in_the_settings_and_the_environment_wins(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("from-a-file")
+    file = written(tmp_path, f'[kafka]\nsasl_password_file = "{secret}"\nssl_password = "plain"\n')
+    assert load(file, {}).kafka.sasl_password == "from-a-file"
+    assert load(file, {"ANABRANCH_SASL_PASSWORD": "direct"}).kafka.sasl_password == "direct"
+    assert load(file, {"ANABRANCH_SSL_PASSWORD_FILE": str(secret)}).kafka.ssl_password == "from-a-file"
+    assert sources(file, {})["kafka", "sasl_password"] == str(file)
+    assert sources(None, {"ANABRANCH_SSL_PASSWORD_FILE": "x"})["kafka", "ssl_password"] == "ANABRANCH_SSL_PASSWORD_FILE"
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"ANABRANCH_SASL_PASSWORD_FILE": "/nowhere/x"}, "ANABRANCH_SASL_PASSWORD_FILE=/nowhere/x cannot be read"),
+        ({"ANABRANCH_SASL_PASSWORD_FILE": "/dev/null"}, "is empty"),
+        (
+            {"ANABRANCH_SASL_PASSWORD_FILE": "/dev/null", "ANABRANCH_SASL_PASSWORD": "pw"},
+            "both ANABRANCH_SASL_PASSWORD and ANABRANCH_SASL_PASSWORD_FILE are set",
+        ),
+    ],
+)
+def test_a_secrets_file_that_does_not_do_is_told(environment: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load(environment=environment)
+
+
+def test_only_secrets_lie_in_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no setting 'bootstrap_file'"):
+        load(written(tmp_path, '[kafka]\nbootstrap_file = "x"\n'), {})
+
+
+def test_a_secret_of_the_wrong_kind_is_told_without_being_shown(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"kafka\.sasl_password") as told:
+        load(written(tmp_path, "[kafka]\nsasl_password = 4711\n"), {})
+    assert "4711" not in str(told.value)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.support import builders as b
 
-from anabranch.agent.plan import BatchContext, plan, unfit
+from anabranch.agent.plan import BatchContext, derived, plan, unfit
 from anabranch.agent.reply import RequestedCall
 from anabranch.messages import PlannedCall
 from anabranch.specs import AgentLimits, ToolSpec
@@ -31,6 +31,9 @@ def planned(
     return plan(asked, BatchContext("r", 2, "att", agent, parallel, known.get))
 
 
+ID = [f"r/2.{derived('att', index)}/{index}" for index in range(3)]
+
+
 def call(name: str = "t", number: int = 0, **arguments: Any) -> RequestedCall:
     return RequestedCall(f"tu{number}", name, arguments)
 
@@ -38,8 +41,17 @@ def call(name: str = "t", number: int = 0, **arguments: Any) -> RequestedCall:
 def test_a_call_is_planned_with_all_that_depends_on_its_tool() -> None:
     spec = b.tool(queue="io", deadline_s=7.0, on_error="abort")
     assert planned(call(), tools=[spec]) == (
-        PlannedCall("r/2.att/0", "tu0", "t", "io", "r/2.att/0", "at_least_once", 7.0, "abort"),
+        PlannedCall(ID[0], "tu0", "t", "io", ID[0], "at_least_once", 7.0, "abort"),
     )
+
+
+def test_a_call_id_gives_away_neither_the_attempt_nor_the_ids_of_other_calls() -> None:
+    tokens = [entry.call_id.split("/")[1] for entry in planned(*(call(number=n) for n in range(5)))]
+    assert len({*tokens}) == 5
+    assert all(len(token) == len("2.") + 16 and "att" not in token for token in tokens)
+    other = plan([call()], BatchContext("r", 2, "att2", b.agent(tools=["t"]), True, lambda name: b.tool()))
+    assert other[0].call_id.split("/")[1] not in tokens
+    assert derived("att", "stream") not in {token.removeprefix("2.") for token in tokens}
 
 
 def test_a_call_is_planned_for_the_partition_that_its_limit_and_tenant_say() -> None:
@@ -52,7 +64,7 @@ def test_a_call_is_planned_for_the_partition_that_its_limit_and_tenant_say() -> 
     refused = RequestedCall("tu1", "t", {}, "not JSON")
     context = BatchContext("r", 2, "att", b.agent(tools=["t"]), True, lambda name: b.tool(), place, "acme")
     assert [entry.partition for entry in plan((call(), refused), context)] == [7, None]
-    assert asked == [("t", "r/2.att/0", "acme")]
+    assert asked == [("t", ID[0], "acme")]
 
 
 def test_the_plan_has_the_order_of_the_calls() -> None:
@@ -142,14 +154,14 @@ def test_a_serial_key_is_a_hash_of_the_argument() -> None:
 
 def test_calls_wait_for_the_tools_that_theirs_comes_after() -> None:
     entries = planned(call("u"), call("t"), call("t"), tools=[b.tool(), b.tool("u", after=["t", "v"])])
-    assert [entry.after for entry in entries] == [["r/2.att/1", "r/2.att/2"], [], []]
+    assert [entry.after for entry in entries] == [[ID[1], ID[2]], [], []]
 
 
 def test_a_rejected_call_waits_for_nobody_and_is_waited_for() -> None:
     specs = [b.tool(input_schema=NUMBER), b.tool("u", after=["t"])]
     entries = planned(call("t"), call("u"), tools=specs)
     assert entries[0].rejected
-    assert entries[1].after == ["r/2.att/0"]
+    assert entries[1].after == [ID[0]]
 
 
 def test_calls_that_wait_in_a_circle_are_rejected_with_those_behind_them() -> None:

@@ -218,7 +218,7 @@ def sample(what: dict[str, Any]) -> str:
         return str(what.get("const") or what["enum"][0])
     if "contentSchema" in what:
         return "[]" if what["contentSchema"].get("type") == "array" else "{}"
-    candidates = ("text", "7", "00-" + "a" * 32 + "-" + "b" * 16 + "-01")
+    candidates = ("text", "7", "00-" + "a" * 32 + "-" + "b" * 16 + "-01", f"k1:{'A' * 43}=")
     return next(value for value in candidates if jsonschema_rs.is_valid(what, value))
 
 

@@ -21,7 +21,7 @@ from tests.support.virtual import now, virtually
 
 from anabranch import messages as m
 from anabranch.agent.model import Hopeless, OnEvent, OnLeft, Transient
-from anabranch.agent.plan import BatchContext
+from anabranch.agent.plan import BatchContext, derived
 from anabranch.agent.reply import Reply, RequestedCall
 from anabranch.agent.thinking import Clockwork, Job, Request, Thinker, priced
 from anabranch.config import AgentSettings, ModelLimits, Price
@@ -118,7 +118,7 @@ def test_a_reply_is_appended_with_its_plan_and_its_cost() -> None:
     desk = thought(Script(asked), lambda desk: desk.submit(), {"m": Price(2.0, 10.0, 1.0)})
     event = only(desk)
     assert (event.run_id, event.life, event.turn, event.attempt, event.body) == ("r", "0", 1, "id1", b"body")
-    assert [entry.call_id for entry in event.plan] == ["r/1.id1/0"]
+    assert [entry.call_id for entry in event.plan] == [f"r/1.{derived('id1', 0)}/0"]
     assert event.usage == m.Usage(1000, 100, 10, 0, 0.00301)
 
 

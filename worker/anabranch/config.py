@@ -3,7 +3,8 @@
 `load` is called by the commands and by `App.client`; nothing else in the package looks at the environment.
 A setting `agent.model_concurrency` is `ANABRANCH_AGENT_MODEL_CONCURRENCY` in the environment and
 `[agent] model_concurrency = 64` in the file; the environment wins. Those of `kafka`, `worker` and `storage` have
-no prefix of their own: `ANABRANCH_BOOTSTRAP`, `ANABRANCH_DRAIN_S`, `ANABRANCH_STORE`.
+no prefix of their own: `ANABRANCH_BOOTSTRAP`, `ANABRANCH_DRAIN_S`, `ANABRANCH_STORE`. A secret may lie in a file of
+its own: `ANABRANCH_SASL_PASSWORD_FILE`, or `sasl_password_file` in the settings. No message ever shows one.
 """
 
 from __future__ import annotations
@@ -27,19 +28,35 @@ SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PerMinute = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def without_secrets(url: str) -> str:
+    """A URL without what may be a secret in it: user, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 @dataclass(frozen=True, slots=True)
 class KafkaSettings:
-    """How to reach Kafka. `idempotent` is off only for a broker that cannot do it."""
+    """How to reach Kafka. `idempotent` is off only for a broker that cannot do it.
+
+    `sasl_username` and `sasl_password` are for PLAIN and SCRAM. OAUTHBEARER takes tokens from `sasl_oauth_token_url`,
+    by the client credentials grant; `sasl_oauth_cafile` is the CA of that server, if the system does not know it.
+    """
 
     bootstrap: str = "localhost:9092"
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "GSSAPI"] = "PLAIN"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "PLAIN"
     sasl_username: str | None = None
     sasl_password: str | None = field(default=None, metadata={"secret": True})
+    sasl_oauth_token_url: str | None = field(default=None, metadata={"shown": without_secrets})
+    sasl_oauth_client_id: str | None = None
+    sasl_oauth_client_secret: str | None = field(default=None, metadata={"secret": True})
+    sasl_oauth_scope: str | None = None
+    sasl_oauth_cafile: str | None = None
     ssl_cafile: str | None = None
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     ssl_password: str | None = field(default=None, metadata={"secret": True})
+    ssl_check_hostname: bool = True
     idempotent: bool = True
     session_timeout_s: Seconds = 10.0
     replication_factor: Annotated[int, Field(ge=-1)] = -1
@@ -135,12 +152,6 @@ class AnthropicSettings:
     base_url: str | None = None
 
 
-def without_secrets(url: str) -> str:
-    """A URL without what may be a secret in it: user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
     """Where large bodies lie. `store` is a URL (file, s3, gs, az), without which nothing goes by reference.
@@ -155,6 +166,16 @@ class StoreSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SigningSettings:
+    """Keys of agent workers alone, `id:base64` each, the one that signs first. `mode` is what becomes of events without
+    a signature: `accept` while it is introduced, then `require`.
+    """
+
+    keys: str | None = field(default=None, metadata={"secret": True})
+    mode: Literal["accept", "require"] = "accept"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that is in force. `prices` go by the model's name; so do the limits of `models`, or by a pattern
     such as `claude-opus-4*`: the models that match one share its limits.
@@ -166,9 +187,13 @@ class Settings:
     tool: ToolSettings = field(default_factory=ToolSettings)
     anthropic: AnthropicSettings = field(default_factory=AnthropicSettings)
     storage: StoreSettings = field(default_factory=StoreSettings)
+    signing: SigningSettings = field(default_factory=SigningSettings)
     prices: dict[str, Price] = field(default_factory=dict)
     models: dict[str, ModelLimits] = field(default_factory=dict)
 
+
+_FILE = "_file"
+"""A secret's name with this names the file that it lies in."""
 
 _BY_MODEL: dict[str, type] = {"prices": Price, "models": ModelLimits}
 """Sections with a table for each model; they have no variables."""
@@ -180,19 +205,21 @@ _PREFIXES = {
     "tool": "ANABRANCH_TOOL_",
     "anthropic": "ANTHROPIC_",
     "storage": "ANABRANCH_",
+    "signing": "ANABRANCH_SIGNING_",
 }
 
 
 def load(file: str | Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
     """The settings of `file` (TOML), overruled by the environment. Raises `ConfigError`."""
     data = _read(Path(file)) if file is not None else {}
-    for section, name, text in _given(os.environ if environment is None else environment):
-        table = data.setdefault(section, {})
-        if not isinstance(table, dict):
+    for section, table in _by_section(_given(os.environ if environment is None else environment)).items():
+        given = data.setdefault(section, {})
+        if not isinstance(given, dict):
             raise ConfigError(f"[{section}] in {file} must be a table")
-        table[name] = text
+        data[section] = {name: value for name, value in given.items() if _other_form(name) not in table} | table
     where = str(file) if file is not None else "a settings file"
     _refuse_unknown(data, where)
+    _read_secrets(data)
     try:
         return TypeAdapter(Settings).validate_python(data)
     except ValidationError as error:
@@ -214,17 +241,58 @@ def _sections() -> Iterator[tuple[str, type]]:
         yield name, hints[name]
 
 
+def _names(kind: type) -> list[str]:
+    """What may be set: each setting, and for a secret its file as well."""
+    secrets = [item.name + _FILE for item in fields(kind) if item.metadata.get("secret")]
+    return [*(item.name for item in fields(kind)), *secrets]
+
+
 def _given(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """Section, setting and text of each variable that is set."""
     for section, kind in _sections():
-        for item in fields(kind):
-            variable = _PREFIXES[section] + item.name.upper()
-            if (text := environment.get(variable, "")) != "":
-                yield section, item.name, text
+        for name in _names(kind):
+            if (text := environment.get(_PREFIXES[section] + name.upper(), "")) != "":
+                yield section, name, text
+
+
+def _by_section(given: Iterator[tuple[str, str, str]]) -> dict[str, dict[str, str]]:
+    tables: dict[str, dict[str, str]] = {}
+    for section, name, text in given:
+        tables.setdefault(section, {})[name] = text
+    return tables
+
+
+def _other_form(name: str) -> str:
+    """A secret's file for the secret, and the other way round."""
+    return name.removesuffix(_FILE) if name.endswith(_FILE) else name + _FILE
+
+
+def _read_secrets(data: dict[str, Any]) -> None:
+    """Put what lies in files into its place."""
+    for section, kind in _sections():
+        table = data.get(section, {})
+        for name in [item.name for item in fields(kind) if item.metadata.get("secret") and item.name + _FILE in table]:
+            variable, file = _PREFIXES[section] + name.upper(), table.pop(name + _FILE)
+            if name in table:
+                raise ConfigError(f"both {variable} and {variable}_FILE are set: take one of them away")
+            table[name] = _secret(variable + "_FILE", file)
+
+
+def _secret(variable: str, file: Any) -> str:
+    """The content of a file, without the line's end that editors add."""
+    try:
+        text = Path(str(file)).read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ConfigError(f"{variable}={file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{variable}={file} is no text in UTF-8") from None
+    if not text:
+        raise ConfigError(f"{variable}={file} is empty")
+    return text
 
 
 def _refuse_unknown(data: Mapping[str, Any], file: str) -> None:
-    known = {section: {item.name for item in fields(kind)} for section, kind in _sections()}
+    known = {section: set(_names(kind)) for section, kind in _sections()}
     for section, table in data.items():
         if not isinstance(table, dict):
             raise ConfigError(f"{file}: {section} must be a table, such as [{section}], not {type(table).__name__}")
@@ -253,7 +321,14 @@ def _explain(error: ValidationError, file: str) -> str:
     path = [str(part) for part in first["loc"]]
     name = ".".join(path)
     variable = _PREFIXES.get(path[0], "") + path[1].upper() if len(path) > 1 and path[0] in _PREFIXES else name
-    return f"setting {name} ({variable}, or in {file}) is {first['input']!r}: {first['msg']}"
+    value = "********" if _is_secret(path) else repr(first["input"])
+    return f"setting {name} ({variable}, or in {file}) is {value}: {first['msg']}"
+
+
+def _is_secret(path: list[str]) -> bool:
+    kinds = dict(_sections())
+    of = {item.name: item for item in fields(kinds[path[0]])} if path[0] in kinds else {}
+    return len(path) > 1 and path[1] in of and bool(of[path[1]].metadata.get("secret"))
 
 
 def shown(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -280,7 +355,14 @@ def _masked(metadata: Mapping[str, Any], value: Any) -> Any:
 def sources(file: str | Path | None = None, environment: Mapping[str, str] | None = None) -> dict[tuple[str, str], str]:
     """Where each setting (section, name) that is not the default comes from: a variable's name, or the file's."""
     data = _read(Path(file)) if file is not None else {}
-    found = {(section, name): str(file) for section, table in data.items() for name in table}
+    found = {(section, _plain(section, name)): str(file) for section, table in data.items() for name in table}
     for section, name, _ in _given(os.environ if environment is None else environment):
-        found[section, name] = _PREFIXES[section] + name.upper()
+        found[section, _plain(section, name)] = _PREFIXES[section] + name.upper()
     return found
+
+
+def _plain(section: str, name: str) -> str:
+    """The setting that a name sets: that of a secret's file is the secret."""
+    kind = dict(_sections()).get(section)
+    is_file = kind is not None and name not in {item.name for item in fields(kind)}
+    return name.removesuffix(_FILE) if is_file else name

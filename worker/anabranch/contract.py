@@ -52,6 +52,15 @@ TRACE: Final[Mapping[str, Schema]] = {
 }
 """The one header that any record may have or not."""
 
+SIGNED: Final[Mapping[str, Schema]] = {
+    "ce_signature": {
+        "type": "string",
+        "pattern": "^[A-Za-z0-9._-]{1,32}:[A-Za-z0-9+/]{43}=$",
+        "description": "The id of an agent worker's key, and its signature; where agent workers sign",
+    }
+}
+"""The one header that an event of the log may have beside."""
+
 RUN: Final[Mapping[str, Schema]] = {
     "ce_runid": _text("The run", pattern=m.NAME_PATTERN),
     "ce_life": _text("The request offset that opened the run, behind the lane's name unless that is interactive"),
@@ -156,7 +165,8 @@ class Kind:
         own = {"type": "string", "const": self.name, "description": "The kind of record"}
         always = {**EVERYWHERE, "ce_type": own, **self.headers}
         required = [name for name in always if name not in self.may_lack]
-        return {"type": "object", "properties": {**always, **TRACE}, "required": required}
+        further = {**TRACE, **(SIGNED if self.topic == topics.LOG else {})}
+        return {"type": "object", "properties": {**always, **further}, "required": required}
 
 
 def _event(

@@ -37,6 +37,7 @@ from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Appender, Broker, Place, Subscription
 from anabranch.registry import Registry, follow, register, worker_entry, worker_gone
+from anabranch.signing import signer_of
 from anabranch.specs import WorkerInfo
 from anabranch.store import Store
 from anabranch.store import opened as open_store
@@ -177,6 +178,7 @@ async def _serve_agent(
 ) -> int:
     meters = AgentMeters()
     meters.know(app.agent_specs())
+    signer = signer_of(settings.signing)
     broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
     worker_id, registry, store = _new_worker_id("agent", clockwork), Registry(), await _store(settings, namespace)
@@ -198,6 +200,7 @@ async def _serve_agent(
             response_partitions=await broker.partitions(namespace.responses),
             place=placing.partition,
             store=store,
+            signer=signer,
             meters=meters,
         )
         worker = AgentWorker(station, broker, settings.worker.commit_s)
@@ -247,7 +250,7 @@ async def _serve_tools(
     limits = [limit for limit in app.limit_specs() if limit.queue == queue]
     meters = ToolMeters(queue, [tool.name for tool in tools], [limit.name for limit in limits])
     broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
-    await _refuse_bad_topics(broker, namespace.specs([queue], settings.kafka.partitions))
+    await _refuse_bad_topics(broker, _of_tools(namespace, queue, settings.kafka.partitions))
     worker_id, store = _new_worker_id("tool", clockwork), await _store(settings, namespace)
     executor = Executor(settings.tool, clockwork.now)
     try:
@@ -298,6 +301,12 @@ def _model(settings: Settings, model: Model | None) -> AbstractAsyncContextManag
 @asynccontextmanager
 async def _given(model: Model) -> AsyncIterator[Model]:
     yield model
+
+
+def _of_tools(namespace: Namespace, queue: str, partitions: int) -> list[TopicSpec]:
+    """The topics that a tool worker has to do with: of the others it may not even be allowed to know."""
+    its = {namespace.calls(queue), namespace.log, namespace.registry, namespace.dead_letters}
+    return [spec for spec in namespace.specs([queue], partitions) if spec.name in its]
 
 
 async def _refuse_bad_topics(broker: Broker, specs: list[TopicSpec]) -> None:

@@ -13,6 +13,7 @@ from anabranch.agent import fold
 from anabranch.agent.state import Partition, Run
 from anabranch.codec import Record, decode, header
 from anabranch.errors import WireError
+from anabranch.signing import NO_SIGNER, Signer
 
 _LINKS = ("run.requested", "request.noted")
 
@@ -29,10 +30,10 @@ class RunEvent:
 
 
 class LogView:
-    """Folds one partition of the log, all of its runs or only one."""
+    """Folds one partition of the log, all of its runs or only one. What `signer` refuses counts as unreadable."""
 
-    def __init__(self, only: str | None = None) -> None:
-        self._only = only
+    def __init__(self, only: str | None = None, signer: Signer = NO_SIGNER) -> None:
+        self._only, self._signer = only, signer
         self.state = Partition()
 
     def take(self, records: Sequence[Record]) -> list[RunEvent]:
@@ -46,6 +47,7 @@ class LogView:
         if self._only is not None and run_id not in (None, self._only) and kind not in _LINKS:
             return None
         try:
+            self._signer.check(record)
             event: m.Event | None = decode(record)
         except WireError:
             event = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from anabranch.agent.conversation import request_body
 from anabranch.agent.large import Incomplete, needed
-from anabranch.agent.plan import BatchContext, Place, by_key
+from anabranch.agent.plan import BatchContext, Place, by_key, derived
 from anabranch.agent.state import Run
 from anabranch.agent.thinking import Request
 from anabranch.bodies import dump
@@ -46,7 +46,8 @@ def stream_record(namespace: Namespace, run: Run, context: BatchContext, event: 
     else:
         return None
     kind = "text" if text is not None else "tool_use"
-    delta = StreamDelta(run.run_id, context.turn, context.attempt, kind, text, tool, tool_use_id)  # type: ignore[arg-type]
+    attempt = derived(context.attempt, "stream")
+    delta = StreamDelta(run.run_id, context.turn, attempt, kind, text, tool, tool_use_id)  # type: ignore[arg-type]
     reply_to = run.opening.request.reply_to
     partition = reply_to.partition if reply_to is not None else None
     return cloud_event(namespace.stream, "stream.delta", "anabranch", run.run_id, dump(delta), partition=partition)

@@ -338,7 +338,7 @@ def _fold_calls_handed_off(state: Partition, event: m.CallsHandedOff, offset: in
 
 
 def run_of(call_id: str) -> str:
-    """The run of a call id, `<run_id>/<turn>.<attempt>/<index>`."""
+    """The run of a call id, `<run_id>/<turn>.<token>/<index>`."""
     return call_id.rsplit("/", 2)[0]
 
 

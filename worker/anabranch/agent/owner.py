@@ -265,6 +265,7 @@ class Owner:
 
     def _decode(self, record: Record) -> m.Event | None:
         try:
+            self._station.signer.check(record)
             event = decode(record)
             self._check_place(event)
             return event

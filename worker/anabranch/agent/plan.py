@@ -62,8 +62,17 @@ def _offered(call: RequestedCall, context: BatchContext) -> ToolSpec | None:
     return context.tool(call.tool) if call.tool in context.agent.tools else None
 
 
+def derived(attempt: str, what: int | str) -> str:
+    """64 bits that follow from an attempt's id and show neither it nor what else is derived from it.
+
+    In the id of call `what` they are the right to answer this call and no other: the reply's other calls may be in
+    queues of workers who do not trust each other, and those who hear the model speak may answer none.
+    """
+    return hashlib.blake2b(f"{attempt}/{what}".encode(), digest_size=8).hexdigest()
+
+
 def _planned(index: int, call: RequestedCall, spec: ToolSpec | None, context: BatchContext) -> PlannedCall:
-    call_id = f"{context.run_id}/{context.turn}.{context.attempt}/{index}"
+    call_id = f"{context.run_id}/{context.turn}.{derived(context.attempt, index)}/{index}"
     allowed = context.agent.limits.max_calls_per_turn if context.parallel else 1
     if index >= allowed:
         text = f"not run: a turn may make {allowed} call{'s' if allowed != 1 else ''}, and this is number {index + 1}"

@@ -21,6 +21,7 @@ from anabranch.errors import AnabranchError, BrokerError
 from anabranch.kafka.seam import Appender
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.registry import Registry
+from anabranch.signing import NO_SIGNER, Signer
 from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace
 
@@ -63,6 +64,7 @@ class Station:
     response_partitions: int
     place: Place = by_key
     store: Store = NO_STORE
+    signer: Signer = NO_SIGNER
     fate: Fate = field(default_factory=Fate)
     meters: AgentMeters = field(default_factory=AgentMeters)
     heard: dict[int, Callable[[m.Event, int, Acked], None]] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class Station:
         return self.append_encoded(partition, event, self.encoded(partition, event))
 
     def encoded(self, partition: int, event: m.Event) -> Outgoing:
-        return encode(event, self.namespace.log, partition, self.worker_id)
+        return self.signer.signed(encode(event, self.namespace.log, partition, self.worker_id))
 
     def append_encoded(self, partition: int, event: m.Event, record: Outgoing) -> Sent:
         sent = self.send(record)

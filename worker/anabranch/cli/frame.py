@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from anabranch.client import Client
     from anabranch.config import Settings
     from anabranch.kafka.seam import Broker
+    from anabranch.signing import Signer
     from anabranch.topics import Namespace
 
 T = TypeVar("T")
@@ -133,6 +134,12 @@ class Frame:
         from anabranch.kafka.connect import KafkaBroker
 
         return KafkaBroker(self.settings.kafka)
+
+    def verifier(self) -> Signer:
+        """Checks who wrote an event, if the settings have the key of agent workers."""
+        from anabranch.signing import verifier_of
+
+        return verifier_of(self.settings.signing)
 
     def client(self) -> Client:
         """A client of the namespace, with the store of the settings; nothing is connected yet."""

@@ -16,6 +16,7 @@ from anabranch.codec import header
 from anabranch.errors import AnabranchError
 from anabranch.kafka.seam import Broker, Place, Reader, Start
 from anabranch.messages import LANES, RequestNoted
+from anabranch.signing import NO_SIGNER, Signer
 from anabranch.topics import Namespace, partition_of
 from anabranch.view import LogView, RunEvent
 
@@ -25,18 +26,20 @@ POLL_S: Final = 0.5
 class RunLog:
     """The events of one run, folded as they are read. `last_at` is the time of the newest one."""
 
-    def __init__(self, run_id: str, place: Place, reader: Reader) -> None:
+    def __init__(self, run_id: str, place: Place, reader: Reader, signer: Signer = NO_SIGNER) -> None:
         self.run_id, self.place, self.last_at = run_id, place, 0.0
-        self.view = LogView(only=run_id)
+        self.view = LogView(run_id, signer)
         self._reader = reader
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, broker: Broker, namespace: Namespace, run_id: str, start: Start) -> AsyncIterator[RunLog]:
-        """Of `run_id`, from `start` on. Raises `BrokerError`."""
+    async def opened(
+        cls, broker: Broker, namespace: Namespace, run_id: str, start: Start, signer: Signer = NO_SIGNER
+    ) -> AsyncIterator[RunLog]:
+        """Of `run_id`, from `start` on, without the events that `signer` refuses. Raises `BrokerError`."""
         place = Place(namespace.log, partition_of(run_id, await broker.partitions(namespace.log)))
         async with broker.reader([place], start) as reader:
-            yield cls(run_id, place, reader)
+            yield cls(run_id, place, reader, signer)
 
     @property
     def run(self) -> Run | None:
@@ -120,11 +123,11 @@ def summary_of(run: Run, status: str) -> Summary:
     )
 
 
-async def fold_all(broker: Broker, namespace: Namespace) -> AsyncIterator[Run]:
+async def fold_all(broker: Broker, namespace: Namespace, signer: Signer = NO_SIGNER) -> AsyncIterator[Run]:
     """Every run of the log: those that have ended as they do, and are forgotten; then those that are open."""
     count = await broker.partitions(namespace.log)
     places = [Place(namespace.log, number) for number in range(count)]
-    views = {number: LogView() for number in range(count)}
+    views = {number: LogView(signer=signer) for number in range(count)}
     async with broker.reader(places, "begin") as reader:
         ends = await reader.ends()
         while any(reader.position(place) < ends[place] for place in places):

@@ -92,7 +92,10 @@ async def _run(common: frame.Frame, asked: Asked, quiet: bool) -> RunResponse:
 
     broker, namespace, console = common.broker(), common.namespace(), frame.stderr()
     start: Start = "begin" if asked.known else "end"
-    async with common.client() as client, RunLog.opened(broker, namespace, asked.run_id, start) as log:
+    async with (
+        common.client() as client,
+        RunLog.opened(broker, namespace, asked.run_id, start, common.verifier()) as log,
+    ):
         submitted = await client.submit(
             asked.agent,
             asked.text,

@@ -52,7 +52,7 @@ async def _newest(common: frame.Frame, status: str | None, agent: str | None, li
     from anabranch.cli.portrait import status_of
 
     newest: list[tuple[float, str, Summary]] = []
-    async for run in fold_all(common.broker(), common.namespace()):
+    async for run in fold_all(common.broker(), common.namespace(), common.verifier()):
         is_in = status_of(run)
         if status not in (None, is_in) or agent not in (None, run.opening.request.agent):
             continue
@@ -106,7 +106,7 @@ async def _read(common: frame.Frame, run_id: str) -> Run:
     from anabranch.cli.logs import RunLog, not_found
 
     broker, namespace = common.broker(), common.namespace()
-    async with RunLog.opened(broker, namespace, run_id, "begin") as log:
+    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
         run = await log.catch_up()
         if run is None:
             if await _waits(common, log):
@@ -138,7 +138,7 @@ async def _watch(common: frame.Frame, run_id: str) -> str:
     from anabranch.cli.watching import Watch
 
     broker, namespace = common.broker(), common.namespace()
-    async with RunLog.opened(broker, namespace, run_id, "begin") as log:
+    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
         console = frame.stdout()
         watch = Watch(log, console)
         await watch.catch_up()
@@ -167,7 +167,7 @@ async def _cancel(common: frame.Frame, run_id: str, reason: str) -> None:
     from anabranch.cli.logs import RunLog, not_found
 
     broker, namespace = common.broker(), common.namespace()
-    async with RunLog.opened(broker, namespace, run_id, "begin") as log:
+    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
         run = await log.catch_up()
         if run is None and not await _waits(common, log):
             raise not_found(namespace, log)
@@ -207,7 +207,7 @@ async def _replay(common: frame.Frame, run_id: str) -> None:
     from anabranch.cli.steps import concerns, facts, replayed
 
     broker, namespace, console = common.broker(), common.namespace(), frame.stdout()
-    async with RunLog.opened(broker, namespace, run_id, "begin") as log:
+    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
         before, zero = None, 0.0
         async for event in log.to_end():
             if not concerns(event.event, run_id):

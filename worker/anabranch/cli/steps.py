@@ -199,7 +199,7 @@ def _of_calls(before: Facts, after: Facts) -> list[str]:
 
 
 def _turn_of(call_id: str) -> str:
-    return call_id.rsplit("/", 2)[1]
+    return call_id.rsplit("/", 2)[1].partition(".")[0]
 
 
 def _tokens(before: m.Usage, after: m.Usage) -> str:

@@ -1,10 +1,12 @@
-"""`anabranch topics check APP` and `anabranch topics apply APP`: are the topics what the App needs?
+"""`anabranch topics check`, `apply` and `acls`: are the topics what the App needs, and who must be allowed what there?
 
-What a topic should be is in `topics.py`, what differs is judged in `kafka/comparison.py`; here it is shown.
+What a topic should be is in `topics.py`, what differs is judged in `kafka/comparison.py`, what a role needs is in
+`access.py`; here it is shown.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=frame.Commands)
 def topics() -> None:
-    """Compare the topics of a namespace with what an App needs; create and alter them."""
+    """Compare the topics of a namespace with what an App needs; create and alter them; say who needs which access."""
 
 
 @topics.command()
@@ -58,6 +60,41 @@ def apply(common: frame.Frame, reference: str) -> int:
     elif not done:
         click.echo(f"all {len(specs)} topics are as they should be")
     return _status(lacks)
+
+
+@topics.command()
+@click.argument("reference", metavar="APP")
+@click.option("--agent", metavar="PRINCIPAL", help="Who runs agent workers, such as User:agents.")
+@click.option("--tool", metavar="PRINCIPAL", help="Who runs tool workers.")
+@click.option("--client", metavar="PRINCIPAL", help="Who submits runs.")
+@click.option("--reader", metavar="PRINCIPAL", help="Who looks at runs, registry and dead letters.")
+@click.option("--operator", metavar="PRINCIPAL", help="Who also cancels runs and replays dead letters.")
+@click.option("--admin", metavar="PRINCIPAL", help="Who creates and alters topics.")
+@click.option("--queue", "queues", multiple=True, metavar="Q", help="Queues of --tool, unless it serves all of APP.")
+@frame.options(listing=True)
+def acls(common: frame.Frame, reference: str, queues: tuple[str, ...], **principals: str | None) -> int:
+    """Print what each role must be allowed in Kafka, exactly, as commands of kafka-acls.
+
+    Without principals it prints those of all roles, for users named after them. It changes nothing.
+    """
+    from anabranch.access import ROLES, command, grants
+
+    app = common.app(reference)
+    assert app is not None, "the argument is required"
+    if unknown := set(queues) - set(app.queues()):
+        raise click.BadParameter(f"APP has no queue {sorted(unknown)[0]!r}; it has {', '.join(app.queues())}")
+    namespace, where = common.namespace(app), common.settings.kafka.bootstrap
+    given = {role: who for role in ROLES if (who := principals[role])} or {role: f"User:{role}" for role in ROLES}
+    needed = {role: grants(role, namespace, queues or app.queues()) for role in given}
+    if common.as_json:
+        rows = [{"role": role, "principal": given[role], **asdict(grant)} for role in needed for grant in needed[role]]
+        frame.print_json(rows)
+        return 0
+    for role, of_role in needed.items():
+        click.echo(f"# {role}: {ROLES[role]}")
+        for grant in of_role:
+            click.echo(command(grant, given[role], where))
+    return 0
 
 
 def _specs(common: frame.Frame, reference: str) -> list[TopicSpec]:

@@ -23,7 +23,6 @@ from aiokafka.errors import (
     GroupAuthorizationFailedError,
     IncompatibleBrokerVersion,
     InvalidReplicationFactorError,
-    KafkaConnectionError,
     KafkaError,
     NoError,
     TopicAlreadyExistsError,
@@ -38,6 +37,8 @@ from anabranch.config import KafkaSettings
 from anabranch.errors import BrokerError, Forbidden, TopicsError
 from anabranch.kafka import comparison
 from anabranch.kafka.comparison import APPLY, Cluster, Configs, Seen
+from anabranch.kafka.login import unreachable
+from anabranch.kafka.refusals import FORBIDDEN, refusal
 from anabranch.kafka.seam import Committed, Lack, Place
 from anabranch.topics import TopicSpec
 
@@ -82,7 +83,7 @@ class Admin:
                 await self._client.start()
         except (KafkaError, OSError, TimeoutError, ValueError) as error:
             await self._close()
-            raise self._unreachable(error) from error
+            raise await unreachable(self._arguments, error) from error
         except BaseException:
             await self._close()
             raise
@@ -192,7 +193,7 @@ class Admin:
         for spec in missing:
             count = comparison.partitions_to_create(spec, specs, cluster)
             what = f"create topic {spec.name} with {_partitions(count)}"
-            if await self._tried(what, partial(self._create_one, spec, count, cluster.brokers)):
+            if await self._tried(what, partial(self._create_one, spec, count, cluster.brokers), "Create"):
                 made[spec.name] = count
         if missing:
             names = [spec.name for spec in missing]
@@ -231,7 +232,7 @@ class Admin:
         for spec in specs:
             if added := comparison.partitions_to_add(spec, specs, cluster):
                 what = f"add {_partitions(added)} to {spec.name}"
-                await self._tried(what, partial(self._request_partitions, spec))
+                await self._tried(what, partial(self._request_partitions, spec), "Alter")
                 done.append(f"added {_partitions(added)} to {spec.name}, which now has {spec.partitions}")
         return done
 
@@ -250,7 +251,7 @@ class Admin:
             if changes and seen.configs is not None:
                 configs = _merged(spec.name, seen.configs, changes)
                 what = f"set {', '.join(f'{name}={value}' for name, value in changes.items())} of {spec.name}"
-                await self._tried(what, partial(self._request_configs, spec.name, configs))
+                await self._tried(what, partial(self._request_configs, spec.name, configs), "AlterConfigs")
                 values = seen.configs.values
                 done += [f"set {key} of {spec.name} to {value} (was {values[key]})" for key, value in changes.items()]
         return done
@@ -294,8 +295,10 @@ class Admin:
         if cluster.controller is None:
             raise _NotYet("Kafka names no controller yet")
 
-    async def _tried(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """`ask`, again and again while it fails for a passing reason. `what` says what for: "create topic x"."""
+    async def _tried(self, what: str, ask: Callable[[], Awaitable[T]], needs: str = "Describe") -> T:
+        """`ask`, again and again while it fails for a passing reason. `what` says what for: "create topic x", and
+        `needs` which operation Kafka must allow us for that.
+        """
         last: Exception | None = None
         try:
             async with asyncio.timeout(DEADLINE_S):
@@ -310,18 +313,14 @@ class Admin:
         except TimeoutError as error:
             raise self._no_success(what, last or error) from (last or error)
         except KafkaError as error:
+            if (refused := refusal(error, self._arguments, needs, what)) is not None:
+                raise type(refused)(f"cannot {what}: {refused}") from error
             kind = Forbidden if isinstance(error, _FORBIDDEN) else BrokerError
             raise kind(f"cannot {what}: {error}. {_remedy(error)}") from error
 
     def _no_success(self, what: str, last: Exception) -> BrokerError:
         why = f"in {DEADLINE_S:g} s; the last answer was {str(last) or repr(last)}"
         return BrokerError(f"cannot {what} at {self._settings.bootstrap} {why}. Is every broker up? {_NAMED}")
-
-    def _unreachable(self, error: Exception) -> BrokerError:
-        at = self._settings.bootstrap
-        if isinstance(error, KafkaConnectionError | TimeoutError):  # what it says names no reason; its log does
-            error = TimeoutError("no answer")
-        return BrokerError(f"cannot connect to Kafka at {at}: {error}. Is it up, and does it speak to us? {_NAMED}")
 
     async def _close(self) -> None:
         if self._client is not None:
@@ -345,7 +344,7 @@ def _remedy(error: KafkaError) -> str:
 def _raise_for(code: int, subject: str, message: str | None = None) -> None:
     kind = for_code(code)
     if kind is not NoError:
-        raise kind(f"{subject}: {message or kind.message}")
+        raise kind(subject if kind in FORBIDDEN else f"{subject}: {message or kind.message}")
 
 
 def _seen(partitions: Sequence[Mapping[str, Any]]) -> Seen:

@@ -33,6 +33,7 @@ from aiokafka.errors import (
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, TooLarge
 from anabranch.kafka.batching import Item, Lane, Line
+from anabranch.kafka.login import unreachable
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.sent import Acked, Sent
@@ -211,6 +212,9 @@ class KafkaAppender:
             )
             try:
                 await producer.start()
+            except asyncio.CancelledError:
+                await _stop(producer)
+                raise
             except (KafkaError, OSError) as error:
                 await _stop(producer)
                 if once and self._idempotent and isinstance(error, _NOT_IDEMPOTENT):
@@ -219,7 +223,8 @@ class KafkaAppender:
                     continue
                 where = self._arguments["bootstrap_servers"]
                 if once:
-                    raise BrokerError(f"cannot connect to Kafka at {where} (ANABRANCH_BOOTSTRAP): {error}") from None
+                    refused = refusal(error, self._arguments, "Write", "any")
+                    raise refused or await unreachable(self._arguments, error) from None
                 log.warning("cannot connect a producer to %s: %s; trying again", where, error)
                 await asyncio.sleep(pause)
                 pause = min(longest, pause * 2)

@@ -16,6 +16,7 @@ from anabranch.errors import ConfigError
 from anabranch.kafka.admin import Admin
 from anabranch.kafka.appender import KafkaAppender
 from anabranch.kafka.meters import RoleMeters
+from anabranch.kafka.oauth import TokenSource
 from anabranch.kafka.pump import KafkaSubscription
 from anabranch.kafka.reader import KafkaReader
 from anabranch.kafka.seam import Lack, Listener, Place, Start
@@ -62,7 +63,7 @@ class KafkaBroker:
 
 
 def client_arguments(settings: KafkaSettings) -> dict[str, Any]:
-    """What every aiokafka client is given. Raises `ConfigError` for certificates that cannot be read."""
+    """What every aiokafka client is given. Raises `ConfigError` for settings that do not go together."""
     arguments: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap,
         "security_protocol": settings.security_protocol,
@@ -71,17 +72,43 @@ def client_arguments(settings: KafkaSettings) -> dict[str, Any]:
     if settings.security_protocol in ("SSL", "SASL_SSL"):
         arguments["ssl_context"] = _ssl_context(settings)
     if settings.security_protocol.startswith("SASL"):
-        arguments["sasl_mechanism"] = settings.sasl_mechanism
-        arguments["sasl_plain_username"] = settings.sasl_username
-        arguments["sasl_plain_password"] = settings.sasl_password
+        arguments |= _login(settings)
     return arguments
+
+
+def _login(settings: KafkaSettings) -> dict[str, Any]:
+    mechanism = settings.sasl_mechanism
+    if mechanism == "OAUTHBEARER":
+        return {"sasl_mechanism": mechanism, "sasl_oauth_token_provider": TokenSource(settings)}
+    needs = {"ANABRANCH_SASL_USERNAME": settings.sasl_username, "ANABRANCH_SASL_PASSWORD": settings.sasl_password}
+    if missing := [name for name, value in needs.items() if not value]:
+        raise ConfigError(
+            f"{settings.security_protocol} with {mechanism} needs {' and '.join(missing)} (or the latter in a file, "
+            "ANABRANCH_SASL_PASSWORD_FILE); ANABRANCH_SASL_MECHANISM says how to log in"
+        )
+    return {
+        "sasl_mechanism": mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": settings.sasl_password,
+    }
 
 
 def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=settings.ssl_cafile)
-        if settings.ssl_certfile is not None:
-            context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_password)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"the certificates of ANABRANCH_SSL_* cannot be read: {error}") from None
+        raise ConfigError(f"ANABRANCH_SSL_CAFILE={settings.ssl_cafile} cannot be read: {error}") from None
+    context.check_hostname = settings.ssl_check_hostname
+    if settings.ssl_certfile is None:
+        if settings.ssl_keyfile is not None:
+            raise ConfigError("ANABRANCH_SSL_KEYFILE is set without its certificate, ANABRANCH_SSL_CERTFILE")
+        return context
+    try:
+        # Without a password the function asks at the terminal: a worker would hang.
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_password or "")
+    except (OSError, ssl.SSLError) as error:
+        files = f"ANABRANCH_SSL_CERTFILE={settings.ssl_certfile}, ANABRANCH_SSL_KEYFILE={settings.ssl_keyfile}"
+        raise ConfigError(
+            f"our certificate and its key cannot be read ({files}, ANABRANCH_SSL_PASSWORD if the key has one): {error}"
+        ) from None
     return context

@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from anabranch.codec import Record
 from anabranch.errors import BrokerError
+from anabranch.kafka.login import unreachable
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Place, Start
 from anabranch.kafka.sessions import keep_sessions
@@ -40,7 +41,7 @@ class KafkaReader:
         )
         keep_sessions(consumer)
         try:
-            await consumer.start()
+            await _start(consumer, arguments)
             reader = cls(consumer, places)
             await reader._begin(start)
             yield reader
@@ -54,6 +55,8 @@ class KafkaReader:
 
     async def _begin(self, start: Start) -> None:
         self._consumer.assign(self._places)
+        for topic in {place.topic for place in self._places}:  # else the offsets of a forbidden one are asked for long
+            await self._consumer._client._wait_on_metadata(topic)
         offsets = await self._offsets(start)
         for place, offset in offsets.items():
             self._consumer.seek(place, offset)
@@ -86,3 +89,10 @@ class KafkaReader:
 
     def position(self, place: Place) -> int:
         return self._positions[place]
+
+
+async def _start(consumer: AIOKafkaConsumer, arguments: Mapping[str, Any]) -> None:
+    try:
+        await consumer.start()
+    except KafkaConnectionError as error:
+        raise await unreachable(arguments, error) from error

@@ -1,7 +1,7 @@
 """What Kafka refuses, in words that an operator can act on. PURE.
 
 Responsible for: naming who was refused what, on which topic or group, and the command that mends it. Must never:
-decide what becomes of a worker. Called by: `appender.py`, `pump.py`.
+decide what becomes of a worker. Called by: `admin.py`, `appender.py`, `pump.py`, `reader.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
     KafkaError,
     TopicAuthorizationFailedError,
@@ -19,6 +20,7 @@ from aiokafka.errors import (
 from anabranch.errors import BrokerError, Forbidden, TopicsError
 from anabranch.kafka.comparison import APPLY
 
+ACLS: Final = "`anabranch topics acls APP`"
 FORBIDDEN: Final = (TopicAuthorizationFailedError, GroupAuthorizationFailedError)
 
 
@@ -31,13 +33,20 @@ def refusal(error: BaseException, arguments: Mapping[str, Any], operation: str, 
     where = arguments["bootstrap_servers"]
     if isinstance(error, UnknownTopicOrPartitionError):
         return TopicsError(f"topic {subject} does not exist at {where} (was it deleted?): create it with {APPLY}")
+    if isinstance(error, ClusterAuthorizationFailedError):
+        return Forbidden(
+            f"Kafka at {where} forbids {principal(arguments)} to write ({type(error).__name__}): it may write nowhere, "
+            f"or this is a Kafka before 3.0, which wants IdempotentWrite on the cluster as well; {ACLS} prints all "
+            "that a role needs, as commands of kafka-acls"
+        )
     if not isinstance(error, FORBIDDEN):
         return None
     kind = "group" if isinstance(error, GroupAuthorizationFailedError) else "topic"
     named = _named(error) or subject
     who = principal(arguments)
     return Forbidden(
-        f"Kafka at {where} forbids {who} to {operation.lower()} {kind} {named} ({type(error).__name__}). Allow it: "
+        f"Kafka at {where} forbids {who} to {operation.lower()} {kind} {named} ({type(error).__name__}); "
+        f"{ACLS} prints all that a role needs. Allow it: "
         f"kafka-acls --bootstrap-server {where} --add --allow-principal {who} --operation {operation} --{kind} {named}"
     )
 
@@ -45,6 +54,8 @@ def refusal(error: BaseException, arguments: Mapping[str, Any], operation: str, 
 def principal(arguments: Mapping[str, Any]) -> str:
     """Who we are to Kafka, as far as the settings tell."""
     protocol: str = arguments["security_protocol"]
+    if (tokens := arguments.get("sasl_oauth_token_provider")) is not None:
+        return str(tokens.principal)
     if protocol.startswith("SASL"):
         return f"User:{arguments.get('sasl_plain_username')}"
     return "User:ANONYMOUS" if protocol == "PLAINTEXT" else "the user of ANABRANCH_SSL_CERTFILE"

@@ -1,0 +1,123 @@
+"""Events that agent workers alone write, signed with a key that they alone hold. PURE.
+
+Kafka's access control ends at a topic: tool workers and clients may write to `agent.log` too, and could write
+anything there. With a key, an owner takes for an agent worker's event only what is signed. HMAC-SHA256, because those
+who sign are those who check: a public key would spare nobody a secret, and costs many times as much for each event.
+
+Responsible for: signing a record, and refusing one that is not signed as it must be. Must never: show a key, or look
+into a body. Called by: `agent/station.py`, `agent/owner.py`, and `view.py` for the commands.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hmac
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from struct import pack
+from typing import Final
+
+from anabranch.codec import Headers, Outgoing, Record
+from anabranch.config import SigningSettings
+from anabranch.errors import ConfigError, WireError
+
+SIGNATURE: Final = "ce_signature"
+OPEN: Final = frozenset({"tool.returned", "calls.handed_off", "run.cancelled"})
+"""What tool workers and clients write: these are never asked for a signature."""
+LEAST_BYTES: Final = 32
+_NOT_SIGNED: Final = frozenset({SIGNATURE, "traceparent", "tracestate"})
+
+
+class Signer:
+    """`keys` by id, the first of which signs; without any it does nothing. `required`: nothing unsigned is taken."""
+
+    def __init__(self, keys: Mapping[str, bytes], required: bool = False) -> None:
+        self._keys, self._required = dict(keys), required
+        self._current = next(iter(keys), None)
+
+    def signed(self, record: Outgoing) -> Outgoing:
+        """`record`, an event for `agent.log`, with our signature."""
+        if self._current is None:
+            return record
+        digest = _digest(self._keys[self._current], record.topic, record.partition, record)
+        signature = f"{self._current}:{b64encode(digest).decode()}".encode()
+        headers = (*record.headers, (SIGNATURE, signature))
+        return Outgoing(record.topic, record.key, record.value, headers, record.partition)
+
+    def check(self, record: Record) -> None:
+        """Raises `WireError` for an event that is not signed, or not by one of our keys, and should be."""
+        if self._current is None:
+            return
+        kind, signature = _said(record.headers)
+        if kind in OPEN:
+            return
+        name, _, given = (signature or b"").partition(b":")
+        key = self._keys.get(name.decode("utf-8", "replace"))
+        if key is None:
+            if self._required:
+                raise WireError(f"{kind}: only agent workers write such events, and this one has no signature of ours")
+            return
+        digest = b64encode(_digest(key, record.topic, record.partition, record))
+        if not hmac.compare_digest(digest, given):
+            raise WireError(f"{kind}: the signature is wrong: no agent worker of ours has written this event, as it is")
+
+
+NO_SIGNER: Final = Signer({})
+
+
+def signer_of(settings: SigningSettings) -> Signer:
+    """The signer of an agent worker, or of who looks at the log. Raises `ConfigError` for keys that do not do."""
+    if settings.keys is None:
+        if settings.mode == "require":
+            raise ConfigError("ANABRANCH_SIGNING_MODE is require, and there is no key: set ANABRANCH_SIGNING_KEYS")
+        return NO_SIGNER
+    keys = [_key(entry) for entry in re.split(r"[\s,]+", settings.keys) if entry]
+    if not keys or len(dict(keys)) < len(keys):
+        raise ConfigError("ANABRANCH_SIGNING_KEYS must hold one key or more, each with an id of its own")
+    return Signer(dict(keys), settings.mode == "require")
+
+
+def verifier_of(settings: SigningSettings) -> Signer:
+    """For who only looks: without a key everything is shown, and nothing is vouched for."""
+    return NO_SIGNER if settings.keys is None else signer_of(settings)
+
+
+def _key(entry: str) -> tuple[str, bytes]:
+    name, _, text = entry.partition(":")
+    try:
+        key = b64decode(text, validate=True)
+    except binascii.Error:
+        key = b""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,32}", name) or len(key) < LEAST_BYTES:
+        raise ConfigError(
+            f"ANABRANCH_SIGNING_KEYS must be of the form id:base64, each key of {LEAST_BYTES} bytes or more, parted by "
+            "spaces; `openssl rand -base64 32` makes one"
+        )
+    return name, key
+
+
+def _said(headers: Headers) -> tuple[str, bytes | None]:
+    """The type, and the signature if there is one; of a name that is there twice the last one, as everywhere."""
+    kind = signature = None
+    for name, value in headers:
+        if name == "ce_type":
+            kind = value
+        elif name == SIGNATURE:
+            signature = value
+    return (kind or b"").decode("utf-8", "replace"), signature
+
+
+def _digest(key: bytes, topic: str, partition: int | None, record: Outgoing | Record) -> bytes:
+    """Over where it lies, its key, all headers but those of the way, and its body: all their lengths, then all of them.
+
+    Lengths are 32-bit signed big-endian numbers, -1 for what is null; the partition stands before them as one more.
+    """
+    parts: list[bytes | None] = [topic.encode(), record.key, record.value or b""]
+    for name, value in record.headers:
+        if name not in _NOT_SIGNED:
+            parts.append(name.encode())
+            parts.append(value)
+    sizes = [-1 if part is None else len(part) for part in parts]
+    numbers = pack(f">{len(parts) + 2}i", -1 if partition is None else partition, len(parts), *sizes)
+    return hmac.digest(key, numbers + b"".join([part or b"" for part in parts]), "sha256")
