@@ -17,9 +17,11 @@ from anabranch.config import ToolSettings
 from anabranch.kafka.seam import Appender, Committed, Place, Subscription
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.messages import ReplyTopic, ToolCall
+from anabranch.spans import Traces
 from anabranch.tasks import alongside
 from anabranch.tools.executor import Executor
 from anabranch.tools.serving import Bench
+from anabranch.tools.traces import ToolTraces
 from anabranch.tools.worker import ToolWorker
 from anabranch.topics import Namespace
 from tests.support import builders as b
@@ -102,6 +104,7 @@ class ToolBench:
         worker_id: str = "w",
         partitions: int = 1,
         settings: ToolSettings | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.group, self.sent, self.clock = group or Group(), Results(), Clock(100.0)
         self.group.count = partitions
@@ -109,9 +112,9 @@ class ToolBench:
         now = lambda: self.clock.now  # noqa: E731
         self.executor = Executor(settings, now)
         sent = cast(Appender, self.sent)
-        self.worker = ToolWorker(
-            Bench(NAMESPACE, worker_id, app, "q", sent, self.executor, settings, now, partitions), commit_s=0.01
-        )
+        told = None if traces is None else ToolTraces(traces, "q")
+        bench = Bench(NAMESPACE, worker_id, app, "q", sent, self.executor, settings, now, partitions, traces=told)
+        self.worker = ToolWorker(bench, commit_s=0.01)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[ToolBench]:
@@ -152,10 +155,12 @@ def call(
     tenant: str | None = None,
     partition: int = 0,
     at_ms: int = 0,
+    trace: str | None = None,
 ) -> b.Read:
     """A call as it lies in the queue."""
     body = ToolCall(
         call_id=f"{run_id}/1.a{partition or ''}/{offset}", run_id=run_id, agent="a", tool=tool, input=arguments or {},
         dispatch=1, deadline=1e6, idempotency_key=f"k{offset}", reply=ReplyTopic(b.LOG, 0), tenant=tenant,
     )  # fmt: skip
-    return b.Read(PLACE.topic, partition, offset, at_ms, key.encode(), whole(body), (("ce_life", b"0"),))
+    headers = [("ce_life", b"0"), *([("traceparent", trace.encode())] if trace is not None else [])]
+    return b.Read(PLACE.topic, partition, offset, at_ms, key.encode(), whole(body), tuple(headers))

@@ -49,10 +49,10 @@ def tool(name: str = "t", **fields: Any) -> ToolSpec:
 
 def requested(
     run_id: str = RUN, *, after: int = 0, offset: int = 0, opens: m.Opening | None = None, size: int = 0,
-    lane: m.Lane = "interactive", after_bulk: int | None = None,
+    lane: m.Lane = "interactive", after_bulk: int | None = None, trace: str | None = None,
 ) -> m.RunRequested:  # fmt: skip
     life = m.life_of(lane, offset)
-    return m.RunRequested(run_id, life, after, offset, opens or opening(), size, lane, after_bulk)
+    return m.RunRequested(run_id, life, after, offset, opens or opening(), size, lane, after_bulk, trace)
 
 
 def noted(

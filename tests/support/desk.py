@@ -25,12 +25,14 @@ from anabranch.agent.saturation import Saturation
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.agent.thinking import Clockwork, Job, Thinker
+from anabranch.agent.traces import AgentTraces
 from anabranch.codec import Outgoing, decode, encode, header
 from anabranch.config import AgentSettings
 from anabranch.kafka.seam import Appender
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.registry import Registry
 from anabranch.signing import NO_SIGNER, Signer
+from anabranch.spans import Traces
 from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace
 from tests.support import builders as b
@@ -127,6 +129,7 @@ class Desk:
         partitions: int = 1,
         store: Store = NO_STORE,
         signer: Signer = NO_SIGNER,
+        traces: Traces | None = None,
     ) -> None:
         self.log, self.sent, self.jobs, self.clock = log or Log(), Outbox(), Jobs(), Clock()
         self.registry, self.lives = Registry(), 0
@@ -138,6 +141,7 @@ class Desk:
             NAMESPACE, "w", cast(Appender, self.sent), cast(Thinker, self.jobs), self.registry, settings, {}, clockwork,
             Room(settings.max_open_bytes), Saturation(self.registry, settings.hold_after_s, lambda: self.clock.now),
             partitions, response_partitions=4, store=store, signer=signer,
+            traces=None if traces is None else AgentTraces(traces, NAMESPACE, clockwork.now),
         )  # fmt: skip
         self.time_up: list[Moment] = []
         self.alive, self.commits_asked_for = True, 0

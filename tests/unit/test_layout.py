@@ -18,6 +18,7 @@ HOMES = {
     "prometheus_client": {"metrics.py"},
     "aiolimiter": {"limits.py"},
     "anthropic": {"agent/anthropic_model.py"},
+    "opentelemetry": {"tracing.py"},
 }
 PURE = ("meters.py", "health.py")
 """They know nothing of ours that does I/O, and no library."""
@@ -55,6 +56,7 @@ def test_the_roles_do_not_know_each_other(role: str, other: str) -> None:
 @pytest.mark.parametrize("folder", ["agent", "tools", "kafka"])
 def test_nobody_below_the_runtime_knows_who_watches(folder: str) -> None:
     above = {"anabranch.runtime", "anabranch.watch", "anabranch.probes", "anabranch.metrics", "anabranch.health"}
+    above.add("anabranch.tracing")
     for file in (PACKAGE / folder).glob("*.py"):
         assert not above & set(imported(file)), file
 

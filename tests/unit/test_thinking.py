@@ -24,7 +24,10 @@ from anabranch.agent.model import Hopeless, OnEvent, OnLeft, Transient
 from anabranch.agent.plan import BatchContext, derived
 from anabranch.agent.reply import Reply, RequestedCall
 from anabranch.agent.thinking import Clockwork, Job, Request, Thinker, priced
+from anabranch.agent.traces import AgentTraces
 from anabranch.config import AgentSettings, ModelLimits, Price
+from anabranch.spans import Traces
+from anabranch.topics import Namespace
 
 SETTINGS = AgentSettings(model_concurrency=2, model_broken_max=3, model_backoff_s=1.0, model_backoff_max_s=8.0)
 DONE = Reply("final", "end_turn", b.message([b.text("done")]), (), {"input_tokens": 10})
@@ -63,9 +66,10 @@ class Desk:
         self.heard: list[str] = []
 
     def job(
-        self, name: str = "r", tenant: str = "", deadline: float = 1000.0, wanted: bool = True, model: str = "m"
-    ) -> Job:
-        context = BatchContext(name, 1, "", b.agent(), True, lambda tool: None)
+        self, name: str = "r", tenant: str = "", deadline: float = 1000.0, wanted: bool = True, model: str = "m",
+        trace: str | None = None,
+    ) -> Job:  # fmt: skip
+        context = BatchContext(name, 1, "", b.agent(), True, lambda tool: None, trace=trace)
         request = Request("0", context, deadline, name.encode())
         return Job(
             tenant,
@@ -86,14 +90,16 @@ class Desk:
 
 
 def thought(
-    model: Script, arrange: Callable[[Desk], object], prices: Any = None, settings: Any = SETTINGS, limits: Any = None
-) -> Desk:
+    model: Script, arrange: Callable[[Desk], object], prices: Any = None, settings: Any = SETTINGS, limits: Any = None,
+    traces: Traces | None = None,
+) -> Desk:  # fmt: skip
     """What came of the jobs that `arrange` submits, an hour later."""
 
     async def run() -> Desk:
         ids = itertools.count(1)
         clockwork = Clockwork(now, lambda: f"id{next(ids)}", random.Random(1))
-        thinker = Thinker(model, settings, prices or {}, clockwork, limits or {})
+        told = None if traces is None else AgentTraces(traces, Namespace("t"), now)
+        thinker = Thinker(model, settings, prices or {}, clockwork, limits or {}, traces=told)
         desk = Desk(thinker)
         running = asyncio.create_task(thinker.run())
         arranging = arrange(desk)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from anabranch.agent.answer import words_of
 from anabranch.bodies import dump, read, read_request
+from anabranch.client_traces import ClientTraces
 from anabranch.codec import cloud_event, encode
 from anabranch.config import KafkaSettings, Settings, load
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest, RunFailed, StoreError, WireError
@@ -36,6 +37,9 @@ from anabranch.messages import (
     RunResponse,
     StreamDelta,
 )
+from anabranch.spans import HEADER as TRACE
+from anabranch.spans import Traces
+from anabranch.spans import opened as open_traces
 from anabranch.store import NO_STORE, Store, opened
 from anabranch.topics import BODY_BYTES, Namespace, partition_of
 from anabranch.units import duration
@@ -101,8 +105,11 @@ class Run:
 class Client:
     """See the module. Use it as `async with app.client() as client`."""
 
-    def __init__(self, namespace: Namespace, broker: Broker, store: Store = NO_STORE) -> None:
+    def __init__(
+        self, namespace: Namespace, broker: Broker, store: Store = NO_STORE, traces: Traces | None = None
+    ) -> None:
         self.namespace, self._broker, self._store = namespace, broker, store
+        self._traces = ClientTraces(traces)
         self._id = f"client-{secrets.token_hex(6)}"
         self._waiting: dict[str, list[asyncio.Future[RunResponse]]] = {}
         self._exit = AsyncExitStack()
@@ -127,10 +134,12 @@ class Client:
         if bootstrap is not None:
             kafka = replace(kafka, bootstrap=bootstrap)
         name = Namespace((namespace or settings.worker.namespace or (app.namespace if app is not None else "")).lower())
-        return cls(name, broker or KafkaBroker(kafka), opened(settings.storage, name))
+        traces = open_traces(settings.telemetry, "anabranch-client", secrets.token_hex(6))
+        return cls(name, broker or KafkaBroker(kafka), opened(settings.storage, name), traces)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(asyncio.to_thread, self._traces.close)
             self._partitions = await self._broker.partitions(self.namespace.requests)
             self._inbox = secrets.randbelow(await self._broker.partitions(self.namespace.responses))
             self._appender = await stack.enter_async_context(self._broker.appender())
@@ -242,6 +251,7 @@ class Client:
     def _forget(self, run_id: str, answer: asyncio.Future[RunResponse]) -> None:
         """Only this one: others here may wait for the same run."""
         left = [other for other in self._waiting.pop(run_id, []) if other is not answer]
+        self._traces.forget(run_id)
         if left:
             self._waiting[run_id] = left
 
@@ -252,7 +262,11 @@ class Client:
             body = await self._referring(request) or body
         partition = partition_of(run_id, self._partitions)
         topic = self.namespace.requests_of(lane)
-        return await self._append(cloud_event(topic, "run.request", self._id, run_id, body, partition=partition))
+        asks = self._traces.asks(topic)
+        record = cloud_event(topic, "run.request", self._id, run_id, body, [(TRACE, asks.header)], partition)
+        acked = await self._append(record)
+        self._traces.asked(asks, topic, request)
+        return acked
 
     async def _referring(self, request: RunRequest) -> bytes | None:
         """The request with what makes it large in the store; None if that cannot be had, and need not."""
@@ -308,6 +322,7 @@ class Client:
             log.error("the answer of run %s cannot be read: %s", run_id, error)
             self._waiting[run_id] = futures
             return
+        self._traces.answered(record, run_id)
         for future in futures:
             if not future.done():
                 future.set_result(response)

@@ -16,6 +16,8 @@ from typing import Any, Final, NamedTuple, Protocol
 from anabranch import messages as m
 from anabranch.bodies import dump, read
 from anabranch.errors import WireError
+from anabranch.spans import HEADER as TRACE
+from anabranch.spans import valid as valid_trace
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -78,6 +80,10 @@ class _Head:
     def get(self, name: str) -> str | None:
         raw = self._by_name.get(name)
         return None if raw is None else raw.decode("utf-8", "replace")
+
+    def trace(self) -> str | None:
+        """The trace that the record belongs to; one that cannot be read is none."""
+        return valid_trace(self.get(TRACE))
 
     def text(self, name: str) -> str:
         raw = self._by_name.get(name)
@@ -173,14 +179,14 @@ class _Calls:
 def _requested(run: str, life: str, h: _Head, body: bytes) -> m.Event:
     after, (lane, offset), after_bulk = h.integer("ce_after"), h.request_offset(), h.integer_or_none("ce_afterbulk")
     opening = read(m.Opening, body)
-    return m.RunRequested(run, life, after, offset, opening, len(body), lane, after_bulk)
+    return m.RunRequested(run, life, after, offset, opening, len(body), lane, after_bulk, h.trace())
 
 
 def _noted(run: str, life: str, h: _Head, body: bytes) -> m.Event:
     note = read(_Note, body)
     code = h.one_of("ce_code", _NOTE_CODES)
     after, (lane, offset), after_bulk = h.integer("ce_after"), h.request_offset(), h.integer_or_none("ce_afterbulk")
-    return m.RequestNoted(run, life, after, offset, code, note.error, note.reply_to, lane, after_bulk)
+    return m.RequestNoted(run, life, after, offset, code, note.error, note.reply_to, lane, after_bulk, h.trace())
 
 
 def _replied(run: str, life: str, h: _Head, body: bytes) -> m.Event:
@@ -276,11 +282,12 @@ def _parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
     """Type, further headers and body of an event."""
     match event:
         case m.RunRequested():
-            return "run.requested", _link(event), dump(event.opening)
+            return "run.requested", [*_link(event), (TRACE, event.trace)], dump(event.opening)
         case m.RequestNoted():
-            return "request.noted", [*_link(event), ("ce_code", event.code)], dump(_Note(event.error, event.reply_to))
+            pairs: _Pairs = [*_link(event), ("ce_code", event.code), (TRACE, event.trace)]
+            return "request.noted", pairs, dump(_Note(event.error, event.reply_to))
         case m.ModelReplied():
-            pairs: _Pairs = [*_attempt(event), ("ce_outcome", event.outcome)]
+            pairs = [*_attempt(event), ("ce_outcome", event.outcome)]
             plan = event.plan_json if event.plan_json is not None else dump(event.plan)
             pairs += [("ce_plan", plan.decode()), ("ce_usage", dump(event.usage).decode())]
             return "model.replied", pairs, event.body

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from anabranch.errors import ConfigError
 
@@ -165,6 +165,26 @@ class StoreSettings:
     store_max_bytes: Count = 64 * 1024 * 1024
 
 
+def _captures(said: Any) -> Any:
+    """The convention's words for whether spans may hold content: at first a truth value, later where it goes."""
+    words = {"no_content": False, "event_only": False, "span_only": True, "span_and_event": True}
+    return words.get(said.strip().lower(), said) if isinstance(said, str) else said
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySettings:
+    """What is told to others of the work: `traces` by OpenTelemetry, which has its own `OTEL_*` variables for where to,
+    and what the log looks like. `capture_content` and `log_content` let in what people, models and tools have said.
+    """
+
+    traces: bool = False
+    capture_content: Annotated[bool, BeforeValidator(_captures)] = field(
+        default=False, metadata={"variable": "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"}
+    )
+    log_format: Literal["readable", "json"] = "readable"
+    log_content: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class SigningSettings:
     """Keys of agent workers alone, `id:base64` each, the one that signs first. `mode` is what becomes of events without
@@ -188,6 +208,7 @@ class Settings:
     anthropic: AnthropicSettings = field(default_factory=AnthropicSettings)
     storage: StoreSettings = field(default_factory=StoreSettings)
     signing: SigningSettings = field(default_factory=SigningSettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
     prices: dict[str, Price] = field(default_factory=dict)
     models: dict[str, ModelLimits] = field(default_factory=dict)
 
@@ -206,7 +227,16 @@ _PREFIXES = {
     "anthropic": "ANTHROPIC_",
     "storage": "ANABRANCH_",
     "signing": "ANABRANCH_SIGNING_",
+    "telemetry": "ANABRANCH_",
 }
+
+
+def _variable(section: str, name: str) -> str:
+    """What a setting is called in the environment."""
+    for item in fields(get_type_hints(Settings)[section]):
+        if item.name == name and "variable" in item.metadata:
+            return str(item.metadata["variable"])
+    return _PREFIXES[section] + name.upper()
 
 
 def load(file: str | Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -251,7 +281,7 @@ def _given(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """Section, setting and text of each variable that is set."""
     for section, kind in _sections():
         for name in _names(kind):
-            if (text := environment.get(_PREFIXES[section] + name.upper(), "")) != "":
+            if (text := environment.get(_variable(section, name), "")) != "":
                 yield section, name, text
 
 
@@ -357,7 +387,7 @@ def sources(file: str | Path | None = None, environment: Mapping[str, str] | Non
     data = _read(Path(file)) if file is not None else {}
     found = {(section, _plain(section, name)): str(file) for section, table in data.items() for name in table}
     for section, name, _ in _given(os.environ if environment is None else environment):
-        found[section, _plain(section, name)] = _PREFIXES[section] + name.upper()
+        found[section, _plain(section, name)] = _variable(section, name)
     return found
 
 

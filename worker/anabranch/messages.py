@@ -155,7 +155,10 @@ class PlannedCall:
 
 @dataclass(frozen=True, slots=True)
 class RunRequested:
-    """`after` and `after_bulk` are the lanes' next requests that it presumes; None: whatever the bulk lane's is."""
+    """`after` and `after_bulk` are the lanes' next requests that it presumes; None: whatever the bulk lane's is.
+
+    `trace` is the `traceparent` of the run's trace, if it has one.
+    """
 
     run_id: str
     life: str
@@ -165,6 +168,7 @@ class RunRequested:
     size: int = 0
     lane: Lane = "interactive"
     after_bulk: int | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,7 @@ class RequestNoted:
     reply_to: ReplyTo | None = None
     lane: Lane = "interactive"
     after_bulk: int | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final, Literal, Protocol
 
-from anabranch import memory
+from anabranch import memory, spans
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Model
 from anabranch.agent.placing import Placing
@@ -28,6 +28,7 @@ from anabranch.agent.room import Room
 from anabranch.agent.saturation import Saturation
 from anabranch.agent.station import Station
 from anabranch.agent.thinking import Clockwork, Thinker
+from anabranch.agent.traces import AgentTraces
 from anabranch.agent.worker import AgentWorker
 from anabranch.app import App
 from anabranch.codec import Record
@@ -38,6 +39,7 @@ from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Appender, Broker, Place, Subscription
 from anabranch.registry import Registry, follow, register, worker_entry, worker_gone
 from anabranch.signing import signer_of
+from anabranch.spans import Traces
 from anabranch.specs import WorkerInfo
 from anabranch.store import Store
 from anabranch.store import opened as open_store
@@ -45,6 +47,7 @@ from anabranch.tasks import alongside, asked_by_signals
 from anabranch.tools.executor import Executor
 from anabranch.tools.meters import ToolMeters
 from anabranch.tools.serving import Bench
+from anabranch.tools.traces import ToolTraces
 from anabranch.tools.worker import ToolWorker
 from anabranch.topics import Namespace, TopicSpec
 from anabranch.watch import Watch, watching
@@ -52,6 +55,8 @@ from anabranch.watch import Watch, watching
 log = logging.getLogger(__name__)
 
 READY_S: Final = 60.0
+TRACES_S: Final = 5.0
+"""How long the last spans are tried to be sent."""
 REBALANCE_S: Final = 2.5
 """What a rebalance takes beside a heartbeat's interval, which is a quarter of the session's time."""
 
@@ -182,14 +187,20 @@ async def _serve_agent(
     broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
     worker_id, registry, store = _new_worker_id("agent", clockwork), Registry(), await _store(settings, namespace)
-    async with broker.appender() as appender, _model(settings, model) as opened:
+    async with (
+        _tracing(settings, "anabranch-agent", worker_id) as tracing,
+        broker.appender() as appender,
+        _model(settings, model) as opened,
+    ):
+        traces = None if tracing is None else AgentTraces(tracing, namespace, clockwork.now)
+        thinker = Thinker(opened, settings.agent, settings.prices, clockwork, settings.models, store, meters, traces)
         await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs(), app.limit_specs())
         placing = Placing(broker, namespace, registry)
         station = Station(
             namespace=namespace,
             worker_id=worker_id,
             appender=appender,
-            thinker=Thinker(opened, settings.agent, settings.prices, clockwork, settings.models, store, meters),
+            thinker=thinker,
             registry=registry,
             settings=settings.agent,
             prices=settings.prices,
@@ -202,6 +213,7 @@ async def _serve_agent(
             store=store,
             signer=signer,
             meters=meters,
+            traces=traces,
         )
         worker = AgentWorker(station, broker, settings.worker.commit_s)
         info = _info(worker, worker_id, "agent", None, clockwork.now)
@@ -254,7 +266,7 @@ async def _serve_tools(
     worker_id, store = _new_worker_id("tool", clockwork), await _store(settings, namespace)
     executor = Executor(settings.tool, clockwork.now)
     try:
-        async with broker.appender() as appender:
+        async with _tracing(settings, "anabranch-tool", worker_id) as tracing, broker.appender() as appender:
             await register(appender, namespace, worker_id, [tool.spec for tool in tools], [], limits)
             bench = Bench(
                 namespace=namespace,
@@ -270,6 +282,7 @@ async def _serve_tools(
                 lenient=lenient,
                 store=store,
                 meters=meters,
+                traces=None if tracing is None else ToolTraces(tracing, queue),
             )
             worker = ToolWorker(bench, settings.worker.commit_s)
             info = _info(worker, worker_id, "tool", queue, clockwork.now)
@@ -285,6 +298,18 @@ async def _store(settings: Settings, namespace: Namespace) -> Store:
     opened = open_store(settings.storage, namespace)
     await opened.check()
     return opened
+
+
+@asynccontextmanager
+async def _tracing(settings: Settings, service: str, worker_id: str) -> AsyncIterator[Traces | None]:
+    """Where spans go, if anywhere; at the end what is left is sent, for some seconds at most."""
+    traces = spans.opened(settings.telemetry, service, worker_id)
+    try:
+        yield traces
+    finally:
+        if traces is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.to_thread(traces.close), TRACES_S)
 
 
 # --- the parts ------------------------------------------------------------------------------------------------

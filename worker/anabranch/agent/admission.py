@@ -26,9 +26,11 @@ from anabranch.agent.owner import RUN_BYTES, Owner
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.bodies import dump, read_request, sender_of
-from anabranch.codec import Record, cloud_event
+from anabranch.codec import Record, cloud_event, header
 from anabranch.errors import AnabranchError, InvalidRequest, StoreError
 from anabranch.kafka.sent import Sent
+from anabranch.spans import HEADER as TRACE
+from anabranch.spans import valid
 from anabranch.specs import AgentSpec
 from anabranch.topics import BODY_BYTES, partition_of
 
@@ -243,7 +245,7 @@ class Admission:
         """A bad request is refused where its run would be: only there it is known whether that is open."""
         if record.key is not None and not self._is_here(run_id):
             with suppress(InvalidRequest):  # it may be too large to be sent on: then it is refused here
-                await self._move(lane, run_id, record.value)
+                await self._move(lane, run_id, record, record.value)
                 return self._note(record, lane, run_id, "moved")
         log.warning("%s/%d/%d: bad request: %s", record.topic, record.partition, record.offset, error)
         await self._station.bury(record, f"{error.code}: {error}")
@@ -257,7 +259,7 @@ class Admission:
     async def _decide(self, record: Record, lane: m.Lane, request: m.RunRequest) -> m.Event:
         run_id = request.run_id or ""
         if not self._is_here(run_id):
-            await self._move(lane, run_id, dump(request))
+            await self._move(lane, run_id, record, dump(request))
             return self._note(record, lane, run_id, "moved")
         if request.cancel and record.key is None and request.run_id == _fallback_id(record):
             raise InvalidRequest("run_id: is missing: name the run that is to be cancelled")
@@ -274,10 +276,11 @@ class Admission:
         await self._owner.keep_within_reach(lane, record.offset, run_id)
         return self._note(record, lane, run_id, "duplicate", reply_to=reply_to)
 
-    async def _move(self, lane: m.Lane, run_id: str, body: bytes | None) -> None:
+    async def _move(self, lane: m.Lane, run_id: str, record: Record, body: bytes | None) -> None:
         """Publish it to its own partition of the lane; only then may it be noted as moved."""
         topic, partition = self._station.namespace.requests_of(lane), partition_of(run_id, self._station.partitions)
-        moved = cloud_event(topic, "run.request", "anabranch", run_id, body, partition=partition)
+        trace = [(TRACE, valid(header(record.headers, TRACE)))]
+        moved = cloud_event(topic, "run.request", "anabranch", run_id, body, trace, partition)
         try:
             await self._station.send(moved)
         except AnabranchError as error:
@@ -293,8 +296,9 @@ class Admission:
         reply_to: m.ReplyTo | None = None,
     ) -> m.Event:
         after, life = self._nexts, m.life_of(lane, record.offset)
+        trace = valid(header(record.headers, TRACE)) if code == "rejected" else None  # the others have nothing to tell
         return m.RequestNoted(
-            run_id, life, after.interactive or 0, record.offset, code, error, reply_to, lane, after.bulk
+            run_id, life, after.interactive or 0, record.offset, code, error, reply_to, lane, after.bulk, trace
         )
 
     # --- a run ---------------------------------------------------------------------------------------------------
@@ -317,8 +321,22 @@ class Admission:
         )
         after, life = self._nexts, m.life_of(lane, record.offset)
         return m.RunRequested(
-            request.run_id or "", life, after.interactive or 0, record.offset, opening, lane=lane, after_bulk=after.bulk
+            request.run_id or "",
+            life,
+            after.interactive or 0,
+            record.offset,
+            opening,
+            lane=lane,
+            after_bulk=after.bulk,
+            trace=self._trace_of(record, request, life),
         )
+
+    def _trace_of(self, record: Record, request: m.RunRequest, life: str) -> str | None:
+        """The trace that the run belongs to: its client's, or one of its own where we tell of any."""
+        given, traces = valid(header(record.headers, TRACE)), self._station.traces
+        if traces is None:
+            return given
+        return traces.admitted(given, request.agent or "", request.run_id or "", life, record.timestamp / 1000)
 
     def _agent_of(self, request: m.RunRequest) -> AgentSpec:
         if request.agent is None:

@@ -48,6 +48,7 @@ class AnthropicModel:
             max_retries=0,
             timeout=anthropic.Timeout(None, connect=CONNECT_S),
             http_client=anthropic.DefaultAioHttpClient(limits=anthropic.DEFAULT_CONNECTION_LIMITS),
+            open_telemetry=False,  # each attempt has a span of ours (`traces.py`), with the same attributes
         )
         async with client:
             yield cls(client, silence_s)

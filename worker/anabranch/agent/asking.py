@@ -28,7 +28,8 @@ def to_request(run: Run, registry: Registry, place: Place = by_key) -> Request:
         )
     tools = [spec for tool in agent.tools if (spec := registry.tool(tool)) is not None]
     parallel = agent.parallel_tool_calls and run.opening.request.parallel_tool_calls is not False
-    context = BatchContext(run.run_id, run.turn, "", agent, parallel, registry.tool, place, run.opening.request.tenant)
+    tenant = run.opening.request.tenant
+    context = BatchContext(run.run_id, run.turn, "", agent, parallel, registry.tool, place, tenant, run.trace)
     build = partial(request_body, run, agent, tools)
     if not (references := needed(run)):
         return Request(run.life, context, run.opening.deadline, build())

@@ -126,6 +126,7 @@ def _open(state: Partition, event: m.RunRequested, nexts: Nexts, offset: int, at
         addresses=[Address(event.opening.request.reply_to)],
         size=event.size,
         bulk_as_of_first=nexts.bulk,
+        trace=event.trace,
     )
 
 

@@ -9,9 +9,11 @@ from anabranch.agent.conversation import content_of
 from anabranch.agent.referring import Input, content_ref_of, inputs_of
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.station import Station
+from anabranch.agent.traces import call_header
 from anabranch.bodies import whole
 from anabranch.codec import Outgoing, cloud_event
 from anabranch.messages import ReplyTo, ReplyTopic, ToolCall, lane_of
+from anabranch.spans import HEADER as TRACE
 
 
 def call_record(station: Station, partition: int, run: Run, call_id: str) -> Outgoing | None:
@@ -39,6 +41,8 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
     )
     topic = station.namespace.calls(queue)
     pairs = [("ce_runid", run.run_id), ("ce_life", run.life), ("ce_callid", call_id)]
+    if run.trace is not None and (trace := call_header(station.traces, run, call_id)) is not None:
+        pairs.append((TRACE, trace))
     return cloud_event(
         topic,
         "tool.call",
@@ -60,10 +64,13 @@ def _inputs(turn: Turn) -> Mapping[str, Input]:
     return turn.inputs
 
 
-def response_record(station: Station, run_id: str, reply_to: ReplyTo | None, body: bytes) -> Outgoing:
+def response_record(
+    station: Station, run_id: str, reply_to: ReplyTo | None, body: bytes, trace: str | None = None
+) -> Outgoing:
     """The record for `agent.responses`."""
     partition = reply_to.partition if reply_to is not None else None
     if partition is not None and partition >= station.response_partitions:
         partition = None  # the topic is smaller than the client thought: it is found by its run id
     topic = station.namespace.responses
-    return cloud_event(topic, "run.response", station.worker_id, run_id, body, partition=partition)
+    pairs = [(TRACE, trace)] if trace is not None else ()
+    return cloud_event(topic, "run.response", station.worker_id, run_id, body, pairs, partition)

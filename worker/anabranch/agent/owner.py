@@ -29,6 +29,7 @@ from anabranch.agent.room import Room
 from anabranch.agent.state import Nexts, Partition, Run
 from anabranch.agent.station import Station
 from anabranch.agent.tally import Tally
+from anabranch.agent.telling import Telling
 from anabranch.agent.timers import Timers
 from anabranch.bodies import dump
 from anabranch.codec import Record, decode
@@ -97,6 +98,7 @@ class Owner:
         self._timers: Timers[Moment] = Timers(station.clockwork.now, self._ring)
         self._cleaner = Cleaner(station.settings)
         self._tally = Tally(station.meters, station.registry)
+        self._telling = None if station.traces is None else Telling(partition, station.traces, station.registry)
         self._parked: set[Life] = set()
         self._low_at = self.low_at = math.inf  # when the event at low was written, and at the one that is committed
         self.open_bytes = 0
@@ -123,11 +125,15 @@ class Owner:
         self._calls.begin()
         position = self.resume(end)
         self._tally.begins = end  # what lies below was counted by others, if at all
+        if self._telling is not None:
+            self._telling.begins = end
         return position
 
     def resume(self, end: int) -> int:
         """Go on with the fold there is; silent up to `end`. Returns the offset to read from."""
         self._end, self._tally.begins = end, self.state.position
+        if self._telling is not None:
+            self._telling.begins = self.state.position
         self.live = self._giving_up = False
         self._acked.clear()
         self._read_on.clear()
@@ -164,6 +170,8 @@ class Owner:
             self._act(run)
         for offset in list(self.state.notes):
             self._publisher.publish(NoteDue(offset))
+        if self._telling is not None:
+            self._telling.live()
         self._hooks.on_live(self)
 
     # --- giving the partition up: start nothing more, and tell the next owner what goes on ----------------------
@@ -242,6 +250,8 @@ class Owner:
         waiting = self._tally.waiting_call(before, event)
         run = fold.apply(self.state, event, offset, at)
         self._tally.folded(run, event, waiting, offset, at)
+        if self._telling is not None:
+            self._telling.folded(run, event, offset, at)
         if before is not None and before is not run:
             self._replaced(before)
         for defect in self.state.defects:

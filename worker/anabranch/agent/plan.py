@@ -44,6 +44,7 @@ class BatchContext:
     tool: Callable[[str], ToolSpec | None]
     place: Place = by_key
     tenant: str | None = None
+    trace: str | None = None
 
 
 def plan(calls: Sequence[RequestedCall], context: BatchContext) -> tuple[PlannedCall, ...]:

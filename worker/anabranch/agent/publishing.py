@@ -20,6 +20,7 @@ from anabranch.agent.large import is_in_pieces, large_answer
 from anabranch.agent.outbox import call_record, response_record
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
+from anabranch.agent.traces import AgentTraces, answer_header
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, StoreUnavailable
@@ -104,6 +105,8 @@ class Publisher:
         sent = self._sent(due)
         if sent is not None:
             self._sending[due] = sent
+            if self._station.traces is not None and not isinstance(due, NoteDue):
+                sent.add_done_callback(partial(self._trace, self._station.traces, due, self._station.clockwork.now()))
             sent.add_done_callback(partial(self._published, due))
 
     def _sent(self, due: Publication) -> Sent | None:
@@ -145,7 +148,7 @@ class Publisher:
     def _made(self, due: Publication) -> Outgoing | None:
         if isinstance(due, NoteDue):
             note = self._state.notes[due.cause]
-            return response_record(self._station, note.run_id, note.reply_to, note_answer(note))
+            return response_record(self._station, note.run_id, note.reply_to, note_answer(note), note.trace)
         run = self._state.runs.get(due.run_id)
         if run is None or run.life != due.life:
             return None
@@ -154,7 +157,12 @@ class Publisher:
             if record is not None and call is not None:
                 self._station.meters.calls_published.count(call.planned.queue or OTHER)
             return record
-        return response_record(self._station, run.run_id, run.addresses[due.address].reply_to, self._answer(run))
+        return self._response(run, due, self._answer(run))
+
+    def _response(self, run: Run, due: AnswerDue, body: bytes) -> Outgoing:
+        reply_to = run.addresses[due.address].reply_to
+        trace = None if run.trace is None else answer_header(self._station.traces, run, due.address)
+        return response_record(self._station, run.run_id, reply_to, body, trace)
 
     def _large(self, due: AnswerDue) -> Run | None:
         """The run, if its answer has to be put into the store, and is not known to be there."""
@@ -174,10 +182,9 @@ class Publisher:
         return sent
 
     async def _send_large(self, run: Run, due: AnswerDue, sent: Sent) -> None:
-        reply_to = run.addresses[due.address].reply_to
         try:
             body = self._answers[run.run_id, run.life] = await large_answer(self._station.store, run)
-            sent.succeed(await self._station.send(response_record(self._station, run.run_id, reply_to, body)))
+            sent.succeed(await self._station.send(self._response(run, due, body)))
         except Exception as error:  # noqa: BLE001 - `_published` decides what becomes of it
             sent.fail(error)
 
@@ -202,6 +209,11 @@ class Publisher:
         if run is not None and run.life == due.life:
             self._settle(due)
             self._on_settled(run)
+
+    def _trace(self, traces: AgentTraces, due: CallDue | AnswerDue, began: float, sent: Sent) -> None:
+        run = self._state.runs.get(due.run_id)
+        if sent.is_written and run is not None and run.life == due.life:
+            traces.published(run, due, began, sent.result())
 
     def _not_published(self, due: Publication, error: BaseException) -> None:
         """Nothing was written, and sending it again as it is would not help."""

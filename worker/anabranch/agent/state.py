@@ -166,6 +166,7 @@ class Run:
     ending: Ending | None = None
     parked: str | None = None
     bulk_as_of_first: int | None = field(default=None, compare=False)  # how much is known depends on where one began
+    trace: str | None = None  # the `traceparent` of its trace; opaque to the fold
 
     @property
     def nexts_as_of_first(self) -> Nexts:

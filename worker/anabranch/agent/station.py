@@ -14,6 +14,7 @@ from anabranch.agent.plan import Place, by_key
 from anabranch.agent.room import Room
 from anabranch.agent.saturation import Saturation
 from anabranch.agent.thinking import Clockwork, Thinker
+from anabranch.agent.traces import AgentTraces
 from anabranch.codec import Outgoing, Record, encode
 from anabranch.config import AgentSettings, Price
 from anabranch.deadletters import dead_letter
@@ -67,6 +68,7 @@ class Station:
     signer: Signer = NO_SIGNER
     fate: Fate = field(default_factory=Fate)
     meters: AgentMeters = field(default_factory=AgentMeters)
+    traces: AgentTraces | None = None
     heard: dict[int, Callable[[m.Event, int, Acked], None]] = field(default_factory=dict)
 
     def append(self, partition: int, event: m.Event) -> Sent:

@@ -24,6 +24,7 @@ from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Hopeless, Left, Model, Transient
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply
+from anabranch.agent.traces import AgentTraces, Attempted
 from anabranch.bodies import dump
 from anabranch.config import AgentSettings, ModelLimits, Price
 from anabranch.meters import Counter
@@ -104,8 +105,10 @@ class Thinker:
         limits: Mapping[str, ModelLimits],
         store: Store = NO_STORE,
         meters: AgentMeters | None = None,
+        traces: AgentTraces | None = None,
     ) -> None:
-        self._meters = meters or AgentMeters()
+        self._meters, self._traces = meters or AgentMeters(), traces
+        self._ask = self._asked if traces is None else partial(self._traced, traces)
         self._model, self._settings, self._prices, self._clockwork = model, settings, prices, clockwork
         self._large = Large(store, clockwork.now)
         self._steady = clockwork.steady
@@ -245,7 +248,7 @@ class Thinker:
         while True:
             context = replace(request.context, attempt=self._clockwork.new_id())
             try:
-                return await self._replied(job, request, context, await self._asked(trying, context))
+                return await self._replied(job, request, context, await self._ask(trying, context))
             except Transient as error:
                 trying.tries, trying.broken = trying.tries + 1, trying.broken + error.broken
                 if error.usage:
@@ -260,6 +263,18 @@ class Thinker:
                 if error.usage:
                     job.append(self._discarded(request, context, error.usage, error.message))
                 raise
+
+    async def _traced(self, traces: AgentTraces, trying: _Trying, context: BatchContext) -> Reply:
+        """One attempt, of which the run's trace tells."""
+        waited_s = self._steady() - trying.job.due_at if trying.tries == 0 else None
+        made = Attempted(context, trying.request.life, trying.tries + 1, traces.now(), trying.request.body, waited_s)
+        try:
+            reply = await self._asked(trying, context)
+        except BaseException as error:
+            traces.attempted(made, None, error)
+            raise
+        traces.attempted(made, reply, None)
+        return reply
 
     async def _asked(self, trying: _Trying, context: BatchContext) -> Reply:
         """One attempt, and what it tells of the model's limits."""

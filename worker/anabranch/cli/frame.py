@@ -144,10 +144,10 @@ class Frame:
     def client(self) -> Client:
         """A client of the namespace, with the store of the settings; nothing is connected yet."""
         from anabranch.client import Client
-        from anabranch.store import opened
 
-        namespace = self.namespace()
-        return Client(namespace, self.broker(), opened(self.settings.storage, namespace))
+        settings = self.settings
+        worker = replace(settings.worker, namespace=self.namespace().name)
+        return Client.for_app(settings=replace(settings, worker=worker), broker=self.broker())
 
 
 _CONFIG = click.option(

@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
 import anyio.to_process
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 BACKOFF_S: Final = (0.2, 10.0)
 SHOWN: Final = 4000
+RETRIED: Final = 100
+"""How many pauses of a call are remembered: its API may ask for them until its deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +56,28 @@ class Execution:
     tries: int
     began_at: float | None = None
     ran_s: float = 0.0
+    error: str | None = None
+    """What kind of error its result is, in a word: the name of the exception, say."""
+    retried: tuple[Retried, ...] = ()
+
+
+class Retried(NamedTuple):
+    """A try that was not the last: "retry" or "paused", when that was said (epoch seconds), and by what error."""
+
+    name: str
+    at: float
+    error: str
 
 
 class _Watch:
-    """When the function of a call began, and how long it ran."""
+    """When the function of a call began, how long it ran, and which tries were not its last."""
 
-    __slots__ = ("began_at", "ran_s")
+    __slots__ = ("began_at", "ran_s", "retried")
 
     def __init__(self) -> None:
         self.began_at: float | None = None
         self.ran_s = 0.0
+        self.retried: tuple[Retried, ...] = ()
 
 
 class Gate(Protocol):
@@ -116,29 +130,30 @@ class Executor:
     async def execute(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate = OPEN) -> Execution:
         """Run the call, with the retries that its tool asks for; `gate` is passed before each try."""
         started, watch = self._now(), _Watch()
-        tries = 0
+        tries, kind = 0, None
         try:
             if tool.retries == 0:  # the common case, and retrying costs more than a quick tool
                 value = await self._tried(tool, arguments, call, gate, watch)
             else:
-                async for attempt in self._retrying(tool, call):
+                async for attempt in self._retrying(tool, call, watch):
                     tries = attempt.retry_state.attempt_number
                     with attempt:
                         value = await self._tried(tool, arguments, replace(call, attempt=tries), gate, watch)
             outcome, content = self._success(tool, value)
         except TimeoutError:
-            outcome, content = (
-                "timeout",
-                f"{tool.name} timed out: it gave no result within {self._given(tool, started)}",
-            )
+            outcome, kind = "timeout", "timeout"
+            content = f"{tool.name} timed out: it gave no result within {self._given(tool, started)}"
         except ArgumentsError as error:
-            outcome, content = "error", f"invalid arguments for {tool.name}: {error}"
+            outcome, kind, content = "error", "ArgumentsError", f"invalid arguments for {tool.name}: {error}"
         except BaseException as error:
             if isinstance(error, ShareLost) or _ends_us(error):
                 raise
-            outcome, content = "error", f"{tool.name} failed: {_described(error)}"
+            outcome, kind, content = "error", _kind_of(error), f"{tool.name} failed: {_described(error)}"
             call.log.warning("%s", content, exc_info=error)
-        return Execution(outcome, content, started, self._now(), max(1, tries), watch.began_at, watch.ran_s)
+        kind = kind or ("unsendable" if outcome == "error" else None)
+        return Execution(
+            outcome, content, started, self._now(), max(1, tries), watch.began_at, watch.ran_s, kind, watch.retried
+        )
 
     def _success(self, tool: Tool, value: Any) -> tuple[ResultOutcome, Content]:
         try:
@@ -146,13 +161,18 @@ class Executor:
         except AnabranchError as error:
             return "error", f"{tool.name} returned what cannot be sent to the model: {error}"
 
-    def _retrying(self, tool: Tool, call: Call) -> AsyncRetrying:
+    def _retrying(self, tool: Tool, call: Call, watch: _Watch) -> AsyncRetrying:
         return AsyncRetrying(
             retry=retry_if_exception_type(Retryable),
             stop=partial(self._is_over, stop_after_attempt(tool.retries + 1), call),
             wait=_wait,
+            before_sleep=partial(self._note_retry, watch),
             reraise=True,
         )
+
+    def _note_retry(self, watch: _Watch, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        watch.retried += (Retried("retry", self._now(), type(error).__name__),)
 
     def _is_over(self, enough: Callable[[RetryCallState], bool], call: Call, state: RetryCallState) -> bool:
         """No retry begins past the call's deadline."""
@@ -167,6 +187,7 @@ class Executor:
             except RateLimited as error:
                 if self._now() + error.after >= call.deadline:
                     raise
+                watch.retried = (*watch.retried[-RETRIED:], Retried("paused", self._now(), type(error).__name__))
                 call.log.info("%s: %s: paused for %g s", tool.name, _text_of(error), error.after)
                 await gate.pause(error.after)
 
@@ -277,6 +298,12 @@ def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
     pause = wait_random_exponential(multiplier=BACKOFF_S[0], max=BACKOFF_S[1])(state)
     return max(pause, error.after) if isinstance(error, Retryable) and error.after is not None else pause
+
+
+def _kind_of(error: BaseException) -> str:
+    """The name of what the tool raised."""
+    cause = error.__cause__ if isinstance(error, _ToolsOwn | Escaped) else None
+    return type(cause or error).__name__
 
 
 def _described(error: BaseException) -> str:

@@ -25,12 +25,15 @@ from anabranch.kafka.seam import Appender, Place
 from anabranch.limits import Serially
 from anabranch.messages import OUTCOME_UNKNOWN, ResultOutcome, ToolCall, ToolResult
 from anabranch.meters import OTHER
+from anabranch.spans import HEADER as TRACE
+from anabranch.spans import valid
 from anabranch.store import NO_STORE, Store
 from anabranch.tools import large
 from anabranch.tools.executor import OPEN, Execution, Executor
 from anabranch.tools.meters import ToolMeters
 from anabranch.tools.shares import Shares
 from anabranch.tools.slots import Slots, Whose
+from anabranch.tools.traces import ToolTraces
 from anabranch.tools.turns import Paced
 from anabranch.topics import Namespace
 
@@ -61,6 +64,7 @@ class Bench:
     lenient: bool = False
     store: Store = NO_STORE
     meters: ToolMeters = field(default_factory=ToolMeters)
+    traces: ToolTraces | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +87,7 @@ class Job:
     gate: Paced | None = None
     gone: bool = False  # handed off, and a commit says so: nobody reads it again
     stays: asyncio.Future[bool] | None = None  # of one that starts here after a revoke: whether the commit says so
+    trace: str | None = None  # the `traceparent` that its result gets: what it came with, or one of ours below that
 
     @property
     def offset(self) -> int:
@@ -145,7 +150,7 @@ def read_job(record: Record, tools: dict[str, Tool], now: float) -> Job:
     life = header(record.headers, "ce_life")
     if life is None:
         raise WireError("header ce_life is missing: a result could not name the run's life")
-    return Job(record, call, life, now, tools.get(call.tool))
+    return Job(record, call, life, now, tools.get(call.tool), trace=valid(header(record.headers, TRACE)))
 
 
 def _copies(job: Job) -> str:
@@ -252,7 +257,8 @@ class Service:
         """Execute the call and append its result; one that has missed its home is published again to it."""
         if (home := self._home_of(job)) is not None:
             return await self.send_home(job, home)
-        execution = await self.execute(job)
+        traces = self._bench.traces
+        execution = await (self.execute(job) if traces is None else self._traced(traces, job))
         self._measure(job, execution)
         job.begun = True  # whatever its last try came to
         return await self.deliver(job, execution)
@@ -260,6 +266,8 @@ class Service:
     def skip(self, job: Job) -> None:
         """It is finished without having been executed: nobody waits for it, or it was answered here before."""
         self._count(job, "skipped")
+        if self._bench.traces is not None:
+            self._bench.traces.skipped(job, self._bench.now())
 
     def _count(self, job: Job, outcome: str) -> None:
         self._bench.meters.calls.count(job.tool.name if job.tool is not None else OTHER, outcome)
@@ -283,6 +291,15 @@ class Service:
             log.error("call %s cannot be sent to a home of its limit: %s", job.call.call_id, error)
             text = f"{job.call.tool[:128]} was not run: its call could not be sent where its limit is kept: {error}"
             await self.deliver(job, self.unknown() if job.at_most_once else self._without_tool("error", text))
+
+    async def _traced(self, traces: ToolTraces, job: Job) -> Execution:
+        above = traces.begins(job)
+        if above is None:
+            return await self.execute(job)
+        with traces.inside(job):
+            execution = await self.execute(job)
+        traces.executed(job, above, execution)
+        return execution
 
     async def execute(self, job: Job) -> Execution:
         call, tool = job.call, job.tool
@@ -318,7 +335,7 @@ class Service:
 
     def _without_tool(self, outcome: ResultOutcome, text: str) -> Execution:
         now = self._bench.now()
-        return Execution(outcome, text, now, now, 1)
+        return Execution(outcome, text, now, now, 1, error=outcome)
 
     async def deliver(self, job: Job, execution: Execution) -> None:
         """Append the result. A call whose result can never be delivered, by its own fault, is a dead letter.
@@ -359,5 +376,7 @@ class Service:
         body = await large.body_of(self._bench.store, result, call, self._bench.now())
         pairs = [("ce_runid", call.run_id), ("ce_life", job.life), ("ce_callid", call.call_id)]
         pairs.append(("ce_outcome", execution.outcome))
+        if job.trace is not None:
+            pairs.append((TRACE, job.trace))
         reply = call.reply
         return cloud_event(reply.topic, "tool.returned", worker, call.run_id, body, pairs, reply.partition)
