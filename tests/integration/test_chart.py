@@ -193,6 +193,23 @@ def test_secrets_are_named_and_never_written() -> None:
     assert mount["readOnly"]
 
 
+def test_each_role_may_be_a_user_of_its_own_and_only_agents_sign() -> None:
+    rendered = render(SETS["roles"])
+    users = {name: environment(pod) for name, pod in rendered.pods()}
+
+    asked = {name: found["ANABRANCH_SASL_OAUTH_CLIENT_ID"]["secretKeyRef"]["name"] for name, found in users.items()}
+    assert asked == {
+        "rel-anabranch-agents": "shop-agents",
+        "rel-anabranch-tools-io": "shop-tools",
+        "rel-anabranch-topics": "shop-topics",
+    }
+    for found in users.values():
+        assert found["ANABRANCH_SASL_MECHANISM"] == "OAUTHBEARER"
+        assert found["ANABRANCH_SASL_OAUTH_TOKEN_URL"] == "https://login.example.com/token"
+        assert "ANABRANCH_SASL_PASSWORD" not in found
+    assert [name for name, found in users.items() if "ANABRANCH_SIGNING_KEYS" in found] == ["rel-anabranch-agents"]
+
+
 def test_only_agents_get_the_key_of_the_model() -> None:
     holders = [name for name, pod in pods(SETS["everything"]).items() if "ANTHROPIC_API_KEY" in environment(pod)]
 

@@ -193,4 +193,4 @@ def test_every_value_of_the_templates_is_in_the_schema() -> None:
 
 
 def test_the_sets_of_values_are_those_that_the_readme_names() -> None:
-    assert value_sets().keys() == {"minimal", "keda", "lag", "hpa", "tls-sasl", "strimzi", "everything"}
+    assert value_sets().keys() == {"minimal", "keda", "lag", "hpa", "tls-sasl", "roles", "strimzi", "everything"}

@@ -20,17 +20,13 @@
 - name: ANABRANCH_SASL_MECHANISM
   value: {{ . }}
 {{- end }}
-{{- with $kafka.sasl.existingSecret }}
-- name: ANABRANCH_SASL_USERNAME
-  valueFrom:
-    secretKeyRef:
-      name: {{ . }}
-      key: {{ $kafka.sasl.usernameKey }}
-- name: ANABRANCH_SASL_PASSWORD
-  valueFrom:
-    secretKeyRef:
-      name: {{ . }}
-      key: {{ $kafka.sasl.passwordKey }}
+{{- if eq $kafka.sasl.mechanism "OAUTHBEARER" }}
+- name: ANABRANCH_SASL_OAUTH_TOKEN_URL
+  value: {{ $kafka.sasl.oauth.tokenUrl | quote }}
+{{- with $kafka.sasl.oauth.scope }}
+- name: ANABRANCH_SASL_OAUTH_SCOPE
+  value: {{ . | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if and (include "anabranch.usesTls" .) $kafka.tls.existingSecret }}
@@ -56,6 +52,24 @@
 {{- end }}
 {{- end -}}
 
+{{/* Who it is to Kafka: a dict of `root` and the name of the `secret`. Each role may have a user of its own. */}}
+{{- define "anabranch.saslEnv" -}}
+{{- $sasl := .root.Values.kafka.sasl -}}
+{{- $oauth := eq $sasl.mechanism "OAUTHBEARER" -}}
+{{- if and (include "anabranch.usesSasl" .root) .secret }}
+- name: {{ ternary "ANABRANCH_SASL_OAUTH_CLIENT_ID" "ANABRANCH_SASL_USERNAME" $oauth }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .secret }}
+      key: {{ $sasl.usernameKey }}
+- name: {{ ternary "ANABRANCH_SASL_OAUTH_CLIENT_SECRET" "ANABRANCH_SASL_PASSWORD" $oauth }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .secret }}
+      key: {{ $sasl.passwordKey }}
+{{- end }}
+{{- end -}}
+
 {{/* What a worker's environment has beside that; the provider's key is for agents alone. */}}
 {{- define "anabranch.workerEnv" -}}
 - name: ANABRANCH_DRAIN_S
@@ -75,6 +89,13 @@
     secretKeyRef:
       name: {{ . }}
       key: {{ $.root.Values.anthropic.apiKeyKey }}
+{{- end }}
+{{- with .root.Values.signing.existingSecret }}
+- name: ANABRANCH_SIGNING_KEYS
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $.root.Values.signing.keysKey }}
 {{- end }}
 {{- with .root.Values.anthropic.baseUrl }}
 - name: ANTHROPIC_BASE_URL
@@ -200,6 +221,8 @@ args:
   {{- end }}
 env:
   {{- include "anabranch.kafkaEnv" $root | nindent 2 }}
+  {{- $secret := .pool.saslSecret | default $root.Values.kafka.sasl.existingSecret }}
+  {{- include "anabranch.saslEnv" (dict "root" $root "secret" $secret) | nindent 2 }}
   {{- include "anabranch.workerEnv" . | nindent 2 }}
   {{- include "anabranch.homeEnv" . | nindent 2 }}
   {{- with $pool.extraEnv }}
