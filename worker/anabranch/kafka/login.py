@@ -78,7 +78,7 @@ async def _greet(host: str, port: int, arguments: Mapping[str, Any]) -> None:
 
 
 def _explained(error: BaseException, at: str, arguments: Mapping[str, Any]) -> str:
-    protocol = arguments["security_protocol"]
+    protocol = arguments.get("security_protocol", "PLAINTEXT")
     for cause in _causes(error):
         if (known := _of_login(cause, arguments) or _of_tls(cause, at)) is not None:
             return known
