@@ -136,6 +136,19 @@ def test_a_command_gets_in_by_what_the_environment_says(
     assert frame.invoke(anabranch, ["tools", "--namespace", namespace]) == 0
 
 
+def test_a_command_that_does_not_get_in_ends_with_1_and_says_why(
+    secured: SecuredKafka, namespace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in PLAIN(secured).items():
+        monkeypatch.setenv(f"ANABRANCH_{name.upper()}", value)
+    monkeypatch.setenv("ANABRANCH_SASL_PASSWORD", WRONG)
+    for command in (["tools"], ["runs", "list"], ["dlq", "list"]):
+        assert frame.invoke(anabranch, [*command, "--namespace", namespace]) == 1
+        said = capsys.readouterr().err
+        assert "does not accept user 'plain'" in said
+        assert WRONG not in said
+
+
 # --- tokens ---------------------------------------------------------------------------------------------------------
 
 
