@@ -28,7 +28,8 @@ from tests.unit.test_fold_properties import logs, whole
 
 from anabranch import messages as m
 from anabranch.agent import fold
-from anabranch.agent.owner import HEADERS, RUN_BYTES, Owner
+from anabranch.agent.held import RUN_BYTES
+from anabranch.agent.owner import HEADERS, Owner
 from anabranch.agent.state import Partition
 from anabranch.agent.thinking import Job
 from anabranch.codec import decode, encode
@@ -221,10 +222,10 @@ async def test_an_admitted_run_takes_room_once() -> None:
         desk.land().hear()
         assert list(admission._links) == []
         held = sum(len(record.value or b"") + RUN_BYTES for record in desk.sent.to(NAMESPACE.log))
-        assert desk.station.room.used == desk.owner.held_bytes == held
+        assert desk.station.room.used == desk.owner.held.bytes == held
         desk.read()
         admission.folded()
-        assert desk.station.room.used == desk.owner.held_bytes == held
+        assert desk.station.room.used == desk.owner.held.bytes == held
         assert len(desk.jobs.due) == 2
 
 
@@ -268,7 +269,7 @@ def append(desk: Desk, event: m.Event) -> None:
 def made(desk: Desk) -> Any:
     """What was published and is being called, in any order; the ids of records aside."""
     sent = [(r.topic, r.key or b"", r.value or b"", said(r.headers)) for r in desk.sent.records]
-    return sorted(sent), sorted(map(due_of, desk.jobs.due)), desk.owner.open_bytes, desk.station.room.used
+    return sorted(sent), sorted(map(due_of, desk.jobs.due)), desk.owner.held.open_bytes, desk.station.room.used
 
 
 def said(headers: Any) -> Any:
@@ -402,6 +403,6 @@ def test_whoever_hears_acknowledgements_knows_what_the_log_says(log: Events, dat
             assert known == said or (
                 not said.open and known == replace(said, turns=[])
             )  # of a closed one no more is kept
-        assert desk.owner.open_bytes == sum(run.size for run in everything.runs.values() if run.open)
+        assert desk.owner.held.open_bytes == sum(run.size for run in everything.runs.values() if run.open)
 
     virtually(run)

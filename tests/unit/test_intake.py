@@ -18,7 +18,7 @@ from tests.unit.test_admission import admitting, good
 
 from anabranch import App
 from anabranch.agent.admission import BUFFER_BYTES, Admission
-from anabranch.agent.owner import RUN_BYTES
+from anabranch.agent.held import RUN_BYTES
 from anabranch.config import AgentSettings, ToolSettings
 from anabranch.kafka.seam import Place
 from anabranch.tools.intake import CALL_BYTES

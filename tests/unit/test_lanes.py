@@ -293,7 +293,7 @@ async def test_when_others_have_taken_requests_up_it_starts_over_where_the_fold_
         admission.folded()
         assert admission.started_over == 1
         assert (admission.position("interactive"), admission.position("bulk")) == (0, 1)
-        assert desk.station.room.used == desk.owner.held_bytes
+        assert desk.station.room.used == desk.owner.held.bytes
         desk.land().read()
         admission.folded()
         assert list(desk.owner.state.runs) == ["b"]

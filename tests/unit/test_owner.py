@@ -15,9 +15,10 @@ from tests.support import builders as b
 from tests.support.desk import NAMESPACE, Desk, Log
 
 from anabranch import messages as m
-from anabranch.agent import owner as module
+from anabranch.agent import answered
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
+from anabranch.agent.held import RUN_BYTES
 from anabranch.agent.state import Nexts
 from anabranch.codec import cloud_event
 from anabranch.errors import BrokerError, TooLarge
@@ -271,7 +272,7 @@ async def test_a_successor_sends_the_very_same_answer() -> None:
 
 
 async def test_only_answered_runs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REMEMBERED", 2)
+    monkeypatch.setattr(answered, "REMEMBERED", 2)
     desk = Desk().begin()
     for number in range(5):
         name = f"r{number}"
@@ -290,12 +291,12 @@ async def test_only_answered_runs_are_forgotten(monkeypatch: pytest.MonkeyPatch)
 async def test_the_bytes_of_open_runs_are_counted_and_given_back() -> None:
     desk = Desk().begin().write(b.requested())
     request = len(desk.log.records[0].value or b"")
-    assert desk.owner.open_bytes == request
-    assert desk.owner.held_bytes == desk.station.room.used == request + module.RUN_BYTES
+    assert desk.owner.held.open_bytes == request
+    assert desk.owner.held.bytes == desk.station.room.used == request + RUN_BYTES
     desk.write(b.calls(), b.returned())
-    assert desk.owner.open_bytes == sum(len(record.value or b"") for record in desk.log.records)
+    assert desk.owner.held.open_bytes == sum(len(record.value or b"") for record in desk.log.records)
     desk.write(b.replied(turn=2))
-    assert desk.owner.held_bytes == desk.station.room.used == 0
+    assert desk.owner.held.bytes == desk.station.room.used == 0
     assert desk.station.room.freed.is_set()
 
 
@@ -420,7 +421,7 @@ async def test_a_defect_that_shows_at_an_acknowledgement_ends_the_worker() -> No
 
 
 async def test_answered_runs_are_remembered_within_bounds_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REMEMBERED_BYTES", 3 * module.ANSWERED_BYTES)
+    monkeypatch.setattr(answered, "REMEMBERED_BYTES", 3 * answered.ANSWERED_BYTES)
     desk = Desk().begin()
     for number in range(5):
         run_id, life = f"r{number}", str(number)

@@ -22,7 +22,8 @@ from itertools import count
 from typing import Final
 
 from anabranch import messages as m
-from anabranch.agent.owner import RUN_BYTES, Owner
+from anabranch.agent.held import RUN_BYTES
+from anabranch.agent.owner import Owner
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.bodies import dump, read_request, sender_of
@@ -156,7 +157,7 @@ class Admission:
             self._read_again()
 
     def _read_back(self, link: _Link) -> None:
-        self._owner.make_room(-link.size, link.lane)
+        self._owner.held.change(-link.size, link.lane)
         if link.opens is not None and self._opened[link.opens] > 1:
             self._opened[link.opens] -= 1
         elif link.opens is not None:
@@ -179,7 +180,7 @@ class Admission:
                     waiting.taking = None
 
     async def _until_there_is_room(self, lane: m.Lane) -> None:
-        rooms = (self._station.room, self._owner.room)
+        rooms = (self._station.room, self._owner.held.room)
         if all(room.takes(lane) for room in rooms):
             return
         for room in rooms:
@@ -232,7 +233,7 @@ class Admission:
 
     def _remember(self, link: _Link) -> None:
         self._links.append(link)
-        self._owner.make_room(link.size, link.lane)
+        self._owner.held.change(link.size, link.lane)
         if link.opens is not None:
             self._opened[link.opens] += 1
 

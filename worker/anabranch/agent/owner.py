@@ -18,11 +18,13 @@ from typing import Final, NamedTuple
 
 from anabranch import messages as m
 from anabranch.agent import cleaning, deadlines, effects, fold
+from anabranch.agent.answered import REMEMBERED, Answered
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.cleaning import Cleaner
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.effects import NoteDue
+from anabranch.agent.held import Held
 from anabranch.agent.needed import Needed, causes
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.room import Room
@@ -31,7 +33,6 @@ from anabranch.agent.station import Station
 from anabranch.agent.tally import Tally
 from anabranch.agent.telling import Telling
 from anabranch.agent.timers import Timers
-from anabranch.bodies import dump
 from anabranch.codec import Record, decode
 from anabranch.errors import WireError
 from anabranch.kafka.sent import Acked, Sent
@@ -39,15 +40,7 @@ from anabranch.topics import partition_of
 
 log = logging.getLogger(__name__)
 
-REMEMBERED: Final = 2000
-"""How many answered runs an owner remembers, to answer a request that comes again."""
 AGAIN_S: Final = 1.0
-RUN_BYTES: Final = 12_000
-"""What an open run takes in memory beside its bodies, with three calls out, about: many small ones need room, too."""
-ANSWERED_BYTES: Final = 2_000
-"""The same of one that is answered, and remembered."""
-REMEMBERED_BYTES: Final = 8 * 1024 * 1024
-"""How much memory those may take: their requests and answers may be large."""
 HEADERS: Final = 300
 """Bytes of a record beside its body, about."""
 
@@ -85,9 +78,7 @@ class Owner:
         self._end = 0
         self._publisher = Publisher(partition, station, self.state, 0, self._close)
         self._needed = Needed()
-        self._sizes: dict[Life, int] = {}
-        self._remembered: dict[Life, int] = {}  # the runs that nobody waits for any more, the oldest first
-        self._remembered_bytes = 0
+        self._answered = Answered()  # the runs that nobody waits for any more
         self._asked: dict[
             tuple[m.Lane, int], str
         ] = {}  # the requests that are being noted as duplicates, and their runs
@@ -101,8 +92,7 @@ class Owner:
         self._telling = None if station.traces is None else Telling(partition, station.traces, station.registry)
         self._parked: set[Life] = set()
         self._low_at = self.low_at = math.inf  # when the event at low was written, and at the one that is committed
-        self.open_bytes = 0
-        self.room = Room(station.settings.max_partition_bytes, freed=station.room.freed)
+        self.held = Held(Room(station.settings.max_partition_bytes, freed=station.room.freed), station.room)
 
     # --- assignment -----------------------------------------------------------------------------------------
 
@@ -152,10 +142,7 @@ class Owner:
         self.suspend()
         self._calls.wanted = lambda life, turn: None
         self._station.heard.pop(self.partition, None)
-        for life, size in self._sizes.items():
-            self.make_room(-(size + RUN_BYTES), m.lane_of(life[1]))
-        self._sizes.clear()
-        self.open_bytes = 0
+        self.held.clear()
 
     def caught_up(self, position: int) -> None:
         """Everything below `position` has been read."""
@@ -308,31 +295,7 @@ class Owner:
         self._needed.folded(run)
         if run.parked:
             self._parked.add(life)
-        before, lane = self._sizes.get(life), m.lane_of(run.life)
-        if run.open and before != run.size:
-            self._sizes[life] = run.size
-            self._resize(run.size - (before or 0), RUN_BYTES if before is None else 0, lane)
-        elif not run.open and before is not None:
-            del self._sizes[life]
-            self._resize(-before, -RUN_BYTES, lane)
-
-    def _resize(self, change: int, beside: int, lane: m.Lane) -> None:
-        self.open_bytes += change
-        self.make_room(change + beside, lane)
-
-    def make_room(self, change: int, lane: m.Lane) -> None:
-        """So many bytes more are held, or fewer."""
-        self.room.change(change, lane)
-        self._station.room.change(change, lane)
-
-    @property
-    def held_bytes(self) -> int:
-        """What the open runs take in memory, about."""
-        return self.open_bytes + RUN_BYTES * len(self._sizes)
-
-    @property
-    def open_runs(self) -> int:
-        return len(self._sizes)
+        self.held.account(run)
 
     @property
     def parked_runs(self) -> int:
@@ -402,14 +365,12 @@ class Owner:
         self._remember(run, life)
 
     def _remember(self, run: Run, life: Life) -> None:
-        weight = ANSWERED_BYTES + _weight(run.opening.request) + self._publisher.answer_bytes(life)
-        self._remembered_bytes += weight - self._remembered.pop(life, 0)
-        self._remembered[life] = weight
-        while len(self._remembered) > (REMEMBERED if self._remembered_bytes <= REMEMBERED_BYTES else 1):
-            self._forget(next(iter(self._remembered)))
+        self._answered.add(life, run.opening.request, self._publisher.answer_bytes(life))
+        while (oldest := self._answered.surplus) is not None:
+            self._forget(oldest)
 
     def _forget(self, life: Life) -> None:
-        self._remembered_bytes -= self._remembered.pop(life)
+        self._answered.forget(life)
         run = self.state.runs.get(life[0])
         if run is not None and run.life == life[1]:
             if self._unanswered(run) or run.run_id in self._asked.values():
@@ -511,18 +472,11 @@ class Owner:
             return
         now, station = self._station.clockwork.now(), self._station
         low, part_bytes = self._low()[0], station.settings.snapshot_part_bytes
-        runs, is_due = self._cleaner.choose(self._needed, low, self.open_bytes, now, age_s)
+        runs, is_due = self._cleaner.choose(self._needed, low, self.held.open_bytes, now, age_s)
         for event in cleaning.snapshots(self.state, runs, station.worker_id, part_bytes):
             station.append(self.partition, event)
         for cancel in cleaning.cancels(self.state, math.inf if is_due else now - age_s):
             station.append(self.partition, cancel)
-
-
-def _weight(request: m.RunRequest) -> int:
-    """How many bytes a request has, about."""
-    if isinstance(request.input, str) and request.metadata is None:
-        return len(request.input)
-    return len(dump(request))
 
 
 def _of(nexts: Nexts, lane: m.Lane) -> int:

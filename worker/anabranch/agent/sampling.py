@@ -19,7 +19,7 @@ def sample(
     meters, now = station.meters, station.clockwork.now()
     meters.partitions.replace({(topic,): count for topic, count in Counter(place.topic for place in places).items()})
     meters.unacknowledged.set(station.appender.outstanding)
-    meters.runs_open.set(sum(owner.open_runs for owner in owners))
+    meters.runs_open.set(sum(owner.held.runs for owner in owners))
     meters.runs_parked.set(sum(owner.parked_runs for owner in owners))
     meters.open_bytes.set(station.room.used)
     meters.open_bytes_max.set(station.room.limit)

@@ -297,7 +297,9 @@ class AgentWorker:
         partition, admission = owner.partition, self._admissions[owner.partition]
         after_s = asyncio.get_running_loop().time() - self._membership.assigned_at
         self._station.meters.takeovers.observe(after_s)
-        log.debug("partition %d is live after %.2f s, with %d bytes of open runs", partition, after_s, owner.open_bytes)
+        log.debug(
+            "partition %d is live after %.2f s, with %d bytes of open runs", partition, after_s, owner.held.open_bytes
+        )
         admission.suspend()
         for lane, topic in self._topics.items():
             if (place := Place(topic, partition)) in self._places:
