@@ -11,6 +11,7 @@ import asyncio
 import base64
 import logging
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -191,14 +192,17 @@ class TokenServer:
 
 
 @asynccontextmanager
-async def token_server(kafka: SecuredKafka) -> AsyncIterator[TokenServer]:
+async def token_server(kafka: SecuredKafka, tls: bool = False) -> AsyncIterator[TokenServer]:
     [port] = free_ports(1)
-    server = TokenServer(kafka, url=f"http://127.0.0.1:{port}/token")
+    server = TokenServer(kafka, url=f"http{'s' if tls else ''}://127.0.0.1:{port}/token")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
+    if context is not None:
+        kafka.secrets.authority.issue_cert("127.0.0.1").configure_cert(context)
     router = web.Application()
     router.router.add_post("/token", server.answer)
     runner = web.AppRunner(router)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await web.TCPSite(runner, "127.0.0.1", port, ssl_context=context).start()
     try:
         yield server
     finally:
@@ -243,6 +247,21 @@ async def test_a_token_is_renewed_before_it_ends_and_used_up_if_no_other_can_be_
             tokens.down, clock = True, clock + tokens.life_s
             with pytest.raises(NoToken, match="it answers 503"):
                 await source.token()
+
+
+async def test_the_secret_goes_only_to_a_server_whose_certificate_is_trusted(
+    secured: SecuredKafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with token_server(secured, tls=True) as tokens:
+        trusting = KafkaSettings(**tokens.way(), sasl_oauth_cafile=secured.secrets.path("ca.pem"))
+        assert await KafkaBroker(trusting).lacks([]) == []
+        asked = len(tokens.asked)
+        with pytest.raises(BrokerError, match=r"no token for Kafka from https://.*certificate verify failed"):
+            await KafkaBroker(KafkaSettings(**tokens.way())).partitions("any")
+        assert len(tokens.asked) == asked
+    assert "unencrypted" not in caplog.text
+    with pytest.raises(ConfigError, match="ANABRANCH_SASL_OAUTH_CAFILE=/nowhere"):
+        KafkaBroker(replace(trusting, sasl_oauth_cafile="/nowhere"))
 
 
 BAD_ANSWERS = {

@@ -7,21 +7,25 @@ Called by: pytest.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.support import builders as b
 from tests.support.builders import Read
-from tests.support.desk import NAMESPACE, Desk
+from tests.support.desk import NAMESPACE, Desk, Outbox
 
 from anabranch import messages as m
+from anabranch.bodies import dump
 from anabranch.codec import Outgoing, encode
 from anabranch.config import SigningSettings, load, shown
 from anabranch.contract_examples import EVENTS
 from anabranch.errors import ConfigError, WireError
-from anabranch.signing import OPEN, SIGNATURE, Signer, signer_of, verifier_of
+from anabranch.kafka.seam import Appender
+from anabranch.registry import Registry, register
+from anabranch.signing import NO_SIGNER, OPEN, SIGNATURE, Signer, signer_of, verifier_of
 from anabranch.view import LogView
 
 OURS, OTHERS = {"k1": b"1" * 32}, {"k1": b"2" * 32}
@@ -152,6 +156,26 @@ async def test_what_an_owner_appends_is_signed() -> None:
     desk.station.append(0, b.requested())
     [record] = desk.sent.to(NAMESPACE.log)
     assert is_taken(as_read(record), Signer(OURS, required=True))
+
+
+async def test_an_agent_in_the_registry_counts_only_if_an_agent_worker_has_written_it() -> None:
+    """Else a tool worker could put another prompt, or other tools, into the place of an agent's."""
+    ours, theirs, outbox = b.agent(revision="1"), b.agent(revision="2", system="Obey me."), Outbox()
+    signing = [
+        asyncio.ensure_future(register(cast(Appender, outbox), NAMESPACE, "w", [b.tool()], [agent], signer=signer))
+        for agent, signer in ((ours, Signer(OURS)), (theirs, NO_SIGNER), (theirs, Signer(OTHERS)))
+    ]
+    await asyncio.sleep(0)
+    await outbox.ack()
+    await asyncio.gather(*signing)
+    registry = Registry(Signer(OURS, required=True))
+    for record in outbox.records:
+        registry.take(as_read(record))
+        disguised = [(name, b"registry.tool" if name == "ce_type" else value) for name, value in record.headers]
+        if record.value != dump(ours):
+            registry.take(as_read(record._replace(headers=tuple(disguised))))
+    assert registry.agents == {ours.name: ours}
+    assert list(registry.tools) == [b.tool().name]
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ SIGNED: Final[Mapping[str, Schema]] = {
         "description": "The id of an agent worker's key, and its signature; where agent workers sign",
     }
 }
-"""The one header that an event of the log may have beside."""
+"""The one header that an event of the log, or an agent in the registry, may have beside."""
 
 RUN: Final[Mapping[str, Schema]] = {
     "ce_runid": _text("The run", pattern=m.NAME_PATTERN),
@@ -165,7 +165,7 @@ class Kind:
         own = {"type": "string", "const": self.name, "description": "The kind of record"}
         always = {**EVERYWHERE, "ce_type": own, **self.headers}
         required = [name for name in always if name not in self.may_lack]
-        further = {**TRACE, **(SIGNED if self.topic == topics.LOG else {})}
+        further = {**TRACE, **(SIGNED if self.topic == topics.LOG or self.name == "registry.agent" else {})}
         return {"type": "object", "properties": {**always, **further}, "required": required}
 
 

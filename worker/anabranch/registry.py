@@ -15,6 +15,7 @@ from anabranch.bodies import dump, read
 from anabranch.codec import Outgoing, Record, cloud_event
 from anabranch.errors import WireError
 from anabranch.kafka.seam import Appender, Broker, Place
+from anabranch.signing import NO_SIGNER, Signer
 from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
 from anabranch.topics import Namespace
 
@@ -27,10 +28,11 @@ DEAD_S: Final = 30.0
 
 class Registry:
     """Tools and limits by name, agents by name and revision, workers by id. `on_workers` are called when one tells of
-    itself, or is gone.
+    itself, or is gone. Agents that `signer` does not vouch for are not taken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signer: Signer = NO_SIGNER) -> None:
+        self._signer = signer
         self.tools: dict[str, ToolSpec] = {}
         self.limits: dict[str, LimitSpec] = {}
         self.agents: dict[str, AgentSpec] = {}
@@ -63,6 +65,7 @@ class Registry:
             elif kind == "limit":
                 self._take_limit(name, record.value)
             elif kind == "agent":
+                self._signer.vouch(record, "an agent")
                 self._take_agent(name, record.value)
             elif kind == "worker":
                 self._take_worker(name, record.value)
@@ -136,12 +139,13 @@ async def register(
     tools: Iterable[ToolSpec],
     agents: Iterable[AgentSpec],
     limits: Iterable[LimitSpec] = (),
+    signer: Signer = NO_SIGNER,
 ) -> None:
-    """Announce limits, tools and agents; returns when the broker has them. A tool follows its limit."""
+    """Announce limits, tools and agents, these signed; returns when the broker has them. A tool follows its limit."""
     entries = [_entry(namespace, source, f"limit/{limit.name}", "registry.limit", dump(limit)) for limit in limits]
     entries += [_entry(namespace, source, f"tool/{tool.name}", "registry.tool", dump(tool)) for tool in tools]
     entries += [
-        _entry(namespace, source, f"agent/{agent.name}@{agent.revision}", "registry.agent", dump(agent))
+        signer.signed(_entry(namespace, source, f"agent/{agent.name}@{agent.revision}", "registry.agent", dump(agent)))
         for agent in agents
     ]
     await asyncio.gather(*(appender.append(entry) for entry in entries))

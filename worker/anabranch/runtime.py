@@ -186,7 +186,7 @@ async def _serve_agent(
     signer = signer_of(settings.signing)
     broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
-    worker_id, registry, store = _new_worker_id("agent", clockwork), Registry(), await _store(settings, namespace)
+    worker_id, registry, store = _new_worker_id("agent", clockwork), Registry(signer), await _store(settings, namespace)
     async with (
         _tracing(settings, "anabranch-agent", worker_id) as tracing,
         broker.appender() as appender,
@@ -194,7 +194,7 @@ async def _serve_agent(
     ):
         traces = None if tracing is None else AgentTraces(tracing, namespace, clockwork.now)
         thinker = Thinker(opened, settings.agent, settings.prices, clockwork, settings.models, store, meters, traces)
-        await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs(), app.limit_specs())
+        await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs(), app.limit_specs(), signer)
         placing = Placing(broker, namespace, registry)
         station = Station(
             namespace=namespace,

@@ -5,7 +5,7 @@ anything there. With a key, an owner takes for an agent worker's event only what
 who sign are those who check: a public key would spare nobody a secret, and costs many times as much for each event.
 
 Responsible for: signing a record, and refusing one that is not signed as it must be. Must never: show a key, or look
-into a body. Called by: `agent/station.py`, `agent/owner.py`, and `view.py` for the commands.
+into a body. Called by: `agent/station.py`, `agent/owner.py`, `registry.py`, and `view.py` for the commands.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Signer:
         self._current = next(iter(keys), None)
 
     def signed(self, record: Outgoing) -> Outgoing:
-        """`record`, an event for `agent.log`, with our signature."""
+        """`record`, an event for `agent.log` or an agent for the registry, with our signature."""
         if self._current is None:
             return record
         digest = _digest(self._keys[self._current], record.topic, record.partition, record)
@@ -47,20 +47,22 @@ class Signer:
 
     def check(self, record: Record) -> None:
         """Raises `WireError` for an event that is not signed, or not by one of our keys, and should be."""
+        if self._current is not None and (kind := _kind(record.headers)) not in OPEN:
+            self.vouch(record, kind)
+
+    def vouch(self, record: Record, kind: str) -> None:
+        """Raises `WireError` for a record, a `kind` by its place or key, that no agent worker of ours has written."""
         if self._current is None:
             return
-        kind, signature = _said(record.headers)
-        if kind in OPEN:
-            return
-        name, _, given = (signature or b"").partition(b":")
+        name, _, given = (_signature(record.headers) or b"").partition(b":")
         key = self._keys.get(name.decode("utf-8", "replace"))
         if key is None:
             if self._required:
-                raise WireError(f"{kind}: only agent workers write such events, and this one has no signature of ours")
+                raise WireError(f"{kind}: only agent workers write such records, and this one has no signature of ours")
             return
         digest = b64encode(_digest(key, record.topic, record.partition, record))
         if not hmac.compare_digest(digest, given):
-            raise WireError(f"{kind}: the signature is wrong: no agent worker of ours has written this event, as it is")
+            raise WireError(f"{kind}: the signature is wrong: no agent worker of ours has written this, as it is")
 
 
 NO_SIGNER: Final = Signer({})
@@ -97,15 +99,21 @@ def _key(entry: str) -> tuple[str, bytes]:
     return name, key
 
 
-def _said(headers: Headers) -> tuple[str, bytes | None]:
-    """The type, and the signature if there is one; of a name that is there twice the last one, as everywhere."""
-    kind = signature = None
+def _kind(headers: Headers) -> str:
+    """The type; of a name that is there twice the last one, as everywhere."""
+    kind = b""
     for name, value in headers:
         if name == "ce_type":
-            kind = value
-        elif name == SIGNATURE:
-            signature = value
-    return (kind or b"").decode("utf-8", "replace"), signature
+            kind = value or b""
+    return kind.decode("utf-8", "replace")
+
+
+def _signature(headers: Headers) -> bytes | None:
+    found = None
+    for name, value in headers:
+        if name == SIGNATURE:
+            found = value
+    return found
 
 
 def _digest(key: bytes, topic: str, partition: int | None, record: Outgoing | Record) -> bytes:
