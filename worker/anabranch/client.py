@@ -204,10 +204,13 @@ class Client:
         """End a run. It is heard at once by an open run; one that still waits to be admitted will end when it is,
         however many requests lie between it and the cancel.
         """
+        await self._say(RunCancelled(run_id, None, reason))  # first: an open run ends for this reason
         request = RunRequest(run_id=run_id, cancel=True)
         said = await asyncio.gather(*(self._request(request, lane) for lane in LANES))
-        event = RunCancelled(run_id, None, reason, *(acked.offset for acked in said))
-        await self._append(encode(event, self.namespace.log, partition_of(run_id, self._partitions), self._id))
+        await self._say(RunCancelled(run_id, None, reason, *(acked.offset for acked in said)))
+
+    async def _say(self, event: RunCancelled) -> None:
+        await self._append(encode(event, self.namespace.log, partition_of(event.run_id, self._partitions), self._id))
 
     async def events(self, run_id: str, since: float | None = None) -> AsyncIterator[RunEvent]:
         """The events of a run, up to its end; from the log's start, or from `since` in epoch seconds."""
