@@ -7,6 +7,7 @@ worker. Called by: pytest.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 from collections.abc import AsyncIterator
@@ -29,6 +30,7 @@ from anabranch.testing import ScriptedModel
 pytestmark = pytest.mark.timeout(240)  # the first build of the collector may have to fetch and compile its modules
 
 APP = Path(__file__).parents[1] / "support" / "apps" / "traced.py"
+SECRET = "hunter2-of-the-crm"
 UP_S, TAKEN_OVER_S = 60, 60
 PRODUCER, CONSUMER, CLIENT = 4, 5, 3
 
@@ -76,6 +78,7 @@ async def test_a_run_is_one_trace_through_all_processes_and_a_takeover(
         assert [line.replace(namespaced, "") for line in tree(telling.spans)] == TREE
         _check_who_told(telling)
         _check_what_was_told(telling, namespace)
+    _check_logs(tmp_path, {span.trace_id for span in telling.spans})
 
 
 TREE = [
@@ -110,7 +113,9 @@ def _environment(kafka: str, namespace: str, model: ScriptedModel, telling: Coll
         "ANABRANCH_SESSION_TIMEOUT_S": "6",
         "ANABRANCH_COMMIT_S": "0.2",
         "ANABRANCH_TRACES": "true",
+        "ANABRANCH_LOG_FORMAT": "json",
         "ANTHROPIC_API_KEY": "test",
+        "CRM_TOKEN": SECRET,
         "ANTHROPIC_BASE_URL": model.base_url,
         "OTEL_EXPORTER_OTLP_ENDPOINT": telling.endpoint,
         "OTEL_BSP_SCHEDULE_DELAY": "200",
@@ -174,3 +179,27 @@ def _check_what_was_told(telling: Collector, namespace: str) -> None:
         assert span.attributes.get("messaging.system") == ("kafka" if messaging else None)
     assert PRIVATE not in telling.raw
     assert namespace in telling.raw
+
+
+def _check_logs(folder: Path, traces: set[str]) -> None:
+    """Each line is an object, that says what it is about, and neither a secret nor what was said."""
+    lines = [
+        line for name in ("first", "second", "tools") for line in (folder / f"{name}.log").read_text().splitlines()
+    ]
+    records = [json.loads(line) for line in lines]
+    assert not [line for line in lines if SECRET in line or PRIVATE in line]
+    assert {record["worker"].partition("-")[0] for record in records if record["message"].endswith("is up")} == {
+        "agent",
+        "tool",
+    }
+    [asking, *_] = [record for record in records if record["message"] == "asking with ********"]
+    [failed] = [record for record in records if record["message"] == "bad failed: ValueError"]
+    for record in (asking, failed):
+        assert record["run_id"] == "order-1"
+        assert record["call_id"].startswith("order-1/1.")
+        assert record["topic"].endswith(".tool.calls.io")
+        assert record["partition"] >= 0
+        assert record["trace_id"] in traces
+    assert "traced.py" in failed["exception"], "where it happened"
+    [again] = [record for record in records if "the model is tried again" in record["message"]]
+    assert (again["run_id"], again["level"], again["trace_id"] in traces) == ("order-1", "info", True)

@@ -1,14 +1,25 @@
-"""What an operator reads on stderr: every message once, and how many of its likes were not shown.
+"""What an operator reads on stderr: what each record is about, no secrets, and every message once.
 
 Responsible for: `cli/loglines.py`. Must never: reach for a broker. Called by: pytest.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from anabranch.cli.loglines import WINDOW_S, OneLine, Repeats
+import pytest
+from tests.support.bench import ToolBench, call
+from tests.support.told import SAMPLED, TRACE
+from tests.support.wait import until
+
+from anabranch import App
+from anabranch.about import TOPIC, WORKER
+from anabranch.cli.loglines import WINDOW_S, JsonLine, OneLine, Repeats, Shows
+from anabranch.redaction import Redaction
 
 COORDINATOR = "aiokafka.consumer.group_coordinator"
 
@@ -21,7 +32,7 @@ class Screen:
     lines: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._repeats, self._form = Repeats(lambda: self.now), OneLine("%(name)s: %(message)s")
+        self._repeats, self._form = Repeats(lambda: self.now), OneLine(form="{logger}: {message}")
 
     def log(self, name: str, message: str, *arguments: object, level: int = logging.ERROR) -> None:
         record = logging.LogRecord(name, level, __file__, 1, message, arguments, None)
@@ -67,3 +78,118 @@ def test_a_message_that_stopped_is_news_when_it_comes_again() -> None:
     screen.now = 5 * WINDOW_S
     screen.log("aiokafka", "no connection")
     assert screen.lines == ["aiokafka: no connection"] * 2
+
+
+# --- what a line says -----------------------------------------------------------------------------------------------
+
+
+class Busy:
+    """What a task is busy with."""
+
+    def about(self) -> dict[str, object]:
+        return {"run_id": "r-1", "call_id": "r-1/1.a/0", "partition": 3, "trace_id": "4bf9", "tenant": None}
+
+
+@pytest.fixture
+def busy() -> Iterator[None]:
+    worker, topic = WORKER.set("tool-1"), TOPIC.set(Busy())
+    yield
+    WORKER.reset(worker)
+    TOPIC.reset(topic)
+
+
+def record_of(message: str, *arguments: object, error: BaseException | None = None, **extra: object) -> Any:
+    info = (type(error), error, error.__traceback__) if error is not None else None
+    record = logging.LogRecord("anabranch.x", logging.WARNING, __file__, 1, message, arguments, info)
+    record.created, record.msecs = 0.5, 500.0
+    vars(record).update(extra)
+    return record
+
+
+def raised(text: str) -> ValueError:
+    try:
+        try:
+            raise KeyError(text)
+        except KeyError as error:
+            raise ValueError(text) from error
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_readable_line_says_what_it_is_about_at_its_end() -> None:
+    line = OneLine().format(record_of("no\nlimit %d", 5, partition=7))
+    about = "run_id=r-1 call_id=r-1/1.a/0 partition=7 trace_id=4bf9"
+    assert line == f"1970-01-01T00:00:00.500Z WARNING anabranch.x: no | limit 5 [{about}]"
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_json_line_is_an_object_with_everything() -> None:
+    line = JsonLine().format(record_of("no\nlimit %d", 5, partition=7, attempt=2, error=raised("x"), odd=object))
+    assert "\n" not in line
+    told = json.loads(line)
+    exception = told.pop("exception")
+    assert exception.startswith("Traceback")
+    assert exception.endswith("ValueError: x")
+    assert told == {
+        "time": "1970-01-01T00:00:00.500Z",
+        "level": "warning",
+        "logger": "anabranch.x",
+        "message": "no\nlimit 5",
+        "worker": "tool-1",
+        "run_id": "r-1",
+        "call_id": "r-1/1.a/0",
+        "partition": 7,
+        "trace_id": "4bf9",
+        "attempt": 2,
+        "odd": "<class 'object'>",
+    }
+
+
+@pytest.mark.parametrize("form", [OneLine, JsonLine])
+def test_what_was_said_is_shown_where_that_is_switched_on_alone(form: type[OneLine]) -> None:
+    record = record_of("t failed: ValueError", error=raised("card 4111"), content="card 4111 is unknown")
+    hidden, shown = form(Shows()).format(record), form(Shows(content=True)).format(record)
+    assert "4111" not in hidden
+    assert "test_cli_loglines.py" in hidden, "where it happened is no content"
+    assert "KeyError: (" in hidden
+    assert "card 4111 is unknown" in shown
+    assert "ValueError: card 4111" in shown
+
+
+@pytest.mark.parametrize("form", [OneLine, JsonLine])
+def test_secrets_appear_nowhere_in_a_line(form: type[OneLine]) -> None:
+    secret = 'pass"wörd'
+    record = record_of("login with %r", {"password": secret}, error=raised(secret), content=secret, token=secret)
+    line = form(Shows(Redaction([secret]), content=True)).format(record)
+    assert "wörd" not in line
+    assert "********" in line
+
+
+async def test_each_call_of_a_tool_says_in_the_log_which_it_is_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever logger it uses, in the loop and in threads; what it raises is content."""
+    app, lines = App("t"), list[dict[str, Any]]()
+
+    @app.tool(queue="q")
+    async def looped() -> None:
+        lines.append(json.loads(JsonLine().format(record_of("mine"))))
+
+    @app.tool(queue="q")
+    def threaded() -> None:
+        lines.append(json.loads(JsonLine().format(record_of("mine"))))
+        raise ValueError(f"card {4000 + 111}")
+
+    bench = ToolBench(app)
+    async with bench.running():
+        await bench.assign()
+        bench.deliver(call(0, "looped", run_id="one"), call(1, "threaded", run_id="two", trace=SAMPLED))
+        await until(lambda: len(bench.sent.returned) == 2)
+    for line in sorted(lines, key=lambda line: line["offset"]):
+        assert line["call_id"].startswith(line["run_id"])
+    assert {(line["run_id"], line["tool"], line["topic"], line.get("trace_id")) for line in lines} == {
+        ("one", "looped", "t.tool.calls.q", None),
+        ("two", "threaded", "t.tool.calls.q", TRACE),
+    }
+    [failed] = [record for record in caplog.records if record.name == "anabranch.tool"]
+    assert "4111" not in JsonLine().format(failed)
+    assert "card 4111" in JsonLine(Shows(content=True)).format(failed)

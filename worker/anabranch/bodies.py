@@ -48,8 +48,16 @@ def explain(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     given = repr(first["input"])
-    shown = "" if first["type"] in ("json_invalid", "missing") else f" (got {given[:80]})"
+    shown = "" if first["type"] in ("json_invalid", "missing") else f"{_GIVEN}{given[:80]})"
     return f"{where + ': ' if where else ''}{first['msg']}{shown}"
+
+
+def without_given(explained: str) -> str:
+    """What `explain` says, but for the value: for a log that may not show what somebody said."""
+    return explained.partition(_GIVEN)[0]
+
+
+_GIVEN: Final = " (got "
 
 
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None), dict})

@@ -3,8 +3,9 @@
 `load` is called by the commands and by `App.client`; nothing else in the package looks at the environment.
 A setting `agent.model_concurrency` is `ANABRANCH_AGENT_MODEL_CONCURRENCY` in the environment and
 `[agent] model_concurrency = 64` in the file; the environment wins. Those of `kafka`, `worker` and `storage` have
-no prefix of their own: `ANABRANCH_BOOTSTRAP`, `ANABRANCH_DRAIN_S`, `ANABRANCH_STORE`. A secret may lie in a file of
-its own: `ANABRANCH_SASL_PASSWORD_FILE`, or `sasl_password_file` in the settings. No message ever shows one.
+no prefix of their own: `ANABRANCH_BOOTSTRAP`, `ANABRANCH_DRAIN_S`, `ANABRANCH_STORE`; nor have those of `telemetry`. A
+secret may lie in a file of its own: `ANABRANCH_SASL_PASSWORD_FILE`, or `sasl_password_file` in the settings. No message
+ever shows one.
 """
 
 from __future__ import annotations
@@ -350,7 +351,8 @@ def _explain(error: ValidationError, file: str) -> str:
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     name = ".".join(path)
-    variable = _PREFIXES.get(path[0], "") + path[1].upper() if len(path) > 1 and path[0] in _PREFIXES else name
+    ours = len(path) > 1 and path[0] in _PREFIXES
+    variable = _variable(path[0], path[1]) if ours else name
     value = "********" if _is_secret(path) else repr(first["input"])
     return f"setting {name} ({variable}, or in {file}) is {value}: {first['msg']}"
 
@@ -358,7 +360,7 @@ def _explain(error: ValidationError, file: str) -> str:
 def _is_secret(path: list[str]) -> bool:
     kinds = dict(_sections())
     of = {item.name: item for item in fields(kinds[path[0]])} if path[0] in kinds else {}
-    return len(path) > 1 and path[1] in of and bool(of[path[1]].metadata.get("secret"))
+    return len(path) > 1 and path[1] in of and not {"secret", "shown"}.isdisjoint(of[path[1]].metadata)
 
 
 def shown(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from typing import Any, Final, Literal, Protocol
 
 from anabranch import memory, spans
+from anabranch.about import WORKER
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Model
 from anabranch.agent.placing import Placing
@@ -187,6 +188,7 @@ async def _serve_agent(
     broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
     worker_id, registry, store = _new_worker_id("agent", clockwork), Registry(signer), await _store(settings, namespace)
+    WORKER.set(worker_id)
     async with (
         _tracing(settings, "anabranch-agent", worker_id) as tracing,
         broker.appender() as appender,
@@ -264,6 +266,7 @@ async def _serve_tools(
     broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
     await _refuse_bad_topics(broker, _of_tools(namespace, queue, settings.kafka.partitions))
     worker_id, store = _new_worker_id("tool", clockwork), await _store(settings, namespace)
+    WORKER.set(worker_id)
     executor = Executor(settings.tool, clockwork.now)
     try:
         async with _tracing(settings, "anabranch-tool", worker_id) as tracing, broker.appender() as appender:

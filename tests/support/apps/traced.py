@@ -7,6 +7,7 @@ overloaded at first. Must never: import a test. Called by: the test of traces, a
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ PRIVATE = "4111-1111"
 
 @app.tool(queue="io", retries=2)
 async def flaky(card: str, call: Call) -> str:
-    """Fails the first time."""
+    """Fails the first time, and says too much."""
+    call.log.info("asking with %s", os.environ.get("CRM_TOKEN"))
     if call.attempt == 1:
         raise Retryable(f"{card} is busy", after=0.01)
     return f"{card} is fine"

@@ -22,11 +22,12 @@ from itertools import count
 from typing import Final
 
 from anabranch import messages as m
+from anabranch.about import about_record, place_of
 from anabranch.agent.held import RUN_BYTES
 from anabranch.agent.owner import Owner
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
-from anabranch.bodies import dump, read_request, sender_of
+from anabranch.bodies import dump, read_request, sender_of, without_given
 from anabranch.codec import Record, cloud_event, header
 from anabranch.errors import AnabranchError, InvalidRequest, StoreError
 from anabranch.kafka.sent import Sent
@@ -151,7 +152,9 @@ class Admission:
         while self._links and nexts.is_past(self._links[0].reaches):
             self._read_back(self._links.popleft())
         if self._links and self._links[0].after != nexts:
-            log.info("partition %d: others took requests up as well: starting over", self._owner.partition)
+            partition = self._owner.partition
+            what = {"partition": partition}
+            log.info("partition %d: others took requests up as well: starting over", partition, extra=what)
             self._starts += 1
             self.drop()
             self._read_again()
@@ -248,7 +251,8 @@ class Admission:
             with suppress(InvalidRequest):  # it may be too large to be sent on: then it is refused here
                 await self._move(lane, run_id, record, record.value)
                 return self._note(record, lane, run_id, "moved")
-        log.warning("%s/%d/%d: bad request: %s", record.topic, record.partition, record.offset, error)
+        what = {**about_record(record, str(error)), "run_id": run_id}
+        log.warning("%s: bad request: %s", place_of(record), without_given(str(error)), extra=what)
         await self._station.bury(record, f"{error.code}: {error}")
         if self._is_known(run_id):
             return await self._duplicate(record, lane, run_id, reply_to)

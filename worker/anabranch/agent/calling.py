@@ -128,7 +128,8 @@ class ModelCalls:
 
     def _time_is_up(self, life: Life, call: _Call) -> None:
         if self._calls.get(life) is call and self.wanted(life, call.turn) is None:
-            log.warning("run %s: a model call that was handed off takes too long, and is given up", life[0])
+            what = {"run_id": life[0], "partition": self._partition}
+            log.warning("run %s: a model call that was handed off takes too long, and is given up", life[0], extra=what)
             self.drop(life)
 
     # --- one call -------------------------------------------------------------------------------------------------
@@ -162,7 +163,8 @@ class ModelCalls:
             if unread is not None and unread.attempt == getattr(event, "attempt", None):
                 unread.acked = True
             return
-        log.error("run %s: %s could not be appended: %s", life[0], type(event).__name__, error)
+        what = {"run_id": life[0], "partition": self._partition}
+        log.error("run %s: %s could not be appended: %s", life[0], type(event).__name__, error, extra=what)
         if isinstance(event, m.ModelReplied):
             self._append(life, self._failure(life, event.turn, f"the reply could not be written to the log: {error}"))
 

@@ -17,6 +17,7 @@ from operator import itemgetter
 from typing import Final, NamedTuple
 
 from anabranch import messages as m
+from anabranch.about import about_record, place_of
 from anabranch.agent import cleaning, deadlines, effects, fold
 from anabranch.agent.answered import REMEMBERED, Answered
 from anabranch.agent.calling import ModelCalls
@@ -33,6 +34,7 @@ from anabranch.agent.station import Station
 from anabranch.agent.tally import Tally
 from anabranch.agent.telling import Telling
 from anabranch.agent.timers import Timers
+from anabranch.bodies import without_given
 from anabranch.codec import Record, decode
 from anabranch.errors import WireError
 from anabranch.kafka.sent import Acked, Sent
@@ -242,7 +244,7 @@ class Owner:
         if before is not None and before is not run:
             self._replaced(before)
         for defect in self.state.defects:
-            log.critical("partition %d: %s", self.partition, defect)
+            log.critical("partition %d: %s", self.partition, defect, extra=self._about(event))
         self.state.defects.clear()
         match event:
             case m.ModelReplied() | m.ModelFailed():
@@ -254,7 +256,8 @@ class Owner:
             case m.CallsHandedOff():
                 return [run for call in event.calls if (run := self.state.runs.get(fold.run_of(call))) is not None]
             case m.UnknownEvent():
-                log.error("offset %d: %s: run %s is parked", offset, event.reason, event.run_id)
+                what = self._about(event)
+                log.error("offset %d: %s: run %s is parked", offset, event.reason, event.run_id, extra=what)
         if run is None:
             return []
         self._account(run)
@@ -268,9 +271,14 @@ class Owner:
             return event
         except WireError as error:
             if record.offset >= self._done:
-                log.error("%s/%d/%d cannot be read: %s", record.topic, record.partition, record.offset, error)
+                why = without_given(str(error))
+                log.error("%s cannot be read: %s", place_of(record), why, extra=about_record(record, str(error)))
                 self._station.send_dead_letter(record, "unreadable", str(error))
             return None
+
+    def _about(self, event: m.Event | None) -> dict[str, object]:
+        """What a log record of it is about."""
+        return {"partition": self.partition, "run_id": getattr(event, "run_id", None)}
 
     def _check_place(self, event: m.Event) -> None:
         """A copy on a wrong partition could open its run there, and skip a request. A note may be of any run."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import jsonschema_rs
 
+from anabranch.about import Fields, traced
 from anabranch.agent.reply import RequestedCall
 from anabranch.messages import PlannedCall
 from anabranch.specs import AgentSpec, ToolSpec
@@ -45,6 +46,10 @@ class BatchContext:
     place: Place = by_key
     tenant: str | None = None
     trace: str | None = None
+
+    def about(self) -> Fields:
+        """What its model call's log records are about."""
+        return {"run_id": self.run_id, "turn": self.turn, "agent": self.agent.name, **traced(self.trace)}
 
 
 def plan(calls: Sequence[RequestedCall], context: BatchContext) -> tuple[PlannedCall, ...]:

@@ -116,7 +116,7 @@ class Publisher:
                 return self._stored_and_sent(run, due)
             record = self._made(due)
         except Exception as error:
-            log.exception("%s cannot be made", due)
+            log.exception("%s cannot be made", due, extra=self._about(due))
             self._not_published(due, error)
             return None
         if record is None:
@@ -210,6 +210,11 @@ class Publisher:
             self._settle(due)
             self._on_settled(run)
 
+    def _about(self, due: Publication) -> dict[str, object]:
+        """What a log record of it is about."""
+        named = due._asdict()
+        return {"partition": self._partition, "run_id": named.get("run_id"), "call_id": named.get("call_id")}
+
     def _trace(self, traces: AgentTraces, due: CallDue | AnswerDue, began: float, sent: Sent) -> None:
         run = self._state.runs.get(due.run_id)
         if sent.is_written and run is not None and run.life == due.life:
@@ -217,7 +222,7 @@ class Publisher:
 
     def _not_published(self, due: Publication, error: BaseException) -> None:
         """Nothing was written, and sending it again as it is would not help."""
-        log.error("%s could not be published: %s", due, error)
+        log.error("%s could not be published: %s", due, error, extra=self._about(due))
         if isinstance(due, CallDue):
             if due.at_most_once and isinstance(error, BrokerError):
                 return  # it may have been: its deadline answers "outcome unknown"

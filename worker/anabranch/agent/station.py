@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from anabranch import messages as m
+from anabranch.about import about_record, place_of
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.plan import Place, by_key
 from anabranch.agent.room import Room
 from anabranch.agent.saturation import Saturation
 from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.agent.traces import AgentTraces
+from anabranch.bodies import without_given
 from anabranch.codec import Outgoing, Record, encode
 from anabranch.config import AgentSettings, Price
 from anabranch.deadletters import dead_letter
@@ -88,7 +90,9 @@ class Station:
         if sent.is_written:
             self._hear(partition, event, size, sent.result())
         elif (error := sent.exception()) is not None:
-            log.error("an event could not be appended: %s", error)
+            run_id = getattr(event, "run_id", None)
+            what = {"partition": partition, "run_id": run_id, "call_id": getattr(event, "call_id", None)}
+            log.error("an event could not be appended: %s", error, extra=what)
             if isinstance(error, BrokerError):
                 self.fate.seal(error)
 
@@ -112,5 +116,8 @@ class Station:
         try:
             await self.send_dead_letter(record, "bad_request", reason)
         except AnabranchError as error:
-            where = f"{record.topic}/{record.partition}/{record.offset}"
-            log.error("%s could not be kept as a dead letter: %s (its reason: %s)", where, error, reason)
+            why = without_given(reason)
+            what = about_record(record, reason)
+            log.error(
+                "%s could not be kept as a dead letter: %s (its reason: %s)", place_of(record), error, why, extra=what
+            )

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from anabranch import messages as m
+from anabranch.about import TOPIC
 from anabranch.agent.budget import Attempt, count
 from anabranch.agent.lanes import Lane, Lanes, steady_time
 from anabranch.agent.large import HEADER_BYTES, REPLY_BYTES, Incomplete, Large
@@ -229,6 +230,7 @@ class Thinker:
 
     async def _think(self, trying: _Trying) -> None:
         request = trying.request
+        TOPIC.set(request.context)
         try:
             if request.incomplete is None:
                 event = await self._until_answered(trying)

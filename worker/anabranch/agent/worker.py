@@ -198,7 +198,13 @@ class AgentWorker:
         position = owner.state.position
         if offset <= position or self._gaps.get(owner.partition) == position:
             return False
-        log.warning("partition %d: %d is read next, and the fold is at %d", owner.partition, offset, position)
+        log.warning(
+            "partition %d: %d is read next, and the fold is at %d",
+            owner.partition,
+            offset,
+            position,
+            extra={"partition": owner.partition},
+        )
         self._gaps[owner.partition] = position
         return True
 
@@ -298,7 +304,11 @@ class AgentWorker:
         after_s = asyncio.get_running_loop().time() - self._membership.assigned_at
         self._station.meters.takeovers.observe(after_s)
         log.debug(
-            "partition %d is live after %.2f s, with %d bytes of open runs", partition, after_s, owner.held.open_bytes
+            "partition %d is live after %.2f s, with %d bytes of open runs",
+            partition,
+            after_s,
+            owner.held.open_bytes,
+            extra={"partition": partition},
         )
         admission.suspend()
         for lane, topic in self._topics.items():
@@ -320,7 +330,7 @@ class AgentWorker:
                 ends = await self.subscription.ends([place])
                 return owner.read_on(moment, ends[place])
             except BrokerError as error:
-                log.warning("the end of %s/%d cannot be had yet: %s", *place, error)
+                log.warning("the end of %s/%d cannot be had yet: %s", *place, error, extra=place._asdict())
                 await asyncio.sleep(AGAIN_S)
         return None
 

@@ -39,7 +39,7 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 @click.argument("reference", metavar="APP")
 @click.option("--port", type=click.IntRange(1, 65535), help="The broker's port; default: that of ANABRANCH_BOOTSTRAP.")
 @click.option("--script", metavar="SCRIPT", help="A scripted model (see anabranch.testing) instead of the real API.")
-@frame.options(least="debug")
+@frame.options(least="debug", content=True)
 def dev(common: frame.Frame, reference: str, port: int | None, script: str | None) -> int:
     """Run everything that APP needs in this process, with a broker in memory. Ctrl-C drains.
 

@@ -27,6 +27,7 @@ import click
 
 from anabranch.cli.loglines import log_to_stderr
 from anabranch.errors import AnabranchError, ConfigError
+from anabranch.redaction import Redaction
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -162,12 +163,13 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def options(
-    *, app: bool = False, listing: bool = False, least: str = "warning"
+    *, app: bool = False, listing: bool = False, least: str = "warning", content: bool = False
 ) -> Callable[[Callable[..., int | None]], Callable[..., Any]]:
     """Adds the common options to a command, which gets them as a `Frame`, its first argument.
 
     `app` adds --app, for commands that need a namespace but no App; `listing` adds --json. `least` is the level of
-    its log: "warning" for a command that shows its work itself, "debug" for one whose log is what it shows.
+    its log: "warning" for a command that shows its work itself, "debug" for one whose log is what it shows. `content`
+    lets its log say what models and tools have said.
     """
     chosen = [_CONFIG, _NAMESPACE, _BOOTSTRAP, *([_APP] if app else []), *([_JSON] if listing else [])]
 
@@ -181,7 +183,7 @@ def options(
             **rest: Any,
         ) -> int | None:
             frame = Frame(config, namespace_option, bootstrap, app_option, as_json)
-            log_to_stderr(frame.settings, least=least)
+            log_to_stderr(frame.settings, least=least, redact=_redaction(frame.settings), content=content)
             return function(frame, **rest)
 
         wrapped: Callable[..., Any] = update_wrapper(command, function)
@@ -282,6 +284,19 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(running())
 
 
+def _redaction(settings: Settings | None = None) -> Redaction:
+    """Keeps out what is secret in these settings; without any, in the environment alone."""
+    from anabranch.confidential import secrets_of
+
+    global _redact
+    _redact = Redaction(secrets_of(settings, os.environ))
+    return _redact
+
+
+_redact: Redaction | None = None
+"""Of the command that runs: what is printed of its failure goes through it."""
+
+
 def invoke(command: click.Command, arguments: list[str] | None = None) -> int:
     """Run a command line, explain its failure on stderr, and return its status."""
     try:
@@ -297,13 +312,13 @@ def invoke(command: click.Command, arguments: list[str] | None = None) -> int:
 
 
 def _explain(error: Exception) -> int:
-    leaves = list(_leaves(error))
+    leaves, redact = list(_leaves(error)), _redact or _redaction()
     if all(isinstance(leaf, AnabranchError) for leaf in leaves):
         for message in dict.fromkeys(str(leaf) for leaf in leaves):
             click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            click.echo(printable(message), err=True)
+            click.echo(printable(redact(message)), err=True)
     else:
-        traceback.print_exception(error)
+        click.echo(redact("".join(traceback.format_exception(error))), err=True, nl=False)
     return FAILED
 
 

@@ -1,8 +1,12 @@
-"""The log of a command: a line a record, on stderr, and nothing said over and over.
+"""The log of a command: a line a record, on stderr, readable or JSON, without secrets, and nothing said over and over.
 
-Responsible for: levels (those of the libraries below us too), the form of a line, and that a message which comes many
-times within some seconds is shown once, with the number of its likes. Must never: hold back what our own roles say.
-Called by: `frame.py`, for every command.
+Responsible for: levels (those of the libraries below us too), the form of a line, what a record is about (run, call,
+partition, trace), what may not be seen in it, and that a message which comes many times within some seconds is shown
+once, with the number of its likes. Must never: hold back what our own roles say.
+
+A record keeps what models, tools and people have said in its field `content`, and out of its message: that is shown
+only where it is switched on, and so are the values of the exceptions of such a record. Called by: `frame.py`, for every
+command.
 """
 
 from __future__ import annotations
@@ -10,9 +14,13 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from anabranch.about import known
+from anabranch.redaction import Redaction
 
 if TYPE_CHECKING:
     from anabranch.config import Settings
@@ -27,20 +35,28 @@ _OTHERS: Final = {
     "httpx": logging.WARNING,
     "httpx2": logging.WARNING,
     "httpcore": logging.WARNING,
+    "opentelemetry": logging.WARNING,
+    "urllib3": logging.ERROR,  # of the exporter, which says the same
 }
 _TALKATIVE: Final = (*_OTHERS, "asyncio", "anabranch.kafka")
 """Those that repeat themselves while a broker is away, or refuses: aiokafka's coordinator does ten times a second."""
 _NUMBER: Final = re.compile(r"\d+")
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "hidden", "content"}
+_SHOWN: Final = ("run_id", "call_id", "topic", "partition", "trace_id")
+"""What a readable line says at its end; a JSON line has it all."""
 
 
-def log_to_stderr(settings: Settings, *, least: str = "debug") -> None:
+def log_to_stderr(
+    settings: Settings, *, least: str = "debug", redact: Redaction | None = None, content: bool = False
+) -> None:
     """One line a record, from the level of the settings on; from `least` on if that is higher, unless it is debug."""
-    names = logging.getLevelNamesMapping()
+    names, told = logging.getLevelNamesMapping(), settings.telemetry
     level = names[settings.worker.log_level.upper()]
     if level > logging.DEBUG:
         level = max(level, names[least.upper()])
     handler = logging.StreamHandler()
-    handler.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    shows = Shows(redact or Redaction(), content or told.log_content)
+    handler.setFormatter(JsonLine(shows) if told.log_format == "json" else OneLine(shows))
     if level > logging.DEBUG:
         handler.addFilter(Repeats())
     logging.basicConfig(level=level, handlers=[handler], force=True)
@@ -48,17 +64,103 @@ def log_to_stderr(settings: Settings, *, least: str = "debug") -> None:
         logging.getLogger(name).setLevel(logging.DEBUG if level == logging.DEBUG else quiet)
 
 
+# --- what a line says -------------------------------------------------------------------------------------------
+
+
+class Shows:
+    """What of a record may be seen. `content`: also what models, tools and people have said."""
+
+    def __init__(self, redact: Redaction | None = None, content: bool = False) -> None:
+        self._redact, self._content = redact or Redaction(), content
+
+    def message(self, record: logging.LogRecord) -> str:
+        hidden = getattr(record, "hidden", 0)
+        more = f" (and {hidden} more like it in the meantime)" if hidden else ""
+        return self._redact(record.getMessage()) + more
+
+    def content(self, record: logging.LogRecord) -> str | None:
+        found = getattr(record, "content", None)
+        return self._redact(str(found)) if found is not None and self._content else None
+
+    def fields(self, record: logging.LogRecord) -> dict[str, Any]:
+        """What the record is about: what its task is busy with, overruled by what it says itself."""
+        given = {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
+        return {name: self._plain(value) for name, value in {**known(), **given}.items()}
+
+    def _plain(self, value: object) -> Any:
+        return value if isinstance(value, bool | int | float) else self._redact(str(value))
+
+    def exception(self, record: logging.LogRecord) -> str | None:
+        """The traceback; without the values of exceptions if they may hold what was said."""
+        if not record.exc_info or record.exc_info[1] is None:
+            found = record.exc_text or None
+        elif getattr(record, "content", None) is not None and not self._content:
+            found = "\n".join(_without_values(record.exc_info[1]))
+        else:
+            found = "".join(traceback.format_exception(record.exc_info[1])).rstrip("\n")
+        if record.stack_info:
+            found = f"{found}\n{record.stack_info}" if found else record.stack_info
+        return self._redact(found) if found else None
+
+
+def _without_values(error: BaseException) -> Iterator[str]:
+    """A traceback that says where, and of what kind, and not a word of what."""
+    if (cause := error.__cause__) is not None:
+        yield from (*_without_values(cause), "The above exception was the direct cause of the following exception:")
+    elif (before := error.__context__) is not None and not error.__suppress_context__:
+        yield from (*_without_values(before), "During handling of the above exception, another exception occurred:")
+    yield "Traceback (most recent call last):"
+    yield from "".join(traceback.format_tb(error.__traceback__)).rstrip("\n").split("\n")
+    yield f"{type(error).__qualname__}: (what it says is shown with ANABRANCH_LOG_CONTENT)"
+
+
 class OneLine(logging.Formatter):
-    """A record is a line, so that tools which collect logs see one record. A traceback keeps its lines."""
+    """For people. A record is a line, so that tools which collect logs see one record. A traceback keeps its lines."""
 
     converter = time.gmtime  # type: ignore[assignment]  # typeshed describes a narrower default
     default_msec_format = "%s.%03dZ"
     default_time_format = "%Y-%m-%dT%H:%M:%S"
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        hidden = getattr(record, "hidden", 0)
-        more = f" (and {hidden} more like it in the meantime)" if hidden else ""
-        return super().formatMessage(record).replace("\n", " | ") + more
+    def __init__(self, shows: Shows | None = None, form: str = "{time} {level:7} {logger}: {message}") -> None:
+        super().__init__()
+        self._shows, self._form = shows or Shows(), form
+
+    def format(self, record: logging.LogRecord) -> str:
+        shows, message = self._shows, self._shows.message(record)
+        if (content := shows.content(record)) is not None:
+            message = f"{message}: {content}"
+        about = shows.fields(record)
+        ends = " ".join(f"{name}={about[name]}" for name in _SHOWN if name in about)
+        line = self._form.format(
+            time=self.formatTime(record),
+            level=record.levelname,
+            logger=record.name,
+            message=message + (f" [{ends}]" if ends else ""),
+        )
+        exception = shows.exception(record)
+        return line.replace("\r", "").replace("\n", " | ") + (f"\n{exception}" if exception else "")
+
+
+class JsonLine(OneLine):
+    """For programs: one object a line, whatever the record holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        import orjson
+
+        shows = self._shows
+        line = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": shows.message(record),
+            "content": shows.content(record),
+            "exception": shows.exception(record),
+        }
+        told = {name: value for name, value in line.items() if value is not None}
+        return orjson.dumps({**shows.fields(record), **told}, option=orjson.OPT_NON_STR_KEYS, default=str).decode()
+
+
+# --- what is said over and over ---------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

@@ -148,8 +148,9 @@ class Executor:
         except BaseException as error:
             if isinstance(error, ShareLost) or _ends_us(error):
                 raise
-            outcome, kind, content = "error", _kind_of(error), f"{tool.name} failed: {_described(error)}"
-            call.log.warning("%s", content, exc_info=error)
+            kind, said = _kind_of(error), _described(error)
+            outcome, content = "error", f"{tool.name} failed: {said}"
+            call.log.warning("%s failed: %s", tool.name, kind, exc_info=error, extra={"content": said})
         kind = kind or ("unsendable" if outcome == "error" else None)
         return Execution(
             outcome, content, started, self._now(), max(1, tries), watch.began_at, watch.ran_s, kind, watch.retried
@@ -188,7 +189,8 @@ class Executor:
                 if self._now() + error.after >= call.deadline:
                     raise
                 watch.retried = (*watch.retried[-RETRIED:], Retried("paused", self._now(), type(error).__name__))
-                call.log.info("%s: %s: paused for %g s", tool.name, _text_of(error), error.after)
+                said = {"content": _text_of(error)}
+                call.log.info("%s is paused for %g s: its API asks for that", tool.name, error.after, extra=said)
                 await gate.pause(error.after)
 
     async def _try(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate, watch: _Watch) -> Any:

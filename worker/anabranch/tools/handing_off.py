@@ -100,11 +100,13 @@ def cancel_serial(jobs: Iterable[Job], committed: Mapping[Place, object]) -> Non
     """After a revoke: what the commit does not tell may be redelivered, and a serial call may not run twice."""
     for job in jobs:
         if job.serial_key is not None and job.place not in committed:
-            log.warning("call %s is cancelled: it may be redelivered, and its key is serial", job.call.call_id)
+            call_id, what = job.call.call_id, job.about()
+            log.warning("call %s is cancelled: it may be redelivered, and its key is serial", call_id, extra=what)
             job.drop()
 
 
 def _time_is_up(job: Job) -> None:
     if job.running:
-        log.warning("call %s was handed off and takes too long: it is given up", job.call.call_id)
+        call_id, what = job.call.call_id, job.about()
+        log.warning("call %s was handed off and takes too long: it is given up", call_id, extra=what)
         job.drop()

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from anabranch.about import Fields, about_record, place_of, traced
 from anabranch.app import App, Call, Tool
 from anabranch.bodies import read
 from anabranch.codec import Outgoing, Record, cloud_event, header
@@ -131,6 +132,12 @@ class Job:
     def time_s(self) -> float:
         """How long it may still run, at most, in seconds; rather too much than too little."""
         return SPARE_S if self.tool is None else self.tool.spec.timeout_s * (1 + self.tool.retries) + SPARE_S
+
+    def about(self) -> Fields:
+        """What its task's log records are about."""
+        call, record = self.call, self.record
+        where: Fields = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        return {"run_id": call.run_id, "call_id": call.call_id, "tool": call.tool, **where, **traced(self.trace)}
 
     def drop(self) -> None:
         """End it: it will be read again, or its hand-off's time is up."""
@@ -368,7 +375,7 @@ class Service:
         try:
             await self._bench.appender.append(dead_letter(self._bench.namespace, record, reason))
         except AnabranchError as error:
-            log.error("%s/%d/%d is not kept: %s", record.topic, record.partition, record.offset, error)
+            log.error("%s is not kept: %s", place_of(record), error, extra=about_record(record))
 
     async def _result(self, job: Job, execution: Execution) -> Outgoing:
         call, worker = job.call, self._bench.worker_id

@@ -14,6 +14,8 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 
+from anabranch.about import TOPIC, about_record, place_of
+from anabranch.bodies import without_given
 from anabranch.codec import Record
 from anabranch.errors import WireError
 from anabranch.kafka.membership import Membership
@@ -199,7 +201,7 @@ class ToolWorker:
             try:
                 known = marks.read(committed.offset, committed.metadata)
             except WireError as error:
-                log.error("%s/%d: %s: calls may be executed again", *place, error)
+                log.error("%s/%d: %s: calls may be executed again", *place, error, extra=place._asdict())
         progress = Progress(position, known, self._executing.get(place, {}))
         if self._shares.in_use:
             self._shares.gain(place.partition, known.shares)
@@ -281,7 +283,8 @@ class ToolWorker:
         try:
             job = read_job(record, self._tools, self._bench.now())
         except WireError as error:
-            log.error("%s/%d/%d is not a call: %s", record.topic, record.partition, record.offset, error)
+            why = without_given(str(error))
+            log.error("%s is not a call: %s", place_of(record), why, extra=about_record(record, str(error)))
             self._tasks.watch(self._tasks.create_task(self._bury(lane, record, str(error)), name="dead letter"))
             return
         lane.jobs[job.offset] = job
@@ -323,6 +326,7 @@ class ToolWorker:
     # --- one call ---------------------------------------------------------------------------------------------------
 
     async def _serve(self, lane: Lane, job: Job) -> None:
+        TOPIC.set(job)
         try:
             held = await self._service.enter(job)
             try:
