@@ -55,7 +55,7 @@ func answer(call *kgo.Record) (*kgo.Record, error) {
 	}
 	headers := map[string]string{"ce_runid": "", "ce_life": "", "ce_callid": ""} // what is copied from the call
 	for _, h := range call.Headers {
-		if _, copied := headers[h.Key]; copied {
+		if _, copied := headers[h.Key]; copied || h.Key == "traceparent" && len(h.Value) > 0 { // a trace there may be
 			headers[h.Key] = string(h.Value)
 		}
 	}

@@ -26,6 +26,7 @@ from tests.support.need import need_tool
 from tests.support.process import Command, GuardedProcess, tail
 from tests.support.wait import until
 
+from anabranch.contract_examples import TRACE
 from anabranch.loading import load_app
 from anabranch.messages import ToolReturned
 from anabranch.testing import last_results, result_text, text, tool_use, turn_of
@@ -171,11 +172,13 @@ def test_the_worker_is_vetted_and_formatted() -> None:
 async def test_a_call_gets_its_result_where_it_asked_for_it(binary: Path, wire: Wire, tmp_path: Path) -> None:
     before = time.time()
     with running(binary, wire, tmp_path / "worker.log"):
-        await wire.call("run-1")
+        named = {"ce_runid": "run-1", "ce_life": "17", "ce_callid": "run-1/1.00ff/0"}
+        await wire.call("run-1", headers={**named, "traceparent": TRACE})
         [result] = await wire.results(1)
 
     headers = headers_of(result)
     assert (result.partition, result.key) == (2, b"run-1")
+    assert headers.pop("traceparent") == TRACE
     assert headers.pop("ce_id")
     assert headers.pop("ce_source")
     assert headers == {

@@ -225,7 +225,7 @@ def sample(what: dict[str, Any]) -> str:
 # --- the other topics --------------------------------------------------------------------------------------------
 
 
-STATION = cast(Station, SimpleNamespace(namespace=OURS, worker_id="agent-1", response_partitions=24))
+STATION = cast(Station, SimpleNamespace(namespace=OURS, worker_id="agent-1", response_partitions=24, traces=None))
 FINAL = {"id": "msg_02", "role": "assistant", "stop_reason": "end_turn", "content": [{"type": "text", "text": "Done."}]}
 
 

@@ -6,13 +6,14 @@ Responsible for: `spans.py`, and the start of `tracing.py`. Must never: export. 
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 from tests.support.told import ABOVE, SAMPLED, TRACE, UNSAMPLED
 
 from anabranch.config import TelemetrySettings, load
 from anabranch.errors import ConfigError
-from anabranch.spans import Parent, opened, parse, sampled, span_id, surrounding, trace_id, valid
+from anabranch.spans import Parent, Span, opened, parse, sampled, span_id, surrounding, trace_id, valid
 
 ON = TelemetrySettings(traces=True)
 
@@ -94,6 +95,17 @@ def test_the_sampler_of_the_environment_decides(monkeypatch: pytest.MonkeyPatch)
         assert not traces.samples("run", TRACE, parse(UNSAMPLED))
     finally:
         traces.close()
+
+
+def test_a_collector_that_is_away_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr("anabranch.tracing.CLOSE_S", 0.2)
+    traces = opened(ON, "s", "i")
+    assert traces is not None
+    began = time.monotonic()
+    traces.emit(Span("s", "internal", Parent(TRACE, ABOVE, True), None, 1.0, 2.0, {}))
+    traces.close()
+    assert time.monotonic() - began < 2
 
 
 def test_code_inside_of_a_span_is_in_its_trace() -> None:

@@ -19,6 +19,7 @@ LIFE: Final = "17"
 ATTEMPT: Final = "9f86d081884c7d65"
 CALL: Final = f"{RUN}/1.{ATTEMPT}/0"
 WORKER: Final = "tool-4f2a"
+TRACE: Final = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 _request = m.RunRequest(
     run_id=RUN,
@@ -101,7 +102,7 @@ EXAMPLES: Final[Mapping[str, tuple[Any, ...]]] = {
 """By the body's name; a field that is null is left out when it is written."""
 
 EVENTS: Final[tuple[m.Event, ...]] = (
-    m.RunRequested(RUN, LIFE, 17, 17, _opening, after_bulk=40),
+    m.RunRequested(RUN, LIFE, 17, 17, _opening, after_bulk=40, trace=TRACE),
     m.RunRequested(RUN, "bulk.40", 18, 40, _opening, lane="bulk", after_bulk=40),
     m.RequestNoted(RUN, "18", 18, 18, "rejected", _error, m.ReplyTo(3)),
     m.RequestNoted(RUN, "19", 19, 19, "duplicate", after_bulk=41),

@@ -15,7 +15,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final, Literal, Protocol
@@ -56,8 +56,6 @@ from anabranch.watch import Watch, watching
 log = logging.getLogger(__name__)
 
 READY_S: Final = 60.0
-TRACES_S: Final = 5.0
-"""How long the last spans are tried to be sent."""
 REBALANCE_S: Final = 2.5
 """What a rebalance takes beside a heartbeat's interval, which is a quarter of the session's time."""
 
@@ -311,8 +309,7 @@ async def _tracing(settings: Settings, service: str, worker_id: str) -> AsyncIte
         yield traces
     finally:
         if traces is not None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.to_thread(traces.close), TRACES_S)
+            await asyncio.to_thread(traces.close)
 
 
 # --- the parts ------------------------------------------------------------------------------------------------

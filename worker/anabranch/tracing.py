@@ -12,6 +12,7 @@ in another.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -38,6 +39,7 @@ _KINDS: Final[dict[Kind, SpanKind]] = {
     "consumer": SpanKind.CONSUMER,
 }
 _PROTOCOL: Final = "http/protobuf"
+CLOSE_S: Final = 3.0
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.37.0"
 
 
@@ -114,7 +116,10 @@ class OtlpTraces:
             otel.detach(token)
 
     def close(self) -> None:
-        self._provider.shutdown()
+        """A collector that is away is waited for no longer than `CLOSE_S`; what it does not get is lost."""
+        closing = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
 
 
 def _context(span: Parent, is_remote: bool = True) -> SpanContext:
