@@ -49,7 +49,7 @@ def test_the_document_is_valid_and_has_every_kind_of_record(node: str) -> None:
     assert told["asyncapi"] == "3.0.0"
     assert told["messages"] == sorted([kind.name for kind in KINDS] + ["dead.letter"])
     assert "{namespace}.tool.calls.{queue}" in told["channels"]
-    assert len(told["channels"]) == 7
+    assert len(told["channels"]) == 8
 
 
 def test_a_reference_that_leads_nowhere_is_found(node: str, tmp_path: Path) -> None:
