@@ -27,7 +27,7 @@ from tests.support.process import free_ports
 SUPERS = ("plain", "scram", "oauth", "CN=mutual,OU=tests,O=anabranch")
 """They may do everything: how one logs in is one matter, what one may do another."""
 USERS = tuple(f"user-{number}" for number in range(100))
-"""They may do nothing until a test grants it; the password of each is its name."""
+"""They may do nothing until a test grants it. The name is shown, so the password (`password_of`) is another one."""
 SESSION_MS = 1500
 """After so long the broker hangs up on who logged in by a token, as brokers do when the token has ended."""
 ISSUER, AUDIENCE = "https://issuer.test", "kafka"
@@ -84,6 +84,10 @@ class Secrets:
         return str(self.folder / name)
 
 
+def password_of(user: str) -> str:
+    return f"secret-of-{user}"
+
+
 class SecuredJars(Jars):
     """Beside the open listener (where everybody may do everything) three others, each with its own way in."""
 
@@ -104,7 +108,7 @@ class SecuredJars(Jars):
     def settings(self, node: Node) -> dict[str, str]:
         plain = super().settings(node)
         ports = {"LOGIN": self.login_port, "MUTUAL": self.mutual_port, "CLEAR": self.clear_port}
-        users = " ".join(f'user_{name}="{name}"' for name in USERS) + ' user_plain="secret-of-plain"'
+        users = " ".join(f'user_{name}="{password_of(name)}"' for name in USERS) + ' user_plain="secret-of-plain"'
         package = "org.apache.kafka.common.security"
         given = f"{package}.plain.PlainLoginModule required {users};"
         listeners = ",".join(f"{name}://127.0.0.1:{port}" for name, port in ports.items())
@@ -178,7 +182,7 @@ class SecuredKafka:
             "bootstrap": self.clear,
             "security_protocol": "SASL_PLAINTEXT",
             "sasl_username": name,
-            "sasl_password": name,
+            "sasl_password": password_of(name),
         }
 
 
