@@ -145,7 +145,8 @@ def started(make: Callable[[], Broker]) -> Broker:
 
 def main() -> int:
     """Serve until standard input is closed, or SIGINT or SIGTERM; the status is 1 if there is no Kafka to serve."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell lets what it starts in the background ignore the first
+        signal.signal(number, signal.default_int_handler)
     try:
         if external := os.environ.get(BOOTSTRAP_VARIABLE):
             _announce(external)
