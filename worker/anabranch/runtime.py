@@ -51,7 +51,7 @@ from anabranch.tools.serving import Bench
 from anabranch.tools.traces import ToolTraces
 from anabranch.tools.worker import ToolWorker
 from anabranch.topics import Namespace, TopicSpec
-from anabranch.watch import Watch, watching
+from anabranch.watch import Watch, Watched, watching
 
 log = logging.getLogger(__name__)
 
@@ -110,20 +110,13 @@ def broker_of(settings: Settings, meters: RoleMeters | None = None) -> Broker:
     return KafkaBroker(settings.kafka, meters)
 
 
-class _Worker(Protocol):
+class _Worker(Watched, Protocol):
     """What both roles look like from here: they are also the listeners of their subscriptions."""
 
     on_failure: Callable[[BaseException], None]
 
     @property
     def running(self) -> int: ...
-    @property
-    def is_settled(self) -> bool: ...
-    @property
-    def unready(self) -> str: ...
-    @property
-    def positions(self) -> dict[Place, int]: ...
-    def sample(self) -> None: ...
     def attach(self, subscription: Subscription) -> None: ...
     async def run(self) -> None: ...
     async def release(self, for_s: float) -> None: ...

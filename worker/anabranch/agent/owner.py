@@ -81,9 +81,8 @@ class Owner:
         self._publisher = Publisher(partition, station, self.state, 0, self._close)
         self._needed = Needed()
         self._answered = Answered()  # the runs that nobody waits for any more
-        self._asked: dict[
-            tuple[m.Lane, int], str
-        ] = {}  # the requests that are being noted as duplicates, and their runs
+        # The requests that are being noted as duplicates, and their runs
+        self._asked: dict[tuple[m.Lane, int], str] = {}
         self._reach = 0  # the highest low that may stand committed
         self._committed = asyncio.Event()
         self._acked: dict[int, _Acknowledged] = {}  # events of ours that have not been read back
