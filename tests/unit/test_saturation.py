@@ -150,6 +150,7 @@ class Queue:
             await asyncio.sleep(1 / self.rate)
             if len(self.waits) < len(self.put):
                 self.waits.append(now() - self.put[len(self.waits)])
+                self.asked.returned("q")
 
     async def flood(self) -> None:
         """A thousand runs a second, each with three calls."""
@@ -210,6 +211,44 @@ async def test_a_worker_that_says_no_more_holds_up_no_word_of_the_others() -> No
     assert await waits(asked), "the other one may be about to say something else"
     tells(asked.registry, 0, worker="t2", at=10.0)
     assert not await waits(asked)
+
+
+async def test_a_queue_that_answers_as_fast_as_it_is_asked_holds_nothing_up_between_two_words() -> None:
+    asked = saturation(lambda: 0.0)
+    tells(asked.registry, 0)
+    for _ in range(3 * FIRST):
+        asked.published("q")
+        asked.returned("q")
+    assert not await waits(asked)
+    for _ in range(FIRST // 2):
+        asked.published("q")
+    assert await waits(asked), "so many are out"
+
+
+async def test_runs_that_end_without_a_call_hold_nothing_up() -> None:
+    asked = saturation(lambda: 0.0)
+    tells(asked.registry, 0)
+    for _ in range(3 * FIRST):
+        await asked.until_kept_up(AGENT, LONG_S)
+        asked.ended(AGENT)
+    assert not await waits(asked)
+    for _ in range(FIRST // 2 - 1):
+        await asked.until_kept_up(AGENT, LONG_S)
+    assert await waits(asked), "so many are open"
+
+
+async def test_a_request_that_waits_for_room_goes_on_with_the_results_that_make_some() -> None:
+    asked = saturation(lambda: 0.0)
+    tells(asked.registry, 0)
+    for _ in range(FIRST):
+        asked.published("q")
+    for _ in range(FIRST // 2):
+        asked.returned("q")
+    waiting = asyncio.ensure_future(asked.until_kept_up(AGENT, LONG_S))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    asked.returned("q")
+    await asyncio.wait_for(waiting, 5)
 
 
 async def test_without_a_living_worker_nothing_is_held_up() -> None:

@@ -2,13 +2,16 @@
 
 The age of a queue's oldest call says only afterwards that too much was put into it: what came meanwhile has a deadline
 that runs. So an agent worker puts into a queue what it trusts it with unseen, then twice as much as last time for as
-long as its workers say that nobody waits, and less the longer somebody does. A word counts when all of its workers have
-spoken since the last one, or one of them twice: the others may have died. `saturation.py` hears the workers, and asks;
-it must never know a clock.
+long as its workers say that nobody waits, and less the longer somebody does. What comes back meanwhile is seen: as
+long as no more than half of that trust is out, it goes on, so a queue that serves as fast as it is asked holds nothing
+up. That does not count as what it had "last time", for it was not put in at once. A word counts when all of its
+workers have spoken since the last one, or one of them twice: the others may have died. `saturation.py` hears the
+workers, and asks; it must never know a clock.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,11 +24,16 @@ FADE: Final = 0.7
 
 @dataclass(slots=True)
 class Inflow:
-    """One queue. `opened` runs and `published` calls are those since the last word."""
+    """One queue. All four count from the last word on: runs that were `opened` and have `ended`, calls that were
+    `published` and have `returned`.
+    """
 
     opened: int = 0
+    ended: int = 0
     published: int = 0
+    returned: int = 0
     _before: float = 0.0
+    _granted: float = math.inf
     _age_s: float = 0.0
     _last: dict[str, float] = field(default_factory=dict)
     _spoken: Counter[str] = field(default_factory=Counter)
@@ -40,9 +48,10 @@ class Inflow:
         if not self._spoken.keys() >= seen_at.keys() and max(self._spoken.values(), default=0) < 2:
             return False
         if before:  # else nobody was there to serve what was published
-            self._before = max(float(self.published), self._before * FADE)
+            self._before = max(min(self.published, self._granted), self._before * FADE)
         self._spoken, self._age_s = Counter(), oldest_s
-        self.opened = self.published = 0
+        self.opened = self.ended = self.published = self.returned = 0
+        self._granted = math.inf
         return True
 
     def is_full(self, first: float, hold_after_s: float) -> bool:
@@ -51,5 +60,7 @@ class Inflow:
         """
         if not self._last:
             return False
-        room = max(first, self._before * GROWTH) * (1 - self._age_s / hold_after_s)
-        return max(self.opened, self.published) >= room
+        left = 1 - self._age_s / hold_after_s
+        out = max(self.opened - self.ended, self.published - self.returned)
+        self._granted = max(first, self._before * GROWTH) * left
+        return out >= first * left / 2 and max(self.opened, self.published) >= self._granted

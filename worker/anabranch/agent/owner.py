@@ -29,7 +29,7 @@ from anabranch.agent.held import Held
 from anabranch.agent.needed import Needed, causes
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.room import Room
-from anabranch.agent.state import Nexts, Partition, Run
+from anabranch.agent.state import Call, Nexts, Partition, Run
 from anabranch.agent.station import Station
 from anabranch.agent.tally import Tally
 from anabranch.agent.telling import Telling
@@ -238,6 +238,8 @@ class Owner:
         waiting = self._tally.waiting_call(before, event)
         run = fold.apply(self.state, event, offset, at)
         self._tally.folded(run, event, waiting, offset, at)
+        if self.live:
+            self._tell_of_queues(run, waiting, offset)
         if self._telling is not None:
             self._telling.folded(run, event, offset, at)
         if before is not None and before is not run:
@@ -261,6 +263,16 @@ class Owner:
             return []
         self._account(run)
         return [run]
+
+    def _tell_of_queues(self, run: Run | None, waiting: Call | None, offset: int) -> None:
+        """What the event at `offset` took out of a queue, or will not be put into one any more."""
+        saturation = self._station.saturation
+        if waiting is not None and waiting.result is not None and waiting.planned.queue is not None:
+            saturation.returned(waiting.planned.queue)
+        if run is None or run.ending is None or run.ending.offset != offset:
+            return
+        if (agent := self._station.registry.agent(run.opening.request.agent or "")) is not None:
+            saturation.ended(agent)
 
     def _decode(self, record: Record) -> m.Event | None:
         try:

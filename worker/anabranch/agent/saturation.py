@@ -3,9 +3,10 @@
 Tool workers tell in the registry how long their oldest call has waited. From a threshold on, requests for agents that
 use a tool of that queue stay in Kafka, where no deadline runs; below half of it they are taken up again. What was
 opened goes on. Between two words of a queue's workers no more is put into it than `inflow.py` allows, for its age tells
-only afterwards that this was too much. It waits for the registry to change, or for the time at which a worker that told
-of old calls counts as dead: it never polls. A queue that no living worker serves holds nothing up: who starts workers
-by the length of a queue needs calls in it. `admission.py` asks, `publishing.py` counts.
+only afterwards that this was too much. It waits for the registry to change, for results to come in, or for the time at
+which a worker that told of old calls counts as dead: it never polls. A queue that no living worker serves holds nothing
+up: who starts workers by the length of a queue needs calls in it. `admission.py` asks, `publishing.py` and `owner.py`
+count.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ OF_LANE: Final[dict[Lane, float]] = {"interactive": 1.0, "bulk": 0.5}
 last, so that a queue that is behind has its time for the interactive lane."""
 GO_ON_AT: Final = 0.5
 """The part of the threshold below which requests are taken up again."""
+SOON_S: Final = 0.02
+"""How long what comes in is collected before those that wait look again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Saturation:
     _over: dict[Threshold, bool] = field(default_factory=dict)
     _waiters: set[asyncio.Future[None]] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
+    _soon: asyncio.TimerHandle | None = None
     _inflows: dict[str, Inflow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,6 +67,17 @@ class Saturation:
     def published(self, queue: str) -> None:
         """A call was put into it."""
         self._inflow(queue).published += 1
+
+    def returned(self, queue: str) -> None:
+        """A call that was in it has its result."""
+        self._inflow(queue).returned += 1
+        self._wake_soon()
+
+    def ended(self, agent: AgentSpec) -> None:
+        """A run of this agent is over, and puts no more into any queue."""
+        for queue in self._queues(agent):
+            self._inflow(queue).ended += 1
+        self._wake_soon()
 
     @property
     def holds(self) -> bool:
@@ -75,8 +90,8 @@ class Saturation:
         """
         if agent.tools:
             await self._until_kept_up(agent, deadline_s, lane)
-            for threshold in self._thresholds(agent, deadline_s, lane):
-                self._inflow(threshold.queue).opened += 1
+            for queue in self._queues(agent):
+                self._inflow(queue).opened += 1
 
     async def _until_kept_up(self, agent: AgentSpec, deadline_s: float, lane: Lane) -> None:
         while self._is_over(agent, deadline_s, lane):
@@ -102,13 +117,19 @@ class Saturation:
         return found
 
     def _thresholds(self, agent: AgentSpec, deadline_s: float, lane: Lane) -> Iterator[Threshold]:
-        tools = [spec for name in agent.tools if (spec := self.registry.tool(name)) is not None]
+        tools, part = self._tools(agent), OF_LANE[lane]
         for queue in sorted({spec.queue for spec in tools}):
-            ours, part = [spec for spec in tools if spec.queue == queue], OF_LANE[lane]
+            ours = [spec for spec in tools if spec.queue == queue]
             time_s = max(LEAST_S, OF_DEADLINE * min(_time_of(spec, deadline_s) for spec in ours))
             rates = [limit.per_second for s in ours if (limit := self.registry.limits.get(s.limit or "")) is not None]
             first = time_s * min([TRUSTED, *rates])
             yield Threshold(queue, part * min(self.hold_after_s, time_s), part * first)
+
+    def _queues(self, agent: AgentSpec) -> set[str]:
+        return {spec.queue for spec in self._tools(agent)}
+
+    def _tools(self, agent: AgentSpec) -> list[ToolSpec]:
+        return [spec for name in agent.tools if (spec := self.registry.tool(name)) is not None]
 
     def _look(self, threshold: Threshold) -> bool:
         """Whether the queue is over it: from there on until it has fallen well below."""
@@ -136,10 +157,21 @@ class Saturation:
         """A worker has told something, or has died."""
         still_over = [self._look(threshold) for threshold in list(self._over)]
         if self._hear() or not all(still_over):
-            for waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._wake()
         self._watch()
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _wake_soon(self) -> None:
+        if self._waiters and self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(SOON_S, self._wake_now)
+
+    def _wake_now(self) -> None:
+        self._soon = None
+        self._wake()
 
     def _hear(self) -> bool:
         """Whether a queue's workers have all spoken anew, or it has none any more."""
