@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -69,6 +70,33 @@ def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert frame.invoke(anabranch, ["nonsense"]) == 2
     assert frame.invoke(anabranch, ["config", "--nonsense"]) == 2
     assert "No such command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "a", "hello", "--deadline", "foo"], "'foo' is no duration"),
+        (["run", "a", "hello", "--deadline", "0s"], "'0s' leaves no time at all"),
+        (["enrich", "IN", "--agent", "a", "--out", "x", "--deadline", "soon"], "'soon' is no duration"),
+        (["enrich", "IN", "--agent", "a", "--out", "x", "--template", "{"], "the template cannot be read"),
+        (["enrich", "IN", "--agent", "a", "--out", "x", "--template", "{}"], "name a field of the record"),
+    ],
+)
+def test_an_option_that_cannot_be_one_is_wrong_usage(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text("{}\n")
+    arguments = [str(tmp_path / "in.jsonl") if each == "IN" else each for each in arguments]
+    assert frame.invoke(anabranch, [*arguments, "--namespace", "n", "--bootstrap", "127.0.0.1:1"]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_misspelt_setting_is_told_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANABRANCH_BOOTSTRP", "kafka:9092")
+    assert frame.invoke(anabranch, ["config"]) == 0
+    assert "ANABRANCH_BOOTSTRP is no setting and has no effect: did you mean ANABRANCH_BOOTSTRAP?" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_command_without_a_namespace_says_how_to_give_one(

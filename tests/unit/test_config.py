@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.config import ModelLimits, Price, Settings, load, shown, sources
+from anabranch.config import ModelLimits, Price, Settings, load, misspelt, shown, sources
 from anabranch.errors import ConfigError
 
 
@@ -105,6 +105,26 @@ def test_secrets_are_masked() -> None:
     assert "pw" not in str(found)
     assert found["anthropic"]["api_key"] == "********"
     assert found["anthropic"]["auth_token"] is None
+
+
+def test_a_variable_that_is_nearly_a_setting_is_told_of_and_what_others_set_is_not() -> None:
+    given = {
+        "ANABRANCH_BOOTSTRP": "x",
+        "ANABRANCH_AGENT_MODEL_CONCURENCY": "1",
+        "ANABRANCH_bootstrap": "x",
+        "ANABRANCH_SASL_PASSWORD_FIEL": "x",
+        "ANABRANCH_SERVICE_HOST": "10.0.0.1",  # what Kubernetes sets for a service of our name
+        "ANABRANCH_PORT_9464_TCP": "tcp://10.0.0.1:9464",
+        "ANABRANCH_TEST_BOOTSTRAP": "x",
+        "BOOTSTRP": "x",
+        "ANABRANCH_BOOTSTRAP": "x",
+    }
+    assert misspelt(given) == {
+        "ANABRANCH_BOOTSTRP": "ANABRANCH_BOOTSTRAP",
+        "ANABRANCH_AGENT_MODEL_CONCURENCY": "ANABRANCH_AGENT_MODEL_CONCURRENCY",
+        "ANABRANCH_bootstrap": "ANABRANCH_BOOTSTRAP",
+        "ANABRANCH_SASL_PASSWORD_FIEL": "ANABRANCH_SASL_PASSWORD_FILE",
+    }
 
 
 # --- secrets in files -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
@@ -232,6 +233,10 @@ _PREFIXES = {
 }
 
 
+_OURS = "ANABRANCH_"
+_NO_SETTINGS = frozenset({"TEST_BOOTSTRAP", "SEED", "DEMO_MODEL"})  # what tests and examples look at
+
+
 def _variable(section: str, name: str) -> str:
     """What a setting is called in the environment."""
     for item in fields(get_type_hints(Settings)[section]):
@@ -284,6 +289,19 @@ def _given(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
         for name in _names(kind):
             if (text := environment.get(_variable(section, name), "")) != "":
                 yield section, name, text
+
+
+def misspelt(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that are no settings, but nearly: what was meant, by what is set."""
+    known = {_variable(section, name).removeprefix(_OURS) for section, kind in _sections() for name in _names(kind)}
+    found = {}
+    for variable in environment:
+        name = variable.removeprefix(_OURS)
+        if variable == name or name in known or name in _NO_SETTINGS:
+            continue
+        if near := get_close_matches(name.upper(), known, 1, 0.8):
+            found[variable] = _OURS + near[0]
+    return found
 
 
 def _by_section(given: Iterator[tuple[str, str, str]]) -> dict[str, dict[str, str]]:

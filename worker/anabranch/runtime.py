@@ -41,7 +41,7 @@ from anabranch.kafka.seam import Appender, Broker, Place, Subscription
 from anabranch.registry import Registry, follow, register, worker_entry, worker_gone
 from anabranch.signing import signer_of
 from anabranch.spans import Traces
-from anabranch.specs import WorkerInfo
+from anabranch.specs import AgentSpec, WorkerInfo
 from anabranch.store import Store
 from anabranch.store import opened as open_store
 from anabranch.tasks import alongside, asked_by_signals
@@ -345,10 +345,20 @@ async def _following(broker: Broker, namespace: Namespace, registry: Registry, a
         async with asyncio.timeout(READY_S):
             await ready.wait()
         for agent in app.agent_specs():
-            for name in agent.tools:
-                if registry.tool(name) is None:
-                    log.warning("agent %s: nobody has registered tool %r yet: a call gets an error", agent.name, name)
+            _warn_of_unknown(agent, registry)
         yield
+
+
+def _warn_of_unknown(agent: AgentSpec, registry: Registry) -> None:
+    """Names that may be misspelt, or of tools whose worker has never been started."""
+    for name in agent.tools:
+        tool = registry.tool(name)
+        if tool is None:
+            log.warning("agent %s: nobody has registered tool %r yet: a call gets an error", agent.name, name)
+            continue
+        for earlier in tool.after:
+            if registry.tool(earlier) is None:
+                log.warning("tool %s: nobody has registered tool %r, so it waits for no call of it", name, earlier)
 
 
 # --- the life of a worker ----------------------------------------------------------------------------------------

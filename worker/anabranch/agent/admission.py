@@ -356,8 +356,10 @@ class Admission:
             )
         if request.messages_ref is not None:
             self._refuse_beyond_store(request.messages_ref)
-        if request.input in ("", []) or request.messages == []:
+        if request.input == [] or request.messages == []:
             raise InvalidRequest("input: is empty")
+        if isinstance(request.input, str) and not request.input.strip():
+            raise InvalidRequest("input: is blank, which no model takes")
         if request.reply_to is not None and request.reply_to.partition >= self._station.response_partitions:
             top = self._station.response_partitions - 1
             raise InvalidRequest(

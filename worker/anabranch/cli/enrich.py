@@ -27,7 +27,6 @@ from anabranch.cli.progress import print_summary, screen_for
 from anabranch.cli.tally import Tally, as_json
 from anabranch.errors import AnabranchError
 from anabranch.messages import LANES, Lane, is_name
-from anabranch.units import duration
 
 HINT_S: Final = 15
 """After how many seconds without any answer the user is asked whether there are workers."""
@@ -186,7 +185,7 @@ value of that field instead of the line, so that lines can be added or moved."""
 @click.option("--id-field", metavar="FIELD", help="The field that names a record, instead of its line.")
 @click.option("--format", "kind", type=click.Choice(["jsonl", "csv"]), help="Of IN, if its name does not say it.")
 @click.option("--tenant", metavar="NAME", help="On whose behalf, for fairness and limits.")
-@click.option("--deadline", metavar="DURATION", help="Of each run, such as 90s or 10m.")
+@click.option("--deadline", type=frame.Duration(), metavar="DURATION", help="Of each run, such as 90s or 10m.")
 @click.option("--lane", type=click.Choice(LANES), default="bulk", show_default=True, help="bulk gives way to others.")
 @click.option("--quiet", is_flag=True, help="No progress, no summary.")
 @frame.options(app=True, listing=True)
@@ -206,7 +205,7 @@ def enrich(
     lane: Lane,
     quiet: bool,
 ) -> int:
-    _check(agent, tenant, deadline)
+    _check(agent, tenant)
     recipe = r.Recipe(common.namespace().name, agent, _template(template, template_file), id_field)
     order = Order(agent, concurrency, ordered, tenant, deadline, common.settings.worker.drain_s, lane)
     wanted = source_of(source, kind)
@@ -226,13 +225,11 @@ async def _enrich(
         return await enrich_file(source, recipe, out_path, order, client, frame.stderr(), stop, quiet)
 
 
-def _check(agent: str, tenant: str | None, deadline: str | None) -> None:
+def _check(agent: str, tenant: str | None) -> None:
     """Once, rather than for each record."""
     for option, value in (("--agent", agent), ("--tenant", tenant)):
         if value is not None and not is_name(value):
             raise click.UsageError(f"{option} {value!r}: 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-'")
-    if deadline is not None and duration(deadline) <= 0:
-        raise click.UsageError(f"--deadline {deadline!r} leaves no time at all")
 
 
 def _template(text: str | None, file: Path | None) -> r.Template:
@@ -242,3 +239,5 @@ def _template(text: str | None, file: Path | None) -> r.Template:
         return r.Template(file.read_text(encoding="utf-8") if file is not None else text)
     except (OSError, UnicodeDecodeError) as error:
         raise AnabranchError(f"cannot read the template {file}: {error}") from None
+    except AnabranchError as error:
+        raise click.UsageError(str(error)) from None

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from anabranch.signing import Signer
     from anabranch.topics import Namespace
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 FAILED: Final = 1
@@ -184,6 +186,7 @@ def options(
         ) -> int | None:
             frame = Frame(config, namespace_option, bootstrap, app_option, as_json)
             log_to_stderr(frame.settings, least=least, redact=_redaction(frame.settings), content=content)
+            _warn_of_misspelt()
             return function(frame, **rest)
 
         wrapped: Callable[..., Any] = update_wrapper(command, function)
@@ -192,6 +195,31 @@ def options(
         return wrapped
 
     return decorate
+
+
+def _warn_of_misspelt() -> None:
+    """A setting that nobody reads is one that its user believes to be in force."""
+    from anabranch.config import misspelt
+
+    for variable, meant in misspelt(os.environ).items():
+        log.warning("%s is no setting and has no effect: did you mean %s?", variable, meant)
+
+
+class Duration(click.ParamType):
+    """Such as 90s or 10m, as it was written. Nothing and less are no time to do anything in."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from anabranch.units import UnitError, duration
+
+        try:
+            seconds = duration(value)
+        except UnitError as error:
+            self.fail(str(error), param, ctx)
+        if seconds <= 0:
+            self.fail(f"{value!r} leaves no time at all", param, ctx)
+        return value
 
 
 # --- output -----------------------------------------------------------------------------------------------------

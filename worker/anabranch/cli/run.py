@@ -46,7 +46,7 @@ class Asked:
 @click.argument("text", metavar="INPUT")
 @click.option("--run-id", metavar="ID", help="Of your choice: an open run of this id is joined.")
 @click.option("--tenant", metavar="NAME", help="On whose behalf, for fairness and limits.")
-@click.option("--deadline", metavar="DURATION", help="Such as 90s or 10m.")
+@click.option("--deadline", type=frame.Duration(), metavar="DURATION", help="Such as 90s or 10m.")
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Fewer than the agent may take.")
 @click.option("--lane", type=click.Choice(LANES), default="interactive", show_default=True, help="bulk gives way.")
 @click.option("--quiet", is_flag=True, help="Print the answer, and no steps.")
