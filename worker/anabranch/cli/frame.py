@@ -205,7 +205,7 @@ def _warn_of_misspelt() -> None:
         log.warning("%s is no setting and has no effect: did you mean %s?", variable, meant)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[str]):
     """Such as 90s or 10m, as it was written. Nothing and less are no time to do anything in."""
 
     name = "duration"
