@@ -7,7 +7,6 @@ on. Must never: repair what arrived. Called by: the tests of traces.
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.support.need import need_tool, unavailable
+from tests.support.go_program import TOOLS, built
 from tests.support.process import Command, GuardedProcess, free_ports, is_listening, tail
 
-ROOT = Path(__file__).resolve().parents[2]
-GO = "https://go.dev/dl, version 1.25 or later"
-_SOURCE = ROOT / "tests" / "tools" / "collector"
-_BINARY = ROOT / "build" / "tools" / "collector"
+_SOURCE = TOOLS / "collector"
 START_S = 30.0
 _CONFIG = """
 receivers: {{otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:{port}"}}}}}}}}
@@ -98,22 +94,12 @@ def collector(folder: Path) -> Iterator[Collector]:
     config, log = folder / "collector.yaml", folder / "collector.log"
     config.write_text(_CONFIG.format(port=port, sink=sink))
     with _listening(sink, running.take):
-        process = GuardedProcess(Command([str(_built()), "--config", str(config)]), log)
+        process = GuardedProcess(Command([str(built("collector", _SOURCE)), "--config", str(config)]), log)
         try:
             _wait(port, process, log)
             yield running
         finally:
             process.kill()
-
-
-def _built() -> Path:
-    """Go builds it anew only if something has changed."""
-    command = [need_tool("go", GO), "build", "-buildvcs=false", "-o", str(_BINARY), "."]
-    done = subprocess.run(command, cwd=_SOURCE, capture_output=True, text=True, check=False)
-    if done.returncode and "requires go >=" in done.stderr:
-        unavailable(f"this test needs a newer Go ({GO}): {done.stderr.strip()}")
-    assert not done.returncode, f"the collector cannot be built:\n{done.stdout}{done.stderr}"
-    return _BINARY
 
 
 def _wait(port: int, process: GuardedProcess, log: Path) -> None:

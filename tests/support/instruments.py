@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.support.go_program import GO, ROOT, TOOLS
 from tests.support.need import need_tool, unavailable
 
-ROOT = Path(__file__).resolve().parents[2]
-GO = "https://go.dev/dl, version 1.24 or later"
-_TOOLS = ROOT / "tests" / "tools"
 _FETCHED = ROOT / "build" / "tools"
 
 
@@ -59,7 +57,7 @@ def module_folder(module: Module) -> Path:
 
 def kube_score() -> list[str]:
     """The command of kube-score, built by Go as `tests/tools/go.mod` says."""
-    return [need_tool("go", GO), "-C", str(_TOOLS), "tool", "kube-score"]
+    return [need_tool("go", GO), "-C", str(TOOLS), "tool", "kube-score"]
 
 
 @cache
