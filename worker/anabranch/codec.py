@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any, Final, NamedTuple, Protocol
 
 from anabranch import messages as m
-from anabranch.bodies import dump, read
+from anabranch.bodies import dump, read, whole
 from anabranch.errors import WireError
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid as valid_trace
@@ -289,12 +289,12 @@ def _parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
         case m.ModelReplied():
             pairs = [*_attempt(event), ("ce_outcome", event.outcome)]
             plan = event.plan_json if event.plan_json is not None else dump(event.plan)
-            pairs += [("ce_plan", plan.decode()), ("ce_usage", dump(event.usage).decode())]
+            pairs += [("ce_plan", plan.decode()), ("ce_usage", whole(event.usage).decode())]
             return "model.replied", pairs, event.body
         case m.ModelFailed():
             return "model.failed", _attempt(event), dump(event.error)
         case m.ModelDiscarded():
-            pairs = [*_attempt(event), ("ce_usage", dump(event.usage).decode())]
+            pairs = [*_attempt(event), ("ce_usage", whole(event.usage).decode())]
             return "model.discarded", pairs, dump(_Reason(event.reason))
         case m.ToolReturned():
             return "tool.returned", [("ce_callid", event.call_id), ("ce_outcome", event.outcome)], event.body

@@ -240,8 +240,12 @@ def _exhausted(run: Run) -> m.RunError | None:
     limits = run.opening.limits
     if run.turn >= limits.max_turns:
         return m.RunError("max_turns", f"the model wanted to go on after {limits.max_turns} turns")
-    spent = run.usage.cost_usd + run.discarded.cost_usd
-    if limits.max_cost_usd is not None and spent >= limits.max_cost_usd:
+    if limits.max_cost_usd is None:
+        return None
+    spent = (run.usage + run.discarded).cost_usd
+    if spent is None:
+        return m.RunError("budget_exceeded", f"nobody knows what of ${limits.max_cost_usd:.4f} is spent: no price")
+    if spent >= limits.max_cost_usd:
         return m.RunError("budget_exceeded", f"${spent:.4f} of ${limits.max_cost_usd:.4f} is spent")
     return None
 
