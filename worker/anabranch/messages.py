@@ -189,7 +189,7 @@ class RequestNoted:
 
 @dataclass(frozen=True, slots=True)
 class ModelReplied:
-    """`body` is the provider's message, verbatim.
+    """`body` is the provider's message, verbatim. `code` is why the run ends, if the body does not say it.
 
     `inputs` are those of its calls by tool_use id, if whoever made the event has just read them, and `plan_json` is the
     plan as it is written; they do not travel.
@@ -205,6 +205,7 @@ class ModelReplied:
     body: bytes
     inputs: Mapping[str, dict[str, Json]] | None = field(default=None, compare=False)
     plan_json: bytes | None = field(default=None, compare=False)
+    code: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ def request_body(run: Run, agent: AgentSpec, tools: list[ToolSpec], found: Found
     parallel = agent.parallel_tool_calls and request.parallel_tool_calls is not False
     opening = _opening(request, found)
     points = breakpoints(agent, opening, goes_on=bool(tools))
-    body: dict[str, Any] = {**agent.options, "model": agent.model, "max_tokens": agent.max_tokens, "stream": True}
+    body: dict[str, Any] = {"max_tokens": agent.max_tokens, **agent.options, "model": agent.model, "stream": True}
     if tools:
         body["tools"] = [
             {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema} for tool in tools

@@ -221,11 +221,12 @@ def _fold_reply(run: Run, event: m.ModelReplied, offset: int, at: float) -> None
     run.usage += event.usage
     run.size += len(event.body)
     calls = {planned.call_id: Call(planned) for planned in event.plan}
-    run.turns.append(Turn(event.turn, event.attempt, event.outcome, event.body, at, calls, inputs=event.inputs))
+    turn = Turn(event.turn, event.attempt, event.outcome, event.body, at, calls, inputs=event.inputs, usage=event.usage)
+    run.turns.append(turn)
     if event.outcome == "final":
         _finish(run, Ending("completed", offset, at))
     elif event.outcome == "stopped" or (event.outcome == "calls" and not calls):
-        _finish(run, Ending("failed", offset, at))
+        _finish(run, Ending("failed", offset, at, _stopped_for(event)))
     elif (exhausted := _exhausted(run)) is not None:
         run.turns[-1].calls.clear()  # what nobody will read is not run
         _finish(run, Ending("failed", offset, at, exhausted))
@@ -233,6 +234,13 @@ def _fold_reply(run: Run, event: m.ModelReplied, offset: int, at: float) -> None
         _owe(run, offset, at)
     else:
         _open_batch(run, offset, at)
+
+
+def _stopped_for(event: m.ModelReplied) -> m.RunError | None:
+    """Why, where the reply does not say it itself: it was cut where the run's money ended."""
+    if event.code is None:
+        return None
+    return m.RunError(event.code, "the reply was cut off: it had as many tokens as were left to buy of max_cost_usd")
 
 
 def _exhausted(run: Run) -> m.RunError | None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from anabranch import messages as m
 from anabranch.about import TOPIC
 from anabranch.agent.budget import Attempt
+from anabranch.agent.fitting import BUDGET, Fitting
 from anabranch.agent.lanes import Lane, Lanes, steady_time
 from anabranch.agent.large import HEADER_BYTES, REPLY_BYTES, Incomplete, Large
 from anabranch.agent.meters import AgentMeters
@@ -48,6 +49,7 @@ class Request:
     deadline: float
     body: bytes
     incomplete: Incomplete | None = None
+    fitting: Fitting | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -295,7 +297,7 @@ class Thinker:
             budget.told(attempt, left, self._steady())
 
         try:
-            reply = await self._model.reply(trying.request.body, on_event, on_left)
+            reply = await self._model.reply(self._fitted(trying.request, context), on_event, on_left)
             budget.accepted(attempt)
             usage, outcome = reply.usage, "ok"
             return reply
@@ -309,6 +311,12 @@ class Thinker:
             self._meters.model_calls.count(model, outcome)
             self._meters.model_duration.observe(self._steady() - began, model)
             self._settle(trying, usage)
+
+    def _fitted(self, request: Request, context: BatchContext) -> bytes:
+        """What the money and the context that are left allow. Raises `Hopeless`."""
+        if request.fitting is None:
+            return request.body
+        return request.fitting.fitted(request.body, context.agent.model, self._clockwork.now())
 
     async def _pause(self, trying: _Trying, error: Transient) -> None:
         """Full jitter, or what the provider asks for. A run fails only if that would pass its deadline."""
@@ -360,6 +368,7 @@ class Thinker:
             body,
             {call.tool_use_id: call.input for call in reply.calls} if body is reply.body else None,
             plan_json,
+            code=BUDGET if reply.stop_reason == "max_tokens" and _is_cut(request) else None,
         )
 
     def _failed(self, request: Request, code: str, message: str) -> m.Event:
@@ -370,6 +379,8 @@ class Thinker:
 
     def _discarded(self, request: Request, context: BatchContext, raw: dict[str, Any], reason: str) -> m.Event:
         usage = self._usage(context.agent.model, raw, self._meters.discarded)
+        if request.fitting is not None:
+            request.fitting.spend(usage)
         return m.ModelDiscarded(context.run_id, request.life, context.turn, context.attempt, usage, reason[:1000])
 
     def _usage(self, model: str, raw: dict[str, Any], tokens: Counter) -> m.Usage:
@@ -389,6 +400,10 @@ class Thinker:
             self._unpriced.add(model)
             log.warning("model %r has no price, so nobody knows what its runs cost: set one in [prices]", model)
         return price
+
+
+def _is_cut(request: Request) -> bool:
+    return request.fitting is not None and request.fitting.cut is not None
 
 
 def _kind(error: Transient) -> str:
