@@ -19,7 +19,7 @@ from tests.support.scrape import Scrape, scrape, status
 from tests.support.wait import until
 
 from anabranch import App, Limit, Retryable
-from anabranch.config import Price
+from anabranch.prices import Price
 from anabranch.testing import Answer, Reply, prompt_of, text, tool_use, turn_of
 
 app = App("measured")

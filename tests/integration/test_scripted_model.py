@@ -370,3 +370,27 @@ async def test_the_command_explains_what_is_wrong() -> None:
     _, errors = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 1
     assert errors.decode() == "Error: there is no file 'gone.py': name an existing script\n"
+
+
+async def test_what_a_breakpoint_wrote_is_read_for_five_minutes() -> None:
+    clock = [0.0]
+    system = [{"type": "text", "text": "a long prompt " * 600, "cache_control": {"type": "ephemeral"}}]
+    async with talking(lambda _: "hi", now=lambda: clock[0]) as (client, _):
+        found = []
+        for clock[0] in (0.0, 299.0, 598.0, 898.0):  # a read keeps it, the last one comes too late
+            usage = (await created(client, system=system)).usage
+            found.append((usage.cache_read_input_tokens, usage.cache_creation_input_tokens))
+            assert usage.cache_creation is not None
+            assert usage.cache_creation.ephemeral_5m_input_tokens == usage.cache_creation_input_tokens
+    written = found[0][1]
+    assert written is not None
+    assert written > 2000
+    assert found == [(0, written), (written, 0), (written, 0), (0, written)]
+
+
+async def test_a_prompt_beyond_the_window_is_refused_in_the_words_of_the_api() -> None:
+    async with talking(lambda _: "hi", windows={"scripted": 1000}) as (client, server):
+        assert (await created(client)).content
+        with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: \d+ tokens > 1000 maximum"):
+            await created(client, system="long " * 1000)
+    assert len(server.refusals) == 1

@@ -7,7 +7,7 @@ scripted model refused a request of ours. Called by: integration tests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -120,16 +120,17 @@ async def fleet(
     also: Sequence[App] = (),
     refusals: bool = False,
     limits: RateLimits | None = None,
+    windows: Mapping[str, int] | None = None,
 ) -> AsyncIterator[Fleet]:
     """One agent worker and one tool worker for each queue, unless said otherwise.
 
-    `also` are Apps of the same namespace, whose topics are made too; the model enforces `limits`. Fails if the model
-    refused a request, unless `refusals` says that the test wants that.
+    `also` are Apps of the same namespace, whose topics are made too; the model enforces `limits` and `windows`. Fails
+    if the model refused a request, unless `refusals` says that the test wants that.
     """
     failed: Exception | None = None
     for each in (app, *also):
         await broker_of(settings).apply(topic_specs(each, settings))
-    async with ScriptedModel(script, models=tuple(models), limits=limits) as model:
+    async with ScriptedModel(script, models=tuple(models), limits=limits, windows=windows) as model:
         provider = AnthropicSettings(api_key="test", base_url=model.base_url)
         settings = replace(settings, anthropic=provider)
         async with Client.for_app(app, settings=settings) as client, asyncio.TaskGroup() as tasks:

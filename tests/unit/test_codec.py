@@ -31,6 +31,7 @@ EVENTS: list[m.Event] = [
     b.noted("moved", after=3, offset=9),
     b.calls(b.planned(after=["a", "b"], rejected="ä"), b.planned(1, delivery="at_most_once", deadline_s=1.5)),
     b.replied(usage=m.Usage(1, 2, 3, 4, 0.25), body=b"verbatim \xff"),
+    replace(b.replied("stopped"), code="budget_exceeded"),
     b.failed(),
     b.discarded(),
     b.returned(body=b"\x00 verbatim"),

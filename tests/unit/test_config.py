@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.config import ModelLimits, Price, Settings, load, misspelt, shown, sources
+from anabranch.config import ModelLimits, Settings, load, misspelt, shown, sources
 from anabranch.errors import ConfigError
+from anabranch.prices import Price
 
 
 def written(folder: Path, text: str) -> Path:

@@ -107,11 +107,6 @@ def test_all_results_go_back_in_one_user_message_in_the_order_of_the_calls() -> 
     ]
 
 
-def test_only_the_last_results_are_a_breakpoint_of_the_cache() -> None:
-    messages = body_after(b.calls(), b.returned(), b.calls(turn=2), b.returned(turn=2))["messages"]
-    assert ["cache_control" in message["content"][-1] for message in messages[2::2]] == [False, True]
-
-
 @pytest.mark.parametrize("content", ["", "  \n", [], [{"type": "image", "source": {}}]])
 def test_an_error_is_never_empty(content: Any) -> None:
     (sent,) = results_after(b.result(content), outcome="error")

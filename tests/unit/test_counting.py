@@ -24,11 +24,12 @@ from anabranch.agent.model import Hopeless, Transient
 from anabranch.agent.sampling import sample
 from anabranch.agent.thinking import Thinker
 from anabranch.codec import cloud_event
-from anabranch.config import AgentSettings, Price
+from anabranch.config import AgentSettings
 from anabranch.kafka.membership import Membership
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Place
 from anabranch.meters import Counter, Histogram
+from anabranch.prices import Price
 from anabranch.tasks import Group
 
 

@@ -145,14 +145,14 @@ async def test_a_call_of_a_large_reply_is_published_without_a_look_into_the_stor
 
 async def test_a_model_call_has_everything_that_its_run_refers_to() -> None:
     shop = store()
-    messages = [{"role": "user", "content": LONG}]
+    messages = [{"role": "user", "content": [b.text(LONG)]}]
     opens = b.opening(request=b.request(input=None, messages_ref=await put(shop, messages)))
     call = b.tool_use("tu10")
     body = referring(b.message([], "tool_use"), await put(shop, [call]), {"tu10": {}})
     result = b.result(None, content_ref=await put(shop, BLOCKS))
     run = b.run_after(b.calls(body=body), b.returned(body=result), opens=opens)
     asked = (await body_after(shop, run))["messages"]
-    assert asked[0] == messages[0]
+    assert asked[0]["content"] == [b.text(LONG) | {"cache_control": {"type": "ephemeral"}}]
     assert asked[1] == {"role": "assistant", "content": [call]}
     assert asked[2]["content"][0]["content"] == BLOCKS
 

@@ -23,9 +23,10 @@ from anabranch import messages as m
 from anabranch.agent.model import Hopeless, OnEvent, OnLeft, Transient
 from anabranch.agent.plan import BatchContext, derived
 from anabranch.agent.reply import Reply, RequestedCall
-from anabranch.agent.thinking import Clockwork, Job, Request, Thinker, priced
+from anabranch.agent.thinking import Clockwork, Job, Request, Thinker
 from anabranch.agent.traces import AgentTraces
-from anabranch.config import AgentSettings, ModelLimits, Price
+from anabranch.config import AgentSettings, ModelLimits
+from anabranch.prices import Price, usage_of
 from anabranch.spans import Traces
 from anabranch.topics import Namespace
 
@@ -285,7 +286,7 @@ def test_a_plan_that_does_not_fit_a_header_fails_the_run() -> None:
 
 @pytest.mark.parametrize("count", [-1, 2**60, 1.5, "many", None, [1]])
 def test_a_count_that_is_none_counts_as_nothing(count: Any) -> None:
-    assert priced({"input_tokens": count}, Price(1.0, 1.0)) == m.Usage()
+    assert usage_of({"input_tokens": count}, Price(1.0, 1.0)) == m.Usage()
 
 
 # --- the model's limits ------------------------------------------------------------------------------------------
@@ -463,7 +464,7 @@ def test_that_calls_wait_is_said_once_a_minute(caplog: pytest.LogCaptureFixture)
             desk.submit(f"r{number}")
 
     thought(Script(), arrange, limits={"m": ModelLimits(requests_per_minute=6)})
-    said = [record.getMessage() for record in caplog.records]
+    said = [text for record in caplog.records if "wait" in (text := record.getMessage())]
     assert 3 <= len(said) <= 4
     assert said[0] == ("model m: 19 calls wait: its requests a minute are used up; the next call may start in 10.0 s")
 

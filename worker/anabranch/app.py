@@ -163,12 +163,14 @@ class App:
         tool_choice: str | None = None,
         parallel_tool_calls: bool = True,
         parallel_hint: bool = True,
+        caching: bool | str = True,
         **options: Json,
     ) -> Agent:
         """Declares an agent. `tools` may name tools of another App; `options` go to the model's API as they are.
 
         `system` is a text, or a path, relative to the caller's file, that ends in .md or .txt. `tool_choice` is None
-        (the model decides), "any", "none", or the tool that is forced on the first turn.
+        (the model decides), "any", "none", or the tool that is forced on the first turn. `caching` has the provider
+        keep what a run's turns have in common, for five minutes after each (True), for an hour ("1h"), or not (False).
         """
         place = Place.of_frame(f"agent {name!r}", sys._getframe(1))
         with place.named():
@@ -185,6 +187,7 @@ class App:
                 tool_choice=tool_choice,
                 parallel_tool_calls=parallel_tool_calls,
                 parallel_hint=parallel_hint,
+                caching=definition.caching(caching),
                 options=options,
             )
             definition.check_options(options, {f.name for cls in (AgentSpec, AgentLimits) for f in fields(cls)})

@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any, Final, NamedTuple, Protocol
 
 from anabranch import messages as m
-from anabranch.bodies import dump, read
+from anabranch.bodies import dump, read, whole
 from anabranch.errors import WireError
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid as valid_trace
@@ -193,7 +193,8 @@ def _replied(run: str, life: str, h: _Head, body: bytes) -> m.Event:
     outcome = h.one_of("ce_outcome", _REPLY_OUTCOMES)
     plan = h.body("ce_plan", tuple[m.PlannedCall, ...])
     usage = h.body("ce_usage", m.Usage)
-    return m.ModelReplied(run, life, h.integer("ce_turn"), h.text("ce_attempt"), outcome, plan, usage, body)
+    turn, attempt, code = h.integer("ce_turn"), h.text("ce_attempt"), h.get("ce_error")
+    return m.ModelReplied(run, life, turn, attempt, outcome, plan, usage, body, code=code)
 
 
 def _failed(run: str, life: str, h: _Head, body: bytes) -> m.Event:
@@ -287,14 +288,14 @@ def _parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
             pairs: _Pairs = [*_link(event), ("ce_code", event.code), (TRACE, event.trace)]
             return "request.noted", pairs, dump(_Note(event.error, event.reply_to))
         case m.ModelReplied():
-            pairs = [*_attempt(event), ("ce_outcome", event.outcome)]
+            pairs = [*_attempt(event), ("ce_outcome", event.outcome), ("ce_error", event.code)]
             plan = event.plan_json if event.plan_json is not None else dump(event.plan)
-            pairs += [("ce_plan", plan.decode()), ("ce_usage", dump(event.usage).decode())]
+            pairs += [("ce_plan", plan.decode()), ("ce_usage", whole(event.usage).decode())]
             return "model.replied", pairs, event.body
         case m.ModelFailed():
             return "model.failed", _attempt(event), dump(event.error)
         case m.ModelDiscarded():
-            pairs = [*_attempt(event), ("ce_usage", dump(event.usage).decode())]
+            pairs = [*_attempt(event), ("ce_usage", whole(event.usage).decode())]
             return "model.discarded", pairs, dump(_Reason(event.reason))
         case m.ToolReturned():
             return "tool.returned", [("ce_callid", event.call_id), ("ce_outcome", event.outcome)], event.body

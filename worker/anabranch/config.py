@@ -22,9 +22,9 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from anabranch.errors import ConfigError
+from anabranch.prices import Price
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PerMinute = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -79,16 +79,6 @@ class WorkerSettings:
     http_host: str | None = None
     stalled_s: SomeSeconds = 15.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """US dollars per million tokens."""
-
-    input: Dollars
-    output: Dollars
-    cache_read: Dollars = 0.0
-    cache_creation: Dollars = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ HEADERS: Final[Mapping[str, Schema]] = {
         "description": "The offset of the request in agent.requests, or behind bulk. in agent.requests.bulk",
     },
     "ce_code": _one_of(m.NoteCode, "Why the request opened no run"),
+    "ce_error": _text("The run's error code, where the reply's stop reason does not say why the run ends"),
     "ce_turn": _whole("The turn, from 1"),
     "ce_attempt": _text("Which model call of the turn; opaque"),
     "ce_plan": _json("What becomes of each call", {"type": "array", "items": {"$ref": "planned-call.json"}}),
@@ -184,6 +185,7 @@ _MAY_LACK: Final[Mapping[type, frozenset[str]]] = {
     m.RunCancelled: frozenset({"ce_life", "ce_before", "ce_beforebulk"}),  # a client knows no life
     m.RunRequested: frozenset({"ce_afterbulk"}),  # written before there were lanes
     m.RequestNoted: frozenset({"ce_afterbulk"}),
+    m.ModelReplied: frozenset({"ce_error"}),
     m.RunSnapshot: frozenset({"ce_nextbulk"}),
     m.ToolReturned: frozenset({"ce_outcome"}),  # `ok` if it is left out
 }
@@ -202,7 +204,7 @@ EVENTS: Final[tuple[Kind, ...]] = (
         "model.replied",
         "model-message",
         "The model's reply, with the plan of its calls",
-        f"{_ASKED} ce_outcome ce_plan ce_usage",
+        f"{_ASKED} ce_outcome ce_plan ce_usage ce_error",
         m.ReplyOutcome,
     ),
     _event(m.ModelFailed, "model.failed", "run-error", "No reply is to be had", _ASKED),

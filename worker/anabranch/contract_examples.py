@@ -75,6 +75,8 @@ _message = {
     "content": [{"type": "tool_use", "id": "toolu_01", "name": "get_customer", "input": {"customer_id": 1234}}],
 }
 
+_cut = {"id": "msg_02", "type": "message", "stop_reason": "max_tokens", "content": [{"type": "text", "text": "So the"}]}
+
 EXAMPLES: Final[Mapping[str, tuple[Any, ...]]] = {
     "run-request": (m.RunRequest(agent="analyst", input="Review order 1234"), _request, _cancel),
     "run-response": (_response, m.RunResponse(RUN, None, None, "failed", error=_error)),
@@ -107,6 +109,7 @@ EVENTS: Final[tuple[m.Event, ...]] = (
     m.RequestNoted(RUN, "18", 18, 18, "rejected", _error, m.ReplyTo(3)),
     m.RequestNoted(RUN, "19", 19, 19, "duplicate", after_bulk=41),
     m.ModelReplied(RUN, LIFE, 1, ATTEMPT, "calls", (_planned, _refused), _usage, dump(_message)),
+    m.ModelReplied(RUN, LIFE, 2, ATTEMPT, "stopped", (), _usage, dump(_cut), code="budget_exceeded"),
     m.ModelFailed(RUN, LIFE, 1, ATTEMPT, m.RunError("model_unavailable", "no reply before the deadline")),
     m.ModelDiscarded(RUN, LIFE, 1, ATTEMPT, _usage, "the reply broke off"),
     m.ToolReturned(RUN, LIFE, CALL, "ok", dump(_result)),

@@ -21,7 +21,7 @@ import orjson
 from anabranch import units
 from anabranch.errors import DefinitionError
 from anabranch.messages import NAME_PATTERN, Json
-from anabranch.specs import AgentSpec
+from anabranch.specs import AgentSpec, Caching
 
 TOOL_PATTERN: Final = r"[a-zA-Z0-9_-]{1,64}"
 """What the Messages API takes as the name of a tool."""
@@ -114,6 +114,18 @@ def one_of(label: str, value: object, allowed: Collection[str]) -> None:
 def boolean(label: str, value: object) -> None:
     if not isinstance(value, bool):
         raise DefinitionError(f"{label}={value!r} must be True or False")
+
+
+def caching(value: bool | str) -> Caching:
+    """How long the provider keeps what it has read."""
+    match value:
+        case True | "5m":
+            return "5m"
+        case "1h":
+            return "1h"
+        case False | "off":
+            return "off"
+    raise DefinitionError(f"caching={value!r} must be True, False, '5m' or '1h'")
 
 
 def tool_names(label: str, values: Sequence[str | Callable[..., Any]], named: Mapping[Any, str]) -> list[str]:

@@ -103,7 +103,7 @@ class Usage:
     output_tokens: Annotated[int, says("Tokens written")] = 0
     cache_read_input_tokens: Annotated[int, says("Tokens read from the cache")] = 0
     cache_creation_input_tokens: Annotated[int, says("Tokens written to the cache")] = 0
-    cost_usd: Annotated[float, says("Dollars, by the configured prices")] = 0.0
+    cost_usd: Annotated[float | None, says("Dollars; null: nobody knows, for a model has no price")] = 0.0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -111,7 +111,7 @@ class Usage:
             self.output_tokens + other.output_tokens,
             self.cache_read_input_tokens + other.cache_read_input_tokens,
             self.cache_creation_input_tokens + other.cache_creation_input_tokens,
-            self.cost_usd + other.cost_usd,
+            None if self.cost_usd is None or other.cost_usd is None else self.cost_usd + other.cost_usd,
         )
 
 
@@ -189,7 +189,7 @@ class RequestNoted:
 
 @dataclass(frozen=True, slots=True)
 class ModelReplied:
-    """`body` is the provider's message, verbatim.
+    """`body` is the provider's message, verbatim. `code` is why the run ends, if the body does not say it.
 
     `inputs` are those of its calls by tool_use id, if whoever made the event has just read them, and `plan_json` is the
     plan as it is written; they do not travel.
@@ -205,6 +205,7 @@ class ModelReplied:
     body: bytes
     inputs: Mapping[str, dict[str, Json]] | None = field(default=None, compare=False)
     plan_json: bytes | None = field(default=None, compare=False)
+    code: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,7 +427,7 @@ class TotalUsage:
     output_tokens: Annotated[int, says("Tokens written")] = 0
     cache_read_input_tokens: Annotated[int, says("Tokens read from the cache")] = 0
     cache_creation_input_tokens: Annotated[int, says("Tokens written to the cache")] = 0
-    cost_usd: Annotated[float, says("Dollars, by the configured prices")] = 0.0
+    cost_usd: Annotated[float | None, says("Dollars; null: nobody knows, for a model has no price")] = 0.0
     discarded: Annotated[Usage, says("What was paid for and thrown away")] = field(default_factory=Usage)
 
 

@@ -31,6 +31,7 @@ from anabranch.bodies import dump, read_request, sender_of, without_given
 from anabranch.codec import Record, cloud_event, header
 from anabranch.errors import AnabranchError, InvalidRequest, StoreError
 from anabranch.kafka.sent import Sent
+from anabranch.prices import price_of
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid
 from anabranch.specs import AgentSpec
@@ -313,7 +314,7 @@ class Admission:
         agent = self._agent_of(request)
         limits = agent.limits
         cost = min((c for c in (request.max_cost_usd, limits.max_cost_usd) if c is not None), default=None)
-        if cost is not None and agent.model not in self._station.prices:
+        if cost is not None and price_of(agent.model, self._station.prices) is None:
             raise InvalidRequest(
                 f"max_cost_usd: no price is configured for model {agent.model!r} ([prices] in the settings)"
             )

@@ -159,7 +159,7 @@ def _usage(run: Run) -> TotalUsage:
         used.output_tokens,
         used.cache_read_input_tokens,
         used.cache_creation_input_tokens,
-        round(used.cost_usd, 9),
+        round(used.cost_usd, 9) if used.cost_usd is not None else None,
         run.discarded,
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from anabranch.agent.conversation import request_body
+from anabranch.agent.fitting import Fitting
 from anabranch.agent.large import Incomplete, needed
 from anabranch.agent.plan import BatchContext, Place, by_key, derived
 from anabranch.agent.state import Run
@@ -14,11 +17,14 @@ from anabranch.bodies import dump
 from anabranch.codec import Outgoing, cloud_event
 from anabranch.errors import AnabranchError
 from anabranch.messages import StreamDelta
+from anabranch.prices import Price
 from anabranch.registry import Registry
 from anabranch.topics import Namespace
 
 
-def to_request(run: Run, registry: Registry, place: Place = by_key) -> Request:
+def to_request(
+    run: Run, registry: Registry, place: Place = by_key, prices: Mapping[str, Price] = MappingProxyType({})
+) -> Request:
     """The model call that `run` owes. Raises if the registry no longer has the run's revision."""
     name, revision = run.opening.request.agent or "", run.opening.revision
     agent = registry.agent(name, revision)
@@ -30,11 +36,11 @@ def to_request(run: Run, registry: Registry, place: Place = by_key) -> Request:
     parallel = agent.parallel_tool_calls and run.opening.request.parallel_tool_calls is not False
     tenant = run.opening.request.tenant
     context = BatchContext(run.run_id, run.turn, "", agent, parallel, registry.tool, place, tenant, run.trace)
-    build = partial(request_body, run, agent, tools)
+    build, fitting = partial(request_body, run, agent, tools), Fitting.of(run, agent, prices)
     if not (references := needed(run)):
-        return Request(run.life, context, run.opening.deadline, build())
+        return Request(run.life, context, run.opening.deadline, build(), fitting=fitting)
     incomplete = Incomplete(run.opening.request.tenant, references, build)
-    return Request(run.life, context, run.opening.deadline, b"", incomplete)
+    return Request(run.life, context, run.opening.deadline, b"", incomplete, fitting)
 
 
 def stream_record(namespace: Namespace, run: Run, context: BatchContext, event: dict[str, Any]) -> Outgoing | None:

@@ -141,7 +141,7 @@ class ModelCalls:
             self._calls.pop(life, None)
             return None
         try:
-            request = to_request(run, self._station.registry, self._station.place)
+            request = to_request(run, self._station.registry, self._station.place, self._station.prices)
         except Exception as error:  # noqa: BLE001 - whatever it was, only this run may suffer
             self._append(life, self._failure(life, turn, f"the model call could not be prepared: {error}"))
             return None

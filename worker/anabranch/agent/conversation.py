@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 
 from anabranch.agent.answer import UNREADABLE, result_of
+from anabranch.agent.caching import Breakpoints, Mark, breakpoints, is_worth, marked
 from anabranch.agent.referring import content_ref_of
 from anabranch.agent.reply import exact
 from anabranch.agent.state import Call, Result, Run, Turn
@@ -25,7 +26,6 @@ HINT = (
     "When you need several tools and none of them needs another's result, "
     "call them all together in one turn: they run in parallel."
 )
-_CACHED = {"type": "ephemeral"}
 _MARK = b',"content":['
 
 
@@ -41,21 +41,21 @@ def request_body(run: Run, agent: AgentSpec, tools: list[ToolSpec], found: Found
     """
     request = run.opening.request
     parallel = agent.parallel_tool_calls and request.parallel_tool_calls is not False
-    body: dict[str, Any] = {
-        **agent.options,
-        "model": agent.model,
-        "max_tokens": agent.max_tokens,
-        "stream": True,
-        "messages": _messages(run, found),
-    }
-    if system := _system(agent, bool(tools) and parallel):
-        body["system"] = system
+    opening = _opening(request, found)
+    points = breakpoints(agent, opening, goes_on=bool(tools))
+    body: dict[str, Any] = {"max_tokens": agent.max_tokens, **agent.options, "model": agent.model, "stream": True}
     if tools:
         body["tools"] = [
             {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema} for tool in tools
         ]
         if choice := _tool_choice(agent, {tool.name for tool in tools}, run.turn, parallel):
             body["tool_choice"] = choice
+    if system := _system(agent, bool(tools) and parallel):
+        body["system"] = system
+    if points.system is not None and (system or tools):
+        (system or body["tools"])[-1]["cache_control"] = points.system
+    body.pop("messages", None)
+    body["messages"] = _messages(run, opening, points, found)  # last: what was sent before is how the next one begins
     return orjson.dumps(body)
 
 
@@ -63,7 +63,7 @@ def _system(agent: AgentSpec, hint: bool) -> list[dict[str, Any]]:
     parts = [agent.system] if agent.system else []
     if hint and agent.parallel_hint:
         parts.append(HINT)
-    return [{"type": "text", "text": "\n\n".join(parts), "cache_control": _CACHED}] if parts else []
+    return [{"type": "text", "text": "\n\n".join(parts)}] if parts else []
 
 
 def _tool_choice(agent: AgentSpec, tools: set[str], turn: int, parallel: bool) -> dict[str, Any] | None:
@@ -84,8 +84,9 @@ def _tool_choice(agent: AgentSpec, tools: set[str], turn: int, parallel: bool) -
     return None if choice == {"type": "auto"} else choice
 
 
-def _messages(run: Run, found: Found) -> list[dict[str, Any]]:
-    messages = _opening(run.opening.request, found)
+def _messages(run: Run, opening: list[dict[str, Any]], points: Breakpoints, found: Found) -> list[dict[str, Any]]:
+    marks = _marks(run, points)
+    messages = marked(opening, marks.get(_OPENING)) if points.anchor is not None and is_worth(opening) else opening
     paused: list[bytes] = []
     last = len(run.turns) - 1
     for number, turn in enumerate(run.turns):
@@ -95,8 +96,18 @@ def _messages(run: Run, found: Found) -> list[dict[str, Any]]:
         messages.append({"role": "assistant", "content": orjson.Fragment(_joined(paused))})
         paused = []
         if turn.calls:
-            messages.append({"role": "user", "content": _results(turn, found, cached=number == last)})
+            messages.append({"role": "user", "content": _results(turn, found, marks.get(number))})
     return messages
+
+
+_OPENING: Final = -1
+
+
+def _marks(run: Run, points: Breakpoints) -> dict[int, Mark]:
+    """By turn, those whose results end in a breakpoint; as if the run's first messages were a turn before the first."""
+    batches = [_OPENING, *(number for number, turn in enumerate(run.turns) if turn.calls)]
+    placed = zip(reversed(batches), (points.tail, points.anchor), strict=False)
+    return {number: mark for number, mark in placed if mark is not None}
 
 
 def _opening(request: RunRequest, found: Found) -> list[dict[str, Any]]:
@@ -143,10 +154,10 @@ def _joined(lists: list[bytes]) -> bytes:
     return lists[0] if len(lists) == 1 else b"[" + b",".join(part[1:-1] for part in lists if part != b"[]") + b"]"
 
 
-def _results(turn: Turn, found: Found, cached: bool) -> list[dict[str, Any]]:
+def _results(turn: Turn, found: Found, mark: Mark | None) -> list[dict[str, Any]]:
     blocks = [_result(call, found) for call in turn.calls.values()]
-    if cached and blocks:
-        blocks[-1]["cache_control"] = _CACHED
+    if mark is not None and blocks:
+        blocks[-1]["cache_control"] = mark
     return blocks
 
 

@@ -221,11 +221,12 @@ def _fold_reply(run: Run, event: m.ModelReplied, offset: int, at: float) -> None
     run.usage += event.usage
     run.size += len(event.body)
     calls = {planned.call_id: Call(planned) for planned in event.plan}
-    run.turns.append(Turn(event.turn, event.attempt, event.outcome, event.body, at, calls, inputs=event.inputs))
+    turn = Turn(event.turn, event.attempt, event.outcome, event.body, at, calls, inputs=event.inputs, usage=event.usage)
+    run.turns.append(turn)
     if event.outcome == "final":
         _finish(run, Ending("completed", offset, at))
     elif event.outcome == "stopped" or (event.outcome == "calls" and not calls):
-        _finish(run, Ending("failed", offset, at))
+        _finish(run, Ending("failed", offset, at, _stopped_for(event)))
     elif (exhausted := _exhausted(run)) is not None:
         run.turns[-1].calls.clear()  # what nobody will read is not run
         _finish(run, Ending("failed", offset, at, exhausted))
@@ -235,13 +236,24 @@ def _fold_reply(run: Run, event: m.ModelReplied, offset: int, at: float) -> None
         _open_batch(run, offset, at)
 
 
+def _stopped_for(event: m.ModelReplied) -> m.RunError | None:
+    """Why, where the reply does not say it itself: it was cut where the run's money ended."""
+    if event.code is None:
+        return None
+    return m.RunError(event.code, "the reply was cut off: it had as many tokens as were left to buy of max_cost_usd")
+
+
 def _exhausted(run: Run) -> m.RunError | None:
     """Why the run may not go on after this reply, if so."""
     limits = run.opening.limits
     if run.turn >= limits.max_turns:
         return m.RunError("max_turns", f"the model wanted to go on after {limits.max_turns} turns")
-    spent = run.usage.cost_usd + run.discarded.cost_usd
-    if limits.max_cost_usd is not None and spent >= limits.max_cost_usd:
+    if limits.max_cost_usd is None:
+        return None
+    spent = (run.usage + run.discarded).cost_usd
+    if spent is None:
+        return m.RunError("budget_exceeded", f"nobody knows what of ${limits.max_cost_usd:.4f} is spent: no price")
+    if spent >= limits.max_cost_usd:
         return m.RunError("budget_exceeded", f"${spent:.4f} of ${limits.max_cost_usd:.4f} is spent")
     return None
 

@@ -114,6 +114,7 @@ class Turn:
     calls: dict[str, Call] = field(default_factory=dict)
     finished_at: float | None = None
     inputs: Mapping[str, dict[str, Json] | str] | None = field(default=None, compare=False)  # as `body` has them
+    usage: Usage = field(default_factory=Usage)
 
     @property
     def complete(self) -> bool:

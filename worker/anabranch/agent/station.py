@@ -18,11 +18,12 @@ from anabranch.agent.thinking import Clockwork, Thinker
 from anabranch.agent.traces import AgentTraces
 from anabranch.bodies import without_given
 from anabranch.codec import Outgoing, Record, encode
-from anabranch.config import AgentSettings, Price
+from anabranch.config import AgentSettings
 from anabranch.deadletters import dead_letter
 from anabranch.errors import AnabranchError, BrokerError
 from anabranch.kafka.seam import Appender
 from anabranch.kafka.sent import Acked, Sent
+from anabranch.prices import Price
 from anabranch.registry import Registry
 from anabranch.signing import NO_SIGNER, Signer
 from anabranch.store import NO_STORE, Store

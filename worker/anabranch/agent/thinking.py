@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from anabranch import messages as m
 from anabranch.about import TOPIC
-from anabranch.agent.budget import Attempt, count
+from anabranch.agent.budget import Attempt
+from anabranch.agent.fitting import BUDGET, Fitting
 from anabranch.agent.lanes import Lane, Lanes, steady_time
 from anabranch.agent.large import HEADER_BYTES, REPLY_BYTES, Incomplete, Large
 from anabranch.agent.meters import AgentMeters
@@ -27,8 +28,9 @@ from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply
 from anabranch.agent.traces import AgentTraces, Attempted
 from anabranch.bodies import dump
-from anabranch.config import AgentSettings, ModelLimits, Price
+from anabranch.config import AgentSettings, ModelLimits
 from anabranch.meters import Counter
+from anabranch.prices import Price, price_of, usage_of
 from anabranch.references import size_of
 from anabranch.store import NO_STORE, Store
 
@@ -47,6 +49,7 @@ class Request:
     deadline: float
     body: bytes
     incomplete: Incomplete | None = None
+    fitting: Fitting | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,6 +120,7 @@ class Thinker:
             limits, settings.model_concurrency, self._wake_up, self._steady, settings.interactive_weight
         )
         self._running: dict[Job, asyncio.Task[None]] = {}
+        self._unpriced: set[str] = set()
         self._attempts = 0
         self._wake = asyncio.Event()
         self._stopped = False
@@ -293,7 +297,7 @@ class Thinker:
             budget.told(attempt, left, self._steady())
 
         try:
-            reply = await self._model.reply(trying.request.body, on_event, on_left)
+            reply = await self._model.reply(self._fitted(trying.request, context), on_event, on_left)
             budget.accepted(attempt)
             usage, outcome = reply.usage, "ok"
             return reply
@@ -307,6 +311,12 @@ class Thinker:
             self._meters.model_calls.count(model, outcome)
             self._meters.model_duration.observe(self._steady() - began, model)
             self._settle(trying, usage)
+
+    def _fitted(self, request: Request, context: BatchContext) -> bytes:
+        """What the money and the context that are left allow. Raises `Hopeless`."""
+        if request.fitting is None:
+            return request.body
+        return request.fitting.fitted(request.body, context.agent.model, self._clockwork.now())
 
     async def _pause(self, trying: _Trying, error: Transient) -> None:
         """Full jitter, or what the provider asks for. A run fails only if that would pass its deadline."""
@@ -358,6 +368,7 @@ class Thinker:
             body,
             {call.tool_use_id: call.input for call in reply.calls} if body is reply.body else None,
             plan_json,
+            code=BUDGET if reply.stop_reason == "max_tokens" and _is_cut(request) else None,
         )
 
     def _failed(self, request: Request, code: str, message: str) -> m.Event:
@@ -368,28 +379,31 @@ class Thinker:
 
     def _discarded(self, request: Request, context: BatchContext, raw: dict[str, Any], reason: str) -> m.Event:
         usage = self._usage(context.agent.model, raw, self._meters.discarded)
+        if request.fitting is not None:
+            request.fitting.spend(usage)
         return m.ModelDiscarded(context.run_id, request.life, context.turn, context.attempt, usage, reason[:1000])
 
     def _usage(self, model: str, raw: dict[str, Any], tokens: Counter) -> m.Usage:
-        price = self._prices.get(model)
-        usage = priced(raw, price)
+        usage = usage_of(raw, self._price_of(model))
         counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens)
         for kind, number in zip(_KINDS, (*counts, usage.cache_creation_input_tokens), strict=True):
             if number:
                 tokens.add(number, model, kind)
-        if price is not None:
+        if usage.cost_usd is not None:
             self._meters.cost.add(usage.cost_usd, model)
         return usage
 
+    def _price_of(self, model: str) -> Price | None:
+        """None is said once: a cost that nobody knows is not to be taken for none."""
+        price = price_of(model, self._prices)
+        if price is None and model not in self._unpriced:
+            self._unpriced.add(model)
+            log.warning("model %r has no price, so nobody knows what its runs cost: set one in [prices]", model)
+        return price
 
-def priced(raw: dict[str, Any], price: Price | None) -> m.Usage:
-    """The provider's usage with its cost. Without a price the cost is 0."""
-    counts = [count(raw.get(name)) for name in _COUNTED]
-    cost = 0.0
-    if price is not None:
-        rates = (price.input, price.output, price.cache_read, price.cache_creation)
-        cost = sum(count * rate for count, rate in zip(counts, rates, strict=True)) / 1e6
-    return m.Usage(counts[0], counts[1], counts[2], counts[3], round(cost, 9))
+
+def _is_cut(request: Request) -> bool:
+    return request.fitting is not None and request.fitting.cut is not None
 
 
 def _kind(error: Transient) -> str:
@@ -403,4 +417,3 @@ def _outcome(error: Transient | Hopeless) -> str:
 
 
 _KINDS: Final = ("input", "output", "cache_read", "cache_creation")
-_COUNTED: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")

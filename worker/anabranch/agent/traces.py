@@ -117,7 +117,7 @@ class AgentTraces:
             "anabranch.run.status": run.ending.status,
             "anabranch.run.turns": len(run.turns),
             "anabranch.run.life": run.life,
-            "anabranch.run.cost_usd": run.usage.cost_usd + run.discarded.cost_usd or None,
+            "anabranch.run.cost_usd": (run.usage + run.discarded).cost_usd or None,
             "anabranch.partition": partition,
         }
         return Span(

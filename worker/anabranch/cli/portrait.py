@@ -86,7 +86,8 @@ def _facts(run: Run, now: float) -> Iterator[Text]:
     parts = [f"{turns} turn{'' if turns == 1 else 's'}", f"{len(calls)} call{'' if len(calls) == 1 else 's'}"]
     parts += [f"{failed} failed"] if failed else []
     parts += [f"{read:,} tokens in, {used.output_tokens:,} out"]
-    parts += [f"${used.cost_usd + run.discarded.cost_usd:.4f}"] if used.cost_usd else []
+    cost = (used + run.discarded).cost_usd
+    parts += [f"${cost:.4f}"] if cost else ["cost unknown"] if cost is None else []
     parts += [f"{span(max(0.0, wall))} in all"]
     parts += ["bulk lane"] if lane_of(run.life) == "bulk" else []
     if run.ending is not None and calls:

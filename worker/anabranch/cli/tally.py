@@ -20,7 +20,8 @@ PACE_S: Final = 10.0
 class Tally:
     """Counts of records; `total` is None if nobody knows. Seconds in `_s`, tokens, US dollars.
 
-    `there` were completed before; `completed` and `failed` ended now; `bad` were no records.
+    `there` were completed before; `completed` and `failed` ended now; `bad` were no records; of what `unpriced` cost
+    nobody knows all.
     """
 
     total: int | None = None
@@ -36,6 +37,7 @@ class Tally:
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
+    unpriced: int = 0
     sequential_s: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
 
@@ -67,7 +69,8 @@ class Tally:
         self.widest = max(self.widest, calls.widest)
         self.input_tokens += usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens
         self.output_tokens += usage.output_tokens
-        self.cost_usd += usage.cost_usd + usage.discarded.cost_usd
+        self.cost_usd += (usage.cost_usd or 0.0) + (usage.discarded.cost_usd or 0.0)
+        self.unpriced += usage.cost_usd is None or usage.discarded.cost_usd is None
         self.sequential_s += timing.model_s + timing.tools_sequential_s
 
 
@@ -126,8 +129,9 @@ def facts(tally: Tally, wall_s: float) -> list[tuple[str, str]]:
     calls = f"{tally.calls:,}" + (f" ({tally.failed_calls:,} failed)" if tally.failed_calls else "")
     rows += [("turns", f"{tally.turns:,}"), ("tool calls", calls), ("widest batch", f"{tally.widest:,} at once")]
     rows.append(("tokens", f"{tally.input_tokens:,} in, {tally.output_tokens:,} out"))
-    if tally.cost_usd:
-        rows.append(("cost", f"${tally.cost_usd:,.4f}"))
+    if tally.cost_usd or tally.unpriced:
+        unknown = f", but of {tally.unpriced:,} runs nobody knows" if tally.unpriced else ""
+        rows.append(("cost", f"${tally.cost_usd:,.4f}{unknown}"))
     rows.append(("wall time", f"{span(wall_s)} ({tally.ran / max(wall_s, 1e-9):.1f} records/s)"))
     times = f", {tally.sequential_s / wall_s:.0f} times as long" if wall_s > 0 else ""
     return [*rows, ("one after another", f"{span(tally.sequential_s)}{times}")]

@@ -23,6 +23,7 @@ from aiohttp.typedefs import Handler
 
 from anabranch.errors import AnabranchError, ConfigError, DefinitionError
 from anabranch.testing import sse
+from anabranch.testing.caching import UNCACHED, Cache
 from anabranch.testing.intake import MAX_BODY, check_headers, parse
 from anabranch.testing.quota import Meter, Metered, RateLimits, counted
 from anabranch.testing.refusal import STATUS_OF, Refused, error_body, refuse, type_of
@@ -47,7 +48,9 @@ class ScriptedModel:
     `port` 0 takes a free one. `models` are the names it knows. `headers` go with every response (say
     `anthropic-ratelimit-requests-remaining`) and `latency_s` is added to that of every reply. `keep` bounds the
     requests that are remembered. `limits` are enforced for each model, as the API does: replies say what is left, and
-    what exceeds them is answered with a 429 and a `retry-after`.
+    what exceeds them is answered with a 429 and a `retry-after`. Prompts are cached as the API does it, from
+    `cache_min_tokens` on, by the clock `now` (seconds). A prompt that is longer than its model's entry in `windows`
+    (tokens) is refused; the API counts in its own tokens, this server a quarter of the bytes.
 
     A script that raises, gives something unusable or is over is answered with a 500 `api_error` that says so.
 
@@ -67,6 +70,9 @@ class ScriptedModel:
         headers: Mapping[str, str] | None = None,
         latency_s: float = 0.0,
         limits: RateLimits | None = None,
+        cache_min_tokens: int = 1024,
+        windows: Mapping[str, int] | None = None,
+        now: Callable[[], float] | None = None,
     ) -> None:
         self._ask = _asker(script)
         self._models = (models,) if isinstance(models, str) else tuple(models)
@@ -77,6 +83,7 @@ class ScriptedModel:
         self._calls = 0
         self._meter = Meter(limits, keep)
         self._signatures = Signatures()
+        self._cache, self._windows, self._clock = Cache(cache_min_tokens), dict(windows or {}), now or _now
         self._runner: web.AppRunner | None = None
 
     @property
@@ -179,6 +186,8 @@ class ScriptedModel:
         check_message(request, self._models)
         self._signatures.check(request["messages"])
         model, estimate = request["model"], sse.tokens(len(data))
+        if (most := self._windows.get(model, estimate)) < estimate:
+            refuse(f"prompt is too long: {estimate} tokens > {most} maximum")
         if (refused := self._meter.refuses(model, estimate, _now())) is not None:
             return self._over_the_limit(model, *refused)
         self._meter.count(model, _now(), requests=1, input_tokens=estimate)
@@ -219,7 +228,8 @@ class ScriptedModel:
             answer = self._ask(request)
             reply = as_reply(await answer if inspect.isawaitable(answer) else answer)
             reply = sse.honour(reply, request)
-            return reply, sse.message_of(reply, request["model"], size)
+            cached = self._cache.use(request, sse.tokens(size), self._clock()) if reply.status < 400 else UNCACHED
+            return reply, sse.message_of(reply, request["model"], size, cached)
         except Refused:
             raise
         except Exception as error:  # a user's script may raise anything; its client is told, and so is the log

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import orjson
 
+from anabranch.testing.caching import UNCACHED, Cached
 from anabranch.testing.refusal import refuse
 from anabranch.testing.replies import Block, Reply, text
 
@@ -81,7 +82,7 @@ def _is_call(block: str | Block) -> bool:
     return isinstance(block, dict) and block.get("type") == "tool_use"
 
 
-def message_of(reply: Reply, model: str, request_size: int) -> Message:
+def message_of(reply: Reply, model: str, request_size: int, cached: Cached = UNCACHED) -> Message:
     """Complete a reply: fresh ids, the stop reason, an estimate of the usage. `request_size` is bytes."""
     content = [_complete(block) for block in reply.content]
     return Message(
@@ -91,7 +92,7 @@ def message_of(reply: Reply, model: str, request_size: int) -> Message:
         stop_reason=reply.stop_reason or ("tool_use" if any(map(_is_call, content)) else "end_turn"),
         stop_sequence=reply.stop_sequence,
         stop_details=reply.stop_details,
-        usage={**_estimate(content, request_size), **(reply.usage or {})},
+        usage={**_estimate(content, request_size, cached), **(reply.usage or {})},
     )
 
 
@@ -105,12 +106,10 @@ def _complete(block: str | Block) -> Block:
     return {**named, "input": _input_json(block["input"])}
 
 
-def _estimate(content: Sequence[Block], request_size: int) -> dict[str, Json]:
+def _estimate(content: Sequence[Block], request_size: int, cached: Cached) -> dict[str, Json]:
     size = sum(len(_streamed(block)[1]) for block in content)
     return {
-        "input_tokens": tokens(request_size),
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        **cached.usage(tokens(request_size)),
         "output_tokens": max(1, tokens(size)),
         "service_tier": "standard",
     }

@@ -1,0 +1,96 @@
+"""What a run costs, on a real Kafka: it stays below its limit, and the provider's cache is read in each turn.
+
+Responsible for: `max_cost_usd`, usage and cost of answers, prompt caching and the context's policies, against a model
+that counts, keeps prompts and has a window as the real one has.
+Must never: test an estimate (test_fitting) or a breakpoint (test_caching) by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.support.fleet import by_turn, fleet, settings_for
+
+from anabranch import App
+from anabranch.prices import Price, usage_of
+from anabranch.testing import Answer, Reply, text, tool_use
+
+app = App("cost")
+LONG = "a long prompt that is the same for all runs of the agent " * 100
+
+
+@app.tool(queue="io")
+async def look(place: int) -> str:
+    """Looks at a place."""
+    return f"place {place} is quiet, " * 40
+
+
+app.agent("analyst", model="scripted", tools=["look"], system=LONG)
+app.agent("thrifty", model="scripted", tools=["look"], max_cost_usd=1.0)
+PRICES = {"scripted": Price(input=100, output=1000)}
+
+
+def look_at(*places: int) -> list[Any]:
+    return [tool_use("look", {"place": place}) for place in places]
+
+
+async def test_a_run_stops_before_the_turn_that_would_exceed_its_money(kafka: str, namespace: str) -> None:
+    """A turn costs 0.15, and must leave some for the next prompt and a short reply."""
+    settings = replace(settings_for(kafka, namespace), prices=PRICES)
+    usage = {"input_tokens": 500, "output_tokens": 100}
+    async with fleet(app, lambda _: Reply(content=look_at(1), usage=usage), settings) as running:
+        response = await running.ask("thrifty")
+        assert running.model.calls == response.turns, "no call was made in vain"
+    assert response.error is not None
+    assert response.error.code == "budget_exceeded"
+    assert response.turns >= 3
+    assert response.usage.cost_usd == pytest.approx(0.15 * response.turns)
+    assert response.usage.cost_usd is not None
+    assert response.usage.cost_usd <= 1.0
+
+
+async def test_a_reply_that_the_money_cuts_ends_the_run_and_is_kept(kafka: str, namespace: str) -> None:
+    settings = replace(settings_for(kafka, namespace), prices=PRICES)
+
+    def script(request: dict[str, Any]) -> Answer:
+        cut = request["max_tokens"]
+        return Reply(content=[text("So the")], stop_reason="max_tokens", usage={"output_tokens": cut})
+
+    async with fleet(app, script, settings) as running:
+        response = await running.ask("thrifty", max_cost_usd=0.5)
+        asked_for = running.request["max_tokens"]
+    assert response.error is not None
+    assert (response.error.code, response.stop_reason) == ("budget_exceeded", "max_tokens")
+    assert 256 <= asked_for < 500
+    assert response.content == [text("So the")]
+    assert response.usage.cost_usd is not None
+    assert 0.25 < response.usage.cost_usd <= 0.5
+
+
+async def test_a_cost_that_nobody_knows_is_null(kafka: str, namespace: str) -> None:
+    async with fleet(app, lambda _: "Done.", settings_for(kafka, namespace)) as running:
+        response = await running.ask("analyst")
+    assert response.status == "completed"
+    assert response.usage.cost_usd is None
+
+
+@pytest.mark.parametrize("width", [1, 10, 30])
+async def test_the_cache_is_read_in_each_turn_however_wide(kafka: str, namespace: str, width: int) -> None:
+    """Usage is what the server counted, and adds up; all but what is new comes from the cache."""
+    settings = replace(settings_for(kafka, namespace), prices=PRICES)
+    turns = [look_at(*range(turn * width, (turn + 1) * width)) for turn in range(3)]
+    async with fleet(app, by_turn(*turns, "Done."), settings) as running:
+        response = await running.ask("analyst", input=LONG)
+        sizes = [len(str(request)) for request in running.model.requests]
+    used = response.usage
+    assert (response.status, response.turns, response.calls.widest) == ("completed", 4, width)
+    assert used.input_tokens < 0.1 * sum(sizes) / 4, "hardly anything is read at full price"
+    assert used.cache_read_input_tokens > 0.9 * sum(sizes[:-1]) / 4 * 0.8
+    assert used.cache_creation_input_tokens < 1.1 * sizes[-1] / 4, "nothing is written twice"
+    counts = {name: getattr(used, name) for name in COUNTED}
+    assert used.cost_usd == pytest.approx(usage_of(counts, PRICES["scripted"]).cost_usd)
+
+
+COUNTED = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
