@@ -36,3 +36,16 @@ def test_retry_after_is_seconds_within_reason() -> None:
     assert retry_after_of({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}) is None
     assert retry_after_of({"retry-after": "10000000"}) is None
     assert retry_after_of({}) is None
+
+
+def test_a_time_of_day_counts_from_the_responses_own_clock() -> None:
+    at, now = "Wed, 21 Oct 2026 07:28:00 GMT", "Wed, 21 Oct 2026 07:27:30 GMT"
+    assert retry_after_of({"retry-after": at, "date": now}) == 30
+    assert retry_after_of({"retry-after": now, "date": at}) == 0
+    assert retry_after_of({"retry-after": at, "date": "today"}) is None
+    assert retry_after_of({"retry-after": "31 Feb", "date": now}) is None
+
+
+def test_milliseconds_are_more_exact_than_seconds() -> None:
+    assert retry_after_of({"retry-after-ms": "1500", "retry-after": "2"}) == 1.5
+    assert retry_after_of({"retry-after-ms": "soon", "retry-after": "2"}) == 2

@@ -14,7 +14,9 @@ import pytest
 from tests.support import builders as b
 
 from anabranch import messages as m
+from anabranch.agent.asking import to_request
 from anabranch.agent.conversation import HINT, content_of, request_body
+from anabranch.registry import Registry
 from anabranch.specs import ToolSpec
 
 CACHED = {"type": "ephemeral"}
@@ -186,3 +188,15 @@ def test_a_pause_that_ends_in_calls_is_one_turn_with_them() -> None:
 )
 def test_the_content_of_a_reply_is_cut_out_whatever_stands_around_it(body: bytes) -> None:
     assert content_of(body) == b'[{"n":1.10}]'
+
+
+# --- what a reply may not use again --------------------------------------------------------------------------
+
+
+def test_the_ids_of_all_calls_that_the_conversation_holds_are_known() -> None:
+    registry = Registry()
+    registry.add([b.tool()], [b.agent()])
+    told = [{"role": "user", "content": "x"}, {"role": "assistant", "content": [b.tool_use("given"), b.text("x")]}]
+    opens = b.opening(request=b.request(input=None, messages=told))
+    run = b.run_after(b.calls(), b.returned(), b.calls(turn=2), b.returned(turn=2), opens=opens)
+    assert to_request(run, registry).context.used == {"given", "tu10", "tu20"}

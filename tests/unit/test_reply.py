@@ -17,50 +17,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import builders as b
+from tests.support.stream import Event, block, called, end, json_of, said, start
 
 from anabranch.agent.conversation import content_of, request_body
 from anabranch.agent.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
 
-Event = dict[str, Any] | bytes
 EXACT = '{"price": 1.10, "id":12345678901234567890123,\n "s":"\\u00e9\\ud83d\\ude00"}'
-
-
-def start(**fields: Any) -> Event:
-    head: dict[str, Any] = {
-        "id": "msg",
-        "type": "message",
-        "role": "assistant",
-        "model": "m",
-        "content": [],
-        "stop_reason": None,
-    }
-    return {"type": "message_start", "message": {**head, "usage": {"input_tokens": 7, "output_tokens": 1}, **fields}}
-
-
-def block(index: int, content: Any, *deltas: dict[str, Any], stop: bool = True) -> list[Event]:
-    events: list[Event] = [{"type": "content_block_start", "index": index, "content_block": content}]
-    events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
-    return [*events, *([{"type": "content_block_stop", "index": index}] if stop else [])]
-
-
-def said(index: int, *texts: str) -> list[Event]:
-    return block(index, b.text(""), *({"type": "text_delta", "text": text} for text in texts))
-
-
-def called(index: int, *partial: str, tool_use_id: str = "tu", name: str = "t", stop: bool = True) -> list[Event]:
-    pieces = ({"type": "input_json_delta", "partial_json": piece} for piece in partial)
-    return block(index, {"type": "tool_use", "id": tool_use_id, "name": name, "input": {}}, *pieces, stop=stop)
-
-
-def end(stop: Any = "end_turn", **usage: int) -> list[Event]:
-    delta = {"type": "message_delta", "delta": {"stop_reason": stop, "stop_sequence": None}, "usage": usage}
-    return [delta, {"type": "message_stop"}]
 
 
 def fed(*events: Event) -> ReplyBuilder:
     builder = ReplyBuilder()
     for event in events:
-        builder.feed(event if isinstance(event, bytes) else orjson.dumps(event))
+        builder.feed(json_of(event))
     return builder
 
 

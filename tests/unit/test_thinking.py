@@ -68,9 +68,9 @@ class Desk:
 
     def job(
         self, name: str = "r", tenant: str = "", deadline: float = 1000.0, wanted: bool = True, model: str = "m",
-        trace: str | None = None,
+        trace: str | None = None, used: frozenset[str] = frozenset(),
     ) -> Job:  # fmt: skip
-        context = BatchContext(name, 1, "", b.agent(), True, lambda tool: None, trace=trace)
+        context = BatchContext(name, 1, "", b.agent(), True, lambda tool: None, trace=trace, used=used)
         request = Request("0", context, deadline, name.encode())
         return Job(
             tenant,
@@ -257,6 +257,19 @@ def test_replies_that_break_again_and_again_end_the_run() -> None:
     assert desk.events[-1].error.code == "model_unavailable"  # type: ignore[union-attr]
 
 
+def test_a_reply_that_uses_the_id_of_an_earlier_call_again_is_made_again() -> None:
+    """The provider refuses a conversation in which an id is there twice: it could never go on."""
+    usage = {"input_tokens": 7}
+    again = Reply("calls", "tool_use", b"body", (RequestedCall("tu", "t", {}),), usage)
+    desk = thought(Script(again, replace(again, calls=(RequestedCall("new", "t", {}),))),
+                   lambda desk: desk.submit(used=frozenset({"tu"})))  # fmt: skip
+    discarded, replied = desk.events
+    assert isinstance(discarded, m.ModelDiscarded)
+    assert "'tu'" in discarded.reason
+    assert isinstance(replied, m.ModelReplied)
+    assert [entry.tool_use_id for entry in replied.plan] == ["new"]
+
+
 @pytest.mark.parametrize("code", ["model_unavailable", "model_rejected", "context_exceeded"])
 def test_what_no_repetition_cures_is_not_repeated(code: str) -> None:
     model = Script(Hopeless(code, "the spend limit is reached"))
@@ -273,7 +286,10 @@ def test_a_defect_of_ours_fails_its_run_and_no_other() -> None:
 
 def test_a_reply_that_does_not_fit_the_log_fails_the_run() -> None:
     huge = replace(DONE, body=b"x" * 1_000_000)
-    event = only(thought(Script(huge), lambda desk: desk.submit()))
+    paid, event = thought(Script(huge), lambda desk: desk.submit()).events
+    assert isinstance(paid, m.ModelDiscarded)
+    assert paid.usage.input_tokens == 10
+    assert isinstance(event, m.ModelFailed)
     assert event.error.code == "internal"
     assert "max_tokens" in event.error.message
 

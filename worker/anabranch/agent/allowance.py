@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 
 from anabranch.agent.model import Left, Quota
 
@@ -21,9 +22,20 @@ def left_of(headers: Mapping[str, str]) -> Left | None:
 
 
 def retry_after_of(headers: Mapping[str, str]) -> float | None:
-    """Seconds; a date or rubbish counts as not said."""
-    seconds = _number(headers, "retry-after")
+    """Seconds. A time of day counts from the response's own `date`: our clock may be another; rubbish is not said."""
+    milliseconds = _number(headers, "retry-after-ms")
+    seconds = _number(headers, "retry-after") if milliseconds is None else milliseconds / 1000
+    if seconds is None and (at := _time(headers, "retry-after")) and (now := _time(headers, "date")):
+        seconds = max(0.0, at - now)
     return seconds if seconds is not None and seconds < 1e7 else None
+
+
+def _time(headers: Mapping[str, str], name: str) -> float | None:
+    """A date of HTTP in epoch seconds."""
+    try:
+        return parsedate_to_datetime(headers.get(name, "")).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _quota(headers: Mapping[str, str], name: str) -> Quota:

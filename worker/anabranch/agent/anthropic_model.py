@@ -8,9 +8,10 @@ one, so `reply.py` reads the raw events. Called by `Thinker`, and by nobody else
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final, cast
 
 import anthropic
 from anthropic import AsyncStream
@@ -21,7 +22,11 @@ from anabranch.agent.reply import BrokenReply, ProviderError, Reply, ReplyBuilde
 from anabranch.config import AnthropicSettings
 from anabranch.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 CONNECT_S: Final = 10.0
+COUNT_S: Final = 5.0
+"""How long the end of a reply that is broken already is waited for: it says what the reply has cost."""
 _TRANSIENT: Final = frozenset({408, 409, 429})
 _TRANSIENT_KINDS: Final = frozenset({"overloaded_error", "api_error", "rate_limit_error", "timeout_error"})
 _SLOW_DOWN: Final = frozenset({429, 529})
@@ -56,62 +61,140 @@ class AnthropicModel:
     async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
         builder = ReplyBuilder()
         try:
+            return await self._reply(body, builder, on_event, on_left)
+        except Exception as error:  # noqa: BLE001 - what is none of the provider's is raised as it is
+            if isinstance(error, anthropic.APIStatusError):
+                _tell(error.response.headers, on_left)
+            raise self._meant(error, builder.usage) from None
+
+    async def _reply(self, body: bytes, builder: ReplyBuilder, on_event: OnEvent, on_left: OnLeft) -> Reply:
+        try:
             async with asyncio.timeout(self._silence_s) as silence:
                 stream = await self._asked(body)
                 _tell(stream.response.headers, on_left)
-                return await self._read(stream, builder, on_event, silence)
-        except BrokenReply as error:
-            raise Transient(error.reason, broken=True, usage=error.usage) from None
-        except ProviderError as error:
-            raise _from_event(error) from None
-        except anthropic.APIStatusError as error:
-            _tell(error.response.headers, on_left)
-            raise _from_status(error) from None
-        except TimeoutError:
-            raise Transient(f"the model said nothing for {self._silence_s:g} s", usage=builder.usage) from None
-        except (anthropic.APIError, OSError, EOFError) as error:
-            raise Transient(f"{type(error).__name__}: {error}", usage=builder.usage) from None
+                async with stream:
+                    if (document := await _document(stream)) is not None:
+                        return reply_of(document)
+                    await self._read(stream, builder, on_event, silence)
         except Exception as error:
-            if type(error).__module__.split(".")[0] not in _TRANSPORT:
+            if not (builder.whole and _broke_off(error)):  # else all was said before
                 raise
-            raise Transient(f"the connection broke: {error!r}", usage=builder.usage) from None
+        return builder.finish()
 
     async def _asked(self, body: bytes) -> AsyncStream[object]:
+        headers = {"content-type": "application/json", "accept": "text/event-stream"}
         return await self._client.post(
             "/v1/messages",
             cast_to=object,
             content=body,
-            options={"headers": {"content-type": "application/json", "accept": "text/event-stream"}},
+            options={"headers": headers, "follow_redirects": False},  # the key and the money are for this address alone
             stream=True,
             stream_cls=AsyncStream[object],
         )
 
     async def _read(
         self, stream: AsyncStream[object], builder: ReplyBuilder, on_event: OnEvent, silence: asyncio.Timeout
-    ) -> Reply:
+    ) -> None:
         loop = asyncio.get_running_loop()
-        async with stream:
-            if "json" in stream.response.headers.get("content-type", ""):
-                return reply_of(await stream.response.aread())
-            async for sse in AsyncStream.raw_events(stream.response):
+        events = AsyncStream.raw_events(cast(Any, _Unmarked(stream.response)))
+        try:
+            async for sse in events:
                 if not sse.data or sse.event == "ping":
                     continue  # pings come for ever: they are no sign of life
-                event = builder.feed(sse.data)
+                event = builder.feed(sse.data, sse.event)
                 if event["type"] == "ping":  # from a server that does not name its events
                     continue
                 on_event(event)
                 silence.reschedule(loop.time() + self._silence_s)
                 if builder.stopped:
-                    break
-        return builder.finish()
+                    return
+        except BrokenReply:
+            silence.reschedule(None)
+            await _count(events, builder)
+            raise
+
+    def _meant(self, error: Exception, usage: dict[str, Any]) -> Exception:
+        """What a failure is to the run."""
+        match error:
+            case BrokenReply():
+                return _from_broken(error)
+            case ProviderError():
+                return _from_event(error)
+            case anthropic.APIStatusError():
+                return _from_status(error)
+            case TimeoutError():
+                return Transient(f"the model said nothing for {self._silence_s:g} s", usage=usage)
+            case UnicodeDecodeError():
+                return Transient(f"the stream is not UTF-8: {error}", broken=True, usage=usage)
+            case _ if _broke_off(error):
+                return Transient(f"the connection broke: {error!r}", usage=usage)
+            case _:
+                return error
 
 
 _TRANSPORT: Final = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "anyio", "h11"})
+_MARK: Final = b"\xef\xbb\xbf"
+
+
+def _broke_off(error: Exception) -> bool:
+    """Whether it is the connection that failed."""
+    if isinstance(error, anthropic.APIStatusError):
+        return False
+    known = isinstance(error, anthropic.APIError | OSError | EOFError)
+    return known or type(error).__module__.split(".")[0] in _TRANSPORT
+
+
+class _Unmarked:
+    """A response's bytes, but for a byte order mark before them: the SDK would take it for a part of the first line."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    async def aiter_bytes(self) -> AsyncIterator[bytes]:
+        begun: bytes | None = b""
+        async for chunk in self._response.aiter_bytes():
+            if begun is None:
+                yield chunk
+                continue
+            begun += chunk
+            if len(begun) >= len(_MARK) or not _MARK.startswith(begun):
+                yield begun.removeprefix(_MARK)
+                begun = None
+
+
+async def _document(stream: AsyncStream[object]) -> bytes | None:
+    """What came instead of a stream: the reply as one document. Raises `BrokenReply` for a page."""
+    kind = stream.response.headers.get("content-type", "")
+    if "html" in kind:
+        raise BrokenReply(f"the answer is a page, of type {kind}, and no reply: is ANTHROPIC_BASE_URL right?")
+    return await stream.response.aread() if "json" in kind else None
+
+
+async def _count(events: AsyncIterator[Any], builder: ReplyBuilder) -> None:
+    """What a broken reply costs, which its end says, if that comes soon."""
+    try:
+        async with asyncio.timeout(COUNT_S):
+            async for sse in events:
+                builder.count(sse.data)
+                if builder.stopped:
+                    return
+    except (TimeoutError, UnicodeDecodeError) as error:
+        log.debug("the end of a broken reply did not come: %r", error)
+    except Exception as error:
+        if not _broke_off(error):
+            raise
+        log.debug("the end of a broken reply did not come: %r", error)
 
 
 def _tell(headers: Mapping[str, str], on_left: OnLeft) -> None:
     if (left := left_of(headers)) is not None:
         on_left(left)
+
+
+def _from_broken(error: BrokenReply) -> Exception:
+    if error.curable:
+        return Transient(error.reason, broken=True, usage=error.usage)
+    return Hopeless("model_unavailable", f"the reply cannot be used: {error.reason}", error.usage)
 
 
 def _from_event(error: ProviderError) -> Exception:
@@ -123,6 +206,9 @@ def _from_event(error: ProviderError) -> Exception:
 
 def _from_status(error: anthropic.APIStatusError) -> Exception:
     status, message = error.status_code, _message(error)
+    if 300 <= status < 400:
+        where = error.response.headers.get("location", "nowhere")
+        return Hopeless("model_rejected", f"{status}: the model's address redirects to {where}: set ANTHROPIC_BASE_URL")
     if status == 429 and _NO_CURE in str(error.body):
         return Hopeless("model_unavailable", f"the spend limit is reached: {message}")
     if status in _TRANSIENT or status >= 500:
@@ -137,4 +223,4 @@ def _message(error: anthropic.APIStatusError) -> str:
     inner = body.get("error") if isinstance(body, dict) else None
     if isinstance(inner, dict) and isinstance(inner.get("message"), str):
         return str(inner["message"])[:2000]
-    return error.message[:2000]
+    return " ".join(error.message.split())[:500]  # a page of a proxy's, perhaps

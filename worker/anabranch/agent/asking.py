@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -35,12 +35,24 @@ def to_request(
     tools = [spec for tool in agent.tools if (spec := registry.tool(tool)) is not None]
     parallel = agent.parallel_tool_calls and run.opening.request.parallel_tool_calls is not False
     tenant = run.opening.request.tenant
-    context = BatchContext(run.run_id, run.turn, "", agent, parallel, registry.tool, place, tenant, run.trace)
+    used = frozenset(_ids_of(run))
+    context = BatchContext(run.run_id, run.turn, "", agent, parallel, registry.tool, place, tenant, run.trace, used)
     build, fitting = partial(request_body, run, agent, tools), Fitting.of(run, agent, prices)
     if not (references := needed(run)):
         return Request(run.life, context, run.opening.deadline, build(), fitting=fitting)
     incomplete = Incomplete(run.opening.request.tenant, references, build)
     return Request(run.life, context, run.opening.deadline, b"", incomplete, fitting)
+
+
+def _ids_of(run: Run) -> Iterator[str]:
+    """The ids of the calls that the conversation holds, but for those in messages that lie in the store."""
+    for message in run.opening.request.messages or ():
+        content = message.get("content")
+        for block in content if isinstance(content, list) else ():
+            if isinstance(block, dict) and block.get("type") == "tool_use" and isinstance(block.get("id"), str):
+                yield block["id"]
+    for turn in run.turns:
+        yield from (call.planned.tool_use_id for call in turn.calls.values())
 
 
 def stream_record(namespace: Namespace, run: Run, context: BatchContext, event: dict[str, Any]) -> Outgoing | None:

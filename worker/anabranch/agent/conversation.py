@@ -15,8 +15,8 @@ import orjson
 from anabranch.agent.answer import UNREADABLE, result_of
 from anabranch.agent.caching import Breakpoints, Mark, breakpoints, is_worth, marked
 from anabranch.agent.referring import content_ref_of
-from anabranch.agent.reply import exact
 from anabranch.agent.state import Call, Result, Run, Turn
+from anabranch.agent.verbatim import members
 from anabranch.bodies import MAX_DEPTH, depth_of, read
 from anabranch.errors import InvalidRequest, WireError
 from anabranch.messages import Content, RunRequest, ToolResult
@@ -138,7 +138,7 @@ def content_of(body: bytes, found: Found = _NOTHING) -> bytes:
     head, mark, tail = body.partition(_MARK)
     if mark and tail.endswith(b"]}") and _is_whole(head + b"}"):
         return b"[" + tail[:-1]
-    return orjson.dumps(exact(body)["content"])
+    return members(body.decode())["content"].encode()
 
 
 def _is_whole(head: bytes) -> bool:

@@ -35,7 +35,7 @@ def by_key(spec: ToolSpec, key: str, tenant: str | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class BatchContext:
-    """What a plan depends on. `tool` finds a registered tool by name."""
+    """What a plan depends on. `tool` finds a registered tool by name; `used` are the ids of the run's earlier calls."""
 
     run_id: str
     turn: int
@@ -46,10 +46,16 @@ class BatchContext:
     place: Place = by_key
     tenant: str | None = None
     trace: str | None = None
+    used: frozenset[str] = frozenset()
 
     def about(self) -> Fields:
         """What its model call's log records are about."""
         return {"run_id": self.run_id, "turn": self.turn, "agent": self.agent.name, **traced(self.trace)}
+
+
+def used_again(calls: Sequence[RequestedCall], context: BatchContext) -> str | None:
+    """The id of an earlier call that one of these has, too: the provider would refuse every later request."""
+    return next((call.tool_use_id for call in calls if call.tool_use_id in context.used), None)
 
 
 def plan(calls: Sequence[RequestedCall], context: BatchContext) -> tuple[PlannedCall, ...]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
+from anabranch.agent.verbatim import members, written
 from anabranch.messages import Json
 
 Input = dict[str, Json] | str
@@ -30,11 +31,11 @@ def content_ref_of(body: bytes) -> str | None:
 
 def referring(body: bytes, reference: str, inputs: Mapping[str, Input]) -> bytes:
     """The `body` of a reply with `reference` in the place of its content. `inputs` are by tool_use id."""
-    head: dict[str, Any] = {"content_ref": reference}
-    head |= {name: value for name, value in orjson.loads(body).items() if name != "content"}
+    head = {"content_ref": orjson.dumps(reference).decode()}
+    head |= {name: value for name, value in members(body.decode()).items() if name not in ("content", "content_ref")}
     named = {key: {"input_ref" if isinstance(value, str) else "input": value} for key, value in inputs.items()}
     # Integers of any size, which orjson does not write.
-    return orjson.dumps({**head, "inputs": orjson.Fragment(json.dumps(named, separators=(",", ":")))})
+    return written({**head, "inputs": json.dumps(named, separators=(",", ":"))}).encode()
 
 
 def inputs_of(body: bytes) -> dict[str, Input]:

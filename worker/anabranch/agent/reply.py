@@ -8,11 +8,13 @@ whole, and no call of it is ever run. `anthropic_model.py` feeds it; `plan.py` r
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
+from anabranch.agent.blocks import Block, Misfit, Whole, text_of
+from anabranch.agent.verbatim import items, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of
 from anabranch.messages import Json, ReplyOutcome
 
@@ -20,11 +22,13 @@ FINAL = frozenset({"end_turn", "stop_sequence"})
 
 
 class BrokenReply(Exception):
-    """A reply that cannot be used; `usage` is what it has cost so far, in the provider's fields."""
+    """A reply that cannot be used; `usage` is what it has cost so far, in the provider's fields, and goes on to be
+    counted. `curable`: the model may do better when it is asked again.
+    """
 
-    def __init__(self, reason: str, usage: dict[str, Any] | None = None) -> None:
+    def __init__(self, reason: str, usage: dict[str, Any] | None = None, curable: bool = True) -> None:
         super().__init__(reason)
-        self.reason, self.usage = reason, usage or {}
+        self.reason, self.usage, self.curable = reason, {} if usage is None else usage, curable
 
 
 class ProviderError(Exception):
@@ -56,177 +60,231 @@ class Reply:
     usage: dict[str, Any]
 
 
-@dataclass(slots=True)
-class _Block:
-    start: dict[str, Any]
-    texts: dict[str, list[str]] = field(default_factory=dict)
-    citations: list[Any] = field(default_factory=list)
-    partial: list[str] = field(default_factory=list)
-    stopped: bool = False
-
-
-_TEXT_DELTAS = {
-    "text_delta": ("text", "text"),
-    "thinking_delta": ("thinking", "thinking"),
-    "signature_delta": ("signature", "signature"),
-}
-
-
 class ReplyBuilder:
     """Collects the events of one stream. `feed` returns the event, for whoever wants to watch."""
 
     def __init__(self) -> None:
-        self._message: dict[str, Any] | None = None
-        self._blocks: list[_Block] = []
+        self._head: dict[str, str] | None = None  # the message but for its content, each field as it was written
+        self._blocks: list[Block] = []
+        self._usage: dict[str, str] = {}  # as `usage`, each field as it was written
+        self._stop: str | None = None
+        self._halved = False
         self.usage: dict[str, Any] = {}
-        self._stop_seen = False
         self.stopped = False
 
-    def feed(self, data: str | bytes) -> dict[str, Any]:
-        """Take one event. Raises `BrokenReply` or `ProviderError`."""
+    @property
+    def whole(self) -> bool:
+        """Whether all of the reply is there: its stop reason was said, and every block has ended."""
+        return self._stop is not None and all(block.stopped for block in self._blocks)
+
+    def feed(self, data: str | bytes, name: str | None = None) -> dict[str, Any]:
+        """Take one event; its `name` in the stream counts if it says itself no type.
+
+        Raises `BrokenReply` or `ProviderError`.
+        """
         try:
-            event = orjson.loads(data)
-            self._take(event, data)
+            text = data if isinstance(data, str) else data.decode()
+            event, halved = _event(text)
+            if not isinstance(event.setdefault("type", name), str):
+                raise Misfit("an event of the stream has no type")
+            self._halved = self._halved or halved
+            self._take(event, text)
+        except Misfit as error:
+            raise BrokenReply(error.reason, self.usage, error.curable) from None
         except orjson.JSONDecodeError as error:
             raise BrokenReply(f"an event of the stream is not JSON: {error}", self.usage) from None
         except _MISSHAPEN as error:
             raise BrokenReply(f"an event of the stream has the wrong shape: {error!r}", self.usage) from None
-        return dict(event)
+        return _showable(event) if halved else event
 
-    def _take(self, event: dict[str, Any], data: str | bytes) -> None:
+    def count(self, data: str | bytes) -> None:
+        """Take only the usage of an event, and whether it is the last: a broken reply costs what it says to its end."""
+        try:
+            event = orjson.loads(data)
+            self.stopped = self.stopped or event["type"] == "message_stop"
+            if event["type"] == "message_delta":
+                self.usage.update(_said(event.get("usage")))
+        except (orjson.JSONDecodeError, *_MISSHAPEN):
+            return  # it is broken as it is
+
+    def _take(self, event: dict[str, Any], text: str) -> None:
         match event["type"]:
             case "message_start":
-                self._message = dict(event["message"])
-                self._count(self._message.get("usage"))
+                self._begin(event["message"], members(members(text)["message"]))
             case "content_block_start":
-                self._start(event["index"], dict(exact(data)["content_block"]))
+                self._start(event["index"], dict(event["content_block"]), members(text)["content_block"])
             case "content_block_delta":
-                delta = event["delta"]
-                self._delta(self._block(event["index"]), exact(data)["delta"] if "citation" in delta else delta)
+                self._goes_on()
+                self._block(event["index"]).add(event["delta"], text)
             case "content_block_stop":
                 self._block(event["index"]).stopped = True
             case "message_delta":
-                self._started().update(event["delta"])
-                self._stop_seen = self._stop_seen or event["delta"].get("stop_reason") is not None
-                self._count(event.get("usage"))
+                self._end(event, members(text))
             case "message_stop":
+                self._started()
                 self.stopped = True
             case "error":
-                error = event.get("error") or {}
-                raise ProviderError(str(error.get("type")), str(error.get("message")), self.usage)
+                raise _error(event, self.usage)
 
-    def _started(self) -> dict[str, Any]:
-        if self._message is None:
-            raise BrokenReply("the stream does not begin with message_start", self.usage)
-        return self._message
+    def _begin(self, message: dict[str, Any], fields: dict[str, str]) -> None:
+        if self._head is not None:
+            raise Misfit("the stream begins twice")
+        if message.get("content"):
+            raise Misfit("the stream begins with content outside of its blocks")
+        self._count(message.get("usage"), fields)
+        self._head = {**fields, "stop_reason": "null"}  # only its end can say why it ended
 
-    def _count(self, usage: dict[str, Any] | None) -> None:
-        self.usage.update({key: value for key, value in (usage or {}).items() if value is not None})
+    def _end(self, event: dict[str, Any], fields: dict[str, str]) -> None:
+        head, stop = self._started(), event["delta"].get("stop_reason")
+        if stop is not None and self._stop not in (None, stop):
+            raise Misfit(f"the reply ends twice, by {self._stop!r} and by {stop!r}")
+        if stop is not None:
+            self._stop = text_of(stop)
+        self._count(event.get("usage"), fields)
+        beside = ((key, value) for key, value in fields.items() if key not in ("type", "delta", "usage"))
+        for key, value in (*beside, *members(fields["delta"]).items()):
+            if value != "null" or key not in head:
+                head[key] = value
 
-    def _start(self, index: int, block: dict[str, Any]) -> None:
+    def _started(self) -> dict[str, str]:
+        if self._head is None:
+            raise Misfit("the stream does not begin with message_start")
+        return self._head
+
+    def _goes_on(self) -> None:
         self._started()
+        if self._stop is not None:
+            raise Misfit(f"the reply goes on after its end by {self._stop!r}")
+
+    def _count(self, usage: dict[str, Any] | None, fields: dict[str, str]) -> None:
+        if usage is not None:
+            self.usage.update(_said(usage))
+            self._usage.update(_written_usage(fields["usage"]))
+
+    def _start(self, index: int, block: dict[str, Any], text: str) -> None:
+        self._goes_on()
         if index != len(self._blocks):
-            raise BrokenReply(f"block {index} follows block {len(self._blocks) - 1}", self.usage)
-        self._blocks.append(_Block(block))
+            raise Misfit(f"block {index} follows block {len(self._blocks) - 1}")
+        self._blocks.append(Block(block, text))
 
-    def _block(self, index: int) -> _Block:
+    def _block(self, index: int) -> Block:
         if not 0 <= index < len(self._blocks):
-            raise BrokenReply(f"an event speaks of block {index}, which has not begun", self.usage)
+            raise Misfit(f"an event speaks of block {index}, which has not begun")
         return self._blocks[index]
-
-    def _delta(self, block: _Block, delta: dict[str, Any]) -> None:
-        kind = delta["type"]
-        if kind in _TEXT_DELTAS:
-            name, source = _TEXT_DELTAS[kind]
-            block.texts.setdefault(name, []).append(_text(delta[source]))
-        elif kind == "input_json_delta":
-            block.partial.append(_text(delta["partial_json"]))
-        elif kind == "citations_delta":
-            block.citations.append(delta["citation"])
-        else:
-            raise BrokenReply(f"delta type {kind!r} is not known", self.usage)
 
     def finish(self) -> Reply:
         """The whole reply, after the end of the stream. Raises `BrokenReply`."""
-        message = self._started()
-        if not self.stopped and not self._stop_seen:
-            raise BrokenReply("the stream ended in the middle of the reply", self.usage)
-        if not all(block.stopped for block in self._blocks):
-            raise BrokenReply("the stream ended in the middle of a block", self.usage)
         try:
-            return _reply(message, [_content(block) for block in self._blocks], self.usage)
+            head = self._started()
+            if not self.stopped and self._stop is None:
+                raise Misfit("the stream ended in the middle of the reply")
+            if not all(block.stopped for block in self._blocks):
+                raise Misfit("the stream ended in the middle of a block")
+            blocks = [block.whole() for block in self._blocks]
+            reply = _reply(_Head(head, self._stop, self.usage, self._usage), blocks)
+            if self._halved and not _is_json(reply.body):
+                raise Misfit("the reply holds half of a surrogate pair, which no text can")
+            return reply
+        except Misfit as error:
+            raise BrokenReply(error.reason, self.usage, error.curable) from None
         except _MISSHAPEN as error:
             raise BrokenReply(f"the reply has the wrong shape: {error!r}", self.usage) from None
 
 
 def reply_of(document: str | bytes) -> Reply:
-    """The reply that came as one JSON document, not as a stream. Raises `BrokenReply`."""
+    """The reply that came as one JSON document, not as a stream. Raises `BrokenReply` or `ProviderError`."""
+    usage: dict[str, Any] = {}
     try:
         message = orjson.loads(document)
         if not isinstance(message, dict):
-            raise BrokenReply("the reply is not a JSON object")
-        blocks = exact(document).get("content")
-        if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
-            raise BrokenReply("the reply has no list of content blocks")
-        usage = {key: value for key, value in (message.get("usage") or {}).items() if value is not None}
-        return _reply(message, [(block, _raw_input(block)) for block in blocks], usage)
+            raise Misfit("the reply is not a JSON object")
+        if message.get("type") == "error":
+            raise _error(message, usage)
+        usage.update(_said(message.get("usage")))
+        fields = members(document if isinstance(document, str) else document.decode())
+        content, stop = message.get("content"), message.get("stop_reason")
+        if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
+            raise Misfit("the reply has no list of content blocks")
+        texts = items(fields["content"])
+        blocks = [Block(block, text).whole() for block, text in zip(content, texts, strict=True)]
+        told = _written_usage(fields["usage"]) if usage else {}
+        return _reply(_Head(fields, None if stop is None else text_of(stop), usage, told), blocks)
+    except Misfit as error:
+        raise BrokenReply(error.reason, usage, error.curable) from None
     except orjson.JSONDecodeError as error:
         raise BrokenReply(f"the reply is not JSON: {error}") from None
     except _MISSHAPEN as error:
-        raise BrokenReply(f"the reply has the wrong shape: {error!r}") from None
-
-
-def exact(data: str | bytes) -> Any:
-    """JSON whose numbers stay the text that they are, for `orjson.dumps` to write as it came."""
-    return json.loads(data, parse_int=orjson.Fragment, parse_float=orjson.Fragment)
+        raise BrokenReply(f"the reply has the wrong shape: {error!r}", usage) from None
 
 
 _MISSHAPEN = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
-    return value
+def _event(text: str) -> tuple[dict[str, Any], bool]:
+    """An event of the stream, and whether it may hold half of a character, as where a text was cut by UTF-16."""
+    try:
+        return dict(orjson.loads(text)), False
+    except orjson.JSONDecodeError:
+        if "\\ud" not in text.lower():
+            raise
+        return dict(json.loads(text, parse_constant=orjson.loads, parse_float=orjson.loads)), True
 
 
-def _raw_input(block: dict[str, Any]) -> str | None:
-    return orjson.dumps(block["input"]).decode() if "input" in block else None
+def _showable(event: dict[str, Any]) -> dict[str, Any]:
+    """The event for those who watch, who get `?` for half of a character."""
+    shown: dict[str, Any] = orjson.loads(json.dumps(event, ensure_ascii=False).encode("utf-8", "replace"))
+    return shown
 
 
-_Pair = tuple[dict[str, Any], str | None]  # a block, and the raw JSON of its input
+def _said(usage: dict[str, Any] | None) -> dict[str, Any]:
+    """What a usage says: null is nothing said."""
+    return {key: value for key, value in (usage or {}).items() if value is not None}
 
 
-def _content(block: _Block) -> _Pair:
-    whole = dict(block.start)
-    for name, pieces in block.texts.items():
-        whole[name] = (whole.get(name) or "") + "".join(pieces)
-    if block.citations:
-        whole["citations"] = [*(whole.get("citations") or []), *block.citations]
-    return whole, "".join(block.partial) or _raw_input(whole) if "input" in whole else None
+def _written_usage(text: str) -> dict[str, str]:
+    return {key: value for key, value in members(text).items() if value != "null"}
 
 
-def _reply(message: dict[str, Any], pairs: list[_Pair], usage: dict[str, Any]) -> Reply:
-    stop = message.get("stop_reason")
+def _error(event: dict[str, Any], usage: dict[str, Any]) -> Exception:
+    error = event.get("error")
+    if not isinstance(error, dict) or not isinstance(error.get("type"), str):
+        return Misfit(f"the stream ended with an error that says nothing: {str(error)[:200]}")
+    return ProviderError(error["type"], str(error.get("message"))[:2000], usage)
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A message but for its content; `fields` and `written_usage` are JSON as it was written."""
+
+    fields: dict[str, str]
+    stop: str | None
+    usage: dict[str, Any]
+    written_usage: dict[str, str]
+
+
+def _reply(head: _Head, blocks: list[Whole]) -> Reply:
     calls: list[RequestedCall] = []
-    content: list[Any] = []
-    for block, raw in pairs:
-        if block.get("type") == "tool_use":
-            call = _call(block, raw or "{}", usage)
+    content: list[str] = []
+    for block in blocks:
+        type_, text = block.start.get("type"), block.text
+        if type_ == "tool_use":
+            call = _call(block.start, block.input)
             calls.append(call)
-            raw = raw if call.refused is None else "{}"
-        elif raw is not None and not _is_json(raw):
-            raise BrokenReply(f"the input of a {block.get('type')} block is not JSON", usage)
-        content.append(block if raw is None else {**block, "input": orjson.Fragment(raw)})
-    _distinct(calls, usage)
-    outcome = _outcome(stop, calls)
-    return Reply(outcome, stop, _body(message, usage, content), tuple(calls) if outcome == "calls" else (), usage)
+            text = text if call.refused is None else block.without_input
+        elif block.input is not None and not _is_json(block.input):
+            raise Misfit(f"the input of a {type_} block is not JSON")
+        content.append(text)
+    _distinct(calls)
+    outcome = _outcome(head.stop, calls)
+    return Reply(outcome, head.stop, _body(head, content), tuple(calls) if outcome == "calls" else (), head.usage)
 
 
-def _call(block: dict[str, Any], raw: str, usage: dict[str, Any]) -> RequestedCall:
+def _call(block: dict[str, Any], raw: str | None) -> RequestedCall:
     tool_use_id, tool = block.get("id"), block.get("name")
     if not isinstance(tool_use_id, str) or not tool_use_id or not isinstance(tool, str):
-        raise BrokenReply("a tool_use block has no id or no name", usage)
+        raise Misfit("a tool_use block has no id or no name")
+    if raw is None:
+        raise Misfit(f"the call {tool_use_id!r} has no input, not even an empty one")
     try:
         orjson.loads(raw)  # strict: no Infinity, no half of a surrogate pair
         value = json.loads(raw)  # exact: integers of any size
@@ -239,7 +297,7 @@ def _call(block: dict[str, Any], raw: str, usage: dict[str, Any]) -> RequestedCa
     return RequestedCall(tool_use_id, tool, value)
 
 
-def _is_json(raw: str) -> bool:
+def _is_json(raw: str | bytes) -> bool:
     try:
         orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -247,10 +305,10 @@ def _is_json(raw: str) -> bool:
     return True
 
 
-def _distinct(calls: list[RequestedCall], usage: dict[str, Any]) -> None:
+def _distinct(calls: list[RequestedCall]) -> None:
     ids = [call.tool_use_id for call in calls]
     if twice := sorted({tool_use_id for tool_use_id in ids if ids.count(tool_use_id) > 1}):
-        raise BrokenReply(f"the reply uses the id {twice[0]!r} for more than one call", usage)
+        raise Misfit(f"the reply uses the id {twice[0]!r} for more than one call")
 
 
 def _outcome(stop: str | None, calls: list[RequestedCall]) -> ReplyOutcome:
@@ -261,10 +319,11 @@ def _outcome(stop: str | None, calls: list[RequestedCall]) -> ReplyOutcome:
     return "pause" if stop == "pause_turn" else "stopped"
 
 
-_KEPT = ("id", "type", "role", "model", "stop_reason", "stop_sequence", "stop_details", "container")
-
-
-def _body(message: dict[str, Any], usage: dict[str, Any], content: list[Any]) -> bytes:
-    """The message in JSON. Content comes last, so that it can be cut out without being read."""
-    head = {key: message[key] for key in _KEPT if key in message}
-    return orjson.dumps({**head, "usage": usage, "content": content})
+def _body(head: _Head, content: list[str]) -> bytes:
+    """The message in JSON, every field of it. Content comes last, so that it can be cut out without being read; the
+    type comes first, so that no field of a provider's is taken for one of ours.
+    """
+    type_ = {"type": head.fields.get("type", '"message"')}
+    rest = {key: value for key, value in head.fields.items() if key not in ("type", "usage", "content")}
+    last = {"usage": written(head.written_usage), "content": f"[{','.join(content)}]"}
+    return written({**type_, **rest, **last}).encode()

@@ -24,7 +24,7 @@ from anabranch.agent.lanes import Lane, Lanes, steady_time
 from anabranch.agent.large import HEADER_BYTES, REPLY_BYTES, Incomplete, Large
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Hopeless, Left, Model, Transient
-from anabranch.agent.plan import BatchContext, plan
+from anabranch.agent.plan import BatchContext, plan, used_again
 from anabranch.agent.reply import Reply
 from anabranch.agent.traces import AgentTraces, Attempted
 from anabranch.bodies import dump
@@ -299,6 +299,8 @@ class Thinker:
         try:
             reply = await self._model.reply(self._fitted(trying.request, context), on_event, on_left)
             budget.accepted(attempt)
+            if (again := used_again(reply.calls, context)) is not None:
+                raise Transient(f"the reply uses the id {again!r} of an earlier call", broken=True, usage=reply.usage)
             usage, outcome = reply.usage, "ok"
             return reply
         except (Transient, Hopeless) as error:
@@ -356,7 +358,7 @@ class Thinker:
         if len(body) > REPLY_BYTES or len(plan_json) > HEADER_BYTES:
             size = len(reply.body) + len(plan_json)
             mend = "lower the agent's max_tokens, or give the workers a store (ANABRANCH_STORE)"
-            raise Hopeless("internal", f"the reply of {size} bytes does not fit into the log: {mend}")
+            raise Hopeless("internal", f"the reply of {size} bytes does not fit into the log: {mend}", reply.usage)
         return m.ModelReplied(
             context.run_id,
             request.life,

@@ -1,0 +1,64 @@
+"""JSON as the text that it is: the members of an object and the items of a list, each as it was written. PURE.
+
+What the provider says goes back to it so: numbers of any size, escapes, spaces and doubled keys are never written anew.
+The text must be known to be JSON. Called by whoever puts replies together or takes them apart.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import orjson
+
+_VALUE: Final = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+
+
+def members(text: str) -> dict[str, str]:
+    """The value of each key. Raises `TypeError` if it is no object."""
+    found: dict[str, str] = {}
+    at = _inside(text, "{")
+    while text[at] != "}":
+        key, at = _VALUE.raw_decode(text, at)
+        begin = _skip(text, _skip(text, at) + 1)
+        _, at = _VALUE.raw_decode(text, begin)
+        found[key] = text[begin:at]
+        at = _next(text, at)
+    return found
+
+
+def items(text: str) -> Iterator[str]:
+    """Each item. Raises `TypeError` if it is no list."""
+    at = _inside(text, "[")
+    while text[at] != "]":
+        begin = at
+        _, at = _VALUE.raw_decode(text, begin)
+        yield text[begin:at]
+        at = _next(text, at)
+
+
+def written(fields: Mapping[str, str]) -> str:
+    """The object that has these members."""
+    return "{" + ",".join(f"{orjson.dumps(key).decode()}:{value}" for key, value in fields.items()) + "}"
+
+
+def _inside(text: str, bracket: str) -> int:
+    at = _skip(text, 0)
+    if text[at : at + 1] != bracket:
+        raise TypeError(f"{text[:80]!r} does not begin with {bracket!r}")
+    return _skip(text, at + 1)
+
+
+def _next(text: str, at: int) -> int:
+    """Where the next one begins, or the bracket that ends them."""
+    at = _skip(text, at)
+    return _skip(text, at + 1) if text[at] == "," else at
+
+
+def _skip(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    assert space is not None, "it matches nothing too"
+    return space.end()
