@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from anabranch import references
 from anabranch.config import SealingSettings
-from anabranch.errors import ConfigError, SealError
+from anabranch.errors import ConfigError, Forgotten, SealError
 from anabranch.store import NO_STORE, Store, until_available
 from anabranch.topics import BODY_BYTES
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Fields = Sequence[tuple["What", str]]
+"""Sealed fields: what each is, and its value."""
 LARGE: Final = 256 * 1024
 """What is sealed or opened beside the event loop, in bytes: a millisecond's work."""
 
@@ -44,10 +47,21 @@ class Sealing:
         """What seals for this run. Raises `StoreError`: `Forgotten`, or `StoreUnavailable` when the time is up."""
         return await until_available(within_s, self._keys().sealer, tenant, run_id)
 
-    async def seal(self, sealer: Sealer, what: What, data: bytes, tenant: str | None, within_s: float) -> str:
-        """The value of a sealed field: a seal, or the reference to it. Raises `StoreError`."""
+    async def seal(
+        self,
+        sealer: Sealer,
+        what: What,
+        data: bytes,
+        tenant: str | None,
+        within_s: float,
+        inline_bytes: int = BODY_BYTES,
+    ) -> str:
+        """The value of a sealed field: a seal, or the reference to it. Raises `StoreError`.
+
+        One of more than `inline_bytes` goes into the store even if others of its size do not.
+        """
         seal = sealer.seal(what, data) if len(data) < LARGE else await asyncio.to_thread(sealer.seal, what, data)
-        if not self._store.takes(len(seal)):
+        if not self._store.takes(len(seal)) and not (self._store.is_set and len(seal) > inline_bytes):
             return seal
         kept = await self._store.put_if(seal.encode(), tenant, within_s, fits=len(seal) <= BODY_BYTES)
         return seal if kept is None else kept
@@ -57,11 +71,28 @@ class Sealing:
         keys = self._keys()
         if references.is_one(sealed):
             sealed = str(await self._store.get(sealed, tenant, within_s), "utf-8", "replace")
-        key_id = sealed.partition(";")[0]
-        sealer = await until_available(within_s, keys.sealer, tenant, run_id, key_id)
-        if len(sealed) < LARGE:
-            return sealer.open(what, sealed)
-        return await asyncio.to_thread(sealer.open, what, sealed)
+        sealer = await until_available(within_s, keys.sealer, tenant, run_id, _key_id_of(sealed))
+        return await _opened(sealer, what, sealed)
+
+    async def open_all(self, fields: Fields, tenant: str | None, run_id: str, within_s: float) -> dict[str, bytes]:
+        """What each says, by its value. A result that does not open is left out: its worker has sent something else."""
+        keys, lying = self._keys(), [sealed for _, sealed in fields if references.is_one(sealed)]
+        seals = await self._store.get_all(lying, tenant, within_s)
+        found: dict[str, bytes] = {}
+        sealers: dict[str, Sealer] = {}
+        for what, sealed in fields:
+            seal = str(seals[sealed], "utf-8", "replace") if sealed in seals else sealed
+            try:
+                if (sealer := sealers.get(key_id := _key_id_of(seal))) is None:
+                    sealer = sealers[key_id] = await until_available(within_s, keys.sealer, tenant, run_id, key_id)
+                found[sealed] = await _opened(sealer, what, seal)
+            except Forgotten:
+                raise
+            except SealError as error:
+                if what != "result":
+                    raise
+                log.warning("a result of run %s: %s", run_id, error)
+        return found
 
     def refuse(self, sealed: str) -> None:
         """Raises `StoreError` for what cannot be opened here, whatever it is: before memory is spent."""
@@ -78,9 +109,17 @@ class Sealing:
 NO_SEALING: Final = Sealing()
 
 
+async def _opened(sealer: Sealer, what: What, seal: str) -> bytes:
+    return sealer.open(what, seal) if len(seal) < LARGE else await asyncio.to_thread(sealer.open, what, seal)
+
+
+def _key_id_of(seal: str) -> str:
+    return seal.partition(";")[0]
+
+
 def size_of(sealed: str) -> int:
     """How many bytes the value of a sealed field stands for, about."""
-    return references.size_of(sealed) if references.is_one(sealed) else len(sealed)
+    return references.size_of(sealed) if references.is_one(sealed) else len(sealed) * 3 // 4
 
 
 def opened(

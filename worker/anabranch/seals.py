@@ -75,11 +75,6 @@ class Sealer:
         return hmac.digest(self._hashing, text.encode(), "sha256").hex()[:16]
 
 
-def key_id_of(seal: str) -> str:
-    """The key that it was made with."""
-    return seal.partition(";")[0]
-
-
 def wrapped(master: bytes, secret: bytes, about: str) -> str:
     """A key, sealed with another."""
     return _locked(AESGCM(master), secret, about)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from anabranch.agent.conversation import content_of
-from anabranch.agent.referring import Input, content_ref_of, inputs_of
+from anabranch.agent.referring import Input, content_elsewhere, content_sealed_of, inputs_of
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.station import Station
 from anabranch.agent.traces import call_header
@@ -25,6 +25,8 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
     if queue is None:
         return None
     given = _inputs(batch).get(planned.tool_use_id, {})
+    elsewhere = given if isinstance(given, str) else None
+    is_sealed = elsewhere is not None and content_sealed_of(batch.body) is not None
     body = ToolCall(
         call_id=call_id,
         run_id=run.run_id,
@@ -33,7 +35,8 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
         lane="bulk" if lane_of(run.life) == "bulk" else None,
         tool=planned.tool,
         input=given if not isinstance(given, str) else None,
-        input_ref=given if isinstance(given, str) else None,
+        input_ref=None if is_sealed else elsewhere,
+        input_sealed=elsewhere if is_sealed else None,
         dispatch=call.dispatch,
         deadline=run.deadline_of(call),
         idempotency_key=call_id,
@@ -48,7 +51,7 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
         "tool.call",
         station.worker_id,
         planned.key or call_id,
-        whole(body, "input_ref", "lane"),
+        whole(body, "input_ref", "input_sealed", "lane"),
         pairs,
         planned.partition,
     )
@@ -56,7 +59,7 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
 
 def _inputs(turn: Turn) -> Mapping[str, Input]:
     """The inputs of a reply's calls, by tool_use id; read once for all calls of the batch."""
-    if turn.inputs is None and content_ref_of(turn.body) is not None:
+    if turn.inputs is None and content_elsewhere(turn.body) is not None:
         turn.inputs = inputs_of(turn.body)
     elif turn.inputs is None:
         blocks = json.loads(content_of(turn.body))
