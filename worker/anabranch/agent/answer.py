@@ -80,9 +80,14 @@ def response(run: Run) -> RunResponse:
         calls=_counts(run),
         timing=_timing(run),
         metadata=run.opening.request.metadata,
-        content_sealed=seals or None,
-        metadata_sealed=run.opening.request.metadata_sealed,
+        content_sealed=None if _is_forgotten(run) else seals or None,
+        metadata_sealed=None if _is_forgotten(run) else run.opening.request.metadata_sealed,
     )
+
+
+def _is_forgotten(run: Run) -> bool:
+    """Nobody can read any more what the run has said."""
+    return run.ending is not None and run.ending.error is not None and run.ending.error.code == "forgotten"
 
 
 def error_of(run: Run) -> RunError | None:
