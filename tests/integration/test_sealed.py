@@ -153,7 +153,7 @@ async def heard(running: Fleet, run_id: str) -> str:
 
 
 def assert_nowhere(topics: dict[str, bytes], folder: Path) -> None:
-    """In none of its forms. The secret begins and ends with what no base64 has by chance."""
+    """Neither as it is nor as base64, wherever in it it begins."""
     forms = [form for shift in range(3) for form in [base64.b64encode(b" " * shift + SECRET.encode())[4:-4]]]
     objects = {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert len(objects) > 3, "nothing lies in the store"

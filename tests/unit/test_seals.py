@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from tests.support.wait import until
 
-from anabranch.config import SealingSettings, StoreSettings, load, shown
+from anabranch import App
+from anabranch.config import SealingSettings, Settings, StoreSettings, load, shown
 from anabranch.errors import ConfigError, Forgotten, SealError, StoreUnavailable
 from anabranch.keys import KEPT_S, Keyring, StoredKeys, Tenancy, stored_keys
 from anabranch.references import is_one
 from anabranch.sealing import LARGE, NO_SEALING, Sealing, checked, opened
 from anabranch.seals import Key, Sealer, Whose
+from anabranch.store import NO_STORE
 from anabranch.store import opened as open_store
 from anabranch.topics import Namespace
 
@@ -232,16 +234,25 @@ async def test_keys_are_asked_for_once_a_minute_however_many_want_them() -> None
         await ring.sealer("acme", "r")
 
 
-async def test_keys_that_cannot_be_had_are_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [StoreUnavailable("the KMS is away"), OSError("whatever a KMS raises")])
+async def test_keys_that_cannot_be_had_are_waited_for(error: Exception) -> None:
     provider = Provider()
     sealing = Sealing(Keyring(provider, "shop"))
-    provider.error = StoreUnavailable("the KMS is away")
+    provider.error = error
     with pytest.raises(StoreUnavailable):
         await sealing.sealer("acme", "r", 0.0)
     waiting = asyncio.create_task(sealing.sealer("acme", "r", 60.0))
     await until(lambda: len(provider.asked) == 2, what="it was asked once more")
     provider.error = None
     assert (await waiting).key_id == "k1"
+
+
+async def test_an_app_may_have_keys_of_its_own(tmp_path: Path) -> None:
+    app = App("shop", keys=Provider())
+    assert app.client(settings=Settings())._seals.is_set
+    assert not App("shop").client(settings=Settings())._seals.is_set
+    sealing = await checked(SealingSettings("file:///nowhere"), "shop", NO_STORE, app.keys)
+    assert (await sealing.sealer("acme", "r", 1.0)).key_id == "k1"
 
 
 async def test_without_keys_nothing_is_sealed_and_what_is_sealed_is_refused() -> None:

@@ -10,6 +10,7 @@ Called by: `sealing.py`, and `cli/keys.py`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -222,8 +223,7 @@ class Keyring:
             raise SealError("there is a sealed text, and no keys are set here (ANABRANCH_KEYS)")
         async with self._asking.turn(f"{tenant or ''} {key_id or ''}"):
             if (key := self._remembered(tenant, key_id)) is None:
-                provider = self._provider
-                key = await (provider.current(tenant) if key_id is None else provider.named(tenant, key_id))
+                key = await _given(self._provider, tenant, key_id)
                 self._remember(tenant, key_id, key)
         return key
 
@@ -243,6 +243,21 @@ class Keyring:
         if len(self._known) >= KEPT:
             self._known.clear()
         self._known[tenant, key_id] = key, now + KEPT_S
+
+
+async def _given(provider: KeyProvider, tenant: str | None, key_id: str | None) -> Key:
+    """The provider may be somebody else's: what it raises that nobody expects is worth another try."""
+    try:
+        async with asyncio.timeout(TRY_S):
+            return await (provider.current(tenant) if key_id is None else provider.named(tenant, key_id))
+    except StoreError:
+        raise
+    except TimeoutError:
+        raise StoreUnavailable(f"the key of {_called(tenant)} cannot be had within {TRY_S:g} s") from None
+    except Exception as error:
+        raise StoreUnavailable(
+            f"the key of {_called(tenant)} cannot be had: {type(error).__name__}: {error}"
+        ) from error
 
 
 def stored_keys(settings: SealingSettings, namespace: str) -> StoredKeys | None:
