@@ -22,7 +22,7 @@ from anabranch.config import Settings, StoreSettings
 from anabranch.content import image, text
 from anabranch.errors import InvalidRequest, StoreError
 from anabranch.messages import ReplyTo, RunRequest
-from anabranch.testing import Answer, last_results, result_text, tool_use, turn_of
+from anabranch.testing import Answer, last_results, prompt_of, result_text, tool_use, turn_of
 
 MB = 1_000_000
 ANSWER_S = 90.0
@@ -84,7 +84,7 @@ async def test_what_no_record_takes_arrives_as_it_was(kafka: str, namespace: str
     def script(request: dict[str, Any]) -> Answer:
         match turn_of(request):
             case 1:
-                got["question"] = request["messages"][0]["content"]
+                got["question"] = prompt_of(request)
                 return [tool_use("keep", {"document": LETTERS}), tool_use("photograph", {})]
             case _:
                 got["results"] = list(last_results(request).values())
