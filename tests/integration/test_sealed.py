@@ -70,10 +70,12 @@ def script(request: dict[str, Any]) -> Answer:
     got["asked"].append(request)
     match turn_of(request), prompt_of(request).split()[0]:
         case 1, "refuse":
-            return Reply.error(400, f"messages.0: {SECRET} is not allowed")
+            return Reply.error(400, message=f"messages.0: {SECRET} is not allowed")
         case 1, "wait":
             return [tool_use("wait", {})]
         case 1, _ if len(got["asked"]) == 1:
+            return Reply.error(529, message=f"too much of {SECRET}")
+        case 1, _ if len(got["asked"]) == 2:
             return Reply(content=[text(f"I begin with {SECRET}"), text("more")], cut_after=4)
         case 1, _:
             asked = {"card": SECRET}
@@ -167,7 +169,7 @@ async def test_what_is_sealed_for_a_tenant_opens_for_no_other(kafka: str, namesp
     settings = sealed(settings_for(kafka, namespace), tmp_path)
     strangers = sealed(settings_for(kafka, namespace), tmp_path, "others")
     async with fleet(app, script, settings) as running:
-        got["asked"].append({})
+        got["asked"] += [{}, {}]
         got["gate"].set()
         run = await running.client.submit("clerk", "hello", tenant="acme")
         raw: RunResponse = await asyncio.wait_for(run._answer, ANSWER_S)
@@ -186,11 +188,11 @@ async def test_a_tenant_whose_key_is_deleted_is_forgotten_and_no_other_is(
     monkeypatch.setattr("anabranch.keys.KEPT_S", 0.0)
     settings = sealed(settings_for(kafka, namespace), tmp_path)
     async with fleet(app, script, settings) as running:
-        got["asked"].append({})
+        got["asked"] += [{}, {}]
         acme = await running.client.submit("clerk", "wait", tenant="acme", run_id="acme-1")
         before = await running.client.submit("clerk", "hello", tenant="acme", run_id="acme-0")
         other = await running.client.submit("clerk", "wait", tenant="umbrella")
-        await until(lambda: len(got["asked"]) >= 4, ANSWER_S, "all have asked the model")
+        await until(lambda: len(got["asked"]) == 5, ANSWER_S, "all have asked the model")
         await keys_of(running).forget("acme")
         got["gate"].set()
         forgotten = await asyncio.wait_for(acme, ANSWER_S)
@@ -224,7 +226,7 @@ async def test_keys_come_to_a_running_fleet_one_program_after_the_other(
 ) -> None:
     """Workers first: what clients without keys ask is not sealed, and goes on as it was."""
     settings = sealed(settings_for(kafka, namespace), tmp_path)
-    got["asked"].append({})
+    got["asked"] += [{}, {}]
     async with (
         fleet(app, script, settings),
         app.client(settings=settings_for(kafka, namespace)) as poor,

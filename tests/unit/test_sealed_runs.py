@@ -126,6 +126,17 @@ async def test_a_model_call_of_a_forgotten_tenant_ends_its_run_as_forgotten() ->
     assert caught.value.code == "forgotten"
 
 
+async def test_a_request_that_was_sealed_with_another_key_is_a_bad_one() -> None:
+    moved = sealer(run_id="other").seal("messages", orjson.dumps(MESSAGES))
+    run = b.run_after(opens=b.opening(request=b.request(input=None, messages_sealed=moved, tenant="acme")))
+    incomplete = to_request(run, registry()).incomplete
+    assert incomplete is not None
+    with pytest.raises(Hopeless) as caught:
+        async with large().completed(incomplete, 5.0):
+            pass
+    assert (caught.value.code, "does not open" in caught.value.message) == ("invalid_request", True)
+
+
 async def test_a_result_that_does_not_open_is_told_to_the_model_as_such() -> None:
     body = await sealed_reply(SAID, RequestedCall("tu10", "t", {}))
     moved = sealer(run_id="other").seal("result", b'"x"')

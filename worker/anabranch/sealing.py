@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from anabranch import references
 from anabranch.config import SealingSettings
-from anabranch.errors import ConfigError, Forgotten, SealError
+from anabranch.errors import ConfigError, Forgotten, InvalidRequest, SealError
 from anabranch.store import NO_STORE, Store, until_available
 from anabranch.topics import BODY_BYTES
 
@@ -75,7 +75,9 @@ class Sealing:
         return await _opened(sealer, what, sealed)
 
     async def open_all(self, fields: Fields, tenant: str | None, run_id: str, within_s: float) -> dict[str, bytes]:
-        """What each says, by its value. A result that does not open is left out: its worker has sent something else."""
+        """What each says, by its value. A result that does not open is left out: its worker has sent something else; of
+        messages it is their sender's fault, an `InvalidRequest`.
+        """
         keys, lying = self._keys(), [sealed for _, sealed in fields if references.is_one(sealed)]
         seals = await self._store.get_all(lying, tenant, within_s)
         found: dict[str, bytes] = {}
@@ -89,6 +91,8 @@ class Sealing:
             except Forgotten:
                 raise
             except SealError as error:
+                if what == "messages":
+                    raise InvalidRequest(f"messages_sealed: {error}") from None
                 if what != "result":
                     raise
                 log.warning("a result of run %s: %s", run_id, error)
