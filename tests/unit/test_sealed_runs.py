@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import orjson
@@ -153,6 +153,51 @@ async def test_a_seal_in_a_run_that_is_not_sealed_is_not_opened_for_anybody() ->
     request = to_request(run, registry())
     assert request.incomplete is None
     assert b"cannot be read" in request.body
+
+
+# --- all that travels --------------------------------------------------------------------------------------------
+
+READABLE: dict[type, str] = {
+    m.RunRequest: "run_id agent tenant deadline_s max_turns max_cost_usd parallel_tool_calls reply_to stream cancel",
+    m.ToolCall: "call_id run_id agent tenant lane tool dispatch deadline idempotency_key reply",
+    m.ToolResult: "started_at finished_at tries worker",
+    m.PlannedCall: "call_id tool_use_id tool queue key delivery deadline_s on_error after partition",
+    m.StreamDelta: "run_id turn attempt type tool tool_use_id",
+    m.RunError: "code",
+    m.RunResponse: "run_id agent revision status stop_reason error usage turns calls timing",
+    m.Usage: "input_tokens output_tokens cache_read_input_tokens cache_creation_input_tokens cost_usd",
+    m.ModelReplied: "run_id life turn attempt outcome plan usage body code inputs plan_json",
+    m.ModelFailed: "run_id life turn attempt error",
+    m.ModelDiscarded: "run_id life turn attempt usage reason",
+    m.RunExpired: "run_id life reason",
+    m.CallExpired: "run_id life call_id reason",
+}
+"""What is in no seal, for none of it quotes anybody: `reason` is ours, or stands for a text that is left out; `body`
+and `error` have seals of their own, and a tool that the model has made up is not named.
+"""
+SEALS = {
+    "input": "messages", "messages": "messages", "messages_ref": "messages", "metadata": "metadata",
+    "output": "content", "content": "content", "content_ref": "content", "input_ref": "input", "rejected": "rejected",
+    "message": "message", "text": "text",
+}  # fmt: skip
+"""Which seal stands in the place of a field."""
+
+
+@pytest.mark.parametrize("kind", READABLE)
+def test_every_field_of_what_travels_is_readable_on_purpose_or_has_a_seal(kind: Any) -> None:
+    """Whoever adds one says here which."""
+    names = {field.name for field in fields(kind)}
+    seals = {name for name in names if name.endswith("_sealed")}
+    sealed = {name for name in names if f"{SEALS.get(name)}_sealed" in seals or f"{name}_sealed" in seals}
+    assert names - seals - sealed == set(READABLE[kind].split())
+
+
+async def test_a_call_of_a_sealed_run_is_never_published_in_plain() -> None:
+    """Whoever makes its record: here a reply that is not sealed, though its run is."""
+    desk = Desk().begin()
+    desk.write(b.requested(opens=asked()), b.calls(body=b.message([b.tool_use("tu10", "t", {"card": SECRET})])))
+    assert not desk.sent.to(desk.station.namespace.calls("q"))
+    assert SECRET not in str(desk.appended)
 
 
 # --- from the model ----------------------------------------------------------------------------------------------

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from anabranch.agent.conversation import content_of
-from anabranch.agent.referring import Input, content_elsewhere, content_sealed_of, inputs_of
+from anabranch.agent.referring import Input, content_elsewhere, inputs_of
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.station import Station
 from anabranch.agent.traces import call_header
 from anabranch.bodies import whole
 from anabranch.codec import Outgoing, cloud_event
+from anabranch.errors import SealError
 from anabranch.messages import ReplyTo, ReplyTopic, ToolCall, lane_of
 from anabranch.spans import HEADER as TRACE
 
@@ -25,8 +27,6 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
     if queue is None:
         return None
     given = _inputs(batch).get(planned.tool_use_id, {})
-    elsewhere = given if isinstance(given, str) else None
-    is_sealed = elsewhere is not None and content_sealed_of(batch.body) is not None
     body = ToolCall(
         call_id=call_id,
         run_id=run.run_id,
@@ -34,9 +34,7 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
         tenant=request.tenant,
         lane="bulk" if lane_of(run.life) == "bulk" else None,
         tool=planned.tool,
-        input=given if not isinstance(given, str) else None,
-        input_ref=None if is_sealed else elsewhere,
-        input_sealed=elsewhere if is_sealed else None,
+        **_placed(given, run),
         dispatch=call.dispatch,
         deadline=run.deadline_of(call),
         idempotency_key=call_id,
@@ -55,6 +53,15 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
         pairs,
         planned.partition,
     )
+
+
+def _placed(given: Input, run: Run) -> dict[str, Any]:
+    """The arguments in the field where they belong. Raises `SealError` rather than say in plain what must be sealed."""
+    if run.opening.request.messages_sealed is not None:
+        if not isinstance(given, str):
+            raise SealError(f"run {run.run_id} is sealed, and the arguments of a call of it are not")
+        return {"input_sealed": given}
+    return {"input_ref": given} if isinstance(given, str) else {"input": given}
 
 
 def _inputs(turn: Turn) -> Mapping[str, Input]:
