@@ -5,7 +5,7 @@ WORKDIR /build
 RUN python -m venv /opt/anabranch
 COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
 COPY worker ./worker
-RUN /opt/anabranch/bin/pip install --no-cache-dir --constraint constraints.txt ".[otel]"
+RUN /opt/anabranch/bin/pip install --no-cache-dir --constraint constraints.txt ".[otel,sealing]"
 
 FROM python:3.13.7-slim-bookworm
 ARG VERSION=0.1.0

@@ -58,7 +58,7 @@ sbom: $(VENV)/.installed-test ## List what the package brings along, as CycloneD
 	@echo "== sbom"
 	@rm -rf build/sbom
 	@$(RUN) -m venv build/sbom
-	@build/sbom/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt '.[otel]'
+	@build/sbom/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt '.[otel,sealing]'
 	@build/sbom/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes pip setuptools
 	@$(RUN) -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
 	    --output-file build/anabranch.cdx.json build/sbom/bin/python

@@ -210,6 +210,14 @@ def test_each_role_may_be_a_user_of_its_own_and_only_agents_sign() -> None:
     assert [name for name, found in users.items() if "ANABRANCH_SIGNING_KEYS" in found] == ["rel-anabranch-agents"]
 
 
+def test_workers_get_the_master_key_from_a_secret_and_the_job_of_the_topics_does_not() -> None:
+    users = {name: environment(pod) for name, pod in pods(SETS["everything"]).items()}
+    holders = {name: found["ANABRANCH_KEYS_MASTER"] for name, found in users.items() if "ANABRANCH_KEYS" in found}
+    assert {name for name in users if "topics" not in name} == set(holders)
+    for found in holders.values():
+        assert found == {"secretKeyRef": {"name": "shop-sealing", "key": "master-key"}}
+
+
 def test_only_agents_get_the_key_of_the_model() -> None:
     holders = [name for name, pod in pods(SETS["everything"]).items() if "ANTHROPIC_API_KEY" in environment(pod)]
 

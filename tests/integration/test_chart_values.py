@@ -95,6 +95,8 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "a key in clear": ({"anthropic": {"apiKey": "sk-1"}}, "apiKey"),
     "a password in clear": ({"kafka": {"sasl": {"password": "x"}}}, "password"),
     "credentials in the store's URL": ({"store": {"url": "s3://user:secret@bucket"}}, "store"),
+    "credentials in the keys' URL": ({"sealing": {"keys": "s3://user:secret@bucket"}}, "sealing"),
+    "keys without a master key": ({"sealing": {"keys": "s3://keys"}}, "sealing.existingSecret"),
     "a misspelt value of a pool": ({"toolPools": {"io": {"replicaCount": 2}}}, "replicaCount"),
     "a pool with a name that is no label": ({"toolPools": {"IO_1": {}}}, "IO_1"),
     "a Kafka without a port": ({"kafka": {"bootstrap": "kafka"}}, "bootstrap"),

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer
 from tests.support.fleet import Fleet, fleet, settings_for
+from tests.support.raw import everything
 from tests.support.wait import until
 
 from anabranch import App
@@ -22,7 +22,7 @@ from anabranch.config import Settings, StoreSettings
 from anabranch.content import image, text
 from anabranch.errors import InvalidRequest, StoreError
 from anabranch.messages import ReplyTo, RunRequest
-from anabranch.testing import Answer, last_results, result_text, tool_use, turn_of
+from anabranch.testing import Answer, last_results, prompt_of, result_text, tool_use, turn_of
 
 MB = 1_000_000
 ANSWER_S = 90.0
@@ -77,23 +77,6 @@ def kept(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 1000]
 
 
-async def records(running: Fleet, topic: str) -> list[Any]:
-    """All that lies in a topic."""
-    consumer = AIOKafkaConsumer(
-        topic, bootstrap_servers=running.bootstrap, auto_offset_reset="earliest", enable_auto_commit=False
-    )
-    await consumer.start()
-    try:
-        ends = await consumer.end_offsets(list(consumer.assignment()))
-        found: list[Any] = []
-        while len(found) < sum(ends.values()):
-            for batch in (await consumer.getmany(timeout_ms=500)).values():
-                found += batch
-        return found
-    finally:
-        await consumer.stop()
-
-
 async def test_what_no_record_takes_arrives_as_it_was(kafka: str, namespace: str, tmp_path: Path) -> None:
     """An input of 5 MB, an argument and an answer of 900 kB, a result of 20 MB with an image."""
     question = LETTERS * 6
@@ -101,7 +84,7 @@ async def test_what_no_record_takes_arrives_as_it_was(kafka: str, namespace: str
     def script(request: dict[str, Any]) -> Answer:
         match turn_of(request):
             case 1:
-                got["question"] = request["messages"][0]["content"]
+                got["question"] = prompt_of(request)
                 return [tool_use("keep", {"document": LETTERS}), tool_use("photograph", {})]
             case _:
                 got["results"] = list(last_results(request).values())
@@ -113,7 +96,7 @@ async def test_what_no_record_takes_arrives_as_it_was(kafka: str, namespace: str
         logged = [
             record
             for topic in ("log", "responses")
-            for record in await records(running, getattr(running.namespace, topic))
+            for record in await everything(running.bootstrap, getattr(running.namespace, topic))
         ]
     assert (answer.status, answer.output, answer.content) == ("completed", LETTERS, None), answer.error
     assert got["question"] == question
@@ -171,7 +154,7 @@ async def test_a_run_whose_object_is_gone_fails_and_names_it(kafka: str, namespa
 
 
 async def _only_run(running: Fleet) -> str:
-    found = await records(running, running.namespace.requests)
+    found = await everything(running.bootstrap, running.namespace.requests)
     return str(found[0].key.decode())
 
 

@@ -82,3 +82,20 @@ def reason_of(letter: Record) -> str:
     """Why a record became a dead letter."""
     reason: bytes = dict(letter.headers)["ce_reason"]
     return reason.decode()
+
+
+async def everything(bootstrap: str, topic: str) -> list[Record]:
+    """All that lies in a topic."""
+    consumer: Any = AIOKafkaConsumer(
+        topic, bootstrap_servers=bootstrap, auto_offset_reset="earliest", enable_auto_commit=False
+    )
+    await consumer.start()
+    try:
+        ends = await consumer.end_offsets(list(consumer.assignment()))
+        found: list[Record] = []
+        while len(found) < sum(ends.values()):
+            for batch in (await consumer.getmany(timeout_ms=500)).values():
+                found += batch
+        return found
+    finally:
+        await consumer.stop()

@@ -303,3 +303,10 @@ async def test_a_flood_of_requests_leaves_others_their_turn() -> None:
             seen.append(len(desk.appended))
             await asyncio.sleep(0)
     assert len(seen) >= 10
+
+
+async def test_a_sealed_request_is_refused_where_there_are_no_keys() -> None:
+    request = {"agent": "a", "messages_sealed": "k1;AAAA"}
+    [event] = await taken(Desk().begin(), b.raw_request(request, 0, key=b"r"))
+    assert (event.code, event.error.code) == ("rejected", "invalid_request")
+    assert "ANABRANCH_KEYS" in event.error.message

@@ -68,8 +68,8 @@ async def body_after(shop: Store, run: Run) -> Any:
     """The next model call of `run`, with what it refers to."""
     incomplete = request_of(run).incomplete
     assert incomplete is not None
-    async with Large(shop, lambda: 0.0).completed(incomplete, 5.0) as body:
-        return orjson.loads(body)
+    async with Large(shop, lambda: 0.0).completed(incomplete, 5.0) as completed:
+        return orjson.loads(completed.body)
 
 
 def tiny() -> Store:

@@ -19,6 +19,8 @@ HOMES = {
     "aiolimiter": {"limits.py"},
     "anthropic": {"agent/anthropic_model.py"},
     "opentelemetry": {"tracing.py"},
+    "cryptography": {"seals.py"},
+    "obstore": {"store.py", "keys.py"},
 }
 PURE = ("meters.py", "health.py")
 """They know nothing of ours that does I/O, and no library."""

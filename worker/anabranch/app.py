@@ -38,6 +38,7 @@ from anabranch.topics import Namespace
 
 if TYPE_CHECKING:
     from anabranch.client import Client
+    from anabranch.keys import KeyProvider
 
 __all__ = ["Agent", "App", "Call", "Limit", "RateLimited", "Retryable", "RunIn", "Tool"]
 
@@ -45,10 +46,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class App:
-    """The tools and agents of one namespace (the name in lower case, unless said)."""
+    """The tools and agents of one namespace (the name in lower case, unless said). `keys` says where those come from
+    that seal what tenants say, if not from ANABRANCH_KEYS: see `anabranch.keys`.
+    """
 
-    def __init__(self, name: str, *, namespace: str | None = None) -> None:
-        self.name = name
+    def __init__(self, name: str, *, namespace: str | None = None, keys: KeyProvider | None = None) -> None:
+        self.name, self.keys = name, keys
         with Place.of_frame(f"App {name!r}", sys._getframe(1)).named():
             if not isinstance(name, str):
                 raise DefinitionError("the name of an App is a text, such as App('shop')")

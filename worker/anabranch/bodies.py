@@ -105,6 +105,8 @@ def whole(value: Any, *but: str) -> bytes:
     Only the fields `but` are left out if they are null: they came later, and what was written before stays the same.
     """
     named = {field.name: getattr(value, field.name) for field in fields(value)}
+    if (error := named.get("error")) is not None:
+        named["error"] = lean(error)
     for name in but:
         if named[name] is None:
             del named[name]
@@ -190,3 +192,5 @@ def _refuse_unwritable(request: m.RunRequest) -> None:
         raise InvalidRequest(f"the body cannot be kept: {error}") from None
     if size > METADATA_BYTES:
         raise InvalidRequest(f"metadata: is larger than {METADATA_BYTES} bytes")
+    if request.metadata_sealed is not None and len(request.metadata_sealed) > 2 * METADATA_BYTES:
+        raise InvalidRequest(f"metadata_sealed: is larger than {2 * METADATA_BYTES} bytes")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from anabranch.agent.answer import words_of
 from anabranch.bodies import dump, read, read_request
+from anabranch.client_seals import STORE_S, ClientSeals, is_sealed
 from anabranch.client_traces import ClientTraces
 from anabranch.codec import cloud_event, encode
 from anabranch.config import KafkaSettings, Settings, load
@@ -37,6 +38,8 @@ from anabranch.messages import (
     RunResponse,
     StreamDelta,
 )
+from anabranch.sealing import NO_SEALING, Sealing
+from anabranch.sealing import opened as open_sealing
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import Traces
 from anabranch.spans import opened as open_traces
@@ -51,8 +54,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.5
-STORE_S: Final = 30.0
-"""How long the store is tried for a request or an answer."""
 BACK_S: Final = 60.0
 """How far back a watcher begins, in seconds before the submission: clocks differ."""
 
@@ -72,9 +73,11 @@ class Run:
         return self._response().__await__()
 
     async def _response(self) -> RunResponse:
-        """The answer, with what of it lies in the store. Raises `StoreError` if that cannot be had."""
+        """The answer, with what of it is sealed or lies in the store. Raises `StoreError` if that cannot be had, and
+        `Forgotten` if the tenant's key was deleted.
+        """
         response = await asyncio.shield(self._answer)
-        if response.content_ref is None:
+        if response.content_ref is None and not is_sealed(response):
             return response
         if self._whole is None:
             self._whole = await self._client.whole(response, self._tenant)
@@ -106,9 +109,15 @@ class Client:
     """See the module. Use it as `async with app.client() as client`."""
 
     def __init__(
-        self, namespace: Namespace, broker: Broker, store: Store = NO_STORE, traces: Traces | None = None
+        self,
+        namespace: Namespace,
+        broker: Broker,
+        store: Store = NO_STORE,
+        traces: Traces | None = None,
+        sealing: Sealing = NO_SEALING,
     ) -> None:
         self.namespace, self._broker, self._store = namespace, broker, store
+        self._seals = ClientSeals(sealing)
         self._traces = ClientTraces(traces)
         self._id = f"client-{secrets.token_hex(6)}"
         self._waiting: dict[str, list[asyncio.Future[RunResponse]]] = {}
@@ -135,7 +144,9 @@ class Client:
             kafka = replace(kafka, bootstrap=bootstrap)
         name = Namespace((namespace or settings.worker.namespace or (app.namespace if app is not None else "")).lower())
         traces = open_traces(settings.telemetry, "anabranch-client", secrets.token_hex(6))
-        return cls(name, broker or KafkaBroker(kafka), opened(settings.storage, name), traces)
+        store = opened(settings.storage, name)
+        sealing = open_sealing(settings.sealing, name.name, store, app.keys if app is not None else None)
+        return cls(name, broker or KafkaBroker(kafka), store, traces, sealing)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -174,8 +185,9 @@ class Client:
         """Ask for a run; returns when Kafka has the request. `deadline` is seconds, or "1h". What comes by the `bulk`
         lane gives way to what comes by the other, wherever both wait.
 
-        What is too large for a record goes into the store. Raises `InvalidRequest` for what no worker would take,
-        `BrokerError` if Kafka does not take it, `StoreError` if the store does not.
+        What is too large for a record goes into the store; where there are keys, all texts are sealed. Raises
+        `InvalidRequest` for what no worker would take, `BrokerError` if Kafka does not take it, `StoreError` if the
+        store does not, `Forgotten` if the tenant's key was deleted.
         """
         run_id = run_id or f"run-{secrets.token_hex(10)}"
         request = RunRequest(
@@ -229,8 +241,10 @@ class Client:
                             return
                 self._raise_if_dead()
 
-    async def speech(self, run_id: str) -> AsyncIterator[StreamDelta]:
-        """What the model says, as it says it, of a run submitted with `stream=True`; ends with its answer."""
+    async def speech(self, run_id: str, tenant: str | None = None) -> AsyncIterator[StreamDelta]:
+        """What the model says, as it says it, of a run submitted with `stream=True`; ends with its answer. The `tenant`
+        is needed where it is sealed.
+        """
         answer = self._expect(run_id)
         place = Place(self.namespace.stream, self._inbox)
         async with self._broker.reader([place], time.time() - BACK_S) as reader:
@@ -238,7 +252,7 @@ class Client:
                 over = answer.done()
                 for record in await reader.read(POLL_S):
                     if record.key == run_id.encode():
-                        yield read(StreamDelta, record.value)
+                        yield await self._seals.delta(read(StreamDelta, record.value), tenant)
                 if over:
                     return
                 self._raise_if_dead()
@@ -261,7 +275,9 @@ class Client:
     async def _request(self, request: RunRequest, lane: Lane) -> Acked:
         body, run_id = dump(request), request.run_id or ""
         read_request(body)
-        if self._store.takes(len(body)):
+        if self._seals.is_set and not request.cancel:
+            body = dump(await self._seals.request(request))
+        elif self._store.takes(len(body)):
             body = await self._referring(request) or body
         partition = partition_of(run_id, self._partitions)
         topic = self.namespace.requests_of(lane)
@@ -281,7 +297,11 @@ class Client:
         return None if reference is None else dump(replace(request, input=None, messages=None, messages_ref=reference))
 
     async def whole(self, response: RunResponse, tenant: str | None = None) -> RunResponse:
-        """A response with what of it lies in the store. Raises `StoreError` if that cannot be had."""
+        """A response with what of it is sealed or lies in the store. Raises `StoreError` if that cannot be had, and
+        `Forgotten` if the tenant's key was deleted.
+        """
+        if is_sealed(response):
+            response = await self._seals.response(response, tenant)
         if response.content_ref is None:
             return response
         data = await self._store.get(response.content_ref, tenant, STORE_S)

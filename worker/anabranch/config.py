@@ -3,9 +3,9 @@
 `load` is called by the commands and by `App.client`; nothing else in the package looks at the environment.
 A setting `agent.model_concurrency` is `ANABRANCH_AGENT_MODEL_CONCURRENCY` in the environment and
 `[agent] model_concurrency = 64` in the file; the environment wins. Those of `kafka`, `worker` and `storage` have
-no prefix of their own: `ANABRANCH_BOOTSTRAP`, `ANABRANCH_DRAIN_S`, `ANABRANCH_STORE`; nor have those of `telemetry`. A
-secret may lie in a file of its own: `ANABRANCH_SASL_PASSWORD_FILE`, or `sasl_password_file` in the settings. No message
-ever shows one.
+no prefix of their own: `ANABRANCH_BOOTSTRAP`, `ANABRANCH_DRAIN_S`, `ANABRANCH_STORE`; nor have those of `telemetry` and
+`sealing`. A secret may lie in a file of its own: `ANABRANCH_SASL_PASSWORD_FILE`, or `sasl_password_file` in the
+settings. No message ever shows one.
 """
 
 from __future__ import annotations
@@ -157,6 +157,16 @@ class StoreSettings:
     store_max_bytes: Count = 64 * 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class SealingSettings:
+    """Whose key seals bodies. `keys` is the URL of a folder or bucket (file, s3, gs, az) with a key for each tenant,
+    wrapped by `keys_master`: `id:base64`, or several, of which the first one wraps. Without it nothing is sealed.
+    """
+
+    keys: str | None = field(default=None, metadata={"shown": without_secrets})
+    keys_master: str | None = field(default=None, metadata={"secret": True})
+
+
 def _captures(said: Any) -> Any:
     """The convention's words for whether spans may hold content: at first a truth value, later where it goes."""
     words = {"no_content": False, "event_only": False, "span_only": True, "span_and_event": True}
@@ -200,6 +210,7 @@ class Settings:
     anthropic: AnthropicSettings = field(default_factory=AnthropicSettings)
     storage: StoreSettings = field(default_factory=StoreSettings)
     signing: SigningSettings = field(default_factory=SigningSettings)
+    sealing: SealingSettings = field(default_factory=SealingSettings)
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
     prices: dict[str, Price] = field(default_factory=dict)
     models: dict[str, ModelLimits] = field(default_factory=dict)
@@ -219,6 +230,7 @@ _PREFIXES = {
     "anthropic": "ANTHROPIC_",
     "storage": "ANABRANCH_",
     "signing": "ANABRANCH_SIGNING_",
+    "sealing": "ANABRANCH_",
     "telemetry": "ANABRANCH_",
 }
 

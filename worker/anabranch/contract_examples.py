@@ -7,6 +7,7 @@ Used by `schemagen`, `asyncapi` and the tests.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from anabranch import messages as m
@@ -31,10 +32,13 @@ _request = m.RunRequest(
     reply_to=m.ReplyTo(3),
 )
 _cancel = m.RunRequest(run_id=RUN, cancel=True)
+_seal = "6c1f0b1e9a3d4c52;AAECAwQFBgcICQoLFFQc1Abl4wNtBTnE033je+jbmHwxAFw="
+_sealed = m.RunRequest(RUN, "analyst", messages_sealed=_seal, tenant="acme", metadata_sealed=_seal)
 _opening = m.Opening(_request, "5d41402abc4b2a76", AT + 600, m.RunLimits(20, 0.5), AT)
 _planned = m.PlannedCall(CALL, "toolu_01", "get_customer", queue="io", key=CALL)
 _homed = m.PlannedCall(CALL, "toolu_01", "get_customer", queue="io", key=CALL, partition=7)
 _refused = m.PlannedCall(f"{CALL[:-1]}1", "toolu_02", "get_weather", rejected="there is no tool 'get_weather'")
+_hidden = m.PlannedCall(f"{CALL[:-1]}2", "toolu_03", "get_customer", rejected=m.SEALED, rejected_sealed=_seal)
 _usage = m.Usage(input_tokens=812, output_tokens=64, cost_usd=0.0034)
 _result = m.ToolResult("Ada Example, customer since 2019", AT + 1, AT + 1.4, 1, WORKER)
 _pictured = m.ToolResult([{"type": "text", "text": "a chart"}], AT + 1, AT + 2, 2, WORKER)
@@ -78,18 +82,23 @@ _message = {
 _cut = {"id": "msg_02", "type": "message", "stop_reason": "max_tokens", "content": [{"type": "text", "text": "So the"}]}
 
 EXAMPLES: Final[Mapping[str, tuple[Any, ...]]] = {
-    "run-request": (m.RunRequest(agent="analyst", input="Review order 1234"), _request, _cancel),
-    "run-response": (_response, m.RunResponse(RUN, None, None, "failed", error=_error)),
-    "tool-call": (_call,),
-    "tool-result": (_result, _pictured),
+    "run-request": (m.RunRequest(agent="analyst", input="Review order 1234"), _request, _cancel, _sealed),
+    "run-response": (
+        _response,
+        m.RunResponse(RUN, None, None, "failed", error=_error),
+        replace(_response, output=None, content_sealed=[_seal], metadata=None, metadata_sealed=_seal),
+    ),
+    "tool-call": (_call, replace(_call, input=None, input_sealed=_seal)),
+    "tool-result": (_result, _pictured, replace(_result, content=None, content_sealed=_seal)),
     "stream-delta": (
         m.StreamDelta(RUN, 2, ATTEMPT, "text", text="Nothing to "),
         m.StreamDelta(RUN, 1, ATTEMPT, "tool_use", tool="get_customer", tool_use_id="toolu_01"),
+        m.StreamDelta(RUN, 2, ATTEMPT, "text", text_sealed=_seal),
     ),
     "opening": (_opening,),
-    "planned-call": (_planned, _homed, _refused),
+    "planned-call": (_planned, _homed, _refused, _hidden),
     "usage": (_usage,),
-    "run-error": (_error,),
+    "run-error": (_error, m.RunError("model_rejected", m.SEALED, _seal)),
     "tool-spec": (_tool,),
     "limit-spec": (LimitSpec("crm", "io", 50.0, 20), LimitSpec("mail", "io", 1 / 60, per="tenant")),
     "agent-spec": (_agent,),

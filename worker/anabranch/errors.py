@@ -8,7 +8,9 @@
     │   └── InvalidRequest   ... in a request: it is answered with `invalid_request`
     ├── TooLarge             a record would not fit into its topic
     ├── StoreError           what lies in the store cannot be had: missing, corrupt, too large, or no store is set
-    │   └── StoreUnavailable ... because the store cannot be reached at present
+    │   ├── StoreUnavailable ... because the store, or who has the keys, cannot be reached at present
+    │   └── SealError        ... because it is sealed: no keys are set here, or it does not open with the tenant's key
+    │       └── Forgotten    ... which was deleted: nobody will read it again
     ├── BrokerError          Kafka cannot be reached, refuses, or lost something
     │   ├── TopicsError      a topic is missing or misconfigured; names the setting and the command that mends it
     │   └── Forbidden        Kafka's access control denies us something; names who, what, and the command that allows it
@@ -57,7 +59,15 @@ class StoreError(AnabranchError):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be reached, or refuses: worth another try."""
+    """The store cannot be reached, or refuses: worth another try. So with whoever has the keys."""
+
+
+class SealError(StoreError):
+    """A sealed field cannot be opened or made: without keys, or with another key than it was sealed with."""
+
+
+class Forgotten(SealError):
+    """The tenant's key was deleted. What was sealed with it cannot be read, and nothing more will be."""
 
 
 class BrokerError(AnabranchError):

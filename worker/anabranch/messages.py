@@ -19,6 +19,11 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 REFERENCE_PATTERN = r"^sha256:[0-9a-f]{64};[0-9]{1,12}$"
 Reference = Annotated[str, Field(pattern=REFERENCE_PATTERN)]
 """What lies in the store and not in the record: the hash and the size of its bytes (`references.py`)."""
+SEAL_PATTERN = r"^[A-Za-z0-9._-]{1,64};[A-Za-z0-9+/]+={0,2}$"
+Seal = Annotated[str, Field(pattern=SEAL_PATTERN)]
+"""What only who has the tenant's key can read: the key's id and the ciphertext (`seals.py`)."""
+Sealed = Annotated[str, Field(pattern=f"{REFERENCE_PATTERN}|{SEAL_PATTERN}")]
+"""A seal, or a reference to one."""
 _NAME = re.compile(NAME_PATTERN, re.ASCII)
 
 
@@ -81,12 +86,14 @@ class RunRequest:
     input: Annotated[Content | None, says("The first user message: text, or content blocks")] = None
     messages: Annotated[list[dict[str, Json]] | None, says("Instead of input: a conversation to go on with")] = None
     messages_ref: Annotated[Reference | None, says("Instead of both: the messages, a JSON list in the store")] = None
+    messages_sealed: Annotated[Sealed | None, says("Instead of these: the messages, sealed")] = None
     tenant: Annotated[Name | None, says("Whose run it is, for fairness and limits")] = None
     deadline_s: Annotated[Positive | None, says("Seconds from admission; past it the run ends as expired")] = None
     max_turns: Annotated[Annotated[int, Field(ge=1)] | None, says("Fewer turns than the agent allows")] = None
     max_cost_usd: Annotated[Positive | None, says("Fewer dollars than the agent allows")] = None
     parallel_tool_calls: Annotated[bool | None, says("false: the model may make one call a turn")] = None
     metadata: Annotated[dict[str, Json] | None, says("Up to 4 kB, echoed in the response")] = None
+    metadata_sealed: Annotated[Seal | None, says("Instead of metadata: the same, sealed")] = None
     reply_to: Annotated[ReplyTo | None, says("The client's inbox; default: by run id")] = None
     stream: Annotated[bool | None, says("true: what the model says goes to agent.stream as it speaks")] = None
     cancel: Annotated[Literal[True] | None, says("With run_id alone: end that run")] = None
@@ -151,6 +158,7 @@ class PlannedCall:
     )
     rejected: Annotated[str | None, says("Why the call is not run: the text of its error result")] = None
     partition: Annotated[Partition | None, says("Of the queue: a home of the tool's limit; null: by the key")] = None
+    rejected_sealed: Annotated[Seal | None, says("What rejected says, sealed; that is then a word in its place")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +248,8 @@ class ToolReturned:
     body: bytes
 
 
+SEALED: Final = "(sealed)"
+"""What stands where a text would be, for whoever has no key."""
 OUTCOME_UNKNOWN: Final = (
     "outcome unknown: the worker that had this call was lost. It may or may not have taken effect, "
     "and it is not repeated. Check before you try again."
@@ -249,7 +259,7 @@ OUTCOME_UNKNOWN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """The body of `tool.returned`: `content` or `content_ref`. `started_at` and `finished_at` are epoch seconds."""
+    """The body of `tool.returned`: `content`, or what is in its place. Times are epoch seconds."""
 
     content: Annotated[Content | None, says("What the model gets: text, or content blocks")] = None
     started_at: Annotated[float | None, says("Epoch seconds")] = None
@@ -257,6 +267,7 @@ class ToolResult:
     tries: Annotated[int, says("How many times the call was tried, from 1")] = 1
     worker: Annotated[str | None, says("Who executed it")] = None
     content_ref: Annotated[Reference | None, says("Instead of content: the content, JSON in the store")] = None
+    content_sealed: Annotated[Sealed | None, says("Instead of both: the content, JSON, sealed")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,7 +403,7 @@ class ReplyTopic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """The body of a record in `tool.calls.<queue>`, with `input` or `input_ref`. `deadline` is epoch seconds."""
+    """The body of a record in `tool.calls.<queue>`, `input` or what is in its place. `deadline` is epoch seconds."""
 
     call_id: Annotated[str, says("Opaque, at most 200 characters")]
     run_id: Annotated[Name, says("The run that wants the result")]
@@ -402,6 +413,7 @@ class ToolCall:
     tool: Annotated[str, says("The tool's name")]
     input: Annotated[dict[str, Json] | None, says("The arguments; they fit the tool's input_schema")] = None
     input_ref: Annotated[Reference | None, says("Instead of input: the arguments, a JSON object in the store")] = None
+    input_sealed: Annotated[Sealed | None, says("Instead of both: the arguments, a JSON object, sealed")] = None
     dispatch: Annotated[int, says("1, and one more each time that a lost call is published again")]
     deadline: Annotated[float, says("Epoch seconds; past it nobody waits for the result")]
     idempotency_key: Annotated[str, says("The same for every dispatch and try")]
@@ -417,6 +429,7 @@ class RunError:
 
     code: Annotated[str, says("For programs")]
     message: Annotated[str, says("For people")]
+    message_sealed: Annotated[Seal | None, says("What message says, sealed; that is then a word in its place")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +483,10 @@ class RunResponse:
     calls: Annotated[CallCounts, says("Tool calls")] = field(default_factory=CallCounts)
     timing: Annotated[Timing, says("Durations")] = field(default_factory=Timing)
     metadata: Annotated[dict[str, Json] | None, says("That of the request")] = None
+    content_sealed: Annotated[
+        list[Sealed] | None, says("Instead of all these: the final blocks, each a JSON list of some, sealed")
+    ] = None
+    metadata_sealed: Annotated[Seal | None, says("That of the request")] = None
 
 
 # --- agent.stream ---------------------------------------------------------------------------------------
@@ -486,3 +503,4 @@ class StreamDelta:
     text: Annotated[str | None, says("The next piece of text")] = None
     tool: Annotated[str | None, says("The tool that is being called")] = None
     tool_use_id: Annotated[str | None, says("The model's id of that call")] = None
+    text_sealed: Annotated[Seal | None, says("Instead of text: the same as a JSON string, sealed")] = None

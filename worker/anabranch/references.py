@@ -15,6 +15,7 @@ from anabranch.errors import StoreError
 from anabranch.messages import REFERENCE_PATTERN
 
 _REFERENCE: Final = re.compile(REFERENCE_PATTERN, re.ASCII)
+_LONGEST: Final = 100
 
 
 class Named(NamedTuple):
@@ -27,6 +28,11 @@ class Named(NamedTuple):
 def name_of(data: bytes) -> str:
     """The reference of these bytes."""
     return f"sha256:{hashlib.sha256(data).hexdigest()};{len(data)}"
+
+
+def is_one(text: str) -> bool:
+    """Whether it is a reference; a seal, which may stand in the same place, is none."""
+    return len(text) < _LONGEST and _REFERENCE.fullmatch(text) is not None
 
 
 def read(reference: str) -> Named:

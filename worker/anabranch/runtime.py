@@ -39,6 +39,7 @@ from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Appender, Broker, Place, Subscription
 from anabranch.registry import Registry, follow, register, worker_entry, worker_gone
+from anabranch.sealing import checked
 from anabranch.signing import signer_of
 from anabranch.spans import Traces
 from anabranch.specs import AgentSpec, WorkerInfo
@@ -179,6 +180,7 @@ async def _serve_agent(
     broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
     worker_id, registry, store = _new_worker_id("agent", clockwork), Registry(signer), await _store(settings, namespace)
+    sealing = await checked(settings.sealing, namespace.name, store, app.keys)
     WORKER.set(worker_id)
     async with (
         _tracing(settings, "anabranch-agent", worker_id) as tracing,
@@ -186,7 +188,9 @@ async def _serve_agent(
         _model(settings, model) as opened,
     ):
         traces = None if tracing is None else AgentTraces(tracing, namespace, clockwork.now)
-        thinker = Thinker(opened, settings.agent, settings.prices, clockwork, settings.models, store, meters, traces)
+        thinker = Thinker(
+            opened, settings.agent, settings.prices, clockwork, settings.models, store, meters, traces, sealing
+        )
         await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs(), app.limit_specs(), signer)
         placing = Placing(broker, namespace, registry)
         station = Station(
@@ -204,6 +208,7 @@ async def _serve_agent(
             response_partitions=await broker.partitions(namespace.responses),
             place=placing.partition,
             store=store,
+            sealing=sealing,
             signer=signer,
             meters=meters,
             traces=traces,
@@ -257,6 +262,7 @@ async def _serve_tools(
     broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
     await _refuse_bad_topics(broker, _of_tools(namespace, queue, settings.kafka.partitions))
     worker_id, store = _new_worker_id("tool", clockwork), await _store(settings, namespace)
+    sealing = await checked(settings.sealing, namespace.name, store, app.keys)
     WORKER.set(worker_id)
     executor = Executor(settings.tool, clockwork.now)
     try:
@@ -275,6 +281,7 @@ async def _serve_tools(
                 rebalance_s=settings.kafka.session_timeout_s / 4 + REBALANCE_S,
                 lenient=lenient,
                 store=store,
+                sealing=sealing,
                 meters=meters,
                 traces=None if tracing is None else ToolTraces(tracing, queue),
             )

@@ -10,10 +10,8 @@ into a body. Called by: `agent/station.py`, `agent/owner.py`, `registry.py`, and
 
 from __future__ import annotations
 
-import binascii
 import hmac
-import re
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Mapping
 from struct import pack
 from typing import Final
@@ -21,11 +19,11 @@ from typing import Final
 from anabranch.codec import Headers, Outgoing, Record
 from anabranch.config import SigningSettings
 from anabranch.errors import ConfigError, WireError
+from anabranch.named_keys import named_keys
 
 SIGNATURE: Final = "ce_signature"
 OPEN: Final = frozenset({"tool.returned", "calls.handed_off", "run.cancelled"})
 """What tool workers and clients write: these are never asked for a signature."""
-LEAST_BYTES: Final = 32
 _NOT_SIGNED: Final = frozenset({SIGNATURE, "traceparent", "tracestate"})
 
 
@@ -74,29 +72,12 @@ def signer_of(settings: SigningSettings) -> Signer:
         if settings.mode == "require":
             raise ConfigError("ANABRANCH_SIGNING_MODE is require, and there is no key: set ANABRANCH_SIGNING_KEYS")
         return NO_SIGNER
-    keys = [_key(entry) for entry in re.split(r"[\s,]+", settings.keys) if entry]
-    if not keys or len(dict(keys)) < len(keys):
-        raise ConfigError("ANABRANCH_SIGNING_KEYS must hold one key or more, each with an id of its own")
-    return Signer(dict(keys), settings.mode == "require")
+    return Signer(named_keys(settings.keys, "ANABRANCH_SIGNING_KEYS"), settings.mode == "require")
 
 
 def verifier_of(settings: SigningSettings) -> Signer:
     """For who only looks: without a key everything is shown, and nothing is vouched for."""
     return NO_SIGNER if settings.keys is None else signer_of(settings)
-
-
-def _key(entry: str) -> tuple[str, bytes]:
-    name, _, text = entry.partition(":")
-    try:
-        key = b64decode(text, validate=True)
-    except binascii.Error:
-        key = b""
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,32}", name) or len(key) < LEAST_BYTES:
-        raise ConfigError(
-            f"ANABRANCH_SIGNING_KEYS must be of the form id:base64, each key of {LEAST_BYTES} bytes or more, parted by "
-            "spaces; `openssl rand -base64 32` makes one"
-        )
-    return name, key
 
 
 def _kind(headers: Headers) -> str:

@@ -1,4 +1,5 @@
-"""The store for what is too large for a record: a folder or a bucket, given by URL. The only user of obstore.
+"""The store for what is too large for a record: a folder or a bucket, given by URL. The only user of
+obstore, with `keys.py`.
 
 An object is named by the hash of its bytes, under its namespace and tenant, and is checked against the hash when it
 is read. It is written before the record that refers to it, so a crash in between leaves garbage and nothing else,
@@ -13,7 +14,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_before_delay, wait_random_exponential
@@ -25,6 +26,7 @@ from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 SCHEMES: Final = ("file", "s3", "gs", "az")
@@ -153,15 +155,19 @@ NO_STORE: Final = Store(None, "", StoreSettings())
 
 def opened(settings: StoreSettings, namespace: Namespace) -> Store:
     """The store of the settings, or one that refuses. Raises `ConfigError` for a URL that is none of ours."""
-    if settings.store is None:
-        return Store(None, namespace.name, settings)
-    shown, scheme = without_secrets(settings.store), urlsplit(settings.store).scheme
+    objects = objects_at(settings.store, "ANABRANCH_STORE") if settings.store is not None else None
+    return Store(objects, namespace.name, settings)
+
+
+def objects_at(url: str, variable: str) -> Any:
+    """obstore's store at the `url` that a setting gives. Raises `ConfigError`."""
+    shown, scheme = without_secrets(url), urlsplit(url).scheme
     if scheme not in SCHEMES:
-        raise ConfigError(f"the store {shown!r} (ANABRANCH_STORE) must be a URL of {', '.join(SCHEMES)}")
+        raise ConfigError(f"the store {shown!r} ({variable}) must be a URL of {', '.join(SCHEMES)}")
     try:
-        return Store(_objects(settings.store, scheme), namespace.name, settings)
+        return _objects(url, scheme)
     except Exception as error:  # noqa: BLE001 - whatever obstore does not like about it
-        raise ConfigError(f"the store {shown} (ANABRANCH_STORE) cannot be used: {_first_line(error)}") from None
+        raise ConfigError(f"the store {shown} ({variable}) cannot be used: {_first_line(error)}") from None
 
 
 def _objects(url: str, scheme: str) -> Any:
@@ -179,6 +185,11 @@ async def _of_large(data: bytes) -> str:
 
 async def _patiently(failing: str, within_s: float, work: Callable[[], Awaitable[T]]) -> T:
     """Do it, again and again while the store cannot be reached, for `within_s` seconds."""
+    return await until_available(within_s, tried_once, failing, work, min(TRY_S, max(1.0, within_s)))
+
+
+async def until_available(within_s: float, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do it, again and again for `within_s` seconds while it raises `StoreUnavailable`: then it raises that."""
 
     def tell(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
@@ -191,10 +202,11 @@ async def _patiently(failing: str, within_s: float, work: Callable[[], Awaitable
         before_sleep=tell,
         reraise=True,
     )
-    return await retrying(_once, failing, work, min(TRY_S, max(1.0, within_s)))
+    return await retrying(work, *args, **kwargs)
 
 
-async def _once(failing: str, work: Callable[[], Awaitable[T]], within_s: float) -> T:
+async def tried_once(failing: str, work: Callable[[], Awaitable[T]], within_s: float) -> T:
+    """Do it. Whatever obstore raises becomes a `StoreUnavailable`."""
     try:
         async with asyncio.timeout(within_s):
             return await work()

@@ -82,6 +82,15 @@
 - name: ANABRANCH_STORE
   value: {{ . | quote }}
 {{- end }}
+{{- if .root.Values.sealing.keys }}
+- name: ANABRANCH_KEYS
+  value: {{ .root.Values.sealing.keys | quote }}
+- name: ANABRANCH_KEYS_MASTER
+  valueFrom:
+    secretKeyRef:
+      name: {{ required "sealing.existingSecret: is missing: the Secret with the master key that wraps the keys" .root.Values.sealing.existingSecret }}
+      key: {{ .root.Values.sealing.masterKeyKey }}
+{{- end }}
 {{- if eq .pool.role "agent" }}
 {{- with .root.Values.anthropic.existingSecret }}
 - name: ANTHROPIC_API_KEY

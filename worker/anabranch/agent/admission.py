@@ -351,12 +351,15 @@ class Admission:
         if agent is None:
             known = ", ".join(sorted(self._station.registry.agents)) or "none"
             raise InvalidRequest(f"there is no agent {request.agent!r}; the agents are: {known}", "unknown_agent")
-        if sum(each is not None for each in (request.input, request.messages, request.messages_ref)) != 1:
+        given = (request.input, request.messages, request.messages_ref, request.messages_sealed)
+        if sum(each is not None for each in given) != 1:
             raise InvalidRequest(
                 "give either input or messages: the first user message, or a conversation to go on with"
             )
         if request.messages_ref is not None:
             self._refuse_beyond_store(request.messages_ref)
+        if request.messages_sealed is not None:
+            self._refuse_without_keys(request.messages_sealed)
         if request.input == [] or request.messages == []:
             raise InvalidRequest("input: is empty")
         if isinstance(request.input, str) and not request.input.strip():
@@ -374,6 +377,13 @@ class Admission:
             self._station.store.refuse(reference)
         except StoreError as error:
             raise InvalidRequest(f"messages_ref: {error}") from None
+
+    def _refuse_without_keys(self, sealed: str) -> None:
+        """Whether it opens is seen when it is needed."""
+        try:
+            self._station.sealing.refuse(sealed)
+        except StoreError as error:
+            raise InvalidRequest(f"messages_sealed: {error}") from None
 
 
 def _time_s(request: m.RunRequest, agent: AgentSpec) -> float:

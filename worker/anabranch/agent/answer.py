@@ -11,11 +11,21 @@ from typing import Any
 
 import orjson
 
-from anabranch.agent.referring import content_ref_of
+from anabranch.agent.referring import content_ref_of, content_sealed_of
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.bodies import read, whole
 from anabranch.errors import WireError
-from anabranch.messages import CallCounts, Content, RequestNoted, RunError, RunResponse, Timing, ToolResult, TotalUsage
+from anabranch.messages import (
+    SEALED,
+    CallCounts,
+    Content,
+    RequestNoted,
+    RunError,
+    RunResponse,
+    Timing,
+    ToolResult,
+    TotalUsage,
+)
 
 _STOPS = {
     "max_tokens": ("max_tokens", "the reply was cut off at its max_tokens"),
@@ -26,20 +36,24 @@ _STOPS = {
 
 def answer(run: Run) -> bytes:
     """The body for `agent.responses`. The run must have ended."""
-    return whole(response(run), "content_ref")
+    return _body(response(run))
 
 
 def referring_answer(run: Run, reference: str) -> bytes:
     """The same, with what the run said last in the store."""
-    return whole(replace(response(run), output=None, content=None, content_ref=reference))
+    return _body(replace(response(run), output=None, content=None, content_ref=reference))
 
 
 def brief_answer(run: Run, why: str) -> bytes:
     """The same, without what the run said last: it cannot be sent."""
     told = response(run)
     error = RunError("internal", f"the answer cannot be sent whole, but is in the run's log: {why}")
-    told = replace(told, output=None, content=None, content_ref=None, error=told.error or error)
-    return whole(told, "content_ref")
+    told = replace(told, output=None, content=None, content_ref=None, content_sealed=None, error=told.error or error)
+    return _body(told)
+
+
+def _body(told: RunResponse) -> bytes:
+    return whole(told, "content_ref", "content_sealed", "metadata_sealed")
 
 
 def response(run: Run) -> RunResponse:
@@ -48,14 +62,15 @@ def response(run: Run) -> RunResponse:
     last = last_words(run)
     stop = _said(last[-1].body)[0] if last else None
     parts = [content_ref_of(turn.body) for turn in last]
-    blocks = [] if any(parts) else [block for turn in last for block in _said(turn.body)[1]]
+    seals = [seal for turn in last if (seal := content_sealed_of(turn.body)) is not None]
+    blocks = [] if any(parts) or seals else [block for turn in last for block in _said(turn.body)[1]]
     output, content = words_of(blocks, run.ending.status == "completed")
     return RunResponse(
         run_id=run.run_id,
         agent=run.opening.request.agent,
         revision=run.opening.revision,
         status=run.ending.status,
-        output=output if not any(parts) else None,
+        output=output if not (any(parts) or seals) else None,
         content=content,
         content_ref=parts[0] if len(parts) == 1 else None,
         stop_reason=stop,
@@ -65,7 +80,14 @@ def response(run: Run) -> RunResponse:
         calls=_counts(run),
         timing=_timing(run),
         metadata=run.opening.request.metadata,
+        content_sealed=None if _is_forgotten(run) else seals or None,
+        metadata_sealed=None if _is_forgotten(run) else run.opening.request.metadata_sealed,
     )
+
+
+def _is_forgotten(run: Run) -> bool:
+    """Nobody can read any more what the run has said."""
+    return run.ending is not None and run.ending.error is not None and run.ending.error.code == "forgotten"
 
 
 def error_of(run: Run) -> RunError | None:
@@ -79,7 +101,7 @@ def error_of(run: Run) -> RunError | None:
 def note_answer(note: RequestNoted) -> bytes:
     """The answer to a request that was rejected."""
     error = note.error or RunError("invalid_request", "the request was rejected")
-    return whole(RunResponse(note.run_id, None, None, "failed", error=error), "content_ref")
+    return _body(RunResponse(note.run_id, None, None, "failed", error=error))
 
 
 def last_words(run: Run) -> list[Turn]:
@@ -144,12 +166,18 @@ def result_of(body: bytes) -> ToolResult | None:
         result = read(ToolResult, body)
     except WireError:
         return None
-    return result if (result.content is None) != (result.content_ref is None) else None
+    return result if _one_of(result.content, result.content_ref, result.content_sealed) else None
+
+
+def _one_of(*given: object) -> bool:
+    return sum(each is not None for each in given) == 1
 
 
 def shown_content(result: ToolResult) -> Content:
-    """What people are shown of a result without a look into the store."""
-    return result.content if result.content is not None else f"(in the store: {result.content_ref})"
+    """What people are shown of a result without a look into the store, or a key."""
+    if result.content is not None:
+        return result.content
+    return SEALED if result.content_ref is None else f"(in the store: {result.content_ref})"
 
 
 def _usage(run: Run) -> TotalUsage:

@@ -7,16 +7,18 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import orjson
+
 from anabranch.agent.conversation import request_body
 from anabranch.agent.fitting import Fitting
-from anabranch.agent.large import Incomplete, needed
+from anabranch.agent.large import Incomplete, needed, sealed_in
 from anabranch.agent.plan import BatchContext, Place, by_key, derived
 from anabranch.agent.state import Run
 from anabranch.agent.thinking import Request
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing, cloud_event
 from anabranch.errors import AnabranchError
-from anabranch.messages import StreamDelta
+from anabranch.messages import SEALED, StreamDelta
 from anabranch.prices import Price
 from anabranch.registry import Registry
 from anabranch.topics import Namespace
@@ -38,9 +40,10 @@ def to_request(
     used = frozenset(_ids_of(run))
     context = BatchContext(run.run_id, run.turn, "", agent, parallel, registry.tool, place, tenant, run.trace, used)
     build, fitting = partial(request_body, run, agent, tools), Fitting.of(run, agent, prices)
-    if not (references := needed(run)):
+    references, sealed = needed(run), sealed_in(run)
+    if not references and not sealed:
         return Request(run.life, context, run.opening.deadline, build(), fitting=fitting)
-    incomplete = Incomplete(run.opening.request.tenant, references, build)
+    incomplete = Incomplete(run.opening.request.tenant, references, build, run.run_id, sealed)
     return Request(run.life, context, run.opening.deadline, b"", incomplete, fitting)
 
 
@@ -65,8 +68,11 @@ def stream_record(namespace: Namespace, run: Run, context: BatchContext, event: 
     else:
         return None
     kind = "text" if text is not None else "tool_use"
-    attempt = derived(context.attempt, "stream")
-    delta = StreamDelta(run.run_id, context.turn, attempt, kind, text, tool, tool_use_id)  # type: ignore[arg-type]
+    attempt, sealed = derived(context.attempt, "stream"), None
+    if context.sealer is not None:
+        tool = tool if tool in context.agent.tools else SEALED if tool is not None else None
+        text, sealed = None, context.sealer.seal("stream", orjson.dumps(text)) if text is not None else None
+    delta = StreamDelta(run.run_id, context.turn, attempt, kind, text, tool, tool_use_id, sealed)  # type: ignore[arg-type]
     reply_to = run.opening.request.reply_to
     partition = reply_to.partition if reply_to is not None else None
     return cloud_event(namespace.stream, "stream.delta", "anabranch", run.run_id, dump(delta), partition=partition)

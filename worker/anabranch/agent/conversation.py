@@ -14,7 +14,7 @@ import orjson
 
 from anabranch.agent.answer import UNREADABLE, result_of
 from anabranch.agent.caching import Breakpoints, Mark, breakpoints, is_worth, marked
-from anabranch.agent.referring import content_ref_of
+from anabranch.agent.referring import content_elsewhere
 from anabranch.agent.state import Call, Result, Run, Turn
 from anabranch.agent.verbatim import members
 from anabranch.bodies import MAX_DEPTH, depth_of, read
@@ -30,7 +30,7 @@ _MARK = b',"content":['
 
 
 Found = Mapping[str, bytes]
-"""What was fetched from the store, by its reference: all that `agent.large.needed` names."""
+"""What was fetched from the store and opened, by what stands in its place: all that `agent.large.needed` names."""
 _NOTHING: Final[Found] = {}
 
 
@@ -112,29 +112,31 @@ def _marks(run: Run, points: Breakpoints) -> dict[int, Mark]:
 
 def _opening(request: RunRequest, found: Found) -> list[dict[str, Any]]:
     if request.messages_ref is not None:
-        return _messages_in(found[request.messages_ref], request.messages_ref)
+        return _messages_in(found[request.messages_ref], f"messages_ref: {request.messages_ref}")
+    if request.messages_sealed is not None:
+        return _messages_in(found[request.messages_sealed], "messages_sealed: it")
     if request.messages is not None:
         return list(request.messages)
     return [{"role": "user", "content": request.input}]
 
 
-def _messages_in(data: bytes, reference: str) -> list[dict[str, Any]]:
-    """What the client has put into the store is looked at as closely as if it had been in its request."""
+def _messages_in(data: bytes, where: str) -> list[dict[str, Any]]:
+    """What the client has put into the store, or sealed, is looked at as closely as if it had been in its request."""
     try:
         messages = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"messages_ref: {reference} is not JSON: {error}") from None
+        raise InvalidRequest(f"{where} is not JSON: {error}") from None
     if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
-        raise InvalidRequest(f"messages_ref: {reference} must be a list of messages that is not empty")
+        raise InvalidRequest(f"{where} must be a list of messages that is not empty")
     if depth_of(messages) > MAX_DEPTH:
-        raise InvalidRequest(f"messages_ref: {reference} nests deeper than {MAX_DEPTH} levels")
+        raise InvalidRequest(f"{where} nests deeper than {MAX_DEPTH} levels")
     return messages
 
 
 def content_of(body: bytes, found: Found = _NOTHING) -> bytes:
     """The content of a reply, as the bytes of a JSON list."""
-    if (reference := content_ref_of(body)) is not None:
-        return found[reference]
+    if (elsewhere := content_elsewhere(body)) is not None:
+        return found[elsewhere]
     head, mark, tail = body.partition(_MARK)
     if mark and tail.endswith(b"]}") and _is_whole(head + b"}"):
         return b"[" + tail[:-1]
@@ -164,7 +166,7 @@ def _results(turn: Turn, found: Found, mark: Mark | None) -> list[dict[str, Any]
 def _result(call: Call, found: Found) -> dict[str, Any]:
     result = call.result
     assert result is not None, "a batch is sent back only when it is complete"
-    content, failed = _said(result, found)
+    content, failed = _said(call, result, found)
     block: dict[str, Any] = {
         "type": "tool_result",
         "tool_use_id": call.planned.tool_use_id,
@@ -175,8 +177,10 @@ def _result(call: Call, found: Found) -> dict[str, Any]:
     return block
 
 
-def _said(result: Result, found: Found) -> tuple[Content, bool]:
+def _said(call: Call, result: Result, found: Found) -> tuple[Content, bool]:
     """What a call came to, and whether it failed."""
+    if result.body is None and (sealed := call.planned.rejected_sealed) is not None:
+        return orjson.loads(found[sealed]), True
     if result.body is None:
         return result.text or "", result.outcome != "ok"
     told = result_of(result.body)
@@ -186,10 +190,12 @@ def _said(result: Result, found: Found) -> tuple[Content, bool]:
 
 def _content(result: ToolResult, found: Found) -> Content | None:
     """What a result says, wherever it lies; None if it is nothing that a result can say."""
-    if result.content_ref is None:
+    if (elsewhere := result.content_ref or result.content_sealed) is None:
         return result.content
+    if elsewhere not in found:
+        return None
     try:
-        return read(ToolResult, b'{"content":' + found[result.content_ref] + b"}").content
+        return read(ToolResult, b'{"content":' + found[elsewhere] + b"}").content
     except WireError:
         return None
 

@@ -1,7 +1,7 @@
-"""What an agent worker keeps in the store, and fetches from it: large replies, answers, and what a run refers to.
+"""What an agent worker keeps in the store or seals, and gets from there: replies, answers, what a run refers to.
 
-The fold knows references only; they are resolved here, when a model call is about to be made, and what was fetched
-is in memory only as long as the call. Nothing here decides anything about a run: what cannot be had becomes
+The fold knows references and seals only; they are resolved here, when a model call is about to be made, and what was
+fetched is in memory only as long as the call. Nothing here decides anything about a run: what cannot be had becomes
 `Hopeless`, as when the model cannot be had.
 """
 
@@ -12,18 +12,23 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from anabranch import references
 from anabranch.agent import answer
 from anabranch.agent.conversation import Found, content_of
 from anabranch.agent.model import Hopeless
-from anabranch.agent.referring import Input, content_ref_of, referring
+from anabranch.agent.referring import Input, content_ref_of, content_sealed_of, referring, sealed_reply
 from anabranch.agent.reply import Reply, RequestedCall
 from anabranch.agent.state import Run
-from anabranch.errors import InvalidRequest, StoreError
+from anabranch.errors import Forgotten, InvalidRequest, StoreError
+from anabranch.sealing import NO_SEALING, Fields, Sealing, size_of
 from anabranch.store import Store
 from anabranch.topics import BODY_BYTES
+
+if TYPE_CHECKING:
+    from anabranch.seals import Sealer, What
 
 AT_ONCE: Final = 256 * 1024 * 1024
 """Bytes of what was fetched that a worker holds for its model calls, but for one call that is larger by itself."""
@@ -37,11 +42,25 @@ ANSWER_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Incomplete:
-    """A model call that refers to the store: `build` makes its body of what `references` name."""
+    """A model call that is not all in the log: `build` makes its body of what `references` name and `sealed` holds."""
 
     tenant: str | None
     references: tuple[str, ...]
     build: Callable[[Found], bytes]
+    run_id: str = ""
+    sealed: Fields = ()
+
+    @property
+    def size(self) -> int:
+        """The bytes that it stands for, about."""
+        return sum(map(references.size_of, self.references)) + sum(size_of(sealed) for _, sealed in self.sealed)
+
+
+class Completed(NamedTuple):
+    """The body of a model call, and what seals what the model says to it, if its run is sealed."""
+
+    body: bytes
+    sealer: Sealer | None
 
 
 def needed(run: Run) -> tuple[str, ...]:
@@ -56,25 +75,53 @@ def needed(run: Run) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
-class Large:
-    """The store, as model calls use it. `now` is epoch seconds."""
+def sealed_in(run: Run) -> Fields:
+    """What has to be opened for the next model call of `run`, if it is sealed."""
+    if (messages := run.opening.request.messages_sealed) is None:
+        return ()
+    found: list[tuple[What, str]] = [("messages", messages)]
+    for turn in run.turns:
+        if (content := content_sealed_of(turn.body)) is not None:
+            found.append(("reply", content))
+        for call in turn.calls.values():
+            result = call.result
+            if result is not None and result.body is not None:
+                told = answer.result_of(result.body)
+                found += [("result", told.content_sealed)] if told is not None and told.content_sealed else []
+            elif call.planned.rejected_sealed is not None:
+                found.append(("rejected", call.planned.rejected_sealed))
+    return tuple(found)
 
-    def __init__(self, store: Store, now: Callable[[], float]) -> None:
-        self._store, self._now = store, now
+
+class Large:
+    """The store and the keys, as model calls use them. `now` is epoch seconds."""
+
+    def __init__(self, store: Store, now: Callable[[], float], sealing: Sealing = NO_SEALING) -> None:
+        self._store, self._now, self._sealing = store, now, sealing
         self._used = 0
         self._freed = asyncio.Event()
 
     @asynccontextmanager
-    async def completed(self, incomplete: Incomplete, deadline: float) -> AsyncIterator[bytes]:
+    async def completed(self, incomplete: Incomplete, deadline: float) -> AsyncIterator[Completed]:
         """The body of the model call, while inside. Raises `Hopeless` if it cannot be had by the deadline."""
         try:
             for reference in incomplete.references:
                 self._store.refuse(reference)
-            async with self._room(sum(map(references.size_of, incomplete.references))):
+            for _, sealed in incomplete.sealed:
+                self._sealing.refuse(sealed)
+            async with self._room(incomplete.size):
                 within_s = deadline - self._now()
-                yield incomplete.build(await self._store.get_all(incomplete.references, incomplete.tenant, within_s))
+                found = await self._store.get_all(incomplete.references, incomplete.tenant, within_s)
+                sealer = None
+                if incomplete.sealed:
+                    tenant, run_id = incomplete.tenant, incomplete.run_id
+                    sealer = await self._sealing.sealer(tenant, run_id, within_s)
+                    found |= await self._sealing.open_all(incomplete.sealed, tenant, run_id, within_s)
+                yield Completed(incomplete.build(found), sealer)
         except InvalidRequest as error:
             raise Hopeless(error.code, str(error)) from None
+        except Forgotten as error:
+            raise Hopeless("forgotten", str(error)) from None
         except StoreError as error:
             raise Hopeless("internal", f"the model call cannot be made: {error}") from None
 
@@ -90,8 +137,12 @@ class Large:
             self._used -= size
             self._freed.set()
 
-    async def body_of(self, reply: Reply, tenant: str | None, deadline: float) -> bytes:
-        """What the log says of a reply: all of it, or where it lies. Raises `Hopeless` if it cannot be kept."""
+    async def body_of(self, reply: Reply, tenant: str | None, deadline: float, sealer: Sealer | None = None) -> bytes:
+        """What the log says of a reply: all of it, or where it lies; sealed, if there is a `sealer`. Raises `Hopeless`
+        if it cannot be kept.
+        """
+        if sealer is not None:
+            return await self._sealed(reply, sealer, tenant, deadline - self._now())
         if not self._store.takes(len(reply.body)):
             return reply.body
         within_s, fits = deadline - self._now(), len(reply.body) <= REPLY_BYTES
@@ -100,6 +151,19 @@ class Large:
             if reference is None:
                 return reply.body
             return referring(reply.body, reference, await self._inputs(reply.calls, tenant, within_s))
+        except StoreError as error:
+            raise Hopeless("internal", f"the reply cannot be kept: {error}", reply.usage) from None
+
+    async def _sealed(self, reply: Reply, sealer: Sealer, tenant: str | None, within_s: float) -> bytes:
+        seal = partial(self._sealing.seal, sealer, tenant=tenant, within_s=within_s)
+        try:
+            content = await seal("reply", content_of(reply.body))
+            inputs, room = {}, REPLY_BYTES // 2
+            for call in reply.calls:
+                data = json.dumps(call.input, separators=(",", ":")).encode()
+                inputs[call.tool_use_id] = sealed = await seal("input", data, inline_bytes=room)
+                room -= len(sealed)
+            return sealed_reply(reply.body, content, inputs)
         except StoreError as error:
             raise Hopeless("internal", f"the reply cannot be kept: {error}", reply.usage) from None
 
@@ -126,6 +190,13 @@ async def large_answer(store: Store, run: Run) -> bytes:
     fits = not named and len(inline) <= BODY_BYTES
     reference = await store.put_if(joined, tenant, ANSWER_S, fits)
     return inline if reference is None else answer.referring_answer(run, reference)
+
+
+def is_for_the_store(store: Store, run: Run) -> bool:
+    """Whether the answer has to be put into the store. What is sealed is there by now, as far as it is large."""
+    if run.opening.request.messages_sealed is not None:
+        return False
+    return is_in_pieces(run) or (store.takes(run.size) and store.takes(len(answer.answer(run))))
 
 
 def is_in_pieces(run: Run) -> bool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from anabranch.agent.conversation import content_of
-from anabranch.agent.referring import Input, content_ref_of, inputs_of
+from anabranch.agent.referring import Input, content_elsewhere, inputs_of
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.station import Station
 from anabranch.agent.traces import call_header
 from anabranch.bodies import whole
 from anabranch.codec import Outgoing, cloud_event
+from anabranch.errors import SealError
 from anabranch.messages import ReplyTo, ReplyTopic, ToolCall, lane_of
 from anabranch.spans import HEADER as TRACE
 
@@ -32,8 +34,7 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
         tenant=request.tenant,
         lane="bulk" if lane_of(run.life) == "bulk" else None,
         tool=planned.tool,
-        input=given if not isinstance(given, str) else None,
-        input_ref=given if isinstance(given, str) else None,
+        **_placed(given, run),
         dispatch=call.dispatch,
         deadline=run.deadline_of(call),
         idempotency_key=call_id,
@@ -48,15 +49,24 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
         "tool.call",
         station.worker_id,
         planned.key or call_id,
-        whole(body, "input_ref", "lane"),
+        whole(body, "input_ref", "input_sealed", "lane"),
         pairs,
         planned.partition,
     )
 
 
+def _placed(given: Input, run: Run) -> dict[str, Any]:
+    """The arguments in the field where they belong. Raises `SealError` rather than say in plain what must be sealed."""
+    if run.opening.request.messages_sealed is not None:
+        if not isinstance(given, str):
+            raise SealError(f"run {run.run_id} is sealed, and the arguments of a call of it are not")
+        return {"input_sealed": given}
+    return {"input_ref": given} if isinstance(given, str) else {"input": given}
+
+
 def _inputs(turn: Turn) -> Mapping[str, Input]:
     """The inputs of a reply's calls, by tool_use id; read once for all calls of the batch."""
-    if turn.inputs is None and content_ref_of(turn.body) is not None:
+    if turn.inputs is None and content_elsewhere(turn.body) is not None:
         turn.inputs = inputs_of(turn.body)
     elif turn.inputs is None:
         blocks = json.loads(content_of(turn.body))

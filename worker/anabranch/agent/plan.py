@@ -1,4 +1,4 @@
-"""The plan of a batch: what becomes of each call that the model asked for. PURE.
+"""The plan of a batch: what becomes of each call that the model asked for. PURE, but for what seals it.
 
 It is made once, when the reply arrives, from the registry and the agent's limits as they are then, and it
 is appended together with the reply; so whoever folds the log later needs neither. A call that cannot be run
@@ -11,14 +11,18 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema_rs
+import orjson
 
 from anabranch.about import Fields, traced
 from anabranch.agent.reply import RequestedCall
-from anabranch.messages import PlannedCall
+from anabranch.messages import SEALED, PlannedCall
 from anabranch.specs import AgentSpec, ToolSpec
+
+if TYPE_CHECKING:
+    from anabranch.seals import Sealer
 
 SHOWN = 2000
 """How much of an error's text the model gets to see, in characters."""
@@ -35,7 +39,9 @@ def by_key(spec: ToolSpec, key: str, tenant: str | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class BatchContext:
-    """What a plan depends on. `tool` finds a registered tool by name; `used` are the ids of the run's earlier calls."""
+    """What a plan depends on. `tool` finds a registered tool by name; `used` are the ids of the run's earlier calls,
+    and `sealer` is that of a run that is sealed.
+    """
 
     run_id: str
     turn: int
@@ -47,6 +53,7 @@ class BatchContext:
     tenant: str | None = None
     trace: str | None = None
     used: frozenset[str] = frozenset()
+    sealer: Sealer | None = None
 
     def about(self) -> Fields:
         """What its model call's log records are about."""
@@ -88,11 +95,13 @@ def _planned(index: int, call: RequestedCall, spec: ToolSpec | None, context: Ba
     allowed = context.agent.limits.max_calls_per_turn if context.parallel else 1
     if index >= allowed:
         text = f"not run: a turn may make {allowed} call{'s' if allowed != 1 else ''}, and this is number {index + 1}"
-        return PlannedCall(call_id, call.tool_use_id, call.tool[:128], rejected=text)
+        return PlannedCall(call_id, call.tool_use_id, _name(call, context), rejected=text)
     if spec is None:
-        return PlannedCall(call_id, call.tool_use_id, call.tool[:128], rejected=_unknown(call.tool, context))
+        why = _rejected(_unknown(call.tool, context), context)
+        return PlannedCall(call_id, call.tool_use_id, _name(call, context), **why)
     refused = call.refused or unfit(spec, call.input)
-    key = _key(call_id, spec, call.input)
+    key = _key(call_id, spec, call.input, context)
+    why = _rejected(f"invalid arguments for {spec.name}: {refused}"[:SHOWN], context) if refused else {}
     return PlannedCall(
         call_id,
         call.tool_use_id,
@@ -102,9 +111,21 @@ def _planned(index: int, call: RequestedCall, spec: ToolSpec | None, context: Ba
         delivery=spec.delivery,
         deadline_s=_deadline(spec),
         on_error=spec.on_error,
-        rejected=f"invalid arguments for {spec.name}: {refused}"[:SHOWN] if refused else None,
         partition=None if refused else context.place(spec, key, context.tenant),
+        **why,
     )
+
+
+def _name(call: RequestedCall, context: BatchContext) -> str:
+    """The tool's; one that the model has made up is what it says, like any text."""
+    return call.tool[:128] if context.sealer is None or call.tool in context.agent.tools else SEALED
+
+
+def _rejected(text: str, context: BatchContext) -> dict[str, Any]:
+    """Why a call is not run: the text may quote what the model has said."""
+    if context.sealer is None:
+        return {"rejected": text}
+    return {"rejected": SEALED, "rejected_sealed": context.sealer.seal("rejected", orjson.dumps(text))}
 
 
 def _unknown(name: str, context: BatchContext) -> str:
@@ -120,12 +141,13 @@ def _deadline(spec: ToolSpec) -> float | None:
     return spec.deadline_s
 
 
-def _key(call_id: str, spec: ToolSpec, arguments: dict[str, Any]) -> str:
-    """What decides the partition: the call, or the hash of its serial key."""
+def _key(call_id: str, spec: ToolSpec, arguments: dict[str, Any], context: BatchContext) -> str:
+    """What decides the partition: the call, or the hash of its serial key, which who guesses may try if it is plain."""
     if spec.serial_key is None:
         return call_id
     value = json.dumps(arguments.get(spec.serial_key), sort_keys=True)
-    return hashlib.sha256(f"{spec.serial_key}={value}".encode()).hexdigest()[:16]
+    text = f"{spec.serial_key}={value}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if context.sealer is None else context.sealer.hashed(text)
 
 
 def _predecessors(index: int, specs: Sequence[ToolSpec | None], planned: Sequence[PlannedCall]) -> list[str]:

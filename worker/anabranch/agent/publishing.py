@@ -16,7 +16,7 @@ from typing import Final
 from anabranch import messages as m
 from anabranch.agent.answer import answer, brief_answer, note_answer
 from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication
-from anabranch.agent.large import is_in_pieces, large_answer
+from anabranch.agent.large import is_for_the_store, large_answer
 from anabranch.agent.outbox import call_record, response_record
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
@@ -169,8 +169,7 @@ class Publisher:
         run = self._state.runs.get(due.run_id)
         if run is None or run.life != due.life or self.has_answer((run.run_id, run.life)):
             return None
-        takes = self._station.store.takes
-        return run if is_in_pieces(run) or (takes(run.size) and takes(len(answer(run)))) else None
+        return run if is_for_the_store(self._station.store, run) else None
 
     def _stored_and_sent(self, run: Run, due: AnswerDue) -> Sent:
         """What is large goes into the store, and the answer names it."""

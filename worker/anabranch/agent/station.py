@@ -25,6 +25,7 @@ from anabranch.kafka.seam import Appender
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.prices import Price
 from anabranch.registry import Registry
+from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.signing import NO_SIGNER, Signer
 from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace
@@ -68,6 +69,7 @@ class Station:
     response_partitions: int
     place: Place = by_key
     store: Store = NO_STORE
+    sealing: Sealing = NO_SEALING
     signer: Signer = NO_SIGNER
     fate: Fate = field(default_factory=Fate)
     meters: AgentMeters = field(default_factory=AgentMeters)

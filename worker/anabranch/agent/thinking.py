@@ -31,7 +31,7 @@ from anabranch.bodies import dump
 from anabranch.config import AgentSettings, ModelLimits
 from anabranch.meters import Counter
 from anabranch.prices import Price, price_of, usage_of
-from anabranch.references import size_of
+from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.store import NO_STORE, Store
 
 log = logging.getLogger(__name__)
@@ -110,11 +110,12 @@ class Thinker:
         store: Store = NO_STORE,
         meters: AgentMeters | None = None,
         traces: AgentTraces | None = None,
+        sealing: Sealing = NO_SEALING,
     ) -> None:
         self._meters, self._traces = meters or AgentMeters(), traces
         self._ask = self._asked if traces is None else partial(self._traced, traces)
         self._model, self._settings, self._prices, self._clockwork = model, settings, prices, clockwork
-        self._large = Large(store, clockwork.now)
+        self._large = Large(store, clockwork.now, sealing)
         self._steady = clockwork.steady
         self._lanes: Lanes[Job | _Trying] = Lanes(
             limits, settings.model_concurrency, self._wake_up, self._steady, settings.interactive_weight
@@ -201,7 +202,7 @@ class Thinker:
         self._attempts += 1
         size = len(request.body)
         if request.incomplete is not None:
-            size += sum(map(size_of, request.incomplete.references))
+            size += request.incomplete.size
         return lane.budget.start(size, request.context.agent.max_tokens, self._steady())
 
     def _settle(self, trying: _Trying, usage: dict[str, Any] | None) -> None:
@@ -239,14 +240,15 @@ class Thinker:
             if request.incomplete is None:
                 event = await self._until_answered(trying)
             else:
-                async with self._large.completed(request.incomplete, request.deadline) as body:
-                    trying.request = replace(request, body=body)
+                async with self._large.completed(request.incomplete, request.deadline) as (body, sealer):
+                    context = replace(request.context, sealer=sealer)
+                    trying.request = replace(request, body=body, incomplete=None, context=context)
                     event = await self._until_answered(trying)
         except Hopeless as error:
-            event = self._failed(request, error.code, error.message)
+            event = self._failed(trying.request, error.code, error.message)
         except Exception as error:
             log.exception("a model call of run %s failed inside", request.context.run_id)
-            event = self._failed(request, "internal", f"{type(error).__name__}: {error}")
+            event = self._failed(trying.request, "internal", f"{type(error).__name__}: {error}")
         trying.job.append(event)
 
     async def _until_answered(self, trying: _Trying) -> m.Event:
@@ -354,7 +356,7 @@ class Thinker:
     async def _replied(self, job: Job, request: Request, context: BatchContext, reply: Reply) -> m.Event:
         planned = plan(reply.calls, context)
         plan_json = dump(planned)
-        body = await self._large.body_of(reply, job.tenant or None, request.deadline)
+        body = await self._large.body_of(reply, job.tenant or None, request.deadline, context.sealer)
         if len(body) > REPLY_BYTES or len(plan_json) > HEADER_BYTES:
             size = len(reply.body) + len(plan_json)
             mend = "lower the agent's max_tokens, or give the workers a store (ANABRANCH_STORE)"
@@ -374,7 +376,9 @@ class Thinker:
         )
 
     def _failed(self, request: Request, code: str, message: str) -> m.Event:
-        error = m.RunError(code, message[:4000])
+        error, sealer = m.RunError(code, message[:4000]), request.context.sealer
+        if sealer is not None:  # it may quote what was said
+            error = m.RunError(code, m.SEALED, sealer.seal("error", dump(error.message)))
         return m.ModelFailed(
             request.context.run_id, request.life, request.context.turn, self._clockwork.new_id(), error
         )
@@ -383,6 +387,7 @@ class Thinker:
         usage = self._usage(context.agent.model, raw, self._meters.discarded)
         if request.fitting is not None:
             request.fitting.spend(usage)
+        reason = reason if context.sealer is None else m.SEALED
         return m.ModelDiscarded(context.run_id, request.life, context.turn, context.attempt, usage, reason[:1000])
 
     def _usage(self, model: str, raw: dict[str, Any], tokens: Counter) -> m.Usage:

@@ -24,6 +24,7 @@ _COMMANDS = (
     frame.Lazy("tools", "anabranch.cli.registered:tools", "The tools that are registered."),
     frame.Lazy("workers", "anabranch.cli.registered:workers", "The workers, and whether they are alive."),
     frame.Lazy("dlq", "anabranch.cli.deadletters:dlq", "Look at dead letters, and replay them."),
+    frame.Lazy("keys", "anabranch.cli.keys:keys", "The tenants' keys: list and make them, forget a tenant."),
     frame.Lazy("config", "anabranch.cli.config:config", "The settings in force, secrets masked."),
 )
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from anabranch.client import Client
     from anabranch.config import Settings
     from anabranch.kafka.seam import Broker
+    from anabranch.sealing import Sealing
     from anabranch.signing import Signer
     from anabranch.topics import Namespace
 
@@ -144,13 +145,22 @@ class Frame:
 
         return verifier_of(self.settings.signing)
 
+    def sealing(self) -> Sealing:
+        """The keys and the store of the settings, or of --app."""
+        from anabranch.sealing import opened
+        from anabranch.store import opened as open_store
+
+        app, namespace = self.app(), self.namespace()
+        store = open_store(self.settings.storage, namespace)
+        return opened(self.settings.sealing, namespace.name, store, app.keys if app is not None else None)
+
     def client(self) -> Client:
-        """A client of the namespace, with the store of the settings; nothing is connected yet."""
+        """A client of the namespace, with store and keys of the settings; nothing is connected yet."""
         from anabranch.client import Client
 
         settings = self.settings
         worker = replace(settings.worker, namespace=self.namespace().name)
-        return Client.for_app(settings=replace(settings, worker=worker), broker=self.broker())
+        return Client.for_app(self.app(), settings=replace(settings, worker=worker), broker=self.broker())
 
 
 _CONFIG = click.option(

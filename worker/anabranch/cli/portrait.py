@@ -15,6 +15,7 @@ from anabranch.agent.answer import response
 from anabranch.agent.state import Run
 from anabranch.bodies import lean
 from anabranch.cli.frame import printable
+from anabranch.cli.sealed import Told
 from anabranch.cli.tally import span
 from anabranch.cli.waterfall import Row, draw, legend, waterfall
 from anabranch.messages import RunResponse, lane_of
@@ -53,22 +54,25 @@ def moving(run: Run, now: float, width: int, height: int) -> Group:
     return Group(head(run), axis, *more, *rows[-room:])
 
 
-def whole(run: Run, now: float, width: int, *, answer: bool = True) -> Group:
-    """The whole picture, with how it ended; `answer`: and what it said."""
+def whole(run: Run, now: float, width: int, *, answer: bool = True, told: Told | None = None) -> Group:
+    """The whole picture, with how it ended; `answer`: and what it said. `told` is that, as far as it can be opened."""
     lines = [head(run), Text(), *draw(waterfall(run, now), width), Text(), legend(), *_facts(run, now)]
     if run.parked:
         lines.append(Text(f"parked: {printable(run.parked)}", "bold yellow"))
-    told = response(run) if run.ending is not None else None
-    if told is not None and told.error is not None:
-        lines += [Text(), error_text(told)]
+    told = told or (Told(response(run)) if run.ending is not None else None)
+    if told is not None and told.response.error is not None:
+        lines += [Text(), error_text(told.response)]
     if answer and told is not None and (words := words_in(told)) is not None:
         lines += [Text(), Text(printable(words))]
     return Group(*lines)
 
 
-def words_in(told: RunResponse) -> str | None:
+def words_in(told: Told) -> str | None:
     """What the run said last, or where that lies."""
-    return told.output if told.content_ref is None else f"(in the store: {told.content_ref})"
+    found = told.response
+    if found.content_sealed is not None:
+        return f"({told.hidden})"
+    return found.output if found.content_ref is None else f"(in the store: {found.content_ref})"
 
 
 def error_text(told: RunResponse) -> Text:
@@ -96,8 +100,10 @@ def _facts(run: Run, now: float) -> Iterator[Text]:
     yield Text(" · ".join(parts))
 
 
-def as_json(run: Run, now: float) -> dict[str, Any]:
-    """The run for scripts: `rows` as the waterfall has them, `response` (null while it runs) as it was sent."""
+def as_json(run: Run, now: float, told: Told | None = None) -> dict[str, Any]:
+    """The run for scripts: `rows` as the waterfall has them, `response` (null while it runs) as it was sent, or as it
+    was `told` to who has the keys.
+    """
     picture = waterfall(run, now)
     return {
         "run_id": run.run_id,
@@ -110,7 +116,7 @@ def as_json(run: Run, now: float) -> dict[str, Any]:
         "turns": len(run.turns),
         "rows": [_row_json(row) for row in picture.rows],
         "usage": lean(run.usage),
-        "response": lean(response(run)) if run.ending is not None else None,
+        "response": lean(told.response if told is not None else response(run)) if run.ending is not None else None,
     }
 
 

@@ -19,6 +19,7 @@ from anabranch.errors import AnabranchError
 if TYPE_CHECKING:
     from anabranch.agent.state import Run
     from anabranch.cli.logs import RunLog, Summary
+    from anabranch.cli.sealed import Told
 
 STATUSES = ("running", "parked", "completed", "failed", "cancelled", "expired")
 
@@ -90,20 +91,21 @@ def show(common: frame.Frame, run_id: str) -> None:
     """Draw a run as a waterfall: the model's time, and each call's wait and execution."""
     from anabranch.cli import portrait
 
-    run, now = frame.run_async(_read(common, run_id)), time.time()
+    (run, told), now = frame.run_async(_read(common, run_id)), time.time()
     if common.as_json:
-        frame.print_json(portrait.as_json(run, now))
+        frame.print_json(portrait.as_json(run, now, told))
         return
     console = frame.stdout()
-    console.print(portrait.whole(run, now, console.width if console.is_terminal else PLAIN_WIDTH))
+    console.print(portrait.whole(run, now, console.width if console.is_terminal else PLAIN_WIDTH, told=told))
 
 
 PLAIN_WIDTH = 100
 """Columns of a waterfall that goes into a file."""
 
 
-async def _read(common: frame.Frame, run_id: str) -> Run:
+async def _read(common: frame.Frame, run_id: str) -> tuple[Run, Told | None]:
     from anabranch.cli.logs import RunLog, not_found
+    from anabranch.cli.sealed import told
 
     broker, namespace = common.broker(), common.namespace()
     async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
@@ -114,7 +116,7 @@ async def _read(common: frame.Frame, run_id: str) -> Run:
                     f"run {run_id!r} waits to be admitted: `anabranch runs watch {run_id}` waits for it"
                 )
             raise not_found(namespace, log)
-        return run
+    return run, await told(common, run)
 
 
 async def _waits(common: frame.Frame, log: RunLog) -> bool:
@@ -135,6 +137,7 @@ def watch(common: frame.Frame, run_id: str) -> int:
 async def _watch(common: frame.Frame, run_id: str) -> str:
     from anabranch.cli.logs import RunLog, not_found
     from anabranch.cli.portrait import status_of
+    from anabranch.cli.sealed import told
     from anabranch.cli.watching import Watch
 
     broker, namespace = common.broker(), common.namespace()
@@ -145,7 +148,7 @@ async def _watch(common: frame.Frame, run_id: str) -> str:
         if log.run is None and not await _waits(common, log):
             raise not_found(namespace, log)
         await watch.until(lambda: log.note is not None)
-        watch.finish(answer=True)
+        watch.finish(answer=True, told=await told(common, log.run) if log.run is not None else None)
         if log.run is None:
             raise not_found(namespace, log)
         return status_of(log.run)

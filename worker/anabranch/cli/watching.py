@@ -18,6 +18,7 @@ from anabranch.agent.answer import response
 from anabranch.cli import portrait
 from anabranch.cli.frame import printable
 from anabranch.cli.logs import RunLog
+from anabranch.cli.sealed import Told
 from anabranch.cli.steps import changes, facts, named, told
 from anabranch.view import RunEvent
 
@@ -49,17 +50,20 @@ class Watch:
                 async for event in self._log.read(FRAME_S):
                     self._tell(event)
 
-    def finish(self, answer: bool) -> None:
-        """The whole picture, once more and for good; `answer`: with what the run said, or why it failed."""
+    def finish(self, answer: bool, told: Told | None = None) -> None:
+        """The whole picture, once more and for good; `answer`: with what the run said, or why it failed, as it was
+        `told`.
+        """
         run = self._log.run
         if run is None or self._quiet:
             return
         if self._moving:
             now = max(time.time(), self._log.last_at)
-            self._console.print(portrait.whole(run, now, self._console.width, answer=answer))
+            self._console.print(portrait.whole(run, now, self._console.width, answer=answer, told=told))
         elif answer and run.ending is not None:
-            told = response(run)
-            self._console.print(portrait.error_text(told) if told.error else printable(portrait.words_in(told) or ""))
+            told = told or Told(response(run))
+            error = portrait.error_text(told.response) if told.response.error else None
+            self._console.print(error or printable(portrait.words_in(told) or ""))
 
     def _ended(self) -> bool:
         run = self._log.run

@@ -1,7 +1,7 @@
-"""What a tool worker fetches from the store, and keeps there: inputs and results that are too large for a record.
+"""Inputs and results that are not in their records as they are: too large, and in the store; or sealed.
 
-An input is fetched when its call is about to run, and not before. What cannot be had or kept costs only its call.
-Called by `serving.py`.
+An input is fetched and opened when its call is about to run, and not before. What cannot be had or kept costs only its
+call. Called by `serving.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import orjson
 from anabranch.bodies import depth_of, dump, read
 from anabranch.errors import TooLarge, WireError
 from anabranch.messages import Json, ToolCall, ToolResult
+from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.store import Store
 from anabranch.topics import BODY_BYTES
 
@@ -22,15 +23,20 @@ LEAST_S = 1.0
 """How long the store is tried at least, in seconds: the deadline of a call may be past when it has its result."""
 
 
-async def input_of(store: Store, call: ToolCall, now: float) -> dict[str, Json]:
+async def input_of(store: Store, call: ToolCall, now: float, sealing: Sealing = NO_SEALING) -> dict[str, Json]:
     """The arguments of a call, wherever they lie. Raises `StoreError`, or `WireError` if they are no object."""
-    if call.input_ref is None:
-        return call.input or {}
-    data = await store.get(call.input_ref, call.tenant, _left(call, now))
+    if call.input is not None:
+        return call.input
+    if call.input_sealed is not None:
+        where, left = "input_sealed: it", _left(call, now)
+        data = await sealing.open("input", call.input_sealed, call.tenant, call.run_id, left)
+    else:
+        where, reference = f"input_ref: {call.input_ref}", call.input_ref or ""
+        data = await store.get(reference, call.tenant, _left(call, now))
     try:
         arguments = read(dict[str, Json], data)
     except WireError as error:
-        raise WireError(f"input_ref: {call.input_ref} is not a JSON object: {error}") from None
+        raise WireError(f"{where} is not a JSON object: {error}") from None
     refuse_depth(arguments)
     return arguments
 
@@ -41,15 +47,29 @@ def refuse_depth(arguments: dict[str, Json] | None) -> None:
         raise WireError(f"input: nests deeper than {MAX_INPUT_DEPTH} levels")
 
 
-async def body_of(store: Store, result: ToolResult, call: ToolCall, now: float) -> bytes:
-    """The body of `tool.returned`: the result, or where its content lies. Raises `TooLarge`, `StoreError`."""
+async def body_of(store: Store, result: ToolResult, call: ToolCall, now: float, sealing: Sealing = NO_SEALING) -> bytes:
+    """The body of `tool.returned`: the result, or where its content lies; sealed, if the call was. Raises `TooLarge`,
+    `StoreError`.
+    """
+    if call.input_sealed is not None:
+        return await _sealed(sealing, result, call, _left(call, now))
     body = dump(result)
-    fits = len(body) <= BODY_BYTES
     if store.takes(len(body)):
+        fits = len(body) <= BODY_BYTES
         reference = await store.put_if(orjson.dumps(result.content), call.tenant, _left(call, now), fits)
         if reference is not None:
             return dump(replace(result, content=None, content_ref=reference))
-    if not fits:
+    return _fitting(body)
+
+
+async def _sealed(sealing: Sealing, result: ToolResult, call: ToolCall, within_s: float) -> bytes:
+    sealer = await sealing.sealer(call.tenant, call.run_id, within_s)
+    sealed = await sealing.seal(sealer, "result", orjson.dumps(result.content), call.tenant, within_s)
+    return _fitting(dump(replace(result, content=None, content_sealed=sealed)))
+
+
+def _fitting(body: bytes) -> bytes:
+    if len(body) > BODY_BYTES:
         mend = "give the tool a lower max_result, or the workers a store (ANABRANCH_STORE)"
         raise TooLarge(f"{len(body)} bytes, of {BODY_BYTES} at most: {mend}")
     return body

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from anabranch.about import Fields, about_record, place_of, traced
 from anabranch.app import App, Call, Tool
-from anabranch.bodies import read
+from anabranch.bodies import dump, read
 from anabranch.codec import Outgoing, Record, cloud_event, header
 from anabranch.config import ToolSettings
 from anabranch.deadletters import dead_letter
@@ -26,6 +26,7 @@ from anabranch.kafka.seam import Appender, Place
 from anabranch.limits import Serially
 from anabranch.messages import OUTCOME_UNKNOWN, ResultOutcome, ToolCall, ToolResult
 from anabranch.meters import OTHER
+from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid
 from anabranch.store import NO_STORE, Store
@@ -64,6 +65,7 @@ class Bench:
     rebalance_s: float = 5.0
     lenient: bool = False
     store: Store = NO_STORE
+    sealing: Sealing = NO_SEALING
     meters: ToolMeters = field(default_factory=ToolMeters)
     traces: ToolTraces | None = None
 
@@ -151,8 +153,8 @@ class Job:
 def read_job(record: Record, tools: dict[str, Tool], now: float) -> Job:
     """Raises `WireError` if the record is no call that can be answered."""
     call = read(ToolCall, record.value)
-    if (call.input is None) == (call.input_ref is None):
-        raise WireError("input: is missing, and so is input_ref, or both are there")
+    if sum(each is not None for each in (call.input, call.input_ref, call.input_sealed)) != 1:
+        raise WireError("input: is missing, and so are input_ref and input_sealed, or several are there")
     large.refuse_depth(call.input)
     life = header(record.headers, "ce_life")
     if life is None:
@@ -324,7 +326,7 @@ class Service:
             lane=call.lane or "interactive",
         )
         try:
-            arguments = await large.input_of(self._bench.store, call, self._bench.now())
+            arguments = await large.input_of(self._bench.store, call, self._bench.now(), self._bench.sealing)
         except (StoreError, WireError) as error:
             return self._without_tool("error", f"{tool.name} was not run: its input cannot be had: {error}")
         try:
@@ -367,7 +369,7 @@ class Service:
         except (StoreError, TooLarge, WireError) as error:
             text = f"the result of {job.call.tool[:128]} cannot be sent: {error}"
             shorter = Execution("error", text, execution.started_at, execution.finished_at, execution.tries)
-            await self._bench.appender.append(await self._result(job, shorter))
+            await self._bench.appender.append(await self._result(job, shorter, plain=True))
 
     async def bury(self, record: Record, kind: str, reason: str) -> None:
         """Keep a record as a dead letter; returns when the broker has it, or never will."""
@@ -377,10 +379,12 @@ class Service:
         except AnabranchError as error:
             log.error("%s is not kept: %s", place_of(record), error, extra=about_record(record))
 
-    async def _result(self, job: Job, execution: Execution) -> Outgoing:
+    async def _result(self, job: Job, execution: Execution, plain: bool = False) -> Outgoing:
+        """`plain`: it says nothing of what the call said, and so need not be sealed."""
         call, worker = job.call, self._bench.worker_id
         result = ToolResult(execution.content, execution.started_at, execution.finished_at, execution.tries, worker)
-        body = await large.body_of(self._bench.store, result, call, self._bench.now())
+        bench = self._bench
+        body = dump(result) if plain else await large.body_of(bench.store, result, call, bench.now(), bench.sealing)
         pairs = [("ce_runid", call.run_id), ("ce_life", job.life), ("ce_callid", call.call_id)]
         pairs.append(("ce_outcome", execution.outcome))
         if job.trace is not None:

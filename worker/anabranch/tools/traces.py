@@ -98,7 +98,7 @@ class ToolTraces:
             "anabranch.queue": self._queue,
         }
         if self._traces.content:
-            given = call.input if call.input is not None else {"input_ref": call.input_ref}
+            given = call.input if call.input is not None else {"input_ref": call.input_ref or call.input_sealed}
             attributes["gen_ai.tool.call.arguments"] = _json(given)
             attributes["gen_ai.tool.call.result"] = _json(execution.content)
         return attributes

@@ -1,0 +1,89 @@
+"""What a client seals of what it asks for, and opens of what it gets.
+
+Responsible for: which fields of requests, answers and streams are sealed. Must never: leave a text beside its seal.
+Called by: `client.py`, and the commands that show an answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from anabranch.agent.answer import words_of
+from anabranch.bodies import dump, read
+from anabranch.errors import StoreError, WireError
+from anabranch.messages import Json, RunError, RunRequest, RunResponse, StreamDelta
+from anabranch.sealing import NO_SEALING, Sealing
+
+STORE_S: Final = 30.0
+"""How long keys and store are tried for a request or an answer."""
+
+
+def is_sealed(response: RunResponse) -> bool:
+    """Whether something in it is."""
+    told_of_error = response.error is not None and response.error.message_sealed is not None
+    return told_of_error or response.content_sealed is not None or response.metadata_sealed is not None
+
+
+class ClientSeals:
+    """See the module."""
+
+    def __init__(self, sealing: Sealing = NO_SEALING) -> None:
+        self._sealing = sealing
+
+    @property
+    def is_set(self) -> bool:
+        """Whether requests are sealed."""
+        return self._sealing.is_set
+
+    async def request(self, request: RunRequest) -> RunRequest:
+        """With its texts sealed; they may be large, and are in the store then. Raises `StoreError`: `Forgotten`."""
+        tenant, messages = request.tenant, request.messages
+        sealer = await self._sealing.sealer(tenant, request.run_id or "", STORE_S)
+        if request.metadata is not None:
+            request = replace(request, metadata=None, metadata_sealed=sealer.seal("metadata", dump(request.metadata)))
+        if request.input and not (isinstance(request.input, str) and request.input.isspace()):
+            messages = [{"role": "user", "content": request.input}]
+        if not messages:
+            return request  # there is nothing to hide, and the worker will say what is missing
+        sealed = await self._sealing.seal(sealer, "messages", dump(messages), tenant, STORE_S)
+        return replace(request, input=None, messages=None, messages_sealed=sealed)
+
+    async def response(self, response: RunResponse, tenant: str | None) -> RunResponse:
+        """With all that is sealed opened. Raises `StoreError`: `Forgotten`."""
+        run_id, error = response.run_id, response.error
+        if response.metadata_sealed is not None:
+            metadata = await self._read("metadata", response.metadata_sealed, tenant, run_id)
+            response = replace(response, metadata=metadata, metadata_sealed=None)
+        if error is not None and error.message_sealed is not None:
+            message = await self._read("error", error.message_sealed, tenant, run_id)
+            response = replace(response, error=RunError(error.code, message))
+        if response.content_sealed is None:
+            return response
+        blocks: list[dict[str, Json]] = []
+        for part in response.content_sealed:
+            blocks += await self._read("reply", part, tenant, run_id)
+        output, content = words_of(blocks, response.status == "completed")
+        return replace(response, output=output, content=content, content_sealed=None)
+
+    async def delta(self, delta: StreamDelta, tenant: str | None) -> StreamDelta:
+        """A piece of the stream, opened. Raises `StoreError`: `Forgotten`."""
+        if delta.text_sealed is None:
+            return delta
+        text = await self._read("stream", delta.text_sealed, tenant, delta.run_id)
+        return replace(delta, text=text, text_sealed=None)
+
+    async def _read(self, what: Any, sealed: str, tenant: str | None, run_id: str) -> Any:
+        data = await self._sealing.open(what, sealed, tenant, run_id, STORE_S)
+        try:
+            return read(_KINDS[what], data)
+        except WireError as error:
+            raise StoreError(f"a sealed {what} of run {run_id} is not what it should be: {error}") from None
+
+
+_KINDS: Final[dict[str, Any]] = {
+    "metadata": dict[str, Json],
+    "error": str,
+    "reply": list[dict[str, Json]],
+    "stream": str,
+}
