@@ -7,7 +7,7 @@ Called by: pytest.
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.support import builders as b
 from tests.support.desk import Desk, Log
@@ -80,7 +80,14 @@ def judge(log: Log, names: dict[m.Lane, list[str]]) -> None:
 RUNS = st.lists(st.sampled_from("xyz"), max_size=4)
 
 
+_OTHER_LANE_LATE = [
+    *[(False, "interactive"), (False, "bulk"), (True, "interactive"), (True, "interactive"), (True, "land")],
+    *[(False, "interactive"), (False, "interactive"), (False, "land"), (True, "bulk")],
+]
+
+
 @given(RUNS, RUNS, st.lists(STEPS, max_size=30))
+@example(["x", "x", "x"], ["x"], _OTHER_LANE_LATE)
 def test_two_owners_at_once_lose_no_request_and_open_no_run_twice(
     interactive: list[str], bulk: list[str], steps: list[tuple[bool, str]]
 ) -> None:

@@ -115,6 +115,8 @@ class Admission:
         self._links: deque[_Link] = deque()
         self._opened: Counter[str] = Counter()  # the runs that `_links` open
         self._starts = 0  # how often we have started over
+        self._astray = False  # whether we have to
+        owner.on_link = self._follow
 
     @property
     def waiting_since(self) -> float:
@@ -144,20 +146,27 @@ class Admission:
         while self._links:
             self._read_back(self._links.popleft())
 
-    def folded(self) -> None:
-        """The fold has moved on: events of ours that it has passed are settled.
+    def _follow(self) -> None:
+        """The fold has taken one event that takes a request up, ours or another's: what it has passed is settled.
 
-        If it is no longer where the first of the others presumes it, none of them will count.
+        If it is no longer where the first of the others presumes it, none of them will count. That has to be seen at
+        each event: a later one may lead to where ours, which lies before it and did not count, would have.
         """
         nexts = self._owner.state.nexts
         while self._links and nexts.is_past(self._links[0].reaches):
             self._read_back(self._links.popleft())
         if self._links and self._links[0].after != nexts:
+            self._starts += 1
+            self._astray = True
+            self.drop()
+
+    def folded(self) -> None:
+        """All that was at hand is folded."""
+        if self._astray:
+            self._astray = False
             partition = self._owner.partition
             what = {"partition": partition}
             log.info("partition %d: others took requests up as well: starting over", partition, extra=what)
-            self._starts += 1
-            self.drop()
             self._read_again()
 
     def _read_back(self, link: _Link) -> None:

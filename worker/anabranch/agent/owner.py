@@ -76,6 +76,7 @@ class Owner:
         self.partition, self._station, self._calls, self._hooks = partition, station, calls, hooks
         self.state = Partition()
         self.live = False
+        self.on_link: Callable[[], None] = lambda: None  # hears of each event that takes a request up
         self._giving_up = False
         self._end = 0
         self._publisher = Publisher(partition, station, self.state, 0, self._close)
@@ -247,6 +248,8 @@ class Owner:
         for defect in self.state.defects:
             log.critical("partition %d: %s", self.partition, defect, extra=self._about(event))
         self.state.defects.clear()
+        if isinstance(event, m.RunRequested | m.RequestNoted):
+            self.on_link()
         match event:
             case m.ModelReplied() | m.ModelFailed():
                 self._calls.read_back(event)
