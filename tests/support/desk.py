@@ -19,12 +19,13 @@ from anabranch import messages as m
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
+from anabranch.agent.jobs import Clockwork, Job
 from anabranch.agent.owner import Hooks, Owner
 from anabranch.agent.room import Room
 from anabranch.agent.saturation import Saturation
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
-from anabranch.agent.thinking import Clockwork, Job, Thinker
+from anabranch.agent.thinking import Thinker
 from anabranch.agent.traces import AgentTraces
 from anabranch.codec import Outgoing, decode, encode, header
 from anabranch.config import AgentSettings

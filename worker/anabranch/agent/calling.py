@@ -18,10 +18,10 @@ from typing import Any, Final
 from anabranch import messages as m
 from anabranch.agent.asking import stream_record, to_request
 from anabranch.agent.effects import ModelDue
+from anabranch.agent.jobs import Job, Request
 from anabranch.agent.plan import BatchContext
 from anabranch.agent.state import Run
 from anabranch.agent.station import Station
-from anabranch.agent.thinking import Job, Request
 from anabranch.kafka.sent import Sent
 
 log = logging.getLogger(__name__)
@@ -71,22 +71,19 @@ class ModelCalls:
             known = None
         if due is None or known is not None or life in self._unread:
             return
+        agent = self._station.registry.agent(run.opening.request.agent or "", run.opening.revision)
         job = Job(
             run.opening.request.tenant or "",
-            self._model_of(run),
+            agent.model if agent is not None else "",  # if the registry does not know it, `_prepare` will tell
             prepare=partial(self._prepare, life, due.turn),
             append=partial(self._append, life),
             on_event=partial(self._speak, run),
             due_at=self._station.clockwork.steady(),
             lane=m.lane_of(run.life),
+            fallback=agent.fallback if agent is not None else None,
         )
         self._calls[life] = _Call(due.turn, job)
         self._station.thinker.submit(job)
-
-    def _model_of(self, run: Run) -> str:
-        """Whose limits hold; "" if the registry does not know the run's agent, which `_prepare` will tell."""
-        agent = self._station.registry.agent(run.opening.request.agent or "", run.opening.revision)
-        return agent.model if agent is not None else ""
 
     def has(self, life: Life, turn: int) -> bool:
         """Whether this very call is being made, or waits for its place."""

@@ -222,6 +222,7 @@ def _fold_reply(run: Run, event: m.ModelReplied, offset: int, at: float) -> None
     run.size += len(event.body)
     calls = {planned.call_id: Call(planned) for planned in event.plan}
     turn = Turn(event.turn, event.attempt, event.outcome, event.body, at, calls, inputs=event.inputs, usage=event.usage)
+    turn.model = event.model
     run.turns.append(turn)
     if event.outcome == "final":
         _finish(run, Ending("completed", offset, at))
