@@ -84,11 +84,15 @@ class Jobs:
 
     due: list[Job] = field(default_factory=list)
     cancelled: list[Job] = field(default_factory=list)
+    used: dict[Job, m.ModelDiscarded] = field(default_factory=dict)
 
     def submit(self, job: Job) -> None:
         self.due.append(job)
 
-    def cancel(self, job: Job) -> None:
+    def spent(self, job: Job) -> m.ModelDiscarded | None:
+        return self.used.get(job)
+
+    def cancel(self, job: Job, why: str = "") -> None:
         self.cancelled.append(job)
         if job in self.due:
             self.due.remove(job)

@@ -241,7 +241,11 @@ def _dispatched(run: str, life: str, h: _Head, body: bytes) -> m.Event:
 
 
 def _expired(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    return m.RunExpired(run, life, read(_Reason, body).reason)
+    reason, attempt = read(_Reason, body).reason, h.get("ce_attempt")
+    if attempt is None:
+        return m.RunExpired(run, life, reason)
+    used: m.AttemptUsage = h.body("ce_usage", m.AttemptUsage)
+    return m.RunExpired(run, life, reason, attempt, m.Usage(*_USAGE(used)), used.model, used.tried or ())
 
 
 def _snapshot(run: str, life: str, h: _Head, body: bytes) -> m.Event:
@@ -302,14 +306,14 @@ def _parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
         case m.ModelReplied():
             pairs = [*_attempt(event), ("ce_outcome", event.outcome), ("ce_error", event.code)]
             plan = event.plan_json if event.plan_json is not None else dump(event.plan)
-            pairs += [("ce_plan", plan.decode()), ("ce_usage", _used(event))]
+            pairs += [("ce_plan", plan.decode()), ("ce_usage", _used(event.usage, event))]
             return "model.replied", pairs, event.body
         case m.ModelFailed():
             error = event.error
             failure = m.ModelFailure(error.code, error.message, error.message_sealed, event.tried or None)
             return "model.failed", _attempt(event), dump(failure)
         case m.ModelDiscarded():
-            pairs = [*_attempt(event), ("ce_usage", _used(event))]
+            pairs = [*_attempt(event), ("ce_usage", _used(event.usage, event))]
             return "model.discarded", pairs, dump(_Reason(event.reason))
         case m.ToolReturned():
             return "tool.returned", [("ce_callid", event.call_id), ("ce_outcome", event.outcome)], event.body
@@ -341,7 +345,8 @@ def _small_parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
             pairs = [("ce_before", event.before), ("ce_beforebulk", event.before_bulk)]
             return "run.cancelled", pairs, dump(_Reason(event.reason))
         case m.RunExpired():
-            return "run.expired", [], dump(_Reason(event.reason))
+            used = _used(event.usage, event) if event.usage is not None else None
+            return "run.expired", [("ce_attempt", event.attempt), ("ce_usage", used)], dump(_Reason(event.reason))
         case m.RunSnapshot():
             pairs = [("ce_asof", event.as_of), ("ce_nextrequest", event.next_request), ("ce_nextbulk", event.next_bulk)]
             return "run.snapshot", [*pairs, ("ce_part", event.part), ("ce_parts", event.parts)], event.body
@@ -354,9 +359,9 @@ def _link(event: m.RunRequested | m.RequestNoted) -> _Pairs:
     return [("ce_after", event.after), ("ce_afterbulk", event.after_bulk), ("ce_requestoffset", offset)]
 
 
-def _used(event: m.ModelReplied | m.ModelDiscarded) -> str:
+def _used(usage: m.Usage, event: m.ModelReplied | m.ModelDiscarded | m.RunExpired) -> str:
     """A cost that is null stands there: nobody knows it."""
-    used = m.AttemptUsage.of(event.usage, event.model, event.tried)
+    used = m.AttemptUsage.of(usage, event.model, event.tried)
     return whole(used, "model", "tried").decode()
 
 

@@ -188,6 +188,7 @@ _MAY_LACK: Final[Mapping[type, frozenset[str]]] = {
     m.RequestNoted: frozenset({"ce_afterbulk"}),
     m.ModelReplied: frozenset({"ce_error"}),
     m.RunSnapshot: frozenset({"ce_nextbulk"}),
+    m.RunExpired: frozenset({"ce_attempt", "ce_usage"}),  # while the model speaks
     m.ToolReturned: frozenset({"ce_outcome"}),  # `ok` if it is left out
 }
 
@@ -238,7 +239,7 @@ EVENTS: Final[tuple[Kind, ...]] = (
         of_a_run=False,
     ),
     _event(m.RunCancelled, "run.cancelled", "reason", "The run is to end; a client names no life", _CANCEL),
-    _event(m.RunExpired, "run.expired", "reason", "The run's deadline is past"),
+    _event(m.RunExpired, "run.expired", "reason", "The run's deadline is past", "ce_attempt ce_usage"),
     _event(
         m.RunSnapshot,
         "run.snapshot",

@@ -142,6 +142,7 @@ EVENTS: Final[tuple[m.Event, ...]] = (
     m.RunCancelled(RUN, None, "cancelled by its client", 20, 41),
     m.RunCancelled(RUN, LIFE, "cancelled by its client"),
     m.RunExpired(RUN, LIFE, "past its deadline"),
+    m.RunExpired(RUN, LIFE, "past its deadline", ATTEMPT, _usage, "claude-haiku-4-5", (_spoke,)),
     m.RunSnapshot(RUN, LIFE, 4711, 18, 1, 1, "worker-1", b'{"pieces":[[0,"{}"]]}', next_bulk=41),
 )
 """At least one of each kind of event that we write."""

@@ -370,9 +370,15 @@ class RunCancelled:
 
 @dataclass(frozen=True, slots=True)
 class RunExpired:
+    """`attempt` is the model call that nobody waits for any more, if there was one, and `usage` what it had used."""
+
     run_id: str
     life: str
     reason: str
+    attempt: str | None = None
+    usage: Usage | None = None
+    model: str | None = None
+    tried: tuple[Tried, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

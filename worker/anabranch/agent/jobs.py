@@ -87,6 +87,7 @@ class Trying:
     request: Request
     grant: Grant | None
     untold: Tries
+    context: BatchContext  # of the attempt that is out, or was last
     found: Found = field(default_factory=dict)
     granted: asyncio.Future[None] | None = None
     body_for: str = ""  # the model that the request's body is for

@@ -112,6 +112,15 @@ class Outcomes:
         )  # fmt: skip
         trying.job.append(event)
 
+    def so_far(self, trying: Trying) -> m.ModelDiscarded:
+        """The attempt that is out as if it came to nothing now. It is not counted: that comes when it does."""
+        context, why = trying.context, "the run's deadline has passed"
+        usage = usage_of(trying.used, self._price_of(context.agent.model))
+        tried = (*trying.untold.all, self._tried(trying, "ended", why))
+        return m.ModelDiscarded(
+            context.run_id, trying.request.life, context.turn, context.attempt, usage, why, trying.foreign, tried
+        )
+
     def _tried(self, trying: Trying, failure: Nothing | None = None, reason: str | None = None) -> m.Tried:
         at, began = trying.began
         took_s = round(self._clockwork.steady() - began, 3)

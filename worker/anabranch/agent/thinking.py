@@ -68,6 +68,7 @@ class Thinker:
         self._steady = clockwork.steady
         self._lanes: Lanes[Job | Trying] = Lanes(limits, settings, self._wake_up, self._steady)
         self._running: dict[Job, asyncio.Task[None]] = {}
+        self._begun: dict[Job, Trying] = {}
         self._attempts = 0
         self._wake = asyncio.Event()
         self._stopped = False
@@ -105,6 +106,11 @@ class Thinker:
         else:
             for model in filter(None, (job.model, job.fallback)):
                 self._lanes.of(model).remove(job.tenant, job, job.lane)
+
+    def spent(self, job: Job) -> m.ModelDiscarded | None:
+        """What its attempt would be told to have used if it ended now, if anything."""
+        trying = self._begun.get(job)
+        return self._outcomes.so_far(trying) if trying is not None and trying.used else None
 
     def cancel_all(self, why: str) -> None:
         """The same of all that have begun."""
@@ -149,10 +155,12 @@ class Thinker:
         request = job.prepare()
         if request is None:
             return
-        trying = Trying(job, lane, request, self._grant(lane, request), Tries(self._steady()), body_for=job.model)
+        untold = Tries(self._steady())
+        trying = Trying(job, lane, request, self._grant(lane, request), untold, request.context, body_for=job.model)
         self._asks(trying, lane)
         self._meters.model_wait.observe(self._steady() - job.due_at, lane.model)
         lane.begun += 1
+        self._begun[job] = trying
         task = self._running[job] = tasks.create_task(self._think(trying), name="model call")
         task.add_done_callback(partial(self._ended, trying))
 
@@ -191,7 +199,7 @@ class Thinker:
 
     def _ended(self, trying: Trying, _: asyncio.Task[None]) -> None:
         self._settle(trying, {}, "unknown")  # what was cancelled before it asked
-        del self._running[trying.job]
+        del self._running[trying.job], self._begun[trying.job]
         trying.lane.begun -= 1
         self._wake_up()
 
@@ -288,7 +296,8 @@ class Thinker:
         trying.began = (self._clockwork.now(), self._steady())
         agent = request.context.agent
         agent = agent if agent.model == model else replace(agent, model=model)
-        return replace(request.context, attempt=self._clockwork.new_id(), agent=agent)
+        trying.context = replace(request.context, attempt=self._clockwork.new_id(), agent=agent)
+        return trying.context
 
     async def _traced(self, traces: AgentTraces, trying: Trying, context: BatchContext) -> Reply:
         """One attempt, of which the run's trace tells."""
