@@ -124,8 +124,8 @@ class Outcomes:
     def _tried(self, trying: Trying, failure: Nothing | None = None, reason: str | None = None) -> m.Tried:
         at, began = trying.began
         took_s = round(self._clockwork.steady() - began, 3)
-        if failure in ("rejected", "unusable"):
-            reason = None  # it may quote what somebody said, and stands in the event's body, which may be sealed
+        if failure in ("rejected", "unusable") or trying.request.context.sealer is not None:
+            reason = None  # it may quote what somebody said; the event itself says it, or has it sealed
         return m.Tried(trying.lane.model, round(at, 3), took_s, failure, reason)
 
     def _usage(self, model: str, raw: dict[str, Any], tokens: Counter) -> m.Usage:
