@@ -14,7 +14,7 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from anabranch import messages as m
 from anabranch.about import TOPIC
@@ -28,6 +28,7 @@ from anabranch.agent.outcomes import Outcomes, usage_in
 from anabranch.agent.plan import BatchContext, used_again
 from anabranch.agent.reply import Reply
 from anabranch.agent.retrying import RULES, Tries, pause_s
+from anabranch.agent.switching import Switching
 from anabranch.agent.traces import AgentTraces, Attempted
 from anabranch.config import AgentSettings, ModelLimits
 from anabranch.prices import Price
@@ -38,8 +39,6 @@ log = logging.getLogger(__name__)
 
 WARN_AGAIN_S: Final = 60.0
 """How often the log warns of a run whose model keeps failing."""
-Why = Literal["breaker", "tries", "wait"]
-"""Why the other model is asked: this one's breaker is open, it failed so many times, or it cannot be had soon."""
 
 
 class Thinker:
@@ -67,6 +66,7 @@ class Thinker:
         self._outcomes = Outcomes(prices, self._meters, self._large, clockwork)
         self._steady = clockwork.steady
         self._lanes: Lanes[Job | Trying] = Lanes(limits, settings, self._wake_up, self._steady)
+        self._switching = Switching(self._lanes, settings, self._meters, self._steady)
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._begun: dict[Job, Trying] = {}
         self._attempts = 0
@@ -92,11 +92,7 @@ class Thinker:
     def submit(self, job: Job) -> None:
         if self._stopped:
             return
-        lane = self._lanes.of(job.model)
-        if (away := self._away(lane)) is not None and (other := self._other(job, lane)) is not None:
-            self._meters.model_fallbacks.count(lane.model, other.model, away)
-            lane = other
-        lane.line.add(job.tenant, job, job.lane)
+        self._switching.first(job).line.add(job.tenant, job, job.lane)
         self._wake_up()
 
     def cancel(self, job: Job, why: str = "its reply is no longer wanted") -> None:
@@ -192,7 +188,7 @@ class Thinker:
             self._meters.model_breaker_opened.count(lane.model)
             again_s = lane.breaker.opens_at(now) - now
             log.warning("model %s fails too often to be asked: one call finds out in %.0f s", lane.model, again_s)
-            self._turn_who_waits(lane)
+            self._switching.turn_who_waits(lane)
         elif not closed and lane.breaker.state(now) == "closed":
             log.info("model %s is asked again", lane.model)
         self._wake_up()
@@ -202,46 +198,6 @@ class Thinker:
         del self._running[trying.job], self._begun[trying.job]
         trying.lane.begun -= 1
         self._wake_up()
-
-    # --- the other model ---------------------------------------------------------------------------------------
-
-    def _away(self, lane: Lane[Job | Trying]) -> Why | None:
-        """Why nobody should wait for this model, if so."""
-        now = self._steady()
-        if lane.breaker.opens_at(now) > now:
-            return "breaker"
-        return "wait" if lane.away_for(now) > self._settings.model_fallback_wait_s else None
-
-    def _other(self, job: Job, lane: Lane[Job | Trying]) -> Lane[Job | Trying] | None:
-        """The lane of the other model that the job may ask, if that one can be had."""
-        if (model := job.other_than(lane.model)) is None:
-            return None
-        other = self._lanes.of(model)
-        return other if self._away(other) is None else None
-
-    def _turn(self, trying: Trying, why: Why | None) -> bool:
-        """Ask the other model from now on, if there is a reason to and one that can be had."""
-        old = trying.lane
-        if why is None or (other := self._other(trying.job, old)) is None:
-            return False
-        self._meters.model_fallbacks.count(old.model, other.model, why)
-        old.begun, other.begun = old.begun - 1, other.begun + 1
-        trying.lane, trying.in_a_row = other, 0
-        return True
-
-    def _turn_who_waits(self, lane: Lane[Job | Trying]) -> None:
-        """The model is away for a while: who may ask another one does."""
-        if (why := self._away(lane)) is None:
-            return
-        for tenant, call, by in lane.all_waiting():
-            if isinstance(call, Job):
-                if (other := self._other(call, lane)) is not None:
-                    lane.remove(tenant, call, by)
-                    self._meters.model_fallbacks.count(lane.model, other.model, why)
-                    other.line.add(tenant, call, by)
-            elif self._turn(call, why):
-                lane.remove(tenant, call, by)
-                call.lane.line.add_begun(tenant, call, by)
 
     # --- one call ------------------------------------------------------------------------------------------
 
@@ -339,7 +295,7 @@ class Thinker:
             usage, outcome, verdict = error.usage or {}, _outcome(error), RULES[error.failure].verdict
             if error.slow_down:
                 budget.refused(attempt, error.retry_after, self._steady())
-                self._turn_who_waits(lane)
+                self._switching.turn_who_waits(lane)
             raise
         except Hopeless as error:
             usage, outcome, verdict = error.usage or {}, "rejected", "there"
@@ -362,7 +318,7 @@ class Thinker:
         left = trying.request.deadline - self._clockwork.now()
         charged, chance = RULES[error.failure].charged, self._clockwork.chance
         pause = pause_s(error, trying.tries, left, self._settings, chance)
-        if self._turn(trying, self._why_turn(trying, pause, charged)):
+        if self._switching.turn(trying, self._switching.why(trying, pause, charged)):
             error.retry_after = None  # it was said of the other model
             is_new = trying.lane.model not in trying.asked
             pause = 0.0 if is_new else pause_s(error, trying.tries, left, self._settings, chance)
@@ -373,21 +329,11 @@ class Thinker:
                 self._say(trying, pause, error.reason)
                 await asyncio.sleep(pause)
                 self._meters.model_retries.count(trying.lane.model, error.failure)
-                self._turn(trying, self._away(trying.lane))
+                self._switching.turn(trying, self._switching.away(trying.lane))
                 await self._granted(trying, charged)
         except TimeoutError:
             message = f"the model cannot be had before the run's deadline, after {trying.tries} tries: {error.reason}"
             raise Hopeless("model_unavailable", message) from None
-
-    def _why_turn(self, trying: Trying, pause: float | None, charged: bool) -> Why | None:
-        """Why not to try this model once more but the other one, if so."""
-        lane, now, settings = trying.lane, self._steady(), self._settings
-        if (away := self._away(lane)) is not None:
-            return away
-        if trying.in_a_row >= settings.model_fallback_tries:
-            return "tries"
-        wait = lane.retries.opens_at(now, len(lane.kept)) - now if charged else 0.0
-        return "wait" if pause is None or max(pause, wait) > settings.model_fallback_wait_s else None
 
     async def _granted(self, trying: Trying, charged: bool) -> None:
         """Wait for the turn of the next attempt."""
