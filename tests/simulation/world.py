@@ -18,7 +18,7 @@ from functools import partial
 from random import Random
 from typing import Any, Final, cast
 
-from anabranch.agent.thinking import Clockwork
+from anabranch.agent.jobs import Clockwork
 from anabranch.app import App
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing, cloud_event, encode

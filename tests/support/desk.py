@@ -19,12 +19,13 @@ from anabranch import messages as m
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
+from anabranch.agent.jobs import Clockwork, Job
 from anabranch.agent.owner import Hooks, Owner
 from anabranch.agent.room import Room
 from anabranch.agent.saturation import Saturation
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
-from anabranch.agent.thinking import Clockwork, Job, Thinker
+from anabranch.agent.thinking import Thinker
 from anabranch.agent.traces import AgentTraces
 from anabranch.codec import Outgoing, decode, encode, header
 from anabranch.config import AgentSettings
@@ -83,11 +84,15 @@ class Jobs:
 
     due: list[Job] = field(default_factory=list)
     cancelled: list[Job] = field(default_factory=list)
+    used: dict[Job, m.ModelDiscarded] = field(default_factory=dict)
 
     def submit(self, job: Job) -> None:
         self.due.append(job)
 
-    def cancel(self, job: Job) -> None:
+    def spent(self, job: Job) -> m.ModelDiscarded | None:
+        return self.used.get(job)
+
+    def cancel(self, job: Job, why: str = "") -> None:
         self.cancelled.append(job)
         if job in self.due:
             self.due.remove(job)

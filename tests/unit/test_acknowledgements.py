@@ -29,9 +29,9 @@ from tests.unit.test_fold_properties import logs, whole
 from anabranch import messages as m
 from anabranch.agent import fold
 from anabranch.agent.held import RUN_BYTES
+from anabranch.agent.jobs import Job
 from anabranch.agent.owner import HEADERS, Owner
 from anabranch.agent.state import Partition
-from anabranch.agent.thinking import Job
 from anabranch.codec import decode, encode
 from anabranch.errors import BrokerError
 from anabranch.kafka.sent import Acked

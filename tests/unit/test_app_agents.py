@@ -164,3 +164,18 @@ def test_two_agents_of_one_name_are_refused(app: App) -> None:
     app.agent("a", model="m")
     with pytest.raises(DefinitionError, match="already an agent"):
         app.agent("a", model="m")
+
+
+# --- another model -----------------------------------------------------------------------------------------------
+
+
+def test_an_agent_may_have_another_model_to_fall_back_on(app: App) -> None:
+    agent = app.agent("a", model="m", fallback="n")
+    assert agent.spec.models == ("m", "n")
+    assert app.agent("b", model="m").spec.models == ("m",)
+
+
+@pytest.mark.parametrize(("fallback", "says"), [("m", "own model"), ("", "the name of a model"), (7, "the name of")])
+def test_what_cannot_be_another_model_is_refused(app: App, fallback: Any, says: str) -> None:
+    with pytest.raises(DefinitionError, match=says):
+        app.agent("a", model="m", fallback=fallback)

@@ -234,7 +234,7 @@ def test_a_refusal_pauses_the_model_and_then_one_call_finds_out() -> None:
 def test_no_pause_is_longer_than_a_bound_whatever_the_provider_says() -> None:
     budget = budget_of()
     budget.refused(budget.start(1, 1, 0.0), 1e6, 0.0)
-    assert budget._paused_until == PAUSE_MAX_S
+    assert budget.paused_until == PAUSE_MAX_S
 
 
 def test_the_window_opens_quickly_to_half_and_then_slowly() -> None:

@@ -7,6 +7,7 @@ Called by: pytest.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ from tests.support import builders as b
 
 from anabranch import messages as m
 from anabranch.agent.asking import to_request
-from anabranch.agent.conversation import HINT, content_of, request_body
+from anabranch.agent.conversation import HINT, content_of, request_body, without_thinking
 from anabranch.registry import Registry
 from anabranch.specs import ToolSpec
 
@@ -200,3 +201,84 @@ def test_the_ids_of_all_calls_that_the_conversation_holds_are_known() -> None:
     opens = b.opening(request=b.request(input=None, messages=told))
     run = b.run_after(b.calls(), b.returned(), b.calls(turn=2), b.returned(turn=2), opens=opens)
     assert to_request(run, registry).context.used == {"given", "tu10", "tu20"}
+
+
+# --- more than one model ---------------------------------------------------------------------------------------
+
+
+def thought_by(model: str | None, index: int, outcome: m.ReplyOutcome = "calls", content: Any = None) -> m.Event:
+    """A turn of a model that thinks and makes a call; the bytes of its input are not how we would write them."""
+    turn, call = index + 1, b.planned(index, turn=index + 1)
+    content = content or [
+        b'{"type": "thinking","thinking":"hm \\u00e9 [{,]}","signature":"s%d"}' % turn,
+        b'{"type":"redacted_thinking","data":"x"}',
+        b'{"type":"text","text":"thinking aloud: \\"}], {\\u20ac"}',
+        b'{"type":"tool_use","id":"tu%d%d","name":"t","input":{"z" : 1.10,"a":"\\u00e9"}}' % (turn, index),
+    ]
+    body = b'{"id":"msg","role":"assistant","content":[' + b",".join(content) + b"]}"
+    plan = [call] if outcome == "calls" else []
+    return replace(b.replied(outcome, turn, plan=plan, body=body), model=model, attempt=f"a{turn}")
+
+
+def sent_to(model: str | None, *events: m.Event) -> bytes:
+    run = b.run_after(*events)
+    return request_body(run, b.agent(fallback="other"), [b.tool()], model=model)
+
+
+def test_a_model_gets_no_thinking_of_another_one() -> None:
+    events = [thought_by(None, 0), b.returned(0), thought_by("other", 1), b.returned(1, turn=2)]
+    own, other = sent_to(None, *events), sent_to("other", *events)
+    for body, kept, dropped in ((own, b"s1", b"s2"), (other, b"s2", b"s1")):
+        assert kept in body
+        assert dropped not in body
+    assert orjson.loads(own)["model"] == "m"
+    assert orjson.loads(other)["model"] == "other"
+    types = [
+        [block["type"] for block in message["content"]] for message in orjson.loads(other)["messages"][1::2]
+    ]  # fmt: skip
+    assert types == [["text", "tool_use"], ["thinking", "redacted_thinking", "text", "tool_use"]]
+
+
+def test_all_else_stays_the_bytes_that_it_was() -> None:
+    events = [thought_by(None, 0), b.returned(0), thought_by("other", 1), b.returned(1, turn=2)]
+    for body in (sent_to(None, *events), sent_to("other", *events)):
+        assert body.count(b'"input":{"z" : 1.10,"a":"\\u00e9"}') == 2
+        assert body.count(b'{"type":"text","text":"thinking aloud: \\"}], {\\u20ac"}') == 2
+    assert b'{"type": "thinking","thinking":"hm \\u00e9 [{,]}","signature":"s1"}' in sent_to(None, *events)
+
+
+def test_what_a_model_was_sent_of_earlier_turns_never_changes() -> None:
+    """Its thinking is void otherwise: it is bound to all that stood before it."""
+    turns = [
+        (thought_by(None, 0), b.returned(0)), (thought_by("other", 1), b.returned(1, turn=2)),
+        (thought_by(None, 2), b.returned(2, turn=3)), (thought_by("other", 3), b.returned(3, turn=4)),
+    ]  # fmt: skip
+    for model in (None, "other"):
+        before: list[Any] = []
+        for count in range(1, len(turns) + 1):
+            events = [event for turn in turns[:count] for event in turn]
+            messages = orjson.loads(sent_to(model, *events))["messages"]
+            for message in messages:  # where the cache ends is no part of what is said
+                for block in message["content"] if isinstance(message["content"], list) else []:
+                    block.pop("cache_control", None)
+            assert messages[: len(before)] == before
+            before = messages
+
+
+def test_of_a_pause_that_was_all_thinking_another_model_gets_nothing() -> None:
+    paused = thought_by(None, 0, "pause", [b'{"type":"thinking","thinking":"hm","signature":"s1"}'])
+    assert [message["role"] for message in orjson.loads(sent_to("other", paused))["messages"]] == ["user"]
+    assert [message["role"] for message in orjson.loads(sent_to(None, paused))["messages"]] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("content", "left"),
+    [
+        (b"[]", b"[]"),
+        (b'[{"type":"thinking"}]', b"[]"),
+        (b'[ {"type":"text","text":"thinking"} , {"type":"thinking"} ]', b'[{"type":"text","text":"thinking"}]'),
+        (b'["thinking",{"type":["thinking"]}]', b'["thinking",{"type":["thinking"]}]'),
+    ],
+)
+def test_only_blocks_that_think_are_left_out(content: bytes, left: bytes) -> None:
+    assert without_thinking(content) == left

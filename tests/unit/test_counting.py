@@ -204,7 +204,7 @@ def test_attempts_tokens_and_cost_count_by_model() -> None:
     desk = thought(Script(refused, broken, DONE), lambda desk: desk.submit(), {"m": Price(2.0, 10.0)})
     meters = desk.thinker._meters
     assert counts(meters.model_calls) == {("m", "refused"): 1, ("m", "error"): 1, ("m", "ok"): 1}
-    assert counts(meters.model_retries) == {("m", "refused"): 1, ("m", "broken"): 1}
+    assert counts(meters.model_retries) == {("m", "rate_limit"): 1, ("m", "broken"): 1}
     assert counts(meters.tokens) == {("m", "input"): 10}
     assert counts(meters.discarded) == {("m", "input"): 7}
     assert meters.cost.copied()["m",] == pytest.approx(17 * 2.0 / 1e6)

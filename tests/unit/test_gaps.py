@@ -13,9 +13,9 @@ from random import Random
 
 from tests.support.virtual import now, virtually
 
+from anabranch.agent.jobs import Clockwork
 from anabranch.agent.model import OnEvent, OnLeft
 from anabranch.agent.reply import Reply, reply_of
-from anabranch.agent.thinking import Clockwork
 from anabranch.app import App
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing, cloud_event, encode

@@ -14,7 +14,7 @@ from tests.support.desk import Desk, Log
 from tests.support.virtual import virtually
 
 from anabranch import messages as m
-from anabranch.agent.thinking import Job, Request
+from anabranch.agent.jobs import Job, Request
 
 OTHER = "another"
 

@@ -66,10 +66,10 @@ def request_of(run: Run) -> Any:
 
 async def body_after(shop: Store, run: Run) -> Any:
     """The next model call of `run`, with what it refers to."""
-    incomplete = request_of(run).incomplete
-    assert incomplete is not None
-    async with Large(shop, lambda: 0.0).completed(incomplete, 5.0) as completed:
-        return orjson.loads(completed.body)
+    request = request_of(run)
+    assert request.incomplete is not None
+    async with Large(shop, lambda: 0.0).completed(request.incomplete, 5.0) as completed:
+        return orjson.loads(request.build(completed.found, "m"))
 
 
 def tiny() -> Store:
@@ -228,7 +228,7 @@ async def test_what_is_fetched_for_all_calls_together_is_bounded() -> None:
 
 async def test_without_a_store_a_run_that_refers_to_one_fails_clearly() -> None:
     with pytest.raises(Hopeless, match="ANABRANCH_STORE"):
-        async with Large(NO_STORE, lambda: 0.0).completed(Incomplete(None, (GONE,), lambda found: b""), 5.0):
+        async with Large(NO_STORE, lambda: 0.0).completed(Incomplete(None, (GONE,)), 5.0):
             raise AssertionError("it has no body")
 
 

@@ -25,7 +25,7 @@ from anabranch.watch import Build
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 UNITS = ("_total", "_seconds", "_bytes", "_bytes_max", "_ratio", "_info", "_records")
 BOUNDED = {"version", "python", "role", "queue", "topic", "reason", "agent", "status", "code"} | {
-    "kind", "side", "model", "outcome", "tool", "limit",
+    "kind", "side", "model", "to", "outcome", "tool", "limit",
 }  # fmt: skip
 """Declared names, and words of ours: no run, call, tenant or worker is among them."""
 

@@ -22,11 +22,12 @@ from tests.support.virtual import now, virtually
 from anabranch import messages as m
 from anabranch.agent.allowance import left_of
 from anabranch.agent.budget import BURST_S, MINUTE_S
+from anabranch.agent.jobs import Clockwork, Job, Request
 from anabranch.agent.lanes import GAINED_LATE_S
 from anabranch.agent.model import OnEvent, OnLeft, Transient
 from anabranch.agent.plan import BatchContext
 from anabranch.agent.reply import Reply
-from anabranch.agent.thinking import Clockwork, Job, Request, Thinker
+from anabranch.agent.thinking import Thinker
 from anabranch.config import AgentSettings, ModelLimits
 from anabranch.testing.quota import Meter, RateLimits
 
@@ -78,8 +79,13 @@ class Fleet:
         for number in range(count):
             context = BatchContext(f"{worker}-{number}", 1, "", b.agent(), True, lambda tool: None)
             request = Request("0", context, deadline, BODY)
-            job = Job("", "m", lambda r=request: r, self.events.append, lambda *_: None)  # type: ignore[misc]
+            job = Job("", "m", lambda r=request: r, self.take, lambda *_: None)  # type: ignore[misc]
             self.workers[worker].submit(job)
+
+    def take(self, event: m.Event) -> None:
+        """What only names the attempts that were refused is no end of a run."""
+        if not isinstance(event, m.ModelDiscarded):
+            self.events.append(event)
 
     def own(self, *shares: range) -> None:
         """A rebalance: everything is revoked, and given anew."""

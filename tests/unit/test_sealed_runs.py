@@ -25,12 +25,13 @@ from anabranch.agent import snapshot
 from anabranch.agent.answer import answer, response
 from anabranch.agent.asking import stream_record, to_request
 from anabranch.agent.conversation import content_of, request_body
+from anabranch.agent.jobs import Clockwork, Job, Request
 from anabranch.agent.large import Large, is_for_the_store, sealed_in
 from anabranch.agent.model import Hopeless, Transient
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply, RequestedCall
 from anabranch.agent.state import Run
-from anabranch.agent.thinking import Clockwork, Job, Thinker
+from anabranch.agent.thinking import Thinker
 from anabranch.bodies import dump, read, read_request
 from anabranch.client_seals import ClientSeals
 from anabranch.config import AgentSettings, StoreSettings
@@ -89,14 +90,19 @@ async def a_turn() -> Run:
     return b.run_after(b.calls(body=body), b.returned(body=result), opens=asked())
 
 
+async def body_of(request: Request) -> bytes:
+    """What the model is sent, once it is opened."""
+    assert request.incomplete is not None
+    assert request.build is not None
+    async with large().completed(request.incomplete, 5.0) as completed:
+        return request.build(completed.found, "m")
+
+
 # --- to the model ------------------------------------------------------------------------------------------------
 
 
 async def test_the_model_gets_the_very_bytes_that_it_gets_of_a_run_that_is_not_sealed() -> None:
-    incomplete = to_request(await a_turn(), registry()).incomplete
-    assert incomplete is not None
-    async with large().completed(incomplete, 5.0) as completed:
-        body = completed.body
+    body = await body_of(to_request(await a_turn(), registry()))
     plain = b.run_after(
         b.calls(body=reply(SAID).body),
         b.returned(body=b.result([b.text(SECRET)])),
@@ -141,10 +147,7 @@ async def test_a_result_that_does_not_open_is_told_to_the_model_as_such() -> Non
     body = await sealed_reply(SAID, RequestedCall("tu10", "t", {}))
     moved = sealer(run_id="other").seal("result", b'"x"')
     run = b.run_after(b.calls(body=body), b.returned(body=b.result(None, content_sealed=moved)), opens=asked())
-    incomplete = to_request(run, registry()).incomplete
-    assert incomplete is not None
-    async with large().completed(incomplete, 5.0) as completed:
-        block = orjson.loads(completed.body)["messages"][-1]["content"][0]
+    block = orjson.loads(await body_of(to_request(run, registry())))["messages"][-1]["content"][0]
     assert (block["is_error"], "cannot be read" in block["content"]) == (True, True)
 
 
@@ -166,10 +169,11 @@ READABLE: dict[type, str] = {
     m.RunError: "code",
     m.RunResponse: "run_id agent revision status stop_reason error usage turns calls timing",
     m.Usage: "input_tokens output_tokens cache_read_input_tokens cache_creation_input_tokens cost_usd",
-    m.ModelReplied: "run_id life turn attempt outcome plan usage body code inputs plan_json",
-    m.ModelFailed: "run_id life turn attempt error",
-    m.ModelDiscarded: "run_id life turn attempt usage reason",
-    m.RunExpired: "run_id life reason",
+    m.Tried: "model at took_s failure reason times",
+    m.ModelReplied: "run_id life turn attempt outcome plan usage body code inputs plan_json model tried",
+    m.ModelFailed: "run_id life turn attempt error tried",
+    m.ModelDiscarded: "run_id life turn attempt usage reason model tried",
+    m.RunExpired: "run_id life reason attempt usage model tried",
     m.CallExpired: "run_id life call_id reason",
 }
 """What is in no seal, for none of it quotes anybody: `reason` is ours, or stands for a text that is left out; `body`
@@ -252,10 +256,7 @@ async def test_the_model_is_told_why_its_call_was_rejected() -> None:
     spec = b.tool(input_schema={"type": "object", "required": ["card"]})
     planned = plan([RequestedCall("tu10", "t", {})], context(spec))
     run = b.run_after(b.calls(*planned, body=await sealed_reply([b.tool_use()])), opens=asked())
-    incomplete = to_request(run, registry(spec)).incomplete
-    assert incomplete is not None
-    async with large().completed(incomplete, 5.0) as completed:
-        block = orjson.loads(completed.body)["messages"][-1]["content"][0]
+    block = orjson.loads(await body_of(to_request(run, registry(spec))))["messages"][-1]["content"][0]
     assert (block["is_error"], "card" in block["content"]) == (True, True)
 
 

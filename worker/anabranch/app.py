@@ -156,6 +156,7 @@ class App:
         name: str,
         *,
         model: str,
+        fallback: str | None = None,
         system: str | Path = "",
         tools: Sequence[ToolRef] = (),
         max_turns: int = 20,
@@ -174,6 +175,7 @@ class App:
         `system` is a text, or a path, relative to the caller's file, that ends in .md or .txt. `tool_choice` is None
         (the model decides), "any", "none", or the tool that is forced on the first turn. `caching` has the provider
         keep what a run's turns have in common, for five minutes after each (True), for an hour ("1h"), or not (False).
+        `fallback` is asked while the model cannot be had; it gets the same options, and none of the other's thinking.
         """
         place = Place.of_frame(f"agent {name!r}", sys._getframe(1))
         with place.named():
@@ -192,6 +194,7 @@ class App:
                 parallel_hint=parallel_hint,
                 caching=definition.caching(caching),
                 options=options,
+                fallback=fallback,
             )
             definition.check_options(options, {f.name for cls in (AgentSpec, AgentLimits) for f in fields(cls)})
             definition.check_agent(draft)

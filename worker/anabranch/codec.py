@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import count
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
 
 from anabranch import messages as m
@@ -176,6 +177,9 @@ class _Calls:
     calls: tuple[str, ...]
 
 
+_USAGE: Final = attrgetter(*(field.name for field in fields(m.Usage)))
+
+
 def _requested(run: str, life: str, h: _Head, body: bytes) -> m.Event:
     after, (lane, offset), after_bulk = h.integer("ce_after"), h.request_offset(), h.integer_or_none("ce_afterbulk")
     opening = read(m.Opening, body)
@@ -192,18 +196,26 @@ def _noted(run: str, life: str, h: _Head, body: bytes) -> m.Event:
 def _replied(run: str, life: str, h: _Head, body: bytes) -> m.Event:
     outcome = h.one_of("ce_outcome", _REPLY_OUTCOMES)
     plan = h.body("ce_plan", tuple[m.PlannedCall, ...])
-    usage = h.body("ce_usage", m.Usage)
+    used: m.AttemptUsage = h.body("ce_usage", m.AttemptUsage)
     turn, attempt, code = h.integer("ce_turn"), h.text("ce_attempt"), h.get("ce_error")
-    return m.ModelReplied(run, life, turn, attempt, outcome, plan, usage, body, code=code)
+    usage, tried = m.Usage(*_USAGE(used)), used.tried or ()
+    return m.ModelReplied(
+        run, life, turn, attempt, outcome, plan, usage, body, code=code, model=used.model, tried=tried
+    )  # fmt: skip
 
 
 def _failed(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    return m.ModelFailed(run, life, h.integer("ce_turn"), h.text("ce_attempt"), read(m.RunError, body))
+    said = read(m.ModelFailure, body)
+    error = m.RunError(said.code, said.message, said.message_sealed)
+    return m.ModelFailed(run, life, h.integer("ce_turn"), h.text("ce_attempt"), error, said.tried or ())
 
 
 def _discarded(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    usage, reason = h.body("ce_usage", m.Usage), read(_Reason, body).reason
-    return m.ModelDiscarded(run, life, h.integer("ce_turn"), h.text("ce_attempt"), usage, reason)
+    used, reason = h.body("ce_usage", m.AttemptUsage), read(_Reason, body).reason
+    turn, attempt = h.integer("ce_turn"), h.text("ce_attempt")
+    return m.ModelDiscarded(
+        run, life, turn, attempt, m.Usage(*_USAGE(used)), reason, used.model, used.tried or ()
+    )  # fmt: skip
 
 
 def _returned(run: str, life: str, h: _Head, body: bytes) -> m.Event:
@@ -229,7 +241,11 @@ def _dispatched(run: str, life: str, h: _Head, body: bytes) -> m.Event:
 
 
 def _expired(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    return m.RunExpired(run, life, read(_Reason, body).reason)
+    reason, attempt = read(_Reason, body).reason, h.get("ce_attempt")
+    if attempt is None:
+        return m.RunExpired(run, life, reason)
+    used: m.AttemptUsage = h.body("ce_usage", m.AttemptUsage)
+    return m.RunExpired(run, life, reason, attempt, m.Usage(*_USAGE(used)), used.model, used.tried or ())
 
 
 def _snapshot(run: str, life: str, h: _Head, body: bytes) -> m.Event:
@@ -290,12 +306,14 @@ def _parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
         case m.ModelReplied():
             pairs = [*_attempt(event), ("ce_outcome", event.outcome), ("ce_error", event.code)]
             plan = event.plan_json if event.plan_json is not None else dump(event.plan)
-            pairs += [("ce_plan", plan.decode()), ("ce_usage", whole(event.usage).decode())]
+            pairs += [("ce_plan", plan.decode()), ("ce_usage", _used(event.usage, event))]
             return "model.replied", pairs, event.body
         case m.ModelFailed():
-            return "model.failed", _attempt(event), dump(event.error)
+            error = event.error
+            failure = m.ModelFailure(error.code, error.message, error.message_sealed, event.tried or None)
+            return "model.failed", _attempt(event), dump(failure)
         case m.ModelDiscarded():
-            pairs = [*_attempt(event), ("ce_usage", whole(event.usage).decode())]
+            pairs = [*_attempt(event), ("ce_usage", _used(event.usage, event))]
             return "model.discarded", pairs, dump(_Reason(event.reason))
         case m.ToolReturned():
             return "tool.returned", [("ce_callid", event.call_id), ("ce_outcome", event.outcome)], event.body
@@ -327,7 +345,8 @@ def _small_parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
             pairs = [("ce_before", event.before), ("ce_beforebulk", event.before_bulk)]
             return "run.cancelled", pairs, dump(_Reason(event.reason))
         case m.RunExpired():
-            return "run.expired", [], dump(_Reason(event.reason))
+            used = _used(event.usage, event) if event.usage is not None else None
+            return "run.expired", [("ce_attempt", event.attempt), ("ce_usage", used)], dump(_Reason(event.reason))
         case m.RunSnapshot():
             pairs = [("ce_asof", event.as_of), ("ce_nextrequest", event.next_request), ("ce_nextbulk", event.next_bulk)]
             return "run.snapshot", [*pairs, ("ce_part", event.part), ("ce_parts", event.parts)], event.body
@@ -338,6 +357,12 @@ def _small_parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
 def _link(event: m.RunRequested | m.RequestNoted) -> _Pairs:
     offset = m.life_of(event.lane, event.request_offset)
     return [("ce_after", event.after), ("ce_afterbulk", event.after_bulk), ("ce_requestoffset", offset)]
+
+
+def _used(usage: m.Usage, event: m.ModelReplied | m.ModelDiscarded | m.RunExpired) -> str:
+    """A cost that is null stands there: nobody knows it."""
+    used = m.AttemptUsage.of(usage, event.model, event.tried)
+    return whole(used, "model", "tried").decode()
 
 
 def _attempt(event: m.ModelReplied | m.ModelFailed | m.ModelDiscarded) -> _Pairs:

@@ -28,6 +28,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PerMinute = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
 def without_secrets(url: str) -> str:
@@ -102,6 +103,11 @@ class AgentSettings:
     much of open runs one cleaning says again, in parts of `snapshot_part_bytes`; sizes are bytes. `hold_after_s` is
     how long the oldest call of a queue may have waited before no run is opened that would add to them. While runs of
     both lanes wait for the model, `interactive_weight` of that lane have their turn for each of the bulk lane.
+
+    Of one model a worker makes `model_retry_ratio` retries for each first try, and `model_retries_per_minute` besides.
+    Its breaker opens for `model_breaker_open_s` when of at least `model_breaker_calls` attempts in a minute
+    `model_breaker_ratio` failed. An agent's fallback is asked while it is open, after `model_fallback_tries` failures
+    in a row, or if the model cannot be had within `model_fallback_wait_s`.
     """
 
     model_concurrency: Count = 256
@@ -109,6 +115,13 @@ class AgentSettings:
     model_backoff_s: Seconds = 0.5
     model_backoff_max_s: Seconds = 30.0
     model_broken_max: Count = 5
+    model_retry_ratio: Ratio = 0.2
+    model_retries_per_minute: PerMinute = 60.0
+    model_breaker_calls: Count = 20
+    model_breaker_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+    model_breaker_open_s: SomeSeconds = 15.0
+    model_fallback_tries: Count = 3
+    model_fallback_wait_s: Seconds = 10.0
     hand_off_s: Seconds = 120.0
     snapshot_age_s: Seconds = 172_800.0
     clean_bytes: Count = 4 * 1024 * 1024

@@ -128,8 +128,9 @@ BODIES: Final[Mapping[str, type | Some | Anything]] = {
     "stream-delta": m.StreamDelta,
     "opening": m.Opening,
     "planned-call": m.PlannedCall,
-    "usage": m.Usage,
+    "usage": m.AttemptUsage,
     "run-error": m.RunError,
+    "model-failure": m.ModelFailure,
     "tool-spec": ToolSpec,
     "limit-spec": LimitSpec,
     "agent-spec": AgentSpec,
@@ -187,6 +188,7 @@ _MAY_LACK: Final[Mapping[type, frozenset[str]]] = {
     m.RequestNoted: frozenset({"ce_afterbulk"}),
     m.ModelReplied: frozenset({"ce_error"}),
     m.RunSnapshot: frozenset({"ce_nextbulk"}),
+    m.RunExpired: frozenset({"ce_attempt", "ce_usage"}),  # while the model speaks
     m.ToolReturned: frozenset({"ce_outcome"}),  # `ok` if it is left out
 }
 
@@ -207,7 +209,7 @@ EVENTS: Final[tuple[Kind, ...]] = (
         f"{_ASKED} ce_outcome ce_plan ce_usage ce_error",
         m.ReplyOutcome,
     ),
-    _event(m.ModelFailed, "model.failed", "run-error", "No reply is to be had", _ASKED),
+    _event(m.ModelFailed, "model.failed", "model-failure", "No reply is to be had", _ASKED),
     _event(m.ModelDiscarded, "model.discarded", "reason", "A reply was paid for and not used", f"{_ASKED} ce_usage"),
     _event(m.ToolReturned, "tool.returned", "tool-result", "A call's result", f"{_CALL} ce_outcome", m.ResultOutcome),
     _event(
@@ -237,7 +239,7 @@ EVENTS: Final[tuple[Kind, ...]] = (
         of_a_run=False,
     ),
     _event(m.RunCancelled, "run.cancelled", "reason", "The run is to end; a client names no life", _CANCEL),
-    _event(m.RunExpired, "run.expired", "reason", "The run's deadline is past"),
+    _event(m.RunExpired, "run.expired", "reason", "The run's deadline is past", "ce_attempt ce_usage"),
     _event(
         m.RunSnapshot,
         "run.snapshot",

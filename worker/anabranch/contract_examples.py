@@ -40,6 +40,9 @@ _homed = m.PlannedCall(CALL, "toolu_01", "get_customer", queue="io", key=CALL, p
 _refused = m.PlannedCall(f"{CALL[:-1]}1", "toolu_02", "get_weather", rejected="there is no tool 'get_weather'")
 _hidden = m.PlannedCall(f"{CALL[:-1]}2", "toolu_03", "get_customer", rejected=m.SEALED, rejected_sealed=_seal)
 _usage = m.Usage(input_tokens=812, output_tokens=64, cost_usd=0.0034)
+_busy = m.Tried("claude-sonnet-4-5", AT, 0.12, "overload", "529: Overloaded")
+_broke = m.Tried("claude-sonnet-4-5", AT + 1, 4.5, "broken", "the stream ended in the middle of the reply")
+_spoke = m.Tried("claude-haiku-4-5", AT + 7, 3.25)
 _result = m.ToolResult("Ada Example, customer since 2019", AT + 1, AT + 1.4, 1, WORKER)
 _pictured = m.ToolResult([{"type": "text", "text": "a chart"}], AT + 1, AT + 2, 2, WORKER)
 _error = m.RunError("invalid_request", "max_turns: Input should be a valid integer (got 'many')")
@@ -97,8 +100,12 @@ EXAMPLES: Final[Mapping[str, tuple[Any, ...]]] = {
     ),
     "opening": (_opening,),
     "planned-call": (_planned, _homed, _refused, _hidden),
-    "usage": (_usage,),
+    "usage": (
+        m.AttemptUsage(812, 64, cost_usd=0.0034),
+        m.AttemptUsage(812, 64, cost_usd=0.0011, model="claude-haiku-4-5", tried=(_busy, _spoke)),
+    ),
     "run-error": (_error, m.RunError("model_rejected", m.SEALED, _seal)),
+    "model-failure": (m.ModelFailure("model_unavailable", "no reply before the deadline", tried=(_busy,)),),
     "tool-spec": (_tool,),
     "limit-spec": (LimitSpec("crm", "io", 50.0, 20), LimitSpec("mail", "io", 1 / 60, per="tenant")),
     "agent-spec": (_agent,),
@@ -119,7 +126,11 @@ EVENTS: Final[tuple[m.Event, ...]] = (
     m.RequestNoted(RUN, "19", 19, 19, "duplicate", after_bulk=41),
     m.ModelReplied(RUN, LIFE, 1, ATTEMPT, "calls", (_planned, _refused), _usage, dump(_message)),
     m.ModelReplied(RUN, LIFE, 2, ATTEMPT, "stopped", (), _usage, dump(_cut), code="budget_exceeded"),
-    m.ModelFailed(RUN, LIFE, 1, ATTEMPT, m.RunError("model_unavailable", "no reply before the deadline")),
+    m.ModelReplied(
+        RUN, LIFE, 1, ATTEMPT, "calls", (_planned,), _usage, dump(_message), model="claude-haiku-4-5", tried=(_spoke,)
+    ),
+    m.ModelFailed(RUN, LIFE, 1, ATTEMPT, m.RunError("model_unavailable", "no reply before the deadline"), (_busy,)),
+    m.ModelDiscarded(RUN, LIFE, 1, ATTEMPT, _usage, "the reply broke off", "claude-haiku-4-5", (_busy, _broke)),
     m.ModelDiscarded(RUN, LIFE, 1, ATTEMPT, _usage, "the reply broke off"),
     m.ToolReturned(RUN, LIFE, CALL, "ok", dump(_result)),
     m.ModelHandedOff(RUN, LIFE, 1, "agent-77b0", 42.5),
@@ -131,6 +142,7 @@ EVENTS: Final[tuple[m.Event, ...]] = (
     m.RunCancelled(RUN, None, "cancelled by its client", 20, 41),
     m.RunCancelled(RUN, LIFE, "cancelled by its client"),
     m.RunExpired(RUN, LIFE, "past its deadline"),
+    m.RunExpired(RUN, LIFE, "past its deadline", ATTEMPT, _usage, "claude-haiku-4-5", (_spoke,)),
     m.RunSnapshot(RUN, LIFE, 4711, 18, 1, 1, "worker-1", b'{"pieces":[[0,"{}"]]}', next_bulk=41),
 )
 """At least one of each kind of event that we write."""

@@ -240,6 +240,8 @@ def revision_of(spec: AgentSpec) -> str:
     """16 hex digits that stand for all of an agent but its revision."""
     rest = asdict(spec)
     del rest["revision"]
+    if rest["fallback"] is None:  # it came later, and an agent without one is what it was before
+        del rest["fallback"]
     return hashlib.sha256(orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
@@ -248,6 +250,10 @@ def check_agent(spec: AgentSpec) -> None:
     check_name("agent name", spec.name)
     if not isinstance(spec.model, str) or not spec.model.strip():
         raise DefinitionError(f"model={spec.model!r} must be the name of a model")
+    if spec.fallback is not None and (not isinstance(spec.fallback, str) or not spec.fallback.strip()):
+        raise DefinitionError(f"fallback={spec.fallback!r} must be the name of a model, or None")
+    if spec.fallback == spec.model:
+        raise DefinitionError(f"fallback={spec.fallback!r} is the agent's own model: name another one, or leave it out")
     whole("max_turns", spec.limits.max_turns, 1)
     whole("max_calls_per_turn", spec.limits.max_calls_per_turn, 1)
     whole("max_tokens", spec.max_tokens, 1)

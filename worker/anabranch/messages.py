@@ -123,6 +123,31 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """An attempt of a model call, or several that are told as one, of which the first is described."""
+
+    model: Annotated[str, says("Which model was asked")]
+    at: Annotated[float, says("Epoch seconds when it began, by the worker's clock")]
+    took_s: Annotated[float, says("Until it was over, in seconds")]
+    failure: Annotated[str | None, says("rate_limit, overload, server, transport, ...; null: it replied")] = None
+    reason: Annotated[str | None, says("Why it came to nothing")] = None
+    times: Annotated[int, says("So many attempts, the first of which began at `at`")] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptUsage(Usage):
+    """What an attempt used, as an event's header says it; the fields that come on top are the event's."""
+
+    model: Annotated[str | None, says("Which model was asked; null: the agent's own")] = None
+    tried: Annotated[tuple[Tried, ...] | None, says("The attempts that no event named before, this one last")] = None
+
+    @classmethod
+    def of(cls, usage: Usage, model: str | None, tried: tuple[Tried, ...]) -> AttemptUsage:
+        counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens)
+        return cls(*counts, usage.cache_creation_input_tokens, usage.cost_usd, model, tried or None)
+
+
+@dataclass(frozen=True, slots=True)
 class RunLimits:
     """The limits of one run, decided at its admission."""
 
@@ -197,10 +222,12 @@ class RequestNoted:
 
 @dataclass(frozen=True, slots=True)
 class ModelReplied:
-    """`body` is the provider's message, verbatim. `code` is why the run ends, if the body does not say it.
+    """`body` is the provider's message, verbatim. `code` is why the run ends, if the body does not say it. `model` made
+    it, None: the agent's own.
 
     `inputs` are those of its calls by tool_use id, if whoever made the event has just read them, and `plan_json` is the
-    plan as it is written; they do not travel.
+    plan as it is written; they do not travel. `tried` are the attempts that no event has named before, this one last;
+    empty if there was no other.
     """
 
     run_id: str
@@ -214,20 +241,25 @@ class ModelReplied:
     inputs: Mapping[str, dict[str, Json]] | None = field(default=None, compare=False)
     plan_json: bytes | None = field(default=None, compare=False)
     code: str | None = None
+    model: str | None = None
+    tried: tuple[Tried, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFailed:
+    """`tried` are the attempts that no event has named before."""
+
     run_id: str
     life: str
     turn: int
     attempt: str
     error: RunError
+    tried: tuple[Tried, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDiscarded:
-    """A reply that was paid for and could not be used."""
+    """An attempt that came to nothing, and what was paid for it; `model` and `tried` are as in `ModelReplied`."""
 
     run_id: str
     life: str
@@ -235,6 +267,8 @@ class ModelDiscarded:
     attempt: str
     usage: Usage
     reason: str
+    model: str | None = None
+    tried: tuple[Tried, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,9 +370,15 @@ class RunCancelled:
 
 @dataclass(frozen=True, slots=True)
 class RunExpired:
+    """`attempt` is the model call that nobody waits for any more, if there was one, and `usage` what it had used."""
+
     run_id: str
     life: str
     reason: str
+    attempt: str | None = None
+    usage: Usage | None = None
+    model: str | None = None
+    tried: tuple[Tried, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,6 +470,13 @@ class RunError:
     code: Annotated[str, says("For programs")]
     message: Annotated[str, says("For people")]
     message_sealed: Annotated[Seal | None, says("What message says, sealed; that is then a word in its place")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFailure(RunError):
+    """The body of `model.failed`."""
+
+    tried: Annotated[tuple[Tried, ...] | None, says("The attempts that no event named before")] = None
 
 
 @dataclass(frozen=True, slots=True)

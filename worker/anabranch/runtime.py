@@ -22,13 +22,14 @@ from typing import Any, Final, Literal, Protocol
 
 from anabranch import memory, spans
 from anabranch.about import WORKER
+from anabranch.agent.jobs import Clockwork
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Model
 from anabranch.agent.placing import Placing
 from anabranch.agent.room import Room
 from anabranch.agent.saturation import Saturation
 from anabranch.agent.station import Station
-from anabranch.agent.thinking import Clockwork, Thinker
+from anabranch.agent.thinking import Thinker
 from anabranch.agent.traces import AgentTraces
 from anabranch.agent.worker import AgentWorker
 from anabranch.app import App

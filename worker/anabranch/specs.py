@@ -79,6 +79,12 @@ class AgentSpec:
     context_window: Annotated[int | None, says("Tokens that the model's context holds; null: nobody knows")] = None
     caching: Annotated[Caching, says("How long the provider keeps what it has read")] = "5m"
     options: Annotated[dict[str, Json], says("Further fields of the provider's request")] = field(default_factory=dict)
+    fallback: Annotated[str | None, says("The model that is asked while the other one cannot be had")] = None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All that it may ask, its own first."""
+        return (self.model,) if self.fallback is None else (self.model, self.fallback)
 
 
 @dataclass(frozen=True, slots=True)

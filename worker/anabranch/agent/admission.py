@@ -323,10 +323,11 @@ class Admission:
         agent = self._agent_of(request)
         limits = agent.limits
         cost = min((c for c in (request.max_cost_usd, limits.max_cost_usd) if c is not None), default=None)
-        if cost is not None and price_of(agent.model, self._station.prices) is None:
-            raise InvalidRequest(
-                f"max_cost_usd: no price is configured for model {agent.model!r} ([prices] in the settings)"
-            )
+        for model in agent.models if cost is not None else ():
+            if price_of(model, self._station.prices) is None:
+                raise InvalidRequest(
+                    f"max_cost_usd: no price is configured for model {model!r} ([prices] in the settings)"
+                )
         opening = m.Opening(
             request=request,
             revision=agent.revision,

@@ -17,7 +17,7 @@ import anthropic
 from anthropic import AsyncStream
 
 from anabranch.agent.allowance import left_of, retry_after_of
-from anabranch.agent.model import Hopeless, OnEvent, OnLeft, Transient
+from anabranch.agent.model import Failure, Hopeless, OnEvent, OnLeft, Transient
 from anabranch.agent.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
 from anabranch.config import AnthropicSettings
 from anabranch.errors import ConfigError
@@ -29,8 +29,14 @@ COUNT_S: Final = 5.0
 """How long the end of a reply that is broken already is waited for: it says what the reply has cost."""
 _TRANSIENT: Final = frozenset({408, 409, 429})
 _TRANSIENT_KINDS: Final = frozenset({"overloaded_error", "api_error", "rate_limit_error", "timeout_error"})
-_SLOW_DOWN: Final = frozenset({429, 529})
-_SLOW_DOWN_KINDS: Final = frozenset({"rate_limit_error", "overloaded_error"})
+_KINDS_OF_STATUS: Final[Mapping[int, Failure]] = {
+    408: "conflict",
+    409: "conflict",
+    429: "rate_limit",
+    529: "overload",
+}
+_KINDS_OF_EVENTS: Final[Mapping[str, Failure]] = {"rate_limit_error": "rate_limit", "overloaded_error": "overload"}
+_SLOW_DOWN: Final[frozenset[Failure]] = frozenset({"rate_limit", "overload"})
 _NO_CURE: Final = "enforced_spend_limit_reached"
 
 
@@ -123,11 +129,11 @@ class AnthropicModel:
             case anthropic.APIStatusError():
                 return _from_status(error)
             case TimeoutError():
-                return Transient(f"the model said nothing for {self._silence_s:g} s", usage=usage)
+                return Transient(f"the model said nothing for {self._silence_s:g} s", usage=usage, kind="silence")
             case UnicodeDecodeError():
                 return Transient(f"the stream is not UTF-8: {error}", broken=True, usage=usage)
             case _ if _broke_off(error):
-                return Transient(f"the connection broke: {error!r}", usage=usage)
+                return Transient(f"the connection broke: {error!r}", usage=usage, kind="transport")
             case _:
                 return error
 
@@ -199,8 +205,8 @@ def _from_broken(error: BrokenReply) -> Exception:
 
 def _from_event(error: ProviderError) -> Exception:
     if error.kind in _TRANSIENT_KINDS:
-        slow_down = error.kind in _SLOW_DOWN_KINDS
-        return Transient(f"{error.kind}: {error.message}", usage=error.usage, slow_down=slow_down)
+        kind = _KINDS_OF_EVENTS.get(error.kind, "server")
+        return Transient(f"{error.kind}: {error.message}", usage=error.usage, slow_down=kind in _SLOW_DOWN, kind=kind)
     return Hopeless("model_rejected", f"{error.kind}: {error.message}", error.usage)
 
 
@@ -212,8 +218,8 @@ def _from_status(error: anthropic.APIStatusError) -> Exception:
     if status == 429 and _NO_CURE in str(error.body):
         return Hopeless("model_unavailable", f"the spend limit is reached: {message}")
     if status in _TRANSIENT or status >= 500:
-        after = retry_after_of(error.response.headers)
-        return Transient(f"{status}: {message}", after, slow_down=status in _SLOW_DOWN)
+        after, kind = retry_after_of(error.response.headers), _KINDS_OF_STATUS.get(status, "server")
+        return Transient(f"{status}: {message}", after, slow_down=kind in _SLOW_DOWN, kind=kind)
     code = "context_exceeded" if "prompt is too long" in message else "model_rejected"
     return Hopeless(code, f"{status}: {message}")
 

@@ -11,10 +11,10 @@ import orjson
 
 from anabranch.agent.conversation import request_body
 from anabranch.agent.fitting import Fitting
+from anabranch.agent.jobs import Request
 from anabranch.agent.large import Incomplete, needed, sealed_in
 from anabranch.agent.plan import BatchContext, Place, by_key, derived
 from anabranch.agent.state import Run
-from anabranch.agent.thinking import Request
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing, cloud_event
 from anabranch.errors import AnabranchError
@@ -42,9 +42,9 @@ def to_request(
     build, fitting = partial(request_body, run, agent, tools), Fitting.of(run, agent, prices)
     references, sealed = needed(run), sealed_in(run)
     if not references and not sealed:
-        return Request(run.life, context, run.opening.deadline, build(), fitting=fitting)
-    incomplete = Incomplete(run.opening.request.tenant, references, build, run.run_id, sealed)
-    return Request(run.life, context, run.opening.deadline, b"", incomplete, fitting)
+        return Request(run.life, context, run.opening.deadline, build(), None, build, fitting)
+    incomplete = Incomplete(run.opening.request.tenant, references, run.run_id, sealed)
+    return Request(run.life, context, run.opening.deadline, b"", incomplete, build, fitting)
 
 
 def _ids_of(run: Run) -> Iterator[str]:

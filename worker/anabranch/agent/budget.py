@@ -185,7 +185,7 @@ class Budget:
         self._buckets = {"requests": self._requests, "input tokens": self._input, "output tokens": self._output}
         self._window, self._experience = Window(ceiling), Experience()
         self._on_its_way = 0.0  # input tokens of requests that the provider may not have counted yet
-        self._paused_until = 0.0
+        self.paused_until = 0.0
         self._share = 0.0
 
     @property
@@ -207,12 +207,12 @@ class Budget:
             return math.inf
         limited = self._share > 0 or not again
         opens = [bucket.opens_at(now) for bucket in self._buckets.values()] if limited else []
-        return max(now, self._paused_until, *opens)
+        return max(now, self.paused_until, *opens)
 
     def held_by(self, now: float) -> str:
         """Why the next call may not start, in words; "" if it may."""
-        if self._paused_until > now:
-            return f"the provider asked for a pause of {self._paused_until - now:.0f} s more"
+        if self.paused_until > now:
+            return f"the provider asked for a pause of {self.paused_until - now:.0f} s more"
         if not self._window.is_open:
             return f"the provider has refused calls, and may be asked {self._window.size} at a time until it accepts"
         name, opens = max(((n, b.opens_at(now)) for n, b in self._buckets.items()), key=lambda pair: pair[1])
@@ -254,7 +254,7 @@ class Budget:
         """
         self._window.refused(attempt.round)
         self._requests.spend(-1.0, now)
-        self._paused_until = max(self._paused_until, now + min(retry_after or 0.0, PAUSE_MAX_S))
+        self.paused_until = max(self.paused_until, now + min(retry_after or 0.0, PAUSE_MAX_S))
 
     def ended(self, attempt: Attempt, usage: Mapping[str, Any] | None, now: float) -> None:
         """Settle. `usage` is the provider's; empty: nothing was used; None: unknown, so the estimate stands."""

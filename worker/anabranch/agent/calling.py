@@ -11,17 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
 from anabranch import messages as m
 from anabranch.agent.asking import stream_record, to_request
 from anabranch.agent.effects import ModelDue
+from anabranch.agent.jobs import Job, Request
 from anabranch.agent.plan import BatchContext
 from anabranch.agent.state import Run
 from anabranch.agent.station import Station
-from anabranch.agent.thinking import Job, Request
 from anabranch.kafka.sent import Sent
 
 log = logging.getLogger(__name__)
@@ -56,52 +56,70 @@ class ModelCalls:
         self._partition, self._station = partition, station
         self._calls: dict[Life, _Call] = {}
         self._unread: dict[Life, _Unread] = {}
+        self._surplus: dict[Life, list[m.ModelDiscarded]] = {}  # replies of which another one came first
         self.wanted: Callable[[Life, int], Run | None] = lambda life, turn: None
 
     def begin(self) -> None:
         """A new fold begins: it will read what has been acknowledged before it gets to the log's end."""
         self._unread = {life: unread for life, unread in self._unread.items() if not unread.acked}
+        self._surplus.clear()
 
     def want(self, run: Run, due: ModelDue | None) -> None:
         """Make the call that is due, unless it is being made; end one that no longer is."""
         life = (run.run_id, run.life)
         known = self._calls.get(life)
         if known is not None and (due is None or known.turn != due.turn):
-            self.drop(life)
+            self.drop(life, "another reply of the turn came first" if run.open else "the run has ended")
             known = None
         if due is None or known is not None or life in self._unread:
             return
+        agent = self._station.registry.agent(run.opening.request.agent or "", run.opening.revision)
         job = Job(
             run.opening.request.tenant or "",
-            self._model_of(run),
+            agent.model if agent is not None else "",  # if the registry does not know it, `_prepare` will tell
             prepare=partial(self._prepare, life, due.turn),
             append=partial(self._append, life),
             on_event=partial(self._speak, run),
             due_at=self._station.clockwork.steady(),
             lane=m.lane_of(run.life),
+            fallback=agent.fallback if agent is not None else None,
         )
         self._calls[life] = _Call(due.turn, job)
         self._station.thinker.submit(job)
-
-    def _model_of(self, run: Run) -> str:
-        """Whose limits hold; "" if the registry does not know the run's agent, which `_prepare` will tell."""
-        agent = self._station.registry.agent(run.opening.request.agent or "", run.opening.revision)
-        return agent.model if agent is not None else ""
 
     def has(self, life: Life, turn: int) -> bool:
         """Whether this very call is being made, or waits for its place."""
         return (known := self._calls.get(life)) is not None and known.turn == turn
 
-    def drop(self, life: Life) -> None:
-        """Its reply is no longer wanted."""
+    def drop(self, life: Life, why: str = "its reply is no longer wanted") -> None:
+        """End it."""
         if (known := self._calls.pop(life, None)) is not None:
-            self._station.thinker.cancel(known.job)
+            self._station.thinker.cancel(known.job, why)
 
-    def read_back(self, event: m.ModelReplied | m.ModelFailed) -> None:
+    def cut_short_by(self, event: m.RunExpired) -> m.RunExpired:
+        """The event with what the call in flight has used: it is the last that counts of the run."""
+        known = self._calls.get((event.run_id, event.life))
+        spent = self._station.thinker.spent(known.job) if known is not None and known.started else None
+        if spent is None:
+            return event
+        return replace(event, attempt=spent.attempt, usage=spent.usage, model=spent.model, tried=spent.tried)
+
+    def read_back(self, event: m.ModelReplied | m.ModelFailed, run: Run | None) -> None:
+        """It was folded, whoever wrote it, and `run` is as it left it."""
         life = (event.run_id, event.life)
+        if isinstance(event, m.ModelReplied) and run is not None and _is_surplus(run, event):
+            why = "another reply of the turn came first"
+            paid = m.ModelDiscarded(*life, event.turn, event.attempt, event.usage, why, event.model, event.tried)
+            self._surplus.setdefault(life, []).append(paid)
         unread = self._unread.get(life)
         if unread is not None and unread.attempt == event.attempt:
             del self._unread[life]
+
+    def tell_surplus(self, run: Run) -> None:
+        """Two have paid for one turn, as a zombie and its successor may: what was not used counts as discarded."""
+        for paid in self._surplus.pop((run.run_id, run.life), ()):
+            if run.open and paid.attempt not in run.discards:
+                self._station.append(self._partition, paid)
 
     # --- giving up ----------------------------------------------------------------------------------------------
 
@@ -130,7 +148,7 @@ class ModelCalls:
         if self._calls.get(life) is call and self.wanted(life, call.turn) is None:
             what = {"run_id": life[0], "partition": self._partition}
             log.warning("run %s: a model call that was handed off takes too long, and is given up", life[0], extra=what)
-            self.drop(life)
+            self.drop(life, "it took longer than the hand-off's time")
 
     # --- one call -------------------------------------------------------------------------------------------------
 
@@ -166,7 +184,10 @@ class ModelCalls:
         what = {"run_id": life[0], "partition": self._partition}
         log.error("run %s: %s could not be appended: %s", life[0], type(event).__name__, error, extra=what)
         if isinstance(event, m.ModelReplied):
-            self._append(life, self._failure(life, event.turn, f"the reply could not be written to the log: {error}"))
+            why = f"the reply could not be written to the log: {error}"
+            paid = m.ModelDiscarded(*life, event.turn, event.attempt, event.usage, why, event.model, event.tried)
+            self._append(life, paid)
+            self._append(life, self._failure(life, event.turn, why))
 
     def _failure(self, life: Life, turn: int, message: str) -> m.ModelFailed:
         attempt = self._station.clockwork.new_id()
@@ -177,3 +198,9 @@ class ModelCalls:
             record = stream_record(self._station.namespace, run, context, event)
             if record is not None:
                 self._station.send(record)
+
+
+def _is_surplus(run: Run, event: m.ModelReplied) -> bool:
+    """Whether another reply than this one counts, of a run that is open still."""
+    counts = run.open and not run.parked and run.life == event.life
+    return counts and all(turn.attempt != event.attempt for turn in run.turns)

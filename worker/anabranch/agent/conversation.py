@@ -7,7 +7,8 @@ then nothing. Replies go back as the bytes that they came as; a result is read h
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -27,6 +28,10 @@ HINT = (
     "call them all together in one turn: they run in parallel."
 )
 _MARK = b',"content":['
+_THINKING = ("thinking", "redacted_thinking")
+_BLOCK = re.compile(r"[\s,]*(?=[^\s,\]])")
+"""What stands before a block, if there is one."""
+_DECODER = json.JSONDecoder()
 
 
 Found = Mapping[str, bytes]
@@ -34,16 +39,18 @@ Found = Mapping[str, bytes]
 _NOTHING: Final[Found] = {}
 
 
-def request_body(run: Run, agent: AgentSpec, tools: list[ToolSpec], found: Found = _NOTHING) -> bytes:
-    """The JSON of `POST /v1/messages` for the turn that the run owes, as a stream.
+def request_body(
+    run: Run, agent: AgentSpec, tools: list[ToolSpec], found: Found = _NOTHING, model: str | None = None
+) -> bytes:
+    """The JSON of `POST /v1/messages` for the turn that the run owes, as a stream; for `model`, or the agent's own.
 
     Raises `InvalidRequest` if the messages that the request refers to cannot be any.
     """
     request = run.opening.request
     parallel = agent.parallel_tool_calls and request.parallel_tool_calls is not False
-    opening = _opening(request, found)
+    opening, asked = _opening(request, found), model or agent.model
     points = breakpoints(agent, opening, goes_on=bool(tools))
-    body: dict[str, Any] = {"max_tokens": agent.max_tokens, **agent.options, "model": agent.model, "stream": True}
+    body: dict[str, Any] = {"max_tokens": agent.max_tokens, **agent.options, "model": asked, "stream": True}
     if tools:
         body["tools"] = [
             {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema} for tool in tools
@@ -55,7 +62,8 @@ def request_body(run: Run, agent: AgentSpec, tools: list[ToolSpec], found: Found
     if points.system is not None and (system or tools):
         (system or body["tools"])[-1]["cache_control"] = points.system
     body.pop("messages", None)
-    body["messages"] = _messages(run, opening, points, found)  # last: what was sent before is how the next one begins
+    # last: what was sent before is how the next one begins
+    body["messages"] = _messages(run, opening, points, found, lambda turn: (turn.model or agent.model) == asked)
     return orjson.dumps(body)
 
 
@@ -84,16 +92,25 @@ def _tool_choice(agent: AgentSpec, tools: set[str], turn: int, parallel: bool) -
     return None if choice == {"type": "auto"} else choice
 
 
-def _messages(run: Run, opening: list[dict[str, Any]], points: Breakpoints, found: Found) -> list[dict[str, Any]]:
+def _messages(
+    run: Run, opening: list[dict[str, Any]], points: Breakpoints, found: Found, is_own: Callable[[Turn], bool]
+) -> list[dict[str, Any]]:
+    """The conversation as one model has it: without what other models thought, which it could not read.
+
+    So what a model is sent of earlier turns never changes, whichever models made them: its own thinking would be void
+    otherwise. See decision 15.
+    """
     marks = _marks(run, points)
     messages = marked(opening, marks.get(_OPENING)) if points.anchor is not None and is_worth(opening) else opening
     paused: list[bytes] = []
     last = len(run.turns) - 1
     for number, turn in enumerate(run.turns):
-        paused.append(content_of(turn.body, found))
+        content = content_of(turn.body, found)
+        paused.append(content if is_own(turn) else without_thinking(content))
         if turn.outcome == "pause" and number < last:
             continue
-        messages.append({"role": "assistant", "content": orjson.Fragment(_joined(paused))})
+        if (joined := _joined(paused)) != b"[]":  # of a pause, thinking may have been all
+            messages.append({"role": "assistant", "content": orjson.Fragment(joined)})
         paused = []
         if turn.calls:
             messages.append({"role": "user", "content": _results(turn, found, marks.get(number))})
@@ -141,6 +158,18 @@ def content_of(body: bytes, found: Found = _NOTHING) -> bytes:
     if mark and tail.endswith(b"]}") and _is_whole(head + b"}"):
         return b"[" + tail[:-1]
     return members(body.decode())["content"].encode()
+
+
+def without_thinking(content: bytes) -> bytes:
+    """A list of blocks without those that think; the others stay the bytes that they are."""
+    if b"thinking" not in content:
+        return content
+    text, kept, at = content.decode(), [], 1
+    while (begin := _BLOCK.match(text, at)) is not None:
+        block, at = _DECODER.raw_decode(text, begin.end())
+        if not (isinstance(block, dict) and block.get("type") in _THINKING):
+            kept.append(text[begin.end() : at])
+    return f"[{','.join(kept)}]".encode()
 
 
 def _is_whole(head: bytes) -> bool:

@@ -31,7 +31,7 @@ BUDGET: Final = "budget_exceeded"
 class Fitting:
     """What one model call may take. `limit` and `spent` are dollars, `since` is when the provider last read the
     conversation (epoch seconds), `known` what it counted then. `cut` is how long a reply the money bought, if less than
-    the agent's own `max_tokens`.
+    the agent's own `max_tokens`. `reader` is the model that read the conversation last: no other has it in its cache.
     """
 
     agent: AgentSpec
@@ -41,13 +41,15 @@ class Fitting:
     known: Known = NOTHING
     since: float = 0.0
     cut: int | None = None
+    reader: str = ""
 
     @classmethod
     def of(cls, run: Run, agent: AgentSpec, prices: Mapping[str, Price]) -> Fitting:
         """For the call that `run` owes."""
         since = run.turns[-1].replied_at if run.turns else 0.0
+        reader = (run.turns[-1].model if run.turns else None) or agent.model
         spent = (run.usage + run.discarded).cost_usd
-        return cls(agent, prices, run.opening.limits.max_cost_usd, spent, known_of(run), since)
+        return cls(agent, prices, run.opening.limits.max_cost_usd, spent, known_of(run), since, None, reader)
 
     def spend(self, usage: Usage) -> None:
         """An attempt was paid for and thrown away."""
@@ -79,7 +81,7 @@ class Fitting:
         price = price_of(model, self.prices)
         if price is None or self.spent is None:
             raise Hopeless(BUDGET, f"nobody knows what of ${limit:.4f} is spent, or what {model} costs: set [prices]")
-        prompt = self._prompt_usd(price, fresh, now)
+        prompt = self._prompt_usd(price, fresh, model, now)
         left = limit - self.spent - prompt
         rate = price.rates(self.known.tokens + fresh.most).output
         bought = math.floor(left * 1e6 / rate) if rate else self.agent.max_tokens
@@ -89,12 +91,13 @@ class Fitting:
             raise Hopeless(BUDGET, f"{spent}, {next_turn}, and the rest is not enough for a reply")
         return min(bought, self.agent.max_tokens)
 
-    def _prompt_usd(self, price: Price, fresh: Size, now: float) -> float:
+    def _prompt_usd(self, price: Price, fresh: Size, model: str, now: float) -> float:
         rates = price.rates(self.known.tokens + fresh.most)
         if self.agent.caching == "off" or (self.known.tokens and not self.known.cached):
             return (self.known.tokens + fresh.most) * rates.input / 1e6  # the provider keeps nothing, or not this
         written = rates.cache_creation_1h if self.agent.caching == "1h" else rates.cache_creation
-        kept = self.known.cached if now - self.since < _KEPT_S[self.agent.caching] else 0
+        still = model == (self.reader or model) and now - self.since < _KEPT_S[self.agent.caching]
+        kept = self.known.cached if still else 0
         return (kept * rates.cache_read + (self.known.tokens - kept + fresh.most) * written) / 1e6
 
     def _least(self) -> int:

@@ -194,14 +194,14 @@ def _fold_event(run: Run, event: m.Event, offset: int, at: float) -> None:
                 run.model_s += at - run.owed_at
                 _finish(run, Ending("failed", offset, at, event.error))
         case m.ModelDiscarded():
-            if event.attempt not in run.discards:  # an append may be written twice
-                run.discards.add(event.attempt)
-                run.discarded += event.usage
+            _discard(run, event.attempt, event.usage)
         case m.ModelHandedOff():
             if run.owed and event.turn == run.turn:
                 run.hand_offs[event.worker] = HandOff(event.worker, offset, event.for_s)
         case m.RunExpired():
             if at > run.opening.deadline:
+                if event.attempt is not None and event.usage is not None:
+                    _discard(run, event.attempt, event.usage)
                 message = event.reason or "the run's deadline has passed"
                 _finish(run, Ending("expired", offset, at, m.RunError("deadline", message)))
         case m.ToolReturned() | m.CallExpired() | m.CallLost() | m.CallDispatched():
@@ -210,6 +210,13 @@ def _fold_event(run: Run, event: m.Event, offset: int, at: float) -> None:
                 _fold_call(run, call, event, offset, at)
         case _:
             raise TypeError(f"the fold has no rule for {type(event).__name__}")
+
+
+def _discard(run: Run, attempt: str, usage: m.Usage) -> None:
+    """It was paid for and is not used; once, for an append may be written twice."""
+    if attempt not in run.discards:
+        run.discards.add(attempt)
+        run.discarded += usage
 
 
 def _fold_reply(run: Run, event: m.ModelReplied, offset: int, at: float) -> None:
@@ -222,6 +229,7 @@ def _fold_reply(run: Run, event: m.ModelReplied, offset: int, at: float) -> None
     run.size += len(event.body)
     calls = {planned.call_id: Call(planned) for planned in event.plan}
     turn = Turn(event.turn, event.attempt, event.outcome, event.body, at, calls, inputs=event.inputs, usage=event.usage)
+    turn.model = event.model
     run.turns.append(turn)
     if event.outcome == "final":
         _finish(run, Ending("completed", offset, at))

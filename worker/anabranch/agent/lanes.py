@@ -1,8 +1,9 @@
-"""The calls that wait for their model, in a lane for each limit, and this worker's share of all limits.
+"""The calls that wait for their model, in a lane for each, and this worker's share of all limits.
 
 `Lanes` says which call is next and when to ask again: a timer wakes whoever asks, nothing polls. What a limit is
-stands in `budget.py`, whose turn it is in `line.py`, also between the lanes that runs come by. It never makes a call:
-`Thinker` does.
+stands in `budget.py`, which lanes of the same limit share; whether a model is asked at all in `breaker.py`, how many
+retries there may be in `retrying.py`, whose turn it is in `line.py`, also between the lanes that runs come by. It never
+makes a call: `Thinker` does.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Generic, TypeVar
 
-from anabranch.agent.budget import Budget, limits_of, share_of
-from anabranch.agent.line import WEIGHT, Line
-from anabranch.config import ModelLimits
+from anabranch.agent.breaker import Breaker, Rules
+from anabranch.agent.budget import MINUTE_S, Budget, limits_of, share_of
+from anabranch.agent.line import Line
+from anabranch.agent.retrying import RetryBudget
+from anabranch.config import AgentSettings, ModelLimits
+from anabranch.messages import Lane as By
 
 log = logging.getLogger(__name__)
 
@@ -32,30 +37,64 @@ Call = TypeVar("Call")
 
 @dataclass(slots=True, eq=False)
 class Lane(Generic[Call]):
-    """The calls of one model, or of those that share its limits. `begun` run, or wait to be tried again."""
+    """The calls of one model, under the limit `name`. `begun` run, or wait to be tried again; `kept` are those of them
+    that wait for the retry budget, each with its tenant and the lane that its run came by.
+    """
 
+    model: str
     name: str
     budget: Budget
     line: Line[Call]
+    breaker: Breaker
+    retries: RetryBudget
     begun: int = 0
+    kept: deque[tuple[str, Call, By]] = field(default_factory=deque)
     held_since: float | None = None
     said_at: float = -math.inf
 
+    @property
+    def waiting(self) -> int:
+        return len(self.line) + len(self.kept)
+
+    def opens_at(self, now: float, again: bool = False) -> float:
+        """When the next call may start; see `Budget.opens_at`."""
+        return max(self.budget.opens_at(now, again), self.breaker.opens_at(now))
+
+    def away_for(self, now: float) -> float:
+        """How long nobody may ask the model, whoever it is: its breaker is open, or the provider wants a pause."""
+        return max(self.breaker.opens_at(now), self.budget.paused_until) - now
+
+    def all_waiting(self) -> list[tuple[str, Call, By]]:
+        """Each with its tenant and the lane that its run came by."""
+        return [*self.line.all(), *self.kept]
+
+    def remove(self, tenant: str, call: Call, by: By) -> None:
+        """It does not wait here any more, if it did."""
+        self.line.remove(tenant, call, by)
+        if (entry := (tenant, call, by)) in self.kept:
+            self.kept.remove(entry)
+
+    def let_retries_go(self, now: float) -> None:
+        """Those that the retry budget allows for wait for their turn from now on."""
+        while self.kept and self.retries.opens_at(now) <= now:
+            self.retries.spend(now)
+            self.line.add_begun(*self.kept.popleft())
+
 
 class Lanes(Generic[Call]):
-    """See the module. At most `ceiling` calls of a lane are begun; `wake` is called when `next` may find more."""
+    """See the module. `wake` is called when `next` may find more."""
 
     def __init__(
         self,
         limits: Mapping[str, ModelLimits],
-        ceiling: int,
+        settings: AgentSettings,
         wake: Callable[[], None],
         steady: Callable[[], float],
-        weight: int = WEIGHT,
     ) -> None:
-        self._limits, self._ceiling, self._wake, self._steady = limits, ceiling, wake, steady
-        self._weight = weight
+        self._limits, self._settings, self._wake, self._steady = limits, settings, wake, steady
+        self._ceiling = settings.model_concurrency
         self._lanes: dict[str, Lane[Call]] = {}
+        self._budgets: dict[str, Budget] = {}
         self._owned: frozenset[int] = frozenset()
         self._share = 0.0
         self._gaining: asyncio.TimerHandle | None = None
@@ -64,18 +103,29 @@ class Lanes(Generic[Call]):
     @property
     def waiting(self) -> dict[str, int]:
         """How many calls wait, by the limit's name."""
-        return {lane.name: len(lane.line) for lane in self._lanes.values() if len(lane.line)}
+        counted: Counter[str] = Counter()
+        for lane in self._lanes.values():
+            counted[lane.name] += lane.waiting
+        return {name: number for name, number in counted.items() if number}
 
     @property
     def all(self) -> Collection[Lane[Call]]:
         return self._lanes.values()
 
     def of(self, model: str) -> Lane[Call]:
+        """Calls go there that ask `model`. Models that share a limit share its budget, and nothing else."""
+        if (known := self._lanes.get(model)) is not None:
+            return known
         name, limits = limits_of(model, self._limits)
-        if name not in self._lanes:
-            self._lanes[name] = Lane(name, Budget(limits, self._ceiling), Line(self._weight))
-            self._lanes[name].budget.set_share(self._share, self._steady())
-        return self._lanes[name]
+        if (budget := self._budgets.get(name)) is None:
+            budget = self._budgets[name] = Budget(limits, self._ceiling)
+            budget.set_share(self._share, self._steady())
+        settings = self._settings
+        rules = Rules(settings.model_breaker_calls, settings.model_breaker_ratio, settings.model_breaker_open_s)
+        retries = RetryBudget(settings.model_retry_ratio, settings.model_retries_per_minute / MINUTE_S)
+        line = Line[Call](settings.interactive_weight)
+        lane = self._lanes[model] = Lane(model, name, budget, line, Breaker(rules), retries)
+        return lane
 
     def drop_fresh(self) -> None:
         """What has not begun shall not begin."""
@@ -103,8 +153,8 @@ class Lanes(Generic[Call]):
             self._gaining.cancel()
             self._gaining = None
         self._share = share
-        for lane in self._lanes.values():
-            lane.budget.set_share(share, self._steady())
+        for budget in self._budgets.values():
+            budget.set_share(share, self._steady())
         self._wake()
 
     # --- who is next ------------------------------------------------------------------------------------------------
@@ -112,17 +162,18 @@ class Lanes(Generic[Call]):
     def next(self) -> tuple[Lane[Call], Call] | None:
         """A call that may start now, and is to. The lanes take turns, and in each its tenants."""
         now = self._steady()
-        for name, lane in self._lanes.items():
+        for model, lane in self._lanes.items():
+            lane.let_retries_go(now)
             if (call := self._next_of(lane, now)) is not None:
-                del self._lanes[name]
-                self._lanes[name] = lane
+                del self._lanes[model]
+                self._lanes[model] = lane
                 return lane, call
         return None
 
     def _next_of(self, lane: Lane[Call], now: float) -> Call | None:
-        if lane.begun < self._ceiling and len(lane.line) and lane.budget.opens_at(now) <= now:
+        if lane.begun < self._ceiling and len(lane.line) and lane.opens_at(now) <= now:
             return lane.line.take()
-        if lane.line.begun and lane.budget.opens_at(now, again=True) <= now:
+        if lane.line.begun and lane.opens_at(now, again=True) <= now:
             return lane.line.take(only_begun=True)
         return None
 
@@ -130,12 +181,15 @@ class Lanes(Generic[Call]):
         """Nobody is next: wake up when a limit lets a call through. Whatever else lets one through wakes us itself."""
         now, soon = self._steady(), math.inf
         for lane in self._lanes.values():
-            opens = lane.budget.opens_at(now, again=lane.line.begun > 0) if len(lane.line) else now
+            lane.let_retries_go(now)
+            opens = lane.opens_at(now, again=lane.line.begun > 0) if len(lane.line) else now
             if opens <= now:
                 lane.held_since = None
             else:
                 soon = min(soon, opens)
                 _say_who_waits(lane, opens, now)
+            if lane.kept:
+                soon = min(soon, lane.retries.opens_at(now))
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_at(soon, self._wake) if soon < math.inf else None
@@ -147,7 +201,15 @@ def _say_who_waits(lane: Lane[Call], opens: float, now: float) -> None:
     lasts = max(now - lane.held_since, opens - now if opens < math.inf else 0.0)
     if lasts >= SAID_AFTER_S and now - lane.said_at >= SAID_AGAIN_S:
         lane.said_at = now
-        log.info("model %s: %d calls wait: %s", lane.name, len(lane.line), lane.budget.held_by(now))
+        log.info("model %s: %d calls wait: %s", lane.model, lane.waiting, _held_by(lane, now))
+
+
+def _held_by(lane: Lane[Call], now: float) -> str:
+    opens = lane.breaker.opens_at(now)
+    if opens <= now:
+        return lane.budget.held_by(now)
+    when = "one call is finding out" if opens == math.inf else f"one call finds out in {opens - now:.0f} s"
+    return f"it fails too often to be asked; {when}"
 
 
 def steady_time() -> float:

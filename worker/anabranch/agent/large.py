@@ -42,11 +42,10 @@ ANSWER_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Incomplete:
-    """A model call that is not all in the log: `build` makes its body of what `references` name and `sealed` holds."""
+    """A model call that is not all in the log: its body is made of what `references` name and `sealed` holds."""
 
     tenant: str | None
     references: tuple[str, ...]
-    build: Callable[[Found], bytes]
     run_id: str = ""
     sealed: Fields = ()
 
@@ -57,9 +56,9 @@ class Incomplete:
 
 
 class Completed(NamedTuple):
-    """The body of a model call, and what seals what the model says to it, if its run is sealed."""
+    """What a model call is made of beside the log, and what seals what the model says to it, if its run is sealed."""
 
-    body: bytes
+    found: Found
     sealer: Sealer | None
 
 
@@ -103,7 +102,9 @@ class Large:
 
     @asynccontextmanager
     async def completed(self, incomplete: Incomplete, deadline: float) -> AsyncIterator[Completed]:
-        """The body of the model call, while inside. Raises `Hopeless` if it cannot be had by the deadline."""
+        """What the model call is made of, while inside. Raises `Hopeless` if it cannot be had by the deadline, or if
+        the body that is made of it inside cannot be one.
+        """
         try:
             for reference in incomplete.references:
                 self._store.refuse(reference)
@@ -117,7 +118,7 @@ class Large:
                     tenant, run_id = incomplete.tenant, incomplete.run_id
                     sealer = await self._sealing.sealer(tenant, run_id, within_s)
                     found |= await self._sealing.open_all(incomplete.sealed, tenant, run_id, within_s)
-                yield Completed(incomplete.build(found), sealer)
+                yield Completed(found, sealer)
         except InvalidRequest as error:
             raise Hopeless(error.code, str(error)) from None
         except Forgotten as error:

@@ -8,6 +8,7 @@ here.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
@@ -69,6 +70,10 @@ class _Tenants(Generic[Call]):
             self._tenants[tenant] = queue
         return call
 
+    def all(self) -> Iterator[tuple[str, Call]]:
+        for tenant, queue in self._tenants.items():
+            yield from ((tenant, call) for call in (*queue.begun, *queue.fresh))
+
     def drop_fresh(self) -> None:
         for queue in self._tenants.values():
             queue.fresh.clear()
@@ -112,6 +117,11 @@ class Line(Generic[Call]):
             return None
         self._weights.took(lane, all(here.values()))
         return self._of(lane).take(only_begun)
+
+    def all(self) -> Iterator[tuple[str, Call, Lane]]:
+        """Everything that waits, with its tenant and its lane."""
+        for lane in LANES:
+            yield from ((tenant, call, lane) for tenant, call in self._of(lane).all())
 
     def drop_fresh(self) -> None:
         """None of those shall begin any more."""

@@ -40,8 +40,10 @@ class AgentMeters(RoleMeters):
             self.runs_admitted.add(0, agent.name)
             for status in ("completed", "cancelled"):
                 self.runs_ended.add(0, agent.name, status, "" if status == "completed" else status)
-            for outcome in ("ok", "refused", "error", "rejected"):
-                self.model_calls.add(0, agent.model, outcome)
+            for model in agent.models:
+                self.model_breaker_opened.add(0, model)
+                for outcome in ("ok", "refused", "error", "rejected"):
+                    self.model_calls.add(0, model, outcome)
 
     def _runs(self) -> None:
         self.runs_admitted = Counter("anabranch_runs_admitted_total", "Runs that were opened", ("agent",))
@@ -131,8 +133,26 @@ class AgentMeters(RoleMeters):
         )
         self.model_retries = Counter(
             "anabranch_model_retries_total",
-            "Attempts that are made again, as the last was: refused, broken or error",
+            "Attempts that are made again, by what the last one failed of",
             ("model", "reason"),
+        )
+        self.model_retry_budget = Gauge(
+            "anabranch_model_retry_budget_ratio",
+            "Part of the retries that are allowed for at the moment which is left; at 0 those who failed wait",
+            ("model",),
+        )
+        self.model_breaker = Gauge(
+            "anabranch_model_breaker_state",
+            "0: the model is asked (closed), 1: one call finds out whether it can be (half open), 2: it is not (open)",
+            ("model",),
+        )
+        self.model_breaker_opened = Counter(
+            "anabranch_model_breaker_opened_total", "Times that a model failed too often to be asked", ("model",)
+        )
+        self.model_fallbacks = Counter(
+            "anabranch_model_fallbacks_total",
+            "Calls that turned to the agent's other model: as the breaker is open, after tries, or not to wait",
+            ("model", "to", "reason"),
         )
         self.model_limit_ratio = Gauge(
             "anabranch_model_limit_ratio",

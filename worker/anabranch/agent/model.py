@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from anabranch.agent.reply import Reply
 
@@ -34,11 +34,18 @@ OnLeft = Callable[[Left], None]
 """Is told when the provider has accepted or refused a request, if it says what is left."""
 
 
+Failure = Literal["rate_limit", "overload", "server", "transport", "broken", "silence", "conflict"]
+"""The classes of what is worth another try: a limit (429), an overload (529), an error inside the provider (5xx), no
+connection, a reply that cannot be used, a stream that says nothing, and what happens to clash (408, 409).
+"""
+
+
 @dataclass(eq=False)
 class Transient(Exception):
     """Worth another try, after `retry_after` seconds if the provider named them.
 
-    `slow_down`: it was refused because of a limit or an overload, so that other calls would be, too.
+    `slow_down`: it was refused because of a limit or an overload, so that other calls would be, too. Without a `kind`
+    it is what `broken` and `slow_down` say, or else the provider's error.
     """
 
     reason: str
@@ -46,6 +53,12 @@ class Transient(Exception):
     broken: bool = False
     usage: dict[str, Any] | None = None
     slow_down: bool = False
+    kind: Failure | None = None
+
+    @property
+    def failure(self) -> Failure:
+        """Its class."""
+        return self.kind or ("broken" if self.broken else "rate_limit" if self.slow_down else "server")
 
 
 @dataclass(eq=False)

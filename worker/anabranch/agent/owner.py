@@ -252,7 +252,7 @@ class Owner:
             self.on_link()
         match event:
             case m.ModelReplied() | m.ModelFailed():
-                self._calls.read_back(event)
+                self._calls.read_back(event, run)
             case m.CallDispatched():
                 self._publisher.read_back(event)
             case m.RequestNoted() if self.live and event.code == "rejected":
@@ -328,6 +328,7 @@ class Owner:
     def _act(self, run: Run) -> None:
         """Whatever the fold wants of this run, and nobody here is doing yet."""
         if not self._giving_up:
+            self._calls.tell_surplus(run)
             self._call_model(run)
         for due in effects.publications(run):
             self._publisher.publish(due, may_dispatch=not self._giving_up)
@@ -429,6 +430,8 @@ class Owner:
         elif moment.what == "model":
             self._hooks.on_time_up(self, moment)
         elif (event := deadlines.event_at(run, moment)) is not None:
+            if isinstance(event, m.RunExpired):
+                event = self._calls.cut_short_by(event)
             if self._hooks.may_act():
                 self._station.append(self.partition, event)
             self._timers.arm(moment, self._station.clockwork.now() + AGAIN_S)

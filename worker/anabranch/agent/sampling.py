@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Final
 
 from anabranch.agent.admission import Admission
+from anabranch.agent.breaker import State
 from anabranch.agent.owner import Owner
 from anabranch.agent.station import Station
 from anabranch.kafka.seam import Place
@@ -33,11 +35,20 @@ def sample(
 
 
 def _sample_model(station: Station) -> None:
-    meters = station.meters
+    meters, now = station.meters, station.clockwork.steady()
+    begun: Counter[str] = Counter()
     for lane in station.thinker.lanes:
-        meters.model_in_flight.set(lane.begun, lane.name)
-        meters.model_waiting.set(len(lane.line), lane.name)
+        begun[lane.name] += lane.begun
         meters.model_limit_ratio.set(lane.budget.open_part, lane.name)
+        meters.model_breaker.set(_STATES[lane.breaker.state(now)], lane.model)
+        meters.model_retry_budget.set(lane.retries.left(now), lane.model)
+    waiting = station.thinker.waiting
+    for name, number in begun.items():
+        meters.model_in_flight.set(number, name)
+        meters.model_waiting.set(waiting.get(name, 0), name)
+
+
+_STATES: Final[Mapping[State, int]] = {"closed": 0, "half open": 1, "open": 2}
 
 
 def _age(at: float, now: float) -> float:

@@ -104,7 +104,9 @@ class Call:
 
 @dataclass(slots=True)
 class Turn:
-    """A reply that won, and the calls that it asked for, by call id and in their order."""
+    """A reply that won, and the calls that it asked for, by call id and in their order. `model` made it, None: the
+    agent's own.
+    """
 
     number: int
     attempt: str
@@ -115,6 +117,7 @@ class Turn:
     finished_at: float | None = None
     inputs: Mapping[str, dict[str, Json] | str] | None = field(default=None, compare=False)  # as `body` has them
     usage: Usage = field(default_factory=Usage)
+    model: str | None = None
 
     @property
     def complete(self) -> bool:

@@ -10,11 +10,12 @@ from functools import partial
 
 from anabranch import messages as m
 from anabranch.about import about_record, place_of
+from anabranch.agent.jobs import Clockwork
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.plan import Place, by_key
 from anabranch.agent.room import Room
 from anabranch.agent.saturation import Saturation
-from anabranch.agent.thinking import Clockwork, Thinker
+from anabranch.agent.thinking import Thinker
 from anabranch.agent.traces import AgentTraces
 from anabranch.bodies import without_given
 from anabranch.codec import Outgoing, Record, encode

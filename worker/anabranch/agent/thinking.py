@@ -2,7 +2,8 @@
 
 `Thinker` runs as many calls at once as the settings allow, over all models, and of each model as many as its limits let
 start (`lanes.py`). A call that waits, for its model or to be tried again, takes no other model's place. Each is tried
-until the run's deadline; what was paid for and could not be used is told to the log as `model.discarded`. It knows no
+until the run's deadline, as often as `retrying.py` allows, and of its agent's other model where the first cannot be
+had; what was paid for and came to nothing is told to the log as `model.discarded` (`outcomes.py`). It knows no
 partitions but which are ours: the owner gives it a `Job` and is called back with the event to append.
 """
 
@@ -10,27 +11,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from anabranch import messages as m
 from anabranch.about import TOPIC
-from anabranch.agent.budget import Attempt
-from anabranch.agent.fitting import BUDGET, Fitting
-from anabranch.agent.lanes import Lane, Lanes, steady_time
-from anabranch.agent.large import HEADER_BYTES, REPLY_BYTES, Incomplete, Large
+from anabranch.agent.breaker import Verdict
+from anabranch.agent.jobs import Clockwork, Grant, Job, Request, Trying
+from anabranch.agent.lanes import Lane, Lanes
+from anabranch.agent.large import Large
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Hopeless, Left, Model, Transient
-from anabranch.agent.plan import BatchContext, plan, used_again
+from anabranch.agent.outcomes import Outcomes, usage_in
+from anabranch.agent.plan import BatchContext, used_again
 from anabranch.agent.reply import Reply
+from anabranch.agent.retrying import RULES, Tries, pause_s
+from anabranch.agent.switching import Switching
 from anabranch.agent.traces import AgentTraces, Attempted
-from anabranch.bodies import dump
 from anabranch.config import AgentSettings, ModelLimits
-from anabranch.meters import Counter
-from anabranch.prices import Price, price_of, usage_of
+from anabranch.prices import Price
 from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.store import NO_STORE, Store
 
@@ -38,60 +39,6 @@ log = logging.getLogger(__name__)
 
 WARN_AGAIN_S: Final = 60.0
 """How often the log warns of a run whose model keeps failing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A model call, ready to be made, or `incomplete`. `deadline` is epoch seconds."""
-
-    life: str
-    context: BatchContext
-    deadline: float
-    body: bytes
-    incomplete: Incomplete | None = None
-    fitting: Fitting | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
-    """A model call that is due, since `due_at` by the loop's clock. `prepare` is asked when its time has come, and may
-    say that it no longer is.
-    """
-
-    tenant: str
-    model: str
-    prepare: Callable[[], Request | None]
-    append: Callable[[m.Event], None]
-    on_event: Callable[[BatchContext, dict[str, Any]], None]
-    due_at: float = field(default_factory=steady_time)
-    lane: m.Lane = "interactive"
-
-
-@dataclass(frozen=True, slots=True)
-class Clockwork:
-    """What is not pure: the time in epoch seconds, ids, chance, what this process is called. A simulation puts in its
-    own."""
-
-    now: Callable[[], float]
-    new_id: Callable[[], str]
-    chance: random.Random
-    process: str = "process"
-    steady: Callable[[], float] = steady_time
-    """A time that is never set back, in seconds: the loop's."""
-
-
-@dataclass(slots=True, eq=False)
-class _Trying:
-    """A call that has begun. `attempt` is None between two of its attempts, while `granted` is to give the next."""
-
-    job: Job
-    lane: Lane[Job | _Trying]
-    request: Request
-    attempt: Attempt | None
-    granted: asyncio.Future[None] | None = None
-    tries: int = 0
-    broken: int = 0
-    warned_at: float | None = None
 
 
 class Thinker:
@@ -114,14 +61,14 @@ class Thinker:
     ) -> None:
         self._meters, self._traces = meters or AgentMeters(), traces
         self._ask = self._asked if traces is None else partial(self._traced, traces)
-        self._model, self._settings, self._prices, self._clockwork = model, settings, prices, clockwork
+        self._model, self._settings, self._clockwork = model, settings, clockwork
         self._large = Large(store, clockwork.now, sealing)
+        self._outcomes = Outcomes(prices, self._meters, self._large, clockwork)
         self._steady = clockwork.steady
-        self._lanes: Lanes[Job | _Trying] = Lanes(
-            limits, settings.model_concurrency, self._wake_up, self._steady, settings.interactive_weight
-        )
+        self._lanes: Lanes[Job | Trying] = Lanes(limits, settings, self._wake_up, self._steady)
+        self._switching = Switching(self._lanes, settings, self._meters, self._steady)
         self._running: dict[Job, asyncio.Task[None]] = {}
-        self._unpriced: set[str] = set()
+        self._begun: dict[Job, Trying] = {}
         self._attempts = 0
         self._wake = asyncio.Event()
         self._stopped = False
@@ -133,7 +80,7 @@ class Thinker:
         return len(self._running)
 
     @property
-    def lanes(self) -> Collection[Lane[Job | _Trying]]:
+    def lanes(self) -> Collection[Lane[Job | Trying]]:
         """What waits and runs, by the limit's name."""
         return self._lanes.all
 
@@ -145,15 +92,26 @@ class Thinker:
     def submit(self, job: Job) -> None:
         if self._stopped:
             return
-        self._lanes.of(job.model).line.add(job.tenant, job, job.lane)
+        self._switching.first(job).line.add(job.tenant, job, job.lane)
         self._wake_up()
 
-    def cancel(self, job: Job) -> None:
-        """Its reply is no longer wanted."""
+    def cancel(self, job: Job, why: str = "its reply is no longer wanted") -> None:
+        """Make it no more. What it has used already is told."""
         if (task := self._running.get(job)) is not None:
-            task.cancel()
+            task.cancel(why)
         else:
-            self._lanes.of(job.model).line.remove(job.tenant, job, job.lane)
+            for model in filter(None, (job.model, job.fallback)):
+                self._lanes.of(model).remove(job.tenant, job, job.lane)
+
+    def spent(self, job: Job) -> m.ModelDiscarded | None:
+        """What its attempt would be told to have used if it ended now, if anything."""
+        trying = self._begun.get(job)
+        return self._outcomes.so_far(trying) if trying is not None and trying.used else None
+
+    def cancel_all(self, why: str) -> None:
+        """The same of all that have begun."""
+        for task in self._running.values():
+            task.cancel(why)
 
     def stop(self) -> None:
         """Start nothing more; what runs goes on."""
@@ -184,95 +142,120 @@ class Thinker:
             if isinstance(call, Job):
                 self._begin(lane, call, tasks)
             elif call.granted is not None and not call.granted.done():
-                call.attempt = self._attempt(lane, call.request)
+                call.grant = self._grant(lane, call.request)
+                self._asks(call, lane)
                 call.granted.set_result(None)
         self._lanes.watch()
 
-    def _begin(self, lane: Lane[Job | _Trying], job: Job, tasks: asyncio.TaskGroup) -> None:
+    def _begin(self, lane: Lane[Job | Trying], job: Job, tasks: asyncio.TaskGroup) -> None:
         request = job.prepare()
         if request is None:
             return
-        trying = _Trying(job, lane, request, self._attempt(lane, request))
-        self._meters.model_wait.observe(self._steady() - job.due_at, request.context.agent.model)
+        untold = Tries(self._steady())
+        trying = Trying(job, lane, request, self._grant(lane, request), untold, request.context, body_for=job.model)
+        self._asks(trying, lane)
+        self._meters.model_wait.observe(self._steady() - job.due_at, lane.model)
         lane.begun += 1
+        self._begun[job] = trying
         task = self._running[job] = tasks.create_task(self._think(trying), name="model call")
         task.add_done_callback(partial(self._ended, trying))
 
-    def _attempt(self, lane: Lane[Job | _Trying], request: Request) -> Attempt:
+    def _asks(self, trying: Trying, lane: Lane[Job | Trying]) -> None:
+        if lane.model not in trying.asked:
+            trying.asked.add(lane.model)
+            lane.retries.called(self._steady())
+
+    def _grant(self, lane: Lane[Job | Trying], request: Request) -> Grant:
         self._attempts += 1
         size = len(request.body)
         if request.incomplete is not None:
             size += request.incomplete.size
-        return lane.budget.start(size, request.context.agent.max_tokens, self._steady())
+        now = self._steady()
+        return Grant(lane.budget.start(size, request.context.agent.max_tokens, now), lane.breaker.sent(now))
 
-    def _settle(self, trying: _Trying, usage: dict[str, Any] | None) -> None:
+    def _settle(self, trying: Trying, usage: dict[str, Any] | None, verdict: Verdict) -> None:
         """An attempt is over. Without `usage` nobody knows what it has used."""
-        if trying.attempt is not None:
-            self._attempts -= 1
-            trying.lane.budget.ended(trying.attempt, usage, self._steady())
-            trying.attempt = None
-            self._wake_up()
+        grant, lane, now = trying.grant, trying.lane, self._steady()
+        if grant is None:
+            return
+        self._attempts -= 1
+        trying.grant = None
+        lane.budget.ended(grant.attempt, usage, now)
+        if verdict == "well":
+            lane.retries.replied(now)
+        closed = lane.breaker.state(now) == "closed"
+        if lane.breaker.ended(grant.passed, verdict, now):
+            self._meters.model_breaker_opened.count(lane.model)
+            again_s = lane.breaker.opens_at(now) - now
+            log.warning("model %s fails too often to be asked: one call finds out in %.0f s", lane.model, again_s)
+            self._switching.turn_who_waits(lane)
+        elif not closed and lane.breaker.state(now) == "closed":
+            log.info("model %s is asked again", lane.model)
+        self._wake_up()
 
-    def _ended(self, trying: _Trying, _: asyncio.Task[None]) -> None:
-        self._settle(trying, {})  # what was cancelled before it asked
-        del self._running[trying.job]
+    def _ended(self, trying: Trying, _: asyncio.Task[None]) -> None:
+        self._settle(trying, {}, "unknown")  # what was cancelled before it asked
+        del self._running[trying.job], self._begun[trying.job]
         trying.lane.begun -= 1
         self._wake_up()
 
-    async def _again(self, trying: _Trying) -> None:
-        """Wait for the turn of the next attempt."""
-        granted = trying.granted = asyncio.get_running_loop().create_future()
-        trying.lane.line.add_begun(trying.job.tenant, trying, trying.job.lane)
-        self._wake_up()
-        since = self._steady()
-        try:
-            await granted
-            self._meters.model_wait.observe(self._steady() - since, trying.request.context.agent.model)
-        finally:
-            trying.lane.line.remove(trying.job.tenant, trying, trying.job.lane)
-
     # --- one call ------------------------------------------------------------------------------------------
 
-    async def _think(self, trying: _Trying) -> None:
+    async def _think(self, trying: Trying) -> None:
         request = trying.request
         TOPIC.set(request.context)
         try:
             if request.incomplete is None:
                 event = await self._until_answered(trying)
             else:
-                async with self._large.completed(request.incomplete, request.deadline) as (body, sealer):
-                    context = replace(request.context, sealer=sealer)
-                    trying.request = replace(request, body=body, incomplete=None, context=context)
+                async with self._large.completed(request.incomplete, request.deadline) as (found, sealer):
+                    trying.found, trying.body_for = found, ""
+                    trying.request = replace(request, context=replace(request.context, sealer=sealer))
                     event = await self._until_answered(trying)
         except Hopeless as error:
-            event = self._failed(trying.request, error.code, error.message)
+            event = self._outcomes.failed(trying, error.code, error.message)
         except Exception as error:
             log.exception("a model call of run %s failed inside", request.context.run_id)
-            event = self._failed(trying.request, "internal", f"{type(error).__name__}: {error}")
+            event = self._outcomes.failed(trying, "internal", f"{type(error).__name__}: {error}")
         trying.job.append(event)
 
-    async def _until_answered(self, trying: _Trying) -> m.Event:
-        job, request = trying.job, trying.request
+    async def _until_answered(self, trying: Trying) -> m.Event:
         while True:
-            context = replace(request.context, attempt=self._clockwork.new_id())
+            context = self._ready(trying)
             try:
-                return await self._replied(job, request, context, await self._ask(trying, context))
+                reply = await self._ask(trying, context)
             except Transient as error:
-                trying.tries, trying.broken = trying.tries + 1, trying.broken + error.broken
-                if error.usage:
-                    job.append(self._discarded(request, context, error.usage, error.reason))
+                trying.tries, trying.in_a_row = trying.tries + 1, trying.in_a_row + 1
+                trying.broken += error.broken
+                self._outcomes.came_to_nothing(trying, context, error.usage, error.reason, error.failure)
                 if trying.broken >= self._settings.model_broken_max:
                     message = f"{trying.broken} replies could not be used; the last: {error.reason}"
                     raise Hopeless("model_unavailable", message) from None
-                await self._pause(trying, error)
-                self._meters.model_retries.count(context.agent.model, _kind(error))
-                await self._again(trying)
+                await self._again(trying, error)
             except Hopeless as error:
-                if error.usage:
-                    job.append(self._discarded(request, context, error.usage, error.message))
+                self._outcomes.came_to_nothing(trying, context, error.usage, error.message, "rejected")
                 raise
+            except asyncio.CancelledError as error:
+                if trying.used:
+                    why = str(error.args[0]) if error.args else "its worker stopped"
+                    self._outcomes.came_to_nothing(trying, context, trying.used, why, "ended")
+                raise
+            else:
+                return await self._outcomes.replied(trying, context, reply)
 
-    async def _traced(self, traces: AgentTraces, trying: _Trying, context: BatchContext) -> Reply:
+    def _ready(self, trying: Trying) -> BatchContext:
+        """The next attempt, for the model whose lane it is in."""
+        model, request = trying.lane.model, trying.request
+        if trying.body_for != model and request.build is not None:
+            trying.request = request = replace(request, body=request.build(trying.found, model), incomplete=None)
+        trying.body_for, trying.used = model, {}
+        trying.began = (self._clockwork.now(), self._steady())
+        agent = request.context.agent
+        agent = agent if agent.model == model else replace(agent, model=model)
+        trying.context = replace(request.context, attempt=self._clockwork.new_id(), agent=agent)
+        return trying.context
+
+    async def _traced(self, traces: AgentTraces, trying: Trying, context: BatchContext) -> Reply:
         """One attempt, of which the run's trace tells."""
         waited_s = self._steady() - trying.job.due_at if trying.tries == 0 else None
         made = Attempted(context, trying.request.life, trying.tries + 1, traces.now(), trying.request.body, waited_s)
@@ -284,15 +267,18 @@ class Thinker:
         traces.attempted(made, reply, None)
         return reply
 
-    async def _asked(self, trying: _Trying, context: BatchContext) -> Reply:
-        """One attempt, and what it tells of the model's limits."""
-        budget, attempt = trying.lane.budget, trying.attempt
-        assert attempt is not None, "an attempt is granted before it is made"
+    async def _asked(self, trying: Trying, context: BatchContext) -> Reply:
+        """One attempt, and what it tells of the model and its limits."""
+        lane, grant = trying.lane, trying.grant
+        assert grant is not None, "an attempt is granted before it is made"
+        budget, attempt = lane.budget, grant.attempt
         usage: dict[str, Any] | None = None
-        began, outcome = self._steady(), "ended"
+        verdict: Verdict = "unknown"
+        outcome = "ended"
 
         def on_event(event: dict[str, Any]) -> None:
             budget.accepted(attempt)
+            trying.used.update(usage_in(event))
             trying.job.on_event(context, event)
 
         def on_left(left: Left) -> None:
@@ -303,18 +289,21 @@ class Thinker:
             budget.accepted(attempt)
             if (again := used_again(reply.calls, context)) is not None:
                 raise Transient(f"the reply uses the id {again!r} of an earlier call", broken=True, usage=reply.usage)
-            usage, outcome = reply.usage, "ok"
+            usage, outcome, verdict = reply.usage, "ok", "well"
             return reply
-        except (Transient, Hopeless) as error:
-            usage, outcome = error.usage or {}, _outcome(error)
-            if isinstance(error, Transient) and error.slow_down:
+        except Transient as error:
+            usage, outcome, verdict = error.usage or {}, _outcome(error), RULES[error.failure].verdict
+            if error.slow_down:
                 budget.refused(attempt, error.retry_after, self._steady())
+                self._switching.turn_who_waits(lane)
+            raise
+        except Hopeless as error:
+            usage, outcome, verdict = error.usage or {}, "rejected", "there"
             raise
         finally:
-            model = context.agent.model
-            self._meters.model_calls.count(model, outcome)
-            self._meters.model_duration.observe(self._steady() - began, model)
-            self._settle(trying, usage)
+            self._meters.model_calls.count(lane.model, outcome)
+            self._meters.model_duration.observe(self._steady() - trying.began[1], lane.model)
+            self._settle(trying, usage, verdict)
 
     def _fitted(self, request: Request, context: BatchContext) -> bytes:
         """What the money and the context that are left allow. Raises `Hopeless`."""
@@ -322,24 +311,46 @@ class Thinker:
             return request.body
         return request.fitting.fitted(request.body, context.agent.model, self._clockwork.now())
 
-    async def _pause(self, trying: _Trying, error: Transient) -> None:
-        """Full jitter, or what the provider asks for. A run fails only if that would pass its deadline."""
-        first, tries = self._settings.model_backoff_s, trying.tries
-        pause = self._clockwork.chance.uniform(
-            0, min(self._settings.model_backoff_max_s, first * 2 ** min(tries - 1, 16))
-        )
-        left = trying.request.deadline - self._clockwork.now()
-        if pause >= left > first:
-            pause = left / 2  # there is time for another try
-        if error.retry_after is not None:
-            pause = max(pause, error.retry_after)
-        if pause >= left:
-            message = f"the model cannot be had before the run's deadline, after {tries} tries: {error.reason}"
-            raise Hopeless("model_unavailable", message) from None
-        self._say(trying, pause, error.reason)
-        await asyncio.sleep(pause)
+    # --- between two attempts ------------------------------------------------------------------------------------
 
-    def _say(self, trying: _Trying, pause: float, reason: str) -> None:
+    async def _again(self, trying: Trying, error: Transient) -> None:
+        """Wait until the next attempt may be made, of this model or of the other one."""
+        left = trying.request.deadline - self._clockwork.now()
+        charged, chance = RULES[error.failure].charged, self._clockwork.chance
+        pause = pause_s(error, trying.tries, left, self._settings, chance)
+        if self._switching.turn(trying, self._switching.why(trying, pause, charged)):
+            error.retry_after = None  # it was said of the other model
+            is_new = trying.lane.model not in trying.asked
+            pause = 0.0 if is_new else pause_s(error, trying.tries, left, self._settings, chance)
+        try:
+            async with asyncio.timeout(left):
+                if pause is None:
+                    raise TimeoutError
+                self._say(trying, pause, error.reason)
+                await asyncio.sleep(pause)
+                self._meters.model_retries.count(trying.lane.model, error.failure)
+                self._switching.turn(trying, self._switching.away(trying.lane))
+                await self._granted(trying, charged)
+        except TimeoutError:
+            message = f"the model cannot be had before the run's deadline, after {trying.tries} tries: {error.reason}"
+            raise Hopeless("model_unavailable", message) from None
+
+    async def _granted(self, trying: Trying, charged: bool) -> None:
+        """Wait for the turn of the next attempt."""
+        job, lane, since = trying.job, trying.lane, self._steady()
+        granted = trying.granted = asyncio.get_running_loop().create_future()
+        if charged and lane.model in trying.asked:
+            lane.kept.append((job.tenant, trying, job.lane))
+        else:
+            lane.line.add_begun(job.tenant, trying, job.lane)
+        self._wake_up()
+        try:
+            await granted
+            self._meters.model_wait.observe(self._steady() - since, trying.lane.model)
+        finally:
+            trying.lane.remove(job.tenant, trying, job.lane)
+
+    def _say(self, trying: Trying, pause: float, reason: str) -> None:
         """The first failure, and once a minute that it goes on."""
         run_id, now = trying.request.context.run_id, self._steady()
         if trying.warned_at is None:
@@ -351,76 +362,6 @@ class Thinker:
         else:
             log.debug("run %s: the model is tried again in %.1f s: %s", run_id, pause, reason)
 
-    # --- events ----------------------------------------------------------------------------------------------
 
-    async def _replied(self, job: Job, request: Request, context: BatchContext, reply: Reply) -> m.Event:
-        planned = plan(reply.calls, context)
-        plan_json = dump(planned)
-        body = await self._large.body_of(reply, job.tenant or None, request.deadline, context.sealer)
-        if len(body) > REPLY_BYTES or len(plan_json) > HEADER_BYTES:
-            size = len(reply.body) + len(plan_json)
-            mend = "lower the agent's max_tokens, or give the workers a store (ANABRANCH_STORE)"
-            raise Hopeless("internal", f"the reply of {size} bytes does not fit into the log: {mend}", reply.usage)
-        return m.ModelReplied(
-            context.run_id,
-            request.life,
-            context.turn,
-            context.attempt,
-            reply.outcome,
-            planned,
-            self._usage(context.agent.model, reply.usage, self._meters.tokens),
-            body,
-            {call.tool_use_id: call.input for call in reply.calls} if body is reply.body else None,
-            plan_json,
-            code=BUDGET if reply.stop_reason == "max_tokens" and _is_cut(request) else None,
-        )
-
-    def _failed(self, request: Request, code: str, message: str) -> m.Event:
-        error, sealer = m.RunError(code, message[:4000]), request.context.sealer
-        if sealer is not None:  # it may quote what was said
-            error = m.RunError(code, m.SEALED, sealer.seal("error", dump(error.message)))
-        return m.ModelFailed(
-            request.context.run_id, request.life, request.context.turn, self._clockwork.new_id(), error
-        )
-
-    def _discarded(self, request: Request, context: BatchContext, raw: dict[str, Any], reason: str) -> m.Event:
-        usage = self._usage(context.agent.model, raw, self._meters.discarded)
-        if request.fitting is not None:
-            request.fitting.spend(usage)
-        reason = reason if context.sealer is None else m.SEALED
-        return m.ModelDiscarded(context.run_id, request.life, context.turn, context.attempt, usage, reason[:1000])
-
-    def _usage(self, model: str, raw: dict[str, Any], tokens: Counter) -> m.Usage:
-        usage = usage_of(raw, self._price_of(model))
-        counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens)
-        for kind, number in zip(_KINDS, (*counts, usage.cache_creation_input_tokens), strict=True):
-            if number:
-                tokens.add(number, model, kind)
-        if usage.cost_usd is not None:
-            self._meters.cost.add(usage.cost_usd, model)
-        return usage
-
-    def _price_of(self, model: str) -> Price | None:
-        """None is said once: a cost that nobody knows is not to be taken for none."""
-        price = price_of(model, self._prices)
-        if price is None and model not in self._unpriced:
-            self._unpriced.add(model)
-            log.warning("model %r has no price, so nobody knows what its runs cost: set one in [prices]", model)
-        return price
-
-
-def _is_cut(request: Request) -> bool:
-    return request.fitting is not None and request.fitting.cut is not None
-
-
-def _kind(error: Transient) -> str:
-    return "refused" if error.slow_down else "broken" if error.broken else "error"
-
-
-def _outcome(error: Transient | Hopeless) -> str:
-    if isinstance(error, Hopeless):
-        return "rejected"
+def _outcome(error: Transient) -> str:
     return "refused" if error.slow_down else "error"
-
-
-_KINDS: Final = ("input", "output", "cache_read", "cache_creation")

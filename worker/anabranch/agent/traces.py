@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -175,6 +176,8 @@ class AgentTraces:
 
     def retold(self, run: Run, event: m.ModelReplied, trace: Parent, agent: AgentSpec | None) -> Span:
         """The reply that won, as the log has it: whoever made the call may have died before it told of it."""
+        if agent is not None and event.model is not None:
+            agent = replace(agent, model=event.model)
         model = agent.model if agent is not None else ""
         attributes = {
             **self._of_chat(run.run_id, event.turn, event.attempt, agent),

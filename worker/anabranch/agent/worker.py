@@ -131,8 +131,11 @@ class AgentWorker:
                 await self._station.thinker.idle()
         except TimeoutError:
             log.warning("%d model calls were still running after %g s", self.running, timeout_s)
+        abandoned = self.running
+        self._station.thinker.cancel_all("its worker stopped")  # what they have used is told, and written below
+        await self._station.thinker.idle()
         await self._station.appender.flush(max(1.0, timeout_s / 10))
-        return self.running
+        return abandoned
 
     def end(self) -> None:
         self._over.set()

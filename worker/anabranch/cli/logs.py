@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from anabranch.agent.state import Run
+from anabranch.cli.attempts import Attempts, Made
 from anabranch.codec import header
 from anabranch.errors import AnabranchError
 from anabranch.kafka.seam import Broker, Place, Reader, Start
@@ -24,11 +25,13 @@ POLL_S: Final = 0.5
 
 
 class RunLog:
-    """The events of one run, folded as they are read. `last_at` is the time of the newest one."""
+    """The events of one run, folded as they are read. `last_at` is the time of the newest one, `attempts` are those of
+    its model calls.
+    """
 
     def __init__(self, run_id: str, place: Place, reader: Reader, signer: Signer = NO_SIGNER) -> None:
         self.run_id, self.place, self.last_at = run_id, place, 0.0
-        self.view = LogView(run_id, signer)
+        self.view, self.attempts = LogView(run_id, signer), Attempts()
         self._reader = reader
 
     @classmethod
@@ -47,6 +50,11 @@ class RunLog:
         return self.view.state.runs.get(self.run_id)
 
     @property
+    def made(self) -> list[Made]:
+        """The attempts of the run's model calls."""
+        return [] if self.run is None else self.attempts.of(self.run)
+
+    @property
     def note(self) -> RequestNoted | None:
         """Why the request was rejected, if the last one was."""
         notes = [note for note in self.view.state.notes.values() if note.run_id == self.run_id]
@@ -57,6 +65,7 @@ class RunLog:
         for record in await self._reader.read(timeout_s):
             for event in self.view.take([record]):
                 self.last_at = max(self.last_at, event.at)
+                self.attempts.take(event.event, event.run)
                 yield event
 
     async def to_end(self) -> AsyncIterator[RunEvent]:

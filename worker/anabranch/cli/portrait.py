@@ -5,7 +5,7 @@ Responsible for what is said of one run, as lines of `rich` and as JSON. Called 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -14,11 +14,14 @@ from rich.text import Text
 from anabranch.agent.answer import response
 from anabranch.agent.state import Run
 from anabranch.bodies import lean
+from anabranch.cli.attempts import Made
+from anabranch.cli.attempts import as_json as attempts_json
+from anabranch.cli.attempts import lines as lines_of
 from anabranch.cli.frame import printable
 from anabranch.cli.sealed import Told
 from anabranch.cli.tally import span
 from anabranch.cli.waterfall import Row, draw, legend, waterfall
-from anabranch.messages import RunResponse, lane_of
+from anabranch.messages import RunResponse, Usage, lane_of
 
 STATUS_STYLES = {"completed": "bold green", "failed": "bold red", "expired": "bold red", "cancelled": "bold yellow"}
 _OPEN_STYLE = "bold cyan"
@@ -45,18 +48,24 @@ def head(run: Run) -> Text:
     return text.append_text(status_text(status_of(run)))
 
 
-def moving(run: Run, now: float, width: int, height: int) -> Group:
+def moving(run: Run, now: float, width: int, height: int, attempts: Sequence[Made] = ()) -> Group:
     """The picture while the run goes on: the last rows that fit on the screen."""
-    axis, *rows = draw(waterfall(run, now), width)
+    axis, *rows = draw(waterfall(run, now, attempts), width)
     room = max(3, height - ROOM)
     hidden = len(rows) - room
     more = [Text(f"  ({hidden} more above)", "dim")] if hidden > 0 else []
     return Group(head(run), axis, *more, *rows[-room:])
 
 
-def whole(run: Run, now: float, width: int, *, answer: bool = True, told: Told | None = None) -> Group:
-    """The whole picture, with how it ended; `answer`: and what it said. `told` is that, as far as it can be opened."""
-    lines = [head(run), Text(), *draw(waterfall(run, now), width), Text(), legend(), *_facts(run, now)]
+def whole(
+    run: Run, now: float, width: int, attempts: Sequence[Made] = (), *, answer: bool = True, told: Told | None = None
+) -> Group:
+    """The whole picture, with the attempts that came to nothing, and how it ended; `answer`: and what it said. `told`
+    is that, as far as it can be opened.
+    """
+    lines = [head(run), Text(), *draw(waterfall(run, now, attempts), width), Text(), legend(), *_facts(run, now)]
+    if made := list(lines_of(attempts)):
+        lines += [Text(), Text("attempts of the model", "bold"), *made]
     if run.parked:
         lines.append(Text(f"parked: {printable(run.parked)}", "bold yellow"))
     told = told or (Told(response(run)) if run.ending is not None else None)
@@ -90,6 +99,7 @@ def _facts(run: Run, now: float) -> Iterator[Text]:
     parts = [f"{turns} turn{'' if turns == 1 else 's'}", f"{len(calls)} call{'' if len(calls) == 1 else 's'}"]
     parts += [f"{failed} failed"] if failed else []
     parts += [f"{read:,} tokens in, {used.output_tokens:,} out"]
+    parts += _thrown_away(run.discarded)
     cost = (used + run.discarded).cost_usd
     parts += [f"${cost:.4f}"] if cost else ["cost unknown"] if cost is None else []
     parts += [f"{span(max(0.0, wall))} in all"]
@@ -100,11 +110,17 @@ def _facts(run: Run, now: float) -> Iterator[Text]:
     yield Text(" · ".join(parts))
 
 
-def as_json(run: Run, now: float, told: Told | None = None) -> dict[str, Any]:
-    """The run for scripts: `rows` as the waterfall has them, `response` (null while it runs) as it was sent, or as it
-    was `told` to who has the keys.
+def _thrown_away(usage: Usage) -> list[str]:
+    read = usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens
+    return [f"{read:,} in, {usage.output_tokens:,} out thrown away"] if read or usage.output_tokens else []
+
+
+def as_json(run: Run, now: float, attempts: Sequence[Made] = (), told: Told | None = None) -> dict[str, Any]:
+    """The run for scripts: `rows` as the waterfall has them, `attempts` at its model calls with what each has used,
+    `response` (null while it runs) as it was sent, or as it was `told` to who has the keys.
     """
     picture = waterfall(run, now)
+    zero = min(run.opening.requested_at or run.opened_at, run.opened_at)
     return {
         "run_id": run.run_id,
         "agent": run.opening.request.agent,
@@ -115,7 +131,8 @@ def as_json(run: Run, now: float, told: Told | None = None) -> dict[str, Any]:
         "parked": run.parked,
         "turns": len(run.turns),
         "rows": [_row_json(row) for row in picture.rows],
-        "usage": lean(run.usage),
+        "attempts": attempts_json(attempts, zero),
+        "usage": {**lean(run.usage), "discarded": lean(run.discarded)},
         "response": lean(told.response if told is not None else response(run)) if run.ending is not None else None,
     }
 

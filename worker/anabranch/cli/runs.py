@@ -18,6 +18,7 @@ from anabranch.errors import AnabranchError
 
 if TYPE_CHECKING:
     from anabranch.agent.state import Run
+    from anabranch.cli.attempts import Made
     from anabranch.cli.logs import RunLog, Summary
     from anabranch.cli.sealed import Told
 
@@ -88,22 +89,27 @@ def _moment(at: float, *, brief: bool = False) -> str:
 @click.argument("run_id", metavar="ID")
 @frame.options(app=True, listing=True)
 def show(common: frame.Frame, run_id: str) -> None:
-    """Draw a run as a waterfall: the model's time, and each call's wait and execution."""
+    """Draw a run as a waterfall: the model's time, and each call's wait and execution.
+
+    Where the model was asked more than once, each attempt: which model, how long, what it cost, why it came to nothing.
+    """
     from anabranch.cli import portrait
 
-    (run, told), now = frame.run_async(_read(common, run_id)), time.time()
+    (run, made, told), now = frame.run_async(_read(common, run_id)), time.time()
     if common.as_json:
-        frame.print_json(portrait.as_json(run, now, told))
+        frame.print_json(portrait.as_json(run, now, made, told))
         return
     console = frame.stdout()
-    console.print(portrait.whole(run, now, console.width if console.is_terminal else PLAIN_WIDTH, told=told))
+    width = console.width if console.is_terminal else PLAIN_WIDTH
+    console.print(portrait.whole(run, now, width, made, told=told))
 
 
 PLAIN_WIDTH = 100
 """Columns of a waterfall that goes into a file."""
 
 
-async def _read(common: frame.Frame, run_id: str) -> tuple[Run, Told | None]:
+async def _read(common: frame.Frame, run_id: str) -> tuple[Run, list[Made], Told | None]:
+    """The run, the attempts of its model calls, and what it was told, if it has ended and is sealed."""
     from anabranch.cli.logs import RunLog, not_found
     from anabranch.cli.sealed import told
 
@@ -116,7 +122,7 @@ async def _read(common: frame.Frame, run_id: str) -> tuple[Run, Told | None]:
                     f"run {run_id!r} waits to be admitted: `anabranch runs watch {run_id}` waits for it"
                 )
             raise not_found(namespace, log)
-    return run, await told(common, run)
+    return run, log.made, await told(common, run)
 
 
 async def _waits(common: frame.Frame, log: RunLog) -> bool:
@@ -225,4 +231,5 @@ async def _replay(common: frame.Frame, run_id: str) -> None:
         if log.run is None:
             raise not_found(namespace, log)
         console.print()
-        console.print(portrait.whole(log.run, time.time(), console.width if console.is_terminal else PLAIN_WIDTH))
+        width = console.width if console.is_terminal else PLAIN_WIDTH
+        console.print(portrait.whole(log.run, time.time(), width, log.made))

@@ -71,17 +71,28 @@ def told(event: m.Event, before: Facts | None, at: float) -> str:
             return f"admitted after {span(waited)}: agent {opening.request.agent}{tenant}"
         case m.ModelReplied():
             took = f" after {span(max(0.0, at - before.owed_at))}" if before is not None else ""
-            return f"turn {event.turn}: the model replied{took}: {_reply(event)}"
+            by = f" ({event.model})" if event.model is not None else ""
+            times = sum(each.times for each in event.tried)
+            tries = f" at the last of {times} tries" if times > 1 else ""
+            return f"turn {event.turn}: the model{by} replied{took}{tries}: {_reply(event)}"
         case m.ModelFailed():
             return f"turn {event.turn}: the model failed: {event.error.code}: {event.error.message}"
         case m.ModelDiscarded():
-            return f"turn {event.turn}: a reply was thrown away: {event.reason}"
+            return f"turn {event.turn}: {_discarded(event)}"
         case m.RunCancelled() | m.RunExpired():
             return event.reason or ("cancelled" if isinstance(event, m.RunCancelled) else "past its deadline")
         case m.UnknownEvent():
             return event.reason
         case _:
             return _told_of_calls(event)
+
+
+def _discarded(event: m.ModelDiscarded) -> str:
+    """Without usage it only names the attempts of the last minute."""
+    times = sum(each.times for each in event.tried) or 1
+    if event.usage == m.Usage():
+        return f"the model has failed {times} times more: {event.reason}"
+    return f"an attempt was paid for and thrown away: {event.reason}"
 
 
 def _reply(event: m.ModelReplied) -> str:

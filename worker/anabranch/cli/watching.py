@@ -59,7 +59,8 @@ class Watch:
             return
         if self._moving:
             now = max(time.time(), self._log.last_at)
-            self._console.print(portrait.whole(run, now, self._console.width, answer=answer, told=told))
+            made = self._log.made
+            self._console.print(portrait.whole(run, now, self._console.width, made, answer=answer, told=told))
         elif answer and run.ending is not None:
             told = told or Told(response(run))
             error = portrait.error_text(told.response) if told.response.error else None
@@ -81,7 +82,7 @@ class Watch:
             waiting = Text(f"{printable(self._log.run_id)}  waits to be admitted  {now - self._started:.1f} s", "dim")
             self._live.update(waiting, refresh=True)
         else:
-            self._live.update(portrait.moving(run, now, width, height), refresh=True)
+            self._live.update(portrait.moving(run, now, width, height, self._log.made), refresh=True)
 
     def _tell(self, event: RunEvent) -> None:
         """A line for each step, but not for what changed nothing."""

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from anabranch.agent.answer import result_of
 from anabranch.agent.state import Call, Run, Turn
+from anabranch.cli.attempts import Made, worth_telling
 
 # "out": published and not back yet; only its result will tell how much of that it waited.
 Phase = Literal["admission", "model", "out", "wait", "run", "return"]
@@ -46,13 +47,16 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line: a model call, or (`call_id`) a tool call. `outcome` is `open` until there is a result."""
+    """One line: a model call, one of the attempts at it, or (`call_id`) a tool call. `outcome` is `open` until there is
+    a result.
+    """
 
     label: str
     outcome: str
     bars: tuple[Bar, ...]
     note: str = ""
     call_id: str | None = None
+    is_attempt: bool = False
 
     def seconds(self, phase: Phase) -> float:
         return sum(bar.length for bar in self.bars if bar.phase == phase)
@@ -75,8 +79,11 @@ class Waterfall:
 # --- from a run to bars -------------------------------------------------------------------------------------------
 
 
-def waterfall(run: Run, now: float) -> Waterfall:
-    """The rows of `run`; what is not over yet goes on until `now` (epoch seconds)."""
+def waterfall(run: Run, now: float, attempts: Sequence[Made] = ()) -> Waterfall:
+    """The rows of `run`; what is not over yet goes on until `now` (epoch seconds). Of `attempts` each has a row if its
+    turn took more than one.
+    """
+    told = worth_telling(attempts)
     opened = run.opened_at
     zero = min(run.opening.requested_at or opened, opened)
     now = run.ending.at if run.ending is not None else max(now, opened)
@@ -86,11 +93,13 @@ def waterfall(run: Run, now: float) -> Waterfall:
     owed_at = opened
     for turn in run.turns:
         rows.append(_model_row(turn, owed_at - zero, turn.replied_at - zero))
+        rows += _attempt_rows(told, turn.number, owed_at, turn.replied_at, zero)
         rows += [_call_row(run, turn, call, zero, now) for call in turn.calls.values()]
         owed_at = turn.finished_at if turn.finished_at is not None else turn.replied_at
     if run.owed or _failed_at_the_model(run):
         outcome = "open" if run.owed else "error"
         rows.append(Row(f"turn {run.turn}", outcome, (_bar("model", owed_at - zero, now - zero),)))
+        rows += _attempt_rows(told, run.turn, owed_at, now, zero)
     ends = [bar.end for row in rows for bar in row.bars]
     return Waterfall(tuple(rows), max([now - zero, *ends, 0.001]))
 
@@ -106,6 +115,19 @@ def _model_row(turn: Turn, start: float, end: float) -> Row:
         f"{count} calls" if count > 1 else "1 call" if count else {"final": "answers"}.get(turn.outcome, turn.outcome)
     )
     return Row(f"turn {turn.number}", "ok", (_bar("model", start, end),), note)
+
+
+def _attempt_rows(attempts: Sequence[Made], turn: int, begin: float, end: float, zero: float) -> list[Row]:
+    """Those of one turn that say when they were made."""
+    rows = []
+    for made in attempts:
+        if made.turn == turn and made.at is not None and made.took_s is not None:
+            start, over = clamped(made.at, made.at + made.took_s, begin, max(begin, end))
+            note = made.failure or ""
+            note = f"{note} ×{made.times}" if made.times > 1 else note
+            bars = (_bar("model", start - zero, over - zero),)
+            rows.append(Row(made.model, "error" if made.failure else "ok", bars, note, is_attempt=True))
+    return rows
 
 
 def _call_row(run: Run, turn: Turn, call: Call, zero: float, now: float) -> Row:
@@ -159,7 +181,7 @@ def draw(picture: Waterfall, width: int) -> list[Text]:
     for row in picture.rows:
         line = _label(row, labels).append(" ")
         line.append_text(_cells(row, picture.length, cells))
-        line.append(f"{row.took:>{_TIME_WIDTH - 2}.2f} s", "bold" if row.call_id is None else "")
+        line.append(f"{row.took:>{_TIME_WIDTH - 2}.2f} s", "bold" if _is_turn(row) else "")
         lines.append(line.append(f" {row.note}", "red" if row.note in ("rejected", "not run") else "dim"))
     return lines
 
@@ -184,11 +206,15 @@ def _axis(length: float, labels: int, cells: int) -> Text:
 
 
 def _label(row: Row, width: int) -> Text:
-    if row.call_id is None:
+    if _is_turn(row):
         return Text().append(row.label[:width].ljust(width), "bold")
     text = Text("  ").append(MARKS.get(row.outcome, "?"), _RUN_STYLES.get(row.outcome, ""))
     name = row.label if len(row.label) <= width - 4 else row.label[: width - 5] + "…"
     return text.append(f" {name}".ljust(width - 3))
+
+
+def _is_turn(row: Row) -> bool:
+    return row.call_id is None and not row.is_attempt
 
 
 def _cells(row: Row, length: float, cells: int) -> Text:

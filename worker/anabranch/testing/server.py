@@ -194,7 +194,7 @@ class ScriptedModel:
         reply, message = await self._answer(request, len(data))
         if self._latency_s + reply.latency_s > 0:
             await asyncio.sleep(self._latency_s + reply.latency_s)
-        self._settle(reply, message, estimate)
+        self._settle(reply, message, estimate, request.get("stream") is True)
         return await self._reply(http, reply, message, request.get("stream") is True)
 
     def _over_the_limit(self, model: str, limit: str, wait_s: float) -> web.Response:
@@ -202,9 +202,10 @@ class ScriptedModel:
         headers = {**self._meter.headers(model, _now()), "retry-after": f"{math.ceil(wait_s * 1000) / 1000:g}"}
         return self._failed(429, Failure("rate_limit_error", message), headers)
 
-    def _settle(self, reply: Reply, message: sse.Message, estimate: int) -> None:
-        """A reply counts as its usage says, an error as no tokens."""
-        used_input, used_output = counted(message.usage) if reply.status < 400 else (0, 0)
+    def _settle(self, reply: Reply, message: sse.Message, estimate: int, streaming: bool) -> None:
+        """A reply counts as its usage says, a stream that breaks off as far as it said it, an error as no tokens."""
+        used = sse.told(reply, message) if streaming else message.usage
+        used_input, used_output = counted(used) if reply.status < 400 else (0, 0)
         self._meter.count(message.model, _now(), input_tokens=used_input - estimate, output_tokens=used_output)
 
     async def _on_count(self, http: web.Request) -> web.StreamResponse:

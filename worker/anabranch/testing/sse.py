@@ -226,6 +226,17 @@ def streamed(reply: Reply, written: Sequence[bytes]) -> Delivery:
     return Delivery(list(written[:count]), ending)
 
 
+def told(reply: Reply, message: Message) -> dict[str, Json]:
+    """What a stream says of its usage before its fault: the input first, and the output at its end."""
+    if reply.raw is not None:
+        return message.usage
+    written = events(message)
+    sent = len(streamed(reply, written).pieces) - (reply.sse_error is not None)
+    if sent >= len(written) - 1:
+        return message.usage
+    return {**message.usage, "output_tokens": 1} if sent else {}
+
+
 def unstreamed(reply: Reply, document: bytes) -> Delivery:
     """The body, or its first half if the reply is cut, dropped or hangs."""
     count, ending = _fault(reply)

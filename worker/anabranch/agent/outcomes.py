@@ -1,0 +1,151 @@
+"""What a model call comes to: the events that tell the log of it, with what was used and what that cost.
+
+Responsible for: that all that was paid for stands in one event, and that each attempt is named in one. Must never:
+decide what is tried again, or write to the log. Called by: `Thinker`.
+
+An attempt that cost something and came to nothing is told at once, by `model.discarded`. One that cost nothing (a
+refusal, say) is named by the next event of the call, whatever that is, and after a minute by an event of its own: so an
+outage of the provider fills no log, and whoever looks at a run that waits sees why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from anabranch import messages as m
+from anabranch.agent.fitting import BUDGET
+from anabranch.agent.jobs import Clockwork, Request, Trying
+from anabranch.agent.large import HEADER_BYTES, REPLY_BYTES, Large
+from anabranch.agent.meters import AgentMeters
+from anabranch.agent.model import Hopeless
+from anabranch.agent.plan import BatchContext, plan
+from anabranch.agent.reply import Reply
+from anabranch.agent.retrying import Nothing
+from anabranch.bodies import dump
+from anabranch.meters import Counter
+from anabranch.prices import Price, price_of, usage_of
+
+log = logging.getLogger(__name__)
+
+_KINDS: Final = ("input", "output", "cache_read", "cache_creation")
+
+
+def usage_in(event: Mapping[str, Any]) -> dict[str, Any]:
+    """What an event of the provider's stream says of the usage so far."""
+    said = event.get("message") if event.get("type") == "message_start" else event
+    usage = said.get("usage") if isinstance(said, Mapping) else None
+    return {name: value for name, value in usage.items() if value is not None} if isinstance(usage, Mapping) else {}
+
+
+class Outcomes:
+    """See the module."""
+
+    def __init__(self, prices: Mapping[str, Price], meters: AgentMeters, large: Large, clockwork: Clockwork) -> None:
+        self._prices, self._meters, self._large, self._clockwork = prices, meters, large, clockwork
+        self._unpriced: set[str] = set()
+
+    async def replied(self, trying: Trying, context: BatchContext, reply: Reply) -> m.ModelReplied:
+        """The reply with its plan. What was read is paid for, whatever becomes of it; raises `Hopeless` if the log does
+        not take it.
+        """
+        own, others = self._tried(trying), trying.untold.all
+        try:
+            return await self._replied(trying, context, reply, (*others, own) if others else ())
+        except BaseException as error:
+            why = error.message if isinstance(error, Hopeless) else str(error) or type(error).__name__
+            self.came_to_nothing(trying, context, reply.usage, why, "unusable")
+            raise
+
+    async def _replied(
+        self, trying: Trying, context: BatchContext, reply: Reply, tried: tuple[m.Tried, ...]
+    ) -> m.ModelReplied:
+        request = trying.request
+        planned = plan(reply.calls, context)
+        plan_json = dump(planned)
+        body = await self._large.body_of(reply, context.tenant or None, request.deadline, context.sealer)
+        if len(body) > REPLY_BYTES or len(plan_json) > HEADER_BYTES:
+            size = len(reply.body) + len(plan_json)
+            mend = "lower the agent's max_tokens, or give the workers a store (ANABRANCH_STORE)"
+            raise Hopeless("internal", f"the reply of {size} bytes does not fit into the log: {mend}")
+        return m.ModelReplied(
+            context.run_id,
+            request.life,
+            context.turn,
+            context.attempt,
+            reply.outcome,
+            planned,
+            self._usage(context.agent.model, reply.usage, self._meters.tokens),
+            body,
+            {call.tool_use_id: call.input for call in reply.calls} if body is reply.body else None,
+            plan_json,
+            code=BUDGET if reply.stop_reason == "max_tokens" and _is_cut(request) else None,
+            model=trying.foreign,
+            tried=tried,
+        )
+
+    def failed(self, trying: Trying, code: str, message: str) -> m.ModelFailed:
+        context, error = trying.request.context, m.RunError(code, message[:4000])
+        if context.sealer is not None:  # it may quote what was said
+            error = m.RunError(code, m.SEALED, context.sealer.seal("error", dump(error.message)))
+        tried = trying.untold.take(self._clockwork.steady())
+        return m.ModelFailed(
+            context.run_id, trying.request.life, context.turn, self._clockwork.new_id(), error, tried
+        )  # fmt: skip
+
+    def came_to_nothing(
+        self, trying: Trying, context: BatchContext, raw: dict[str, Any] | None, reason: str, failure: Nothing
+    ) -> None:
+        """Tell the log of an attempt, at once if it cost something: with what it used as far as the provider said."""
+        now, trying.used = self._clockwork.steady(), {}
+        trying.untold.add(self._tried(trying, failure, reason))
+        if not raw and not trying.untold.are_due(now):
+            return
+        usage = self._usage(context.agent.model, raw, self._meters.discarded) if raw else m.Usage()
+        if trying.request.fitting is not None:
+            trying.request.fitting.spend(usage)
+        reason = reason[:1000] if context.sealer is None else m.SEALED
+        event = m.ModelDiscarded(
+            context.run_id, trying.request.life, context.turn, context.attempt, usage, reason, trying.foreign,
+            trying.untold.take(now),
+        )  # fmt: skip
+        trying.job.append(event)
+
+    def so_far(self, trying: Trying) -> m.ModelDiscarded:
+        """The attempt that is out as if it came to nothing now. It is not counted: that comes when it does."""
+        context, why = trying.context, "the run's deadline has passed"
+        usage = usage_of(trying.used, self._price_of(context.agent.model))
+        tried = (*trying.untold.all, self._tried(trying, "ended", why))
+        return m.ModelDiscarded(
+            context.run_id, trying.request.life, context.turn, context.attempt, usage, why, trying.foreign, tried
+        )
+
+    def _tried(self, trying: Trying, failure: Nothing | None = None, reason: str | None = None) -> m.Tried:
+        at, began = trying.began
+        took_s = round(self._clockwork.steady() - began, 3)
+        if failure in ("rejected", "unusable") or trying.request.context.sealer is not None:
+            reason = None  # it may quote what somebody said; the event itself says it, or has it sealed
+        return m.Tried(trying.lane.model, round(at, 3), took_s, failure, reason)
+
+    def _usage(self, model: str, raw: dict[str, Any], tokens: Counter) -> m.Usage:
+        usage = usage_of(raw, self._price_of(model))
+        counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens)
+        for kind, number in zip(_KINDS, (*counts, usage.cache_creation_input_tokens), strict=True):
+            if number:
+                tokens.add(number, model, kind)
+        if usage.cost_usd is not None:
+            self._meters.cost.add(usage.cost_usd, model)
+        return usage
+
+    def _price_of(self, model: str) -> Price | None:
+        """None is said once: a cost that nobody knows is not to be taken for none."""
+        price = price_of(model, self._prices)
+        if price is None and model not in self._unpriced:
+            self._unpriced.add(model)
+            log.warning("model %r has no price, so nobody knows what its runs cost: set one in [prices]", model)
+        return price
+
+
+def _is_cut(request: Request) -> bool:
+    return request.fitting is not None and request.fitting.cut is not None
