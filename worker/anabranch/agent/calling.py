@@ -13,13 +13,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from anabranch import messages as m
-from anabranch.agent.asking import stream_record, to_request
+from anabranch.agent.asking import to_request
 from anabranch.agent.effects import ModelDue
+from anabranch.agent.hearing import Hearing
 from anabranch.agent.jobs import Job, Request
-from anabranch.agent.plan import BatchContext
+from anabranch.agent.speaking import Outlet, Speech
 from anabranch.agent.state import Run
 from anabranch.agent.station import Station
 from anabranch.kafka.sent import Sent
@@ -57,6 +58,7 @@ class ModelCalls:
         self._calls: dict[Life, _Call] = {}
         self._unread: dict[Life, _Unread] = {}
         self._surplus: dict[Life, list[m.ModelDiscarded]] = {}  # replies of which another one came first
+        self._outlet = Outlet(station)
         self.wanted: Callable[[Life, int], Run | None] = lambda life, turn: None
 
     def begin(self) -> None:
@@ -74,18 +76,26 @@ class ModelCalls:
         if due is None or known is not None or life in self._unread:
             return
         agent = self._station.registry.agent(run.opening.request.agent or "", run.opening.revision)
+        hearing = self._hearing(run)
         job = Job(
             run.opening.request.tenant or "",
             agent.model if agent is not None else "",  # if the registry does not know it, `_prepare` will tell
             prepare=partial(self._prepare, life, due.turn),
             append=partial(self._append, life),
-            on_event=partial(self._speak, run),
+            on_event=None if hearing is None else hearing.event,
             due_at=self._station.clockwork.steady(),
             lane=m.lane_of(run.life),
             fallback=agent.fallback if agent is not None else None,
+            on_end=None if hearing is None else hearing.end,
         )
         self._calls[life] = _Call(due.turn, job)
         self._station.thinker.submit(job)
+
+    def _hearing(self, run: Run) -> Hearing | None:
+        """Who listens to the model while it speaks, if anybody does."""
+        if not run.opening.request.stream:
+            return None
+        return Hearing(Speech(run, self._outlet, self._station.clockwork.steady))
 
     def has(self, life: Life, turn: int) -> bool:
         """Whether this very call is being made, or waits for its place."""
@@ -192,12 +202,6 @@ class ModelCalls:
     def _failure(self, life: Life, turn: int, message: str) -> m.ModelFailed:
         attempt = self._station.clockwork.new_id()
         return m.ModelFailed(life[0], life[1], turn, attempt, m.RunError("internal", message))
-
-    def _speak(self, run: Run, context: BatchContext, event: dict[str, Any]) -> None:
-        if run.opening.request.stream:
-            record = stream_record(self._station.namespace, run, context, event)
-            if record is not None:
-                self._station.send(record)
 
 
 def _is_surplus(run: Run, event: m.ModelReplied) -> bool:

@@ -154,6 +154,10 @@ class AgentMeters(RoleMeters):
             "Calls that turned to the agent's other model: as the breaker is open, after tries, or not to wait",
             ("model", "to", "reason"),
         )
+        self.stream_dropped = Counter(
+            "anabranch_stream_dropped_total",
+            "Times that some of what a model said was not told to those who watch, as Kafka did not take it in time",
+        )
         self.model_limit_ratio = Gauge(
             "anabranch_model_limit_ratio",
             "Part of the requests at once that the provider's refusals leave; 1: it refuses none",

@@ -18,6 +18,7 @@ import orjson
 
 from anabranch.about import Fields, traced
 from anabranch.agent.reply import RequestedCall
+from anabranch.agent.tokens import derived
 from anabranch.messages import SEALED, PlannedCall
 from anabranch.specs import AgentSpec, ToolSpec
 
@@ -79,15 +80,6 @@ def plan(calls: Sequence[RequestedCall], context: BatchContext) -> tuple[Planned
 
 def _offered(call: RequestedCall, context: BatchContext) -> ToolSpec | None:
     return context.tool(call.tool) if call.tool in context.agent.tools else None
-
-
-def derived(attempt: str, what: int | str) -> str:
-    """64 bits that follow from an attempt's id and show neither it nor what else is derived from it.
-
-    In the id of call `what` they are the right to answer this call and no other: the reply's other calls may be in
-    queues of workers who do not trust each other, and those who hear the model speak may answer none.
-    """
-    return hashlib.blake2b(f"{attempt}/{what}".encode(), digest_size=8).hexdigest()
 
 
 def _planned(index: int, call: RequestedCall, spec: ToolSpec | None, context: BatchContext) -> PlannedCall:
