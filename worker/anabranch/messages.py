@@ -455,7 +455,7 @@ class ToolCall:
     input: Annotated[dict[str, Json] | None, says("The arguments; they fit the tool's input_schema")] = None
     input_ref: Annotated[Reference | None, says("Instead of input: the arguments, a JSON object in the store")] = None
     input_sealed: Annotated[Sealed | None, says("Instead of both: the arguments, a JSON object, sealed")] = None
-    dispatch: Annotated[int, says("1, and one more each time that a lost call is published again")]
+    dispatch: Annotated[int, says("1, and one more each time that a lost call is published again; 0: an early start")]
     deadline: Annotated[float, says("Epoch seconds; past it nobody waits for the result")]
     idempotency_key: Annotated[str, says("The same for every dispatch and try")]
     reply: Annotated[ReplyTopic, says("Where the result belongs")]

@@ -20,10 +20,13 @@ from anabranch.agent.asking import to_request
 from anabranch.agent.effects import ModelDue
 from anabranch.agent.hearing import Hearing
 from anabranch.agent.jobs import Job, Request
+from anabranch.agent.listening import Piece
+from anabranch.agent.plan import BatchContext
 from anabranch.agent.speaking import Outlet, Speech
 from anabranch.agent.state import Run
 from anabranch.agent.station import Station
 from anabranch.kafka.sent import Sent
+from anabranch.specs import AgentSpec
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +54,9 @@ class _Unread:
 
 
 class ModelCalls:
-    """See the module. `wanted` gives the run that owes this model call, if it is ours to make now."""
+    """See the module. `wanted` gives the run that owes this model call, if it is ours to make now, and `begin_early` is
+    told of a call of it that is complete while the model speaks.
+    """
 
     def __init__(self, partition: int, station: Station) -> None:
         self._partition, self._station = partition, station
@@ -60,6 +65,7 @@ class ModelCalls:
         self._surplus: dict[Life, list[m.ModelDiscarded]] = {}  # replies of which another one came first
         self._outlet = Outlet(station)
         self.wanted: Callable[[Life, int], Run | None] = lambda life, turn: None
+        self.begin_early: Callable[[Run, BatchContext, Piece], None] = lambda run, context, piece: None
 
     def begin(self) -> None:
         """A new fold begins: it will read what has been acknowledged before it gets to the log's end."""
@@ -76,7 +82,7 @@ class ModelCalls:
         if due is None or known is not None or life in self._unread:
             return
         agent = self._station.registry.agent(run.opening.request.agent or "", run.opening.revision)
-        hearing = self._hearing(run)
+        hearing = self._hearing(run, life, agent)
         job = Job(
             run.opening.request.tenant or "",
             agent.model if agent is not None else "",  # if the registry does not know it, `_prepare` will tell
@@ -91,11 +97,17 @@ class ModelCalls:
         self._calls[life] = _Call(due.turn, job)
         self._station.thinker.submit(job)
 
-    def _hearing(self, run: Run) -> Hearing | None:
+    def _hearing(self, run: Run, life: Life, agent: AgentSpec | None) -> Hearing | None:
         """Who listens to the model while it speaks, if anybody does."""
+        begin = partial(self._begin_early, life) if agent is not None and agent.early_start else None
         if not run.opening.request.stream:
-            return None
-        return Hearing(Speech(run, self._outlet, self._station.clockwork.steady))
+            return Hearing(None, begin) if begin is not None else None
+        return Hearing(Speech(run, self._outlet, self._station.clockwork.steady), begin)
+
+    def _begin_early(self, life: Life, context: BatchContext, piece: Piece) -> None:
+        """A call is complete: it begins if the owner there is now, if there is one, is for it."""
+        if (run := self.wanted(life, context.turn)) is not None:
+            self.begin_early(run, context, piece)
 
     def has(self, life: Life, turn: int) -> bool:
         """Whether this very call is being made, or waits for its place."""

@@ -170,6 +170,11 @@ class AgentMeters(RoleMeters):
             "Tool calls that were made and given to Kafka, again after a loss too",
             ("queue",),
         )
+        self.calls_early = Counter(
+            "anabranch_calls_early_total",
+            "Calls that began while the model spoke: started, and used once the reply that has them counted",
+            ("queue", "outcome"),
+        )
         self.calls_answered = Counter(
             "anabranch_calls_answered_total",
             "Results that count: ok, error, timeout, unknown, expired (past the deadline), rejected (never published)",
