@@ -19,6 +19,7 @@ from obstore.store import MemoryStore
 from tests.support import builders as b
 from tests.support.desk import Desk
 from tests.support.sealing import Keys, opened, sealed, sealer, sealing
+from tests.unit import test_listening as listening
 
 from anabranch import messages as m
 from anabranch.agent import snapshot
@@ -409,3 +410,18 @@ async def test_an_input_that_does_not_open_is_refused(keys: Sealing) -> None:
         await tools_large.input_of(NO_STORE, call(input_sealed=sealed("result", {})), 0.0, keys)
     with pytest.raises(StoreError):
         await tools_large.body_of(NO_STORE, ToolResult("x"), call(input_sealed="k1;AAAA"), 0.0, NO_SEALING)
+
+
+async def test_a_call_that_begins_early_is_sealed_and_nobody_can_guess_by_its_id_what_it_says() -> None:
+    desk = Desk()
+    agent = b.agent(early_start=True)
+    desk.registry.add([b.tool(read_only=True)], [agent])
+    desk.begin().write(b.requested(opens=asked()))
+    given = [replace(context(b.tool(read_only=True), sealed=is_sealed), agent=agent) for is_sealed in (True, False)]
+    for event in (*listening.call(0, f'{{"card":"{SECRET}"}}'), listening.ends("tool_use")):
+        desk.jobs.due[0].on_event(given[0], event)  # type: ignore[misc]
+    (record,) = desk.sent.to(desk.station.namespace.calls("q"))
+    body = read(ToolCall, record.value)
+    assert (body.dispatch, body.input, opened("input", body.input_sealed or "")) == (0, None, {"card": SECRET})
+    (sealed_one,), (plain,) = (plan([RequestedCall("tu0", "t", {"card": SECRET})], each) for each in given)
+    assert body.call_id == sealed_one.call_id != plain.call_id

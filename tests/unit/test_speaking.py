@@ -93,6 +93,15 @@ def test_the_first_word_is_told_at_once_and_the_rest_a_few_times_a_second() -> N
     assert {record.key for record in stage.desk.sent.to(TOPIC)} == {b.RUN.encode()}
 
 
+def test_an_inbox_that_there_is_not_gets_nothing_and_costs_nobody_else_his_words() -> None:
+    async def run() -> Stage:
+        stage = Stage(stream=True, reply_to=m.ReplyTo(999))
+        stage.say(block(0, "text", text="Hello"))
+        return stage
+
+    assert [record.partition for record in virtually(run).desk.sent.to(TOPIC)] == [None]
+
+
 def test_a_call_is_told_with_its_name_at_its_start_and_with_its_input_when_it_is_complete() -> None:
     async def run() -> Stage:
         stage = Stage(stream=True)

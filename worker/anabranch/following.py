@@ -97,7 +97,8 @@ class Ears:
     async def _follow(self, reply_to: m.ReplyTo | None, since: float) -> None:
         try:
             count = await self._broker.partitions(self._topic)
-            partition = reply_to.partition if reply_to is not None else partition_of(self._run_id, count)
+            is_there = reply_to is not None and reply_to.partition < count
+            partition = reply_to.partition if reply_to and is_there else partition_of(self._run_id, count)
             async with self._broker.reader([Place(self._topic, partition)], max(0.0, since)) as reader:
                 key = self._run_id.encode()
                 while True:

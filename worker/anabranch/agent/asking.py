@@ -55,8 +55,8 @@ def _ids_of(run: Run) -> Iterator[str]:
         yield from (call.planned.tool_use_id for call in turn.calls.values())
 
 
-def stream_record(namespace: Namespace, run: Run, delta: StreamDelta) -> Outgoing:
-    """The record for `agent.stream`, in the partition that the client of this run reads."""
+def stream_record(namespace: Namespace, run: Run, delta: StreamDelta, partitions: int) -> Outgoing:
+    """The record for `agent.stream`, in the partition that the client of this run reads, if there is one like that."""
     reply_to = run.opening.request.reply_to
-    partition = reply_to.partition if reply_to is not None else None
+    partition = reply_to.partition if reply_to is not None and reply_to.partition < partitions else None
     return cloud_event(namespace.stream, "stream.delta", "anabranch", run.run_id, dump(delta), partition=partition)

@@ -33,7 +33,7 @@ from anabranch.agent.plan import BatchContext, planned_alone
 from anabranch.agent.reply import RequestedCall
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
-from anabranch.bodies import MAX_DEPTH, depth_of, dump
+from anabranch.bodies import MAX_DEPTH, depth_of
 from anabranch.kafka.sent import Sent
 from anabranch.specs import ToolSpec
 
@@ -79,14 +79,16 @@ class Early:
     def begin(self, run: Run, context: BatchContext, piece: Piece) -> None:
         """A call is complete while its model speaks on: publish it, if it may begin now. `run` owes this turn."""
         call = requested(piece)
-        if call is None or run.turn >= run.opening.limits.max_turns:  # what nobody will read is not run
+        if (
+            call is None or call.tool_use_id in context.used or run.turn >= run.opening.limits.max_turns
+        ):  # what nobody will read is not run
             return
         planned, spec = planned_alone(piece.call, call, context)
         if spec is None or planned.rejected is not None or not may_begin(spec):
             return
         if self._station.saturation.is_behind(spec.queue):
             return
-        given = call.input if context.sealer is None else context.sealer.seal("input", dump(call.input))
+        given = call.input if context.sealer is None else context.sealer.seal("input", json.dumps(call.input).encode())
         record = early_record(self._station, self._partition, run, planned, given)
         speaking = self._speaking.get((run.run_id, run.life))
         if speaking is None or speaking.turn != run.turn:

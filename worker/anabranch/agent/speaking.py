@@ -53,7 +53,8 @@ class Outlet:
         if self._steady() < self._held_until:
             self.dropped("Kafka has just refused a record")
             return None
-        return self._station.send(stream_record(self._station.namespace, run, delta))
+        station = self._station
+        return station.send(stream_record(station.namespace, run, delta, station.response_partitions))
 
     def failed(self, error: BaseException) -> None:
         self._held_until = self._steady() + HOLD_S
@@ -93,6 +94,7 @@ class Speech:
     def __init__(self, run: Run, outlet: Outlet, steady: Callable[[], float]) -> None:
         self._run, self._outlet, self._steady = run, outlet, steady
         self._thinking = run.opening.request.stream_thinking is True
+        self._of: str | None = None  # the attempt that is heard, as the log will call it; below, as the stream does
         self._attempt, self._number = "", 0
         self._context: BatchContext | None = None
         self._waiting: list[Said] = []
@@ -105,18 +107,19 @@ class Speech:
         """The model has said this."""
         if piece.kind == "thinking" and not self._thinking:
             return
-        if (attempt := in_stream(context.attempt)) != self._attempt:
-            self._attempt, self._context, self._number = attempt, context, 0
+        if context.attempt != self._of:
+            self._of, self._attempt = context.attempt, in_stream(context.attempt)
+            self._context, self._number = context, 0
         self._add(piece)
         self._send_soon()
 
     def end(self, context: BatchContext, whole: bool) -> None:
         """The attempt is over: nothing more will come of it, and it counts only if it is `whole`."""
-        if in_stream(context.attempt) != self._attempt:
+        if context.attempt != self._of:
             return  # nobody has heard anything of it
         self._waiting.append(Said("end" if whole else "discarded"))
         self._send()
-        self._attempt = ""
+        self._of = None
 
     def _add(self, piece: Piece) -> None:
         size = len(piece.text)
