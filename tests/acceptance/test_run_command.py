@@ -133,8 +133,11 @@ async def test_elsewhere_the_words_come_line_by_line_to_those_who_ask(kafka: str
         asked, plain = await asyncio.gather(
             w.run("run", "speaker", "speak", "--stream", "--run-id", "s-2"), w.run("run", "speaker", "speak")
         )
-        said = [line.partition("│ ")[2] for line in asked.stderr.splitlines() if "│" in line]
-        assert said == ["Let me add.", "→ add", "Slowly", ("spoken words " * 8)]
+        await w.fleet.client.submit("speaker", "speak", stream=True, run_id="s-3")
+        watched = await w.run("runs", "watch", "s-3")
+        for told in (asked.stderr, watched.stdout):
+            said = [line.partition("│ ")[2] for line in told.splitlines() if "│" in line]
+            assert said == ["Let me add.", "→ add", "Slowly", "spoken words " * 8]
         assert "│" not in plain.stderr
         assert asked.stdout == plain.stdout == "Slowly\n" + "spoken words " * 8 + "\n"
 
