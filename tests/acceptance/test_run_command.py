@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.support.fleet import Fleet, fleet, settings_for
-from tests.support.shell import Ended, anabranch, environment, started
+from tests.support.shell import Ended, anabranch, environment, on_a_terminal, started
 
 from anabranch import App
-from anabranch.testing import text, tool_use, turn_of
+from anabranch.testing import Reply, prompt_of, text, tool_use, turn_of
 
 FINAL = json.dumps({"sum": 3})
 
@@ -39,11 +39,15 @@ def an_app(gate: asyncio.Event) -> App:
 
     app.agent("adder", model="scripted", tools=["add", "fail"])
     app.agent("waiter", model="scripted", tools=["wait"])
+    app.agent("speaker", model="scripted", tools=["add"])
     app.agent("hasty", model="scripted", tools=["add"], max_turns=1)
     return app
 
 
-def script(request: Any) -> list[dict[str, Any]]:
+def script(request: Any) -> Any:
+    if prompt_of(request) == "speak":
+        said = [[text("Let me add."), tool_use("add", {"a": 1, "b": 2})], [text("Slowly\n" + "spoken words " * 8)]]
+        return Reply(content=said[turn_of(request) - 1], chunk_s=0.1)
     if turn_of(request) > 1:
         return [text(FINAL)]
     if any(tool["name"] == "wait" for tool in request["tools"]):
@@ -105,6 +109,37 @@ async def test_a_run_shows_its_steps_and_prints_its_answer_and_can_be_looked_at_
         assert data["response"]["calls"] == {"total": 2, "failed": 1, "batches": 1, "widest": 2}
         assert (listed["run_id"], listed["calls"], listed["tenant"]) == ("r-1", 2, "acme")
         assert none == []
+
+
+async def test_on_a_terminal_the_words_appear_as_they_are_spoken_and_the_answer_once(
+    kafka: str, namespace: str
+) -> None:
+    async with world(kafka, namespace) as w:
+        status, shown = await on_a_terminal("run", "speaker", "speak", "--run-id", "s-1", env=w.env)
+        at = {mark: shown.find(mark) for mark in ("Let me add.", '→ add {"a": 1, "b": 2}', "Slowly", "completed")}
+        assert status == 0
+        assert -1 < at["Let me add."] < at['→ add {"a": 1, "b": 2}'] < at["Slowly"] < at["completed"], shown
+        growing = [shown.count("spoken words " * count) for count in (1, 4, 8)]
+        assert growing[0] > growing[2] >= 1
+        assert shown[at["completed"] :].count("Slowly") == 1
+
+        for option in ("--no-stream", "--quiet"):
+            _, silent = await on_a_terminal("run", "speaker", "speak", option, env=w.env)
+            assert silent.count("Slowly") == 1
+
+
+async def test_elsewhere_the_words_come_line_by_line_to_those_who_ask(kafka: str, namespace: str) -> None:
+    async with world(kafka, namespace) as w:
+        asked, plain = await asyncio.gather(
+            w.run("run", "speaker", "speak", "--stream", "--run-id", "s-2"), w.run("run", "speaker", "speak")
+        )
+        await w.fleet.client.submit("speaker", "speak", stream=True, run_id="s-3")
+        watched = await w.run("runs", "watch", "s-3")
+        for told in (asked.stderr, watched.stdout):
+            said = [line.partition("│ ")[2] for line in told.splitlines() if "│" in line]
+            assert said == ["Let me add.", "→ add", "Slowly", "spoken words " * 8]
+        assert "│" not in plain.stderr
+        assert asked.stdout == plain.stdout == "Slowly\n" + "spoken words " * 8 + "\n"
 
 
 async def test_a_run_that_does_not_complete_exits_1_with_the_reason_on_stderr(kafka: str, namespace: str) -> None:

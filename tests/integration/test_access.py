@@ -30,8 +30,9 @@ from anabranch.client import Client
 from anabranch.codec import Outgoing, encode
 from anabranch.config import Settings, SigningSettings
 from anabranch.errors import Forbidden
+from anabranch.events import RunEvent, Text
 from anabranch.kafka.seam import Place
-from anabranch.messages import ModelFailed, RunError, RunExpired, StreamDelta, ToolReturned
+from anabranch.messages import ModelFailed, RunError, RunExpired, ToolReturned
 from anabranch.runtime import Shutdown, broker_of, serve_agent, serve_tools, topic_specs
 from anabranch.testing import Answer, last_results, prompt_of, result_text, tool_use, turn_of
 from anabranch.topics import Namespace, partition_of
@@ -124,7 +125,7 @@ async def test_each_role_does_all_its_work_with_its_grants_and_no_others(
 
 async def _submits_watches_and_cancels(client: Client) -> None:
     run = await client.submit("caller", "near near", stream=True)
-    spoken, seen = await asyncio.wait_for(asyncio.gather(_heard(client, run.run_id), _steps(run)), ANSWER_S)
+    spoken, seen = await asyncio.wait_for(asyncio.gather(_heard(run), _steps(run)), ANSWER_S)
     assert (await run).output == "near | near"
     assert spoken
     assert "ModelReplied" in seen
@@ -133,12 +134,12 @@ async def _submits_watches_and_cancels(client: Client) -> None:
     assert (await asyncio.wait_for(_response(waiting), ANSWER_S)).status == "cancelled"
 
 
-async def _heard(client: Client, run_id: str) -> list[StreamDelta]:
-    return [delta async for delta in client.speech(run_id)]
+async def _heard(run: Any) -> list[Text]:
+    return [event async for event in run.events() if isinstance(event, Text)]
 
 
 async def _steps(run: Any) -> list[str]:
-    return [type(event.event).__name__ async for event in run.events()]
+    return [type(event.event).__name__ async for event in run.events() if isinstance(event, RunEvent)]
 
 
 async def _response(run: Any) -> Any:
@@ -329,7 +330,7 @@ async def _cancels(client: Client) -> None:
 
 async def _streams(client: Client) -> None:
     run = await client.submit("caller", "near", stream=True)
-    await _heard(client, run.run_id)
+    await _heard(run)
 
 
 async def test_who_looks_mends_or_administers_needs_each_of_his_grants(

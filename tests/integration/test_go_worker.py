@@ -27,6 +27,7 @@ from tests.support.process import Command, GuardedProcess, tail
 from tests.support.wait import until
 
 from anabranch.contract_examples import TRACE
+from anabranch.events import RunEvent
 from anabranch.loading import load_app
 from anabranch.messages import ToolReturned
 from anabranch.testing import last_results, result_text, text, tool_use, turn_of
@@ -278,7 +279,7 @@ async def test_a_run_has_one_tool_in_python_and_one_in_go(
         with running_at(binary, kafka, namespace, tmp_path / "worker.log"):
             run = await running_fleet.client.submit("forecaster", "Hay fever in Ghent tomorrow?")
             answer = await asyncio.wait_for(run, 60)
-            events = [seen.event async for seen in run.events()]
+            events = [seen.event async for seen in run.events() if isinstance(seen, RunEvent)]
 
     assert (answer.status, answer.turns) == ("completed", 2)
     assert (answer.calls.total, answer.calls.failed) == (2, 0)

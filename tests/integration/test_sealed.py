@@ -24,6 +24,7 @@ from anabranch import App, Forgotten
 from anabranch.cli import anabranch
 from anabranch.config import AgentSettings, SealingSettings, Settings, StoreSettings
 from anabranch.errors import SealError
+from anabranch.events import Text
 from anabranch.keys import StoredKeys, stored_keys
 from anabranch.messages import RunResponse
 from anabranch.testing import Answer, Reply, last_results, prompt_of, result_text, text, tool_use, turn_of
@@ -126,7 +127,7 @@ async def test_a_secret_is_nowhere_to_be_read_and_the_run_goes_on_through_a_take
         run = await running.client.submit(
             "clerk", f"who owns {SECRET}? " * 20, tenant="acme", metadata={"card": SECRET}, stream=True
         )
-        hearing = asyncio.create_task(heard(running, run.run_id))
+        hearing = asyncio.create_task(heard(run))
         await until(lambda: "waits" in got, ANSWER_S, "the tool waits")
         first = running.agents[0]
         await running.add_agent()
@@ -150,8 +151,8 @@ async def test_a_secret_is_nowhere_to_be_read_and_the_run_goes_on_through_a_take
     assert b"text_sealed" in topics[f"{namespace}.agent.stream"]
 
 
-async def heard(running: Fleet, run_id: str) -> str:
-    return "".join([delta.text or "" async for delta in running.client.speech(run_id, "acme")])
+async def heard(run: Any) -> str:
+    return "".join([event.text async for event in run.events() if isinstance(event, Text)])
 
 
 def assert_nowhere(topics: dict[str, bytes], folder: Path) -> None:

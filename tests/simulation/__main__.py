@@ -17,8 +17,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
 
+import orjson
+
 from tests.simulation.checker import violations
 from tests.simulation.evidence import NAMESPACE, Evidence
+from tests.simulation.workload import QUEUE
 from tests.simulation.world import simulate
 
 SHOWN = 8
@@ -58,11 +61,21 @@ def judge(seed: int) -> Verdict:
     ledger = evidence.ledger
     met: Counter[str] = Counter(fault.kind for fault in ledger.faults)
     met["model calls"], met["executions"] = len(ledger.model_calls), len(ledger.executions)
+    met["early starts"], met["early results used"] = _early(evidence)
     met["runs"] = len(evidence.workload.runs)
     met["snapshots"], met["snapshots cut short"] = _snapshots(evidence)
     met["records gone"] = evidence.gone
     met["rebalances asked for"] = sum(" start " in line or " stop " in line for line in ledger.trace)
     return Verdict(seed, evidence.profile.name, violations(evidence), met, ledger.trace)
+
+
+def _early(evidence: Evidence) -> tuple[int, int]:
+    """Calls that began while their model spoke, and those of them that were asked for by a reply of their attempt."""
+    topics = (NAMESPACE.calls(QUEUE), NAMESPACE.log)
+    calls, log = ([r for place, rs in evidence.records.items() if place.topic == topic for r in rs] for topic in topics)
+    begun = {orjson.loads(r.value or b"")["call_id"] for r in calls if b'"dispatch":0,' in (r.value or b"")}
+    plans = [dict(record.headers).get("ce_plan", b"[]") for record in log]
+    return len(begun), len(begun & {call["call_id"] for plan in plans for call in orjson.loads(plan)})
 
 
 def _snapshots(evidence: Evidence) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from anabranch.errors import WireError
 from anabranch.kafka.seam import Place
 from tests.simulation.evidence import EPOCH, NAMESPACE, PARTITIONS, Evidence, Sample, lags
 from tests.simulation.ledger import Execution, Fault, ModelCall
-from tests.simulation.workload import AFTER, AT_MOST_ONCE, SERIAL, PlannedCall, PlannedRun
+from tests.simulation.workload import AFTER, AT_MOST_ONCE, EARLY, SERIAL, PlannedCall, PlannedRun
 
 CLOSE_S: Final = 0.05
 """What a record may take from the hands of its writer to the reader that waits for it; as long is forgiven."""
@@ -277,10 +277,23 @@ def _at_most_once(facts: Facts) -> Iterator[str]:
 
 
 def _only_asked(facts: Facts) -> Iterator[str]:
-    """Nothing is executed that was never asked for by a reply that counts."""
+    """Nothing is executed that was never asked for by a reply that counts, but what may be executed for nothing."""
+    spoken = {ask for call in facts.evidence.ledger.model_calls for ask in call.spoken}
     for ask, executions in _by_ask(facts).items():
-        if ask not in facts.won:
+        if ask not in facts.won and not (ask in spoken and executions[0].tool == EARLY):
             yield f"{_told(executions[0])} was executed, and no reply that counts has asked for it"
+
+
+def _early_is_asked(facts: Facts) -> Iterator[str]:
+    """The result of a call that began before its reply was whole counts only if the reply has exactly that call."""
+    begun = {call["call_id"]: call for call, _ in _calls(facts) if call["dispatch"] == 0}
+    for run in facts.lives.values():
+        for turn in run.turns:
+            said = {block.get("id"): block for block in orjson.loads(turn.body)["content"]}
+            for call_id, call in turn.calls.items():
+                early, block = begun.get(call_id), said[call.planned.tool_use_id]
+                if early is not None and (early["tool"], early["input"]) != (block["name"], block["input"]):
+                    yield f"{call_id} began as {early['tool']} {early['input']}, and the reply says {block}"
 
 
 def _serial(facts: Facts) -> Iterator[str]:
@@ -304,19 +317,29 @@ def _serial(facts: Facts) -> Iterator[str]:
 def _published_once(facts: Facts) -> Iterator[str]:
     """A call is published again only where an acknowledgement got lost or a worker died; at most once: never."""
     calm = facts.orderly and not facts.evidence.profile.rough
-    for ask, places in _published(facts).items():
-        tool = facts.evidence.calls[ask].tool
-        if len(places) > 1 and (calm or tool in AT_MOST_ONCE):
-            yield f"{ask} ({tool}) was published {len(places)} times, at {places}"
+    for is_early in (False, True):
+        for ask, places in _published(facts, is_early).items():
+            tool = facts.evidence.calls[ask].tool
+            if len(places) > 1 and (calm or tool in AT_MOST_ONCE):
+                yield f"{ask} ({tool}) was published {len(places)} times, at {places}"
+            if is_early and tool != EARLY:
+                yield f"{ask} ({tool}) was published early, at {places}"
 
 
-def _published(facts: Facts) -> dict[str, list[int]]:
-    """Where each ask was published, in its partition."""
+def _published(facts: Facts, early: bool | None = None) -> dict[str, list[int]]:
+    """Where each ask was published, in its partition: before its reply was whole, or after; None: both."""
     places: dict[str, list[int]] = defaultdict(list)
+    for call, offset in _calls(facts):
+        if early in (None, call["dispatch"] == 0):
+            places[call["input"]["ask"]].append(offset)
+    return places
+
+
+def _calls(facts: Facts) -> Iterator[tuple[dict[str, Any], int]]:
+    """Every call that was published, and its offset."""
     for place, records in facts.evidence.records.items():
         for record in records if place.topic.startswith(NAMESPACE.calls("")) else ():
-            places[orjson.loads(record.value or b"")["input"]["ask"]].append(record.offset)
-    return places
+            yield orjson.loads(record.value or b""), record.offset
 
 
 def _by_ask(facts: Facts) -> dict[str, list[Execution]]:
@@ -418,6 +441,7 @@ CHECKS: Final[dict[str, Callable[[Facts], Iterator[str]]]] = {
     "a call is published once": _published_once,
     "at most once": _at_most_once,
     "nothing is executed that was not asked": _only_asked,
+    "an early result is of a call of the reply": _early_is_asked,
     "serial keys go one by one": _serial,
     "no lag is left": _no_lag,
     "a fold from a commit agrees": _commits_are_safe,

@@ -18,7 +18,8 @@ FaultKind = Literal["kill", "freeze", "cut", "expel", "lost commit", "regressed 
 @dataclass(slots=True)
 class ModelCall:
     """One request to the model. `batch` are the tool_use ids of the last assistant message in it, `results` what the
-    last user message says of them: (id, text, is_error). `asked` are the ids that the reply asks for.
+    last user message says of them: (id, text, is_error). `asked` are the ids that the reply asks for, `spoken` those
+    that were heard before it was whole.
     """
 
     run_id: str
@@ -31,6 +32,7 @@ class ModelCall:
     ended_at: float | None = None
     end: Literal["replied", "failed", "cancelled"] | None = None
     asked: tuple[str, ...] = ()
+    spoken: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -26,6 +26,8 @@ QUEUE: Final = "io"
 INBOXES: Final = 2
 AT_MOST_ONCE: Final = frozenset({"refund", "charge"})
 SERIAL: Final = frozenset({"book", "charge"})
+EARLY: Final = "look"
+"""The tool whose calls may begin while the model speaks."""
 AFTER: Final = {"sum_up": "look"}
 TOOLS: Final = ("look", "look", "slow", "sum_up", "refund", "refund", "book", "book", "charge", "flaky")
 
@@ -108,11 +110,14 @@ def _bad(chance: Random, number: int) -> BadRequest:
 
 @dataclass(slots=True)
 class Outside:
-    """The model's and the tools' side: what each tool_use id stands for, and the ledger."""
+    """The model's and the tools' side: what each tool_use id stands for, and the ledger. `early`: the agent's calls may
+    begin while its model speaks, which it then does, block by block.
+    """
 
     workload: Workload
     ledger: Ledger
     chance: Random
+    early: bool = False
     calls: dict[str, PlannedCall] = field(default_factory=dict)
     numbers: Any = field(default_factory=count)
 
@@ -135,22 +140,53 @@ class SimulatedModel:
         ledger.say(f"model call {call.run_id} {call.turn} by {call.process}")
         try:
             slow = outside.chance.random() < 0.15
-            await asyncio.sleep(outside.chance.uniform(4, 15) if slow else outside.chance.uniform(0.05, 2))
+            takes_s = outside.chance.uniform(4, 15) if slow else outside.chance.uniform(0.05, 2)
+            content = self._content(call)
+            if outside.early:
+                await self._speak(call, content, on_event, takes_s)
+            else:
+                await asyncio.sleep(takes_s)
             if outside.chance.random() < 0.05:
                 call.end = "failed"
                 raise Transient("overloaded")
-            return self._reply(call)
+            return self._reply(call, content)
         except asyncio.CancelledError:
             call.end = "cancelled"
             raise
         finally:
             call.ended_at = ledger.now()
 
-    def _reply(self, call: ModelCall) -> Reply:
+    def _content(self, call: ModelCall) -> list[dict[str, Any]]:
         batches = self._runs[call.run_id].batches
         content: list[dict[str, Any]] = [{"type": "text", "text": f"turn {call.turn}"}]
         if call.turn <= len(batches):
             content += [self._tool_use(planned) for planned in batches[call.turn - 1]]
+        return content
+
+    async def _speak(
+        self, call: ModelCall, content: Sequence[dict[str, Any]], on_event: OnEvent, takes_s: float
+    ) -> None:
+        """One block after the other. What is heard of a call is now and then not what the reply will say of it."""
+        for index, block in enumerate(content):
+            await asyncio.sleep(takes_s / len(content))
+            begun = {**block, "input": {}} if block["type"] == "tool_use" else block
+            on_event({"type": "content_block_start", "index": index, "content_block": begun})
+            if block["type"] == "tool_use":
+                said = self._misheard(block) if self._outside.chance.random() < 0.05 else block
+                call.spoken = (*call.spoken, said["input"]["ask"])
+                delta = {"type": "input_json_delta", "partial_json": json.dumps(said["input"])}
+                on_event({"type": "content_block_delta", "index": index, "delta": delta})
+            on_event({"type": "content_block_stop", "index": index})
+        if len(content) > 1:
+            on_event({"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {}})
+        await asyncio.sleep(self._outside.chance.choice((0, 0, takes_s / 4)))
+
+    def _misheard(self, block: dict[str, Any]) -> dict[str, Any]:
+        ask = f"{block['id']}-misheard"
+        self._outside.calls[ask] = self._outside.calls[block["id"]]
+        return {**block, "input": {**block["input"], "ask": ask}}
+
+    def _reply(self, call: ModelCall, content: Sequence[dict[str, Any]]) -> Reply:
         call.asked = tuple(block["id"] for block in content if block["type"] == "tool_use")
         call.end = "replied"
         stop = "tool_use" if call.asked else "end_turn"
@@ -197,7 +233,7 @@ def app_of(outside: Outside) -> App:
     declare("book", serial_key="account")
     declare("charge", serial_key="account", delivery="at_most_once", deadline="10m")  # longer than keys may be held
     declare("flaky", retries=2)
-    app.agent("worker", model="simulated", tools=list(app.tools), deadline="6h")
+    app.agent("worker", model="simulated", tools=list(app.tools), deadline="6h", early_start=outside.early)
     return app
 
 

@@ -86,7 +86,10 @@ class _World:
         loop.set_exception_handler(self._unhandled)
         self.ledger = Ledger(loop.time)
         self.outside = Outside(
-            workload.draw(self.chance, self.profile.lives.batches), self.ledger, Random(self.chance.random())
+            workload.draw(self.chance, self.profile.lives.batches),
+            self.ledger,
+            Random(self.chance.random()),
+            early=Random(f"early {self.seed}").random() < 0.5,
         )
         self.app = workload.app_of(self.outside)
         self.broker = MemoryBroker(

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
+import re
 import signal
 import sys
+import termios
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -18,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,40 @@ async def started(*arguments: str, env: Mapping[str, str] | None = None) -> Asyn
         if process.returncode is None:
             process.send_signal(signal.SIGKILL)
         await process.wait()
+
+
+async def on_a_terminal(*arguments: str, env: Mapping[str, str]) -> tuple[int, str]:
+    """Run `anabranch` with `arguments` on a terminal of 100 columns; returns its status and all that it wrote, one
+    picture after the other, without colours.
+    """
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (30, 100))
+    written: list[bytes] = []
+    loop = asyncio.get_running_loop()
+    loop.add_reader(ours, lambda: written.append(_read(ours)))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "anabranch.cli", *arguments, stdin=its, stdout=its, stderr=its, cwd=ROOT,
+            env={**env, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}, start_new_session=True,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                status = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        await asyncio.sleep(0)
+    finally:
+        loop.remove_reader(ours)
+        os.close(its)
+    written.append(_read(ours))
+    os.close(ours)
+    return status, _ESCAPES.sub("", b"".join(written).decode())
+
+
+def _read(terminal: int) -> bytes:
+    """What there is; nothing once the other side is closed, of which Linux tells by an error."""
+    try:
+        return os.read(terminal, 65_536)
+    except OSError:
+        return b""

@@ -81,6 +81,16 @@ def test_a_run_is_its_admission_its_turns_and_their_calls_in_order() -> None:
     assert picture.length == pytest.approx(4.0)
 
 
+def test_a_call_that_began_while_its_model_spoke_is_shown_where_it_ran() -> None:
+    """Its result counts a moment after the reply: it cannot have run in between."""
+    log = Log().opened().replied(3.0, call("a"), call("b"), call("c"))
+    log.returned("a", 3.01, 1.0, 1.4).returned("b", 3.2, 2.5, 3.1).returned("c", 3.01, -70.0, -69.0)
+    a, b, c = waterfall(log.run, T0 + 4).rows[2:5]
+    assert spans(a) == {"wait": (1.0, 1.0), "run": (1.0, 1.4), "return": (1.4, 3.01)}
+    assert spans(b)["run"] == (2.5, 3.1)
+    assert spans(c)["run"] == (0.5, 1.5)  # by a clock that is behind, but not before the model was asked
+
+
 def test_what_is_not_over_goes_on_until_now() -> None:
     log = Log().opened().replied(1.0, call("a"), call("b")).returned("a", 2.0, 1.2, 1.9)
     *_, b = waterfall(log.run, T0 + 5).rows

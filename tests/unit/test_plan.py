@@ -11,8 +11,9 @@ from typing import Any
 
 from tests.support import builders as b
 
-from anabranch.agent.plan import BatchContext, derived, plan, unfit
+from anabranch.agent.plan import BatchContext, plan, unfit
 from anabranch.agent.reply import RequestedCall
+from anabranch.agent.tokens import derived
 from anabranch.messages import PlannedCall
 from anabranch.specs import AgentLimits, ToolSpec
 

@@ -19,30 +19,31 @@ from obstore.store import MemoryStore
 from tests.support import builders as b
 from tests.support.desk import Desk
 from tests.support.sealing import Keys, opened, sealed, sealer, sealing
+from tests.unit import test_listening as listening
 
 from anabranch import messages as m
 from anabranch.agent import snapshot
 from anabranch.agent.answer import answer, response
-from anabranch.agent.asking import stream_record, to_request
+from anabranch.agent.asking import to_request
 from anabranch.agent.conversation import content_of, request_body
 from anabranch.agent.jobs import Clockwork, Job, Request
 from anabranch.agent.large import Large, is_for_the_store, sealed_in
 from anabranch.agent.model import Hopeless, Transient
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply, RequestedCall
+from anabranch.agent.speaking import Said
 from anabranch.agent.state import Run
 from anabranch.agent.thinking import Thinker
 from anabranch.bodies import dump, read, read_request
 from anabranch.client_seals import ClientSeals
 from anabranch.config import AgentSettings, StoreSettings
 from anabranch.errors import Forgotten, InvalidRequest, SealError, StoreError
-from anabranch.messages import RunRequest, StreamDelta, ToolCall, ToolResult
+from anabranch.messages import RunRequest, ToolCall, ToolResult
 from anabranch.registry import Registry
 from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.specs import ToolSpec
 from anabranch.store import NO_STORE, Store
 from anabranch.tools import large as tools_large
-from anabranch.topics import Namespace
 
 SECRET = "4111-1111"
 INPUT = {"card": SECRET, "n": 2**70, "x": 1.0e5}
@@ -161,11 +162,12 @@ async def test_a_seal_in_a_run_that_is_not_sealed_is_not_opened_for_anybody() ->
 # --- all that travels --------------------------------------------------------------------------------------------
 
 READABLE: dict[type, str] = {
-    m.RunRequest: "run_id agent tenant deadline_s max_turns max_cost_usd parallel_tool_calls reply_to stream cancel",
+    m.RunRequest: "run_id agent tenant deadline_s max_turns max_cost_usd parallel_tool_calls reply_to stream "
+    "stream_thinking cancel",
     m.ToolCall: "call_id run_id agent tenant lane tool dispatch deadline idempotency_key reply",
     m.ToolResult: "started_at finished_at tries worker",
     m.PlannedCall: "call_id tool_use_id tool queue key delivery deadline_s on_error after partition",
-    m.StreamDelta: "run_id turn attempt type tool tool_use_id",
+    m.StreamDelta: "run_id turn attempt type tool tool_use_id number index",
     m.RunError: "code",
     m.RunResponse: "run_id agent revision status stop_reason error usage turns calls timing",
     m.Usage: "input_tokens output_tokens cache_read_input_tokens cache_creation_input_tokens cost_usd",
@@ -271,13 +273,11 @@ def test_a_serial_key_of_a_sealed_run_cannot_be_guessed() -> None:
 
 
 def test_the_stream_is_sealed() -> None:
-    run = b.run_after(opens=asked())
-    said = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": SECRET}}
-    begun = {"type": "content_block_start", "content_block": {"type": "tool_use", "name": SECRET, "id": "tu1"}}
-    told = [stream_record(Namespace("t"), run, context(), event) for event in (said, begun)]
-    text, tool = (read(StreamDelta, record.value) for record in told if record is not None)
+    said = Said("text", 0, [SECRET])
+    begun = Said("tool_input", 1, tool=SECRET, tool_use_id="tu1", input=f'{{"card":"{SECRET}"}}')
+    text, call = (waiting.delta(context(), "att", 0) for waiting in (said, begun))
     assert (text.text, opened("stream", text.text_sealed or "")) == (None, SECRET)
-    assert tool.tool == "(sealed)"
+    assert (call.tool, call.input, opened("stream", call.input_sealed or "")) == ("(sealed)", None, {"card": SECRET})
 
 
 class Fails:
@@ -410,3 +410,18 @@ async def test_an_input_that_does_not_open_is_refused(keys: Sealing) -> None:
         await tools_large.input_of(NO_STORE, call(input_sealed=sealed("result", {})), 0.0, keys)
     with pytest.raises(StoreError):
         await tools_large.body_of(NO_STORE, ToolResult("x"), call(input_sealed="k1;AAAA"), 0.0, NO_SEALING)
+
+
+async def test_a_call_that_begins_early_is_sealed_and_nobody_can_guess_by_its_id_what_it_says() -> None:
+    desk = Desk()
+    agent = b.agent(early_start=True)
+    desk.registry.add([b.tool(read_only=True)], [agent])
+    desk.begin().write(b.requested(opens=asked()))
+    given = [replace(context(b.tool(read_only=True), sealed=is_sealed), agent=agent) for is_sealed in (True, False)]
+    for event in (*listening.call(0, f'{{"card":"{SECRET}"}}'), listening.ends("tool_use")):
+        desk.jobs.due[0].on_event(given[0], event)  # type: ignore[misc]
+    (record,) = desk.sent.to(desk.station.namespace.calls("q"))
+    body = read(ToolCall, record.value)
+    assert (body.dispatch, body.input, opened("input", body.input_sealed or "")) == (0, None, {"card": SECRET})
+    (sealed_one,), (plain,) = (plan([RequestedCall("tu0", "t", {"card": SECRET})], each) for each in given)
+    assert body.call_id == sealed_one.call_id != plain.call_id

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.simulation import plants, plants_of_cleaning, plants_of_lanes  # noqa: F401  # which fill PLANTS
+from tests.simulation import plants, plants_of_cleaning, plants_of_early, plants_of_lanes  # noqa: F401  # fill PLANTS
 from tests.simulation.checker import CHECKS, violations
 from tests.simulation.evidence import Evidence
 from tests.simulation.faults import PROFILES, Profile

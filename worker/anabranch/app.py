@@ -168,6 +168,7 @@ class App:
         parallel_tool_calls: bool = True,
         parallel_hint: bool = True,
         caching: bool | str = True,
+        early_start: bool = False,
         **options: Json,
     ) -> Agent:
         """Declares an agent. `tools` may name tools of another App; `options` go to the model's API as they are.
@@ -176,6 +177,8 @@ class App:
         (the model decides), "any", "none", or the tool that is forced on the first turn. `caching` has the provider
         keep what a run's turns have in common, for five minutes after each (True), for an hour ("1h"), or not (False).
         `fallback` is asked while the model cannot be had; it gets the same options, and none of the other's thinking.
+        With `early_start`, calls of `read_only` tools begin while the model still speaks; those of a reply that breaks
+        off have run for nothing.
         """
         place = Place.of_frame(f"agent {name!r}", sys._getframe(1))
         with place.named():
@@ -195,6 +198,7 @@ class App:
                 caching=definition.caching(caching),
                 options=options,
                 fallback=fallback,
+                early_start=early_start,
             )
             definition.check_options(options, {f.name for cls in (AgentSpec, AgentLimits) for f in fields(cls)})
             definition.check_agent(draft)

@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Generator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -23,6 +23,8 @@ from anabranch.client_traces import ClientTraces
 from anabranch.codec import cloud_event, encode
 from anabranch.config import KafkaSettings, Settings, load
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest, RunFailed, StoreError, WireError
+from anabranch.events import Answer, Event, RunEvent
+from anabranch.following import Ears, Following
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.seam import Appender, Broker, Place
 from anabranch.kafka.sent import Acked
@@ -36,7 +38,6 @@ from anabranch.messages import (
     RunCancelled,
     RunRequest,
     RunResponse,
-    StreamDelta,
 )
 from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.sealing import opened as open_sealing
@@ -46,7 +47,7 @@ from anabranch.spans import opened as open_traces
 from anabranch.store import NO_STORE, Store, opened
 from anabranch.topics import BODY_BYTES, Namespace, partition_of
 from anabranch.units import duration
-from anabranch.view import LogView, RunEvent
+from anabranch.view import LogView
 
 if TYPE_CHECKING:
     from anabranch.app import App
@@ -96,8 +97,10 @@ class Run:
             raise RunFailed(self.run_id, response.status, code, message)
         return response.output or ""
 
-    async def events(self) -> AsyncIterator[RunEvent]:
-        """What happens to the run, from its admission to its end, as it happens."""
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens to the run, from its admission to its end, as it happens; of one that was submitted with
+        `stream=True`, what its model says, too. See `anabranch.events`.
+        """
         async for event in self._client.events(self.run_id, since=self._submitted_at - BACK_S):
             yield event
 
@@ -180,10 +183,12 @@ class Client:
         parallel_tool_calls: bool | None = None,
         metadata: Mapping[str, Json] | None = None,
         stream: bool | None = None,
+        stream_thinking: bool | None = None,
         lane: Lane = "interactive",
     ) -> Run:
         """Ask for a run; returns when Kafka has the request. `deadline` is seconds, or "1h". What comes by the `bulk`
-        lane gives way to what comes by the other, wherever both wait.
+        lane gives way to what comes by the other, wherever both wait. With `stream`, `events` tells what the model
+        says as it speaks, and with `stream_thinking` what it thinks.
 
         What is too large for a record goes into the store; where there are keys, all texts are sealed. Raises
         `InvalidRequest` for what no worker would take, `BrokerError` if Kafka does not take it, `StoreError` if the
@@ -203,6 +208,7 @@ class Client:
             metadata=dict(metadata) if metadata is not None else None,
             reply_to=ReplyTo(self._inbox),
             stream=stream,
+            stream_thinking=stream_thinking,
         )
         answer = self._expect(run_id)
         try:
@@ -224,38 +230,35 @@ class Client:
     async def _say(self, event: RunCancelled) -> None:
         await self._append(encode(event, self.namespace.log, partition_of(event.run_id, self._partitions), self._id))
 
-    async def events(self, run_id: str, since: float | None = None) -> AsyncIterator[RunEvent]:
-        """The events of a run, up to its end; from the log's start, or from `since` in epoch seconds."""
+    async def events(self, run_id: str, since: float | None = None) -> AsyncIterator[Event]:
+        """The events of a run, up to its end; from the log's start, or from `since` in epoch seconds.
+
+        Of a run that asked to be streamed, what its model says comes as it says it: see `anabranch.events`. Raises
+        `Forbidden` if this client may not hear it.
+        """
         place = Place(self.namespace.log, partition_of(run_id, self._partitions))
-        view = LogView(only=run_id)
-        async with self._broker.reader([place], "begin" if since is None else since) as reader:
+        async with (
+            self._broker.reader([place], "begin" if since is None else since) as reader,
+            Ears.opened(reader, self._broker, self.namespace, run_id, strict=True) as ears,
+        ):
+            following = Following(LogView(only=run_id), ears, self._seals)
             while True:
-                for record in await reader.read(POLL_S):  # one by one: each event shows the run as of then
-                    for event in view.take([record]):
-                        if since is not None and _is_older(event):
-                            async for earlier in self.events(run_id):
-                                yield earlier
-                            return
-                        yield event
-                        if _is_last(event):
-                            return
+                async for event in following.read(POLL_S):
+                    if since is not None and _is_older(event):
+                        async for earlier in self.events(run_id):
+                            yield earlier
+                        return
+                    yield await self._opened(event)
+                    if isinstance(event, Answer):
+                        return
                 self._raise_if_dead()
 
-    async def speech(self, run_id: str, tenant: str | None = None) -> AsyncIterator[StreamDelta]:
-        """What the model says, as it says it, of a run submitted with `stream=True`; ends with its answer. The `tenant`
-        is needed where it is sealed.
-        """
-        answer = self._expect(run_id)
-        place = Place(self.namespace.stream, self._inbox)
-        async with self._broker.reader([place], time.time() - BACK_S) as reader:
-            while True:
-                over = answer.done()
-                for record in await reader.read(POLL_S):
-                    if record.key == run_id.encode():
-                        yield await self._seals.delta(read(StreamDelta, record.value), tenant)
-                if over:
-                    return
-                self._raise_if_dead()
+    async def _opened(self, event: Event) -> Event:
+        """An answer with what of it is sealed, if we have the keys."""
+        if isinstance(event, Answer) and event.run is not None and is_sealed(event.response):
+            with suppress(StoreError):
+                return replace(event, response=await self.whole(event.response, event.run.opening.request.tenant))
+        return event
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -361,13 +364,11 @@ class Client:
             await asyncio.wait({self._reading})
 
 
-def _is_last(event: RunEvent) -> bool:
-    """Whether the run has ended, or never began because its request was rejected."""
-    if event.run is not None:
-        return not event.run.open
-    return isinstance(event.event, RequestNoted) and event.event.code == "rejected"
-
-
-def _is_older(event: RunEvent) -> bool:
+def _is_older(event: Event) -> bool:
     """Whether the request met a run that began before we started to look."""
-    return event.run is None and isinstance(event.event, RequestNoted) and event.event.code == "duplicate"
+    return (
+        isinstance(event, RunEvent)
+        and event.run is None
+        and isinstance(event.event, RequestNoted)
+        and event.event.code == "duplicate"
+    )

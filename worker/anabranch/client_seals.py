@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from anabranch.agent.answer import words_of
+from anabranch.agent.referring import content_sealed_of
 from anabranch.bodies import dump, read
 from anabranch.errors import StoreError, WireError
 from anabranch.messages import Json, RunError, RunRequest, RunResponse, StreamDelta
@@ -68,10 +69,20 @@ class ClientSeals:
 
     async def delta(self, delta: StreamDelta, tenant: str | None) -> StreamDelta:
         """A piece of the stream, opened. Raises `StoreError`: `Forgotten`."""
-        if delta.text_sealed is None:
-            return delta
-        text = await self._read("stream", delta.text_sealed, tenant, delta.run_id)
-        return replace(delta, text=text, text_sealed=None)
+        if delta.text_sealed is not None:
+            text = await self._read("stream", delta.text_sealed, tenant, delta.run_id)
+            return replace(delta, text=str(text), text_sealed=None)
+        if delta.input_sealed is not None:
+            given = await self._read("stream", delta.input_sealed, tenant, delta.run_id)
+            return replace(delta, input=given, input_sealed=None)
+        return delta
+
+    async def blocks(self, body: bytes, tenant: str | None, run_id: str) -> list[dict[str, Json]] | None:
+        """The content of a sealed reply; None of another one. Raises `StoreError`: `Forgotten`."""
+        if (sealed := content_sealed_of(body)) is None:
+            return None
+        found: list[dict[str, Json]] = await self._read("reply", sealed, tenant, run_id)
+        return found
 
     async def _read(self, what: Any, sealed: str, tenant: str | None, run_id: str) -> Any:
         data = await self._sealing.open(what, sealed, tenant, run_id, STORE_S)
@@ -85,5 +96,5 @@ _KINDS: Final[dict[str, Any]] = {
     "metadata": dict[str, Json],
     "error": str,
     "reply": list[dict[str, Json]],
-    "stream": str,
+    "stream": Any,
 }

@@ -240,8 +240,9 @@ def revision_of(spec: AgentSpec) -> str:
     """16 hex digits that stand for all of an agent but its revision."""
     rest = asdict(spec)
     del rest["revision"]
-    if rest["fallback"] is None:  # it came later, and an agent without one is what it was before
-        del rest["fallback"]
+    for late in ("fallback", "early_start"):  # they came later, and an agent without one is what it was before
+        if not rest[late]:
+            del rest[late]
     return hashlib.sha256(orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
@@ -259,6 +260,7 @@ def check_agent(spec: AgentSpec) -> None:
     whole("max_tokens", spec.max_tokens, 1)
     boolean("parallel_tool_calls", spec.parallel_tool_calls)
     boolean("parallel_hint", spec.parallel_hint)
+    boolean("early_start", spec.early_start)
     cost = spec.limits.max_cost_usd
     if cost is not None and (isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 < cost < math.inf):
         raise DefinitionError(f"max_cost_usd={cost!r} must be a number above 0, or None for no limit")

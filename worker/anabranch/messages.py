@@ -96,6 +96,7 @@ class RunRequest:
     metadata_sealed: Annotated[Seal | None, says("Instead of metadata: the same, sealed")] = None
     reply_to: Annotated[ReplyTo | None, says("The client's inbox; default: by run id")] = None
     stream: Annotated[bool | None, says("true: what the model says goes to agent.stream as it speaks")] = None
+    stream_thinking: Annotated[bool | None, says("true: with stream, what it thinks goes there, too")] = None
     cancel: Annotated[Literal[True] | None, says("With run_id alone: end that run")] = None
 
 
@@ -454,7 +455,7 @@ class ToolCall:
     input: Annotated[dict[str, Json] | None, says("The arguments; they fit the tool's input_schema")] = None
     input_ref: Annotated[Reference | None, says("Instead of input: the arguments, a JSON object in the store")] = None
     input_sealed: Annotated[Sealed | None, says("Instead of both: the arguments, a JSON object, sealed")] = None
-    dispatch: Annotated[int, says("1, and one more each time that a lost call is published again")]
+    dispatch: Annotated[int, says("1, and one more each time that a lost call is published again; 0: an early start")]
     deadline: Annotated[float, says("Epoch seconds; past it nobody waits for the result")]
     idempotency_key: Annotated[str, says("The same for every dispatch and try")]
     reply: Annotated[ReplyTopic, says("Where the result belongs")]
@@ -538,16 +539,22 @@ class RunResponse:
 
 # --- agent.stream ---------------------------------------------------------------------------------------
 
+DeltaType = Literal["text", "thinking", "tool_use", "tool_input", "end", "discarded"]
+
 
 @dataclass(frozen=True, slots=True)
 class StreamDelta:
-    """The body of a record in `agent.stream`: a piece of text, or a call as the model asks for it."""
+    """The body of a record in `agent.stream`: a piece of what the model says in one attempt at a turn."""
 
     run_id: Annotated[str, says("The run")]
     turn: Annotated[int, says("The turn, from 1")]
     attempt: Annotated[str, says("Which model call of the turn; another one starts anew")]
-    type: Annotated[Literal["text", "tool_use"], says("What this is")]
-    text: Annotated[str | None, says("The next piece of text")] = None
+    type: Annotated[DeltaType, says("What this is; end: all was said; discarded: none of it counts")]
+    text: Annotated[str | None, says("The next piece of text, or of thinking")] = None
     tool: Annotated[str | None, says("The tool that is being called")] = None
     tool_use_id: Annotated[str | None, says("The model's id of that call")] = None
     text_sealed: Annotated[Seal | None, says("Instead of text: the same as a JSON string, sealed")] = None
+    number: Annotated[int, says("From 0 in each attempt, one more a record; what is missing was dropped")] = 0
+    index: Annotated[int | None, says("The content block of the reply that it belongs to, from 0")] = None
+    input: Annotated[Json, says("Of tool_input: the arguments; null if they are no JSON, or very long")] = None
+    input_sealed: Annotated[Seal | None, says("Instead of input: the same, sealed")] = None

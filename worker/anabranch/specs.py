@@ -86,6 +86,8 @@ class AgentSpec:
         """All that it may ask, its own first."""
         return (self.model,) if self.fallback is None else (self.model, self.fallback)
 
+    early_start: Annotated[bool, says("Start read-only calls while the model still speaks")] = False
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:

@@ -6,27 +6,16 @@ It folds as an owner does, with the same fold, so what is shown is what is. It n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from anabranch import messages as m
 from anabranch.agent import fold
-from anabranch.agent.state import Partition, Run
+from anabranch.agent.state import Partition
 from anabranch.codec import Record, decode, header
 from anabranch.errors import WireError
+from anabranch.events import RunEvent
 from anabranch.signing import NO_SIGNER, Signer
 
 _LINKS = ("run.requested", "request.noted")
-
-
-@dataclass(frozen=True, slots=True)
-class RunEvent:
-    """Something that happened to a run. `at` is the broker's time in epoch seconds; `run` is what it led to."""
-
-    type: str
-    at: float
-    offset: int
-    event: m.Event
-    run: Run | None
 
 
 class LogView:

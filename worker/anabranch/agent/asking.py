@@ -1,24 +1,21 @@
-"""From a run to its next model call, and from the model's stream to what the client may watch. PURE."""
+"""From a run to its next model call, and from what the model says to the record for those who watch. PURE."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
-
-import orjson
 
 from anabranch.agent.conversation import request_body
 from anabranch.agent.fitting import Fitting
 from anabranch.agent.jobs import Request
 from anabranch.agent.large import Incomplete, needed, sealed_in
-from anabranch.agent.plan import BatchContext, Place, by_key, derived
+from anabranch.agent.plan import BatchContext, Place, by_key
 from anabranch.agent.state import Run
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing, cloud_event
 from anabranch.errors import AnabranchError
-from anabranch.messages import SEALED, StreamDelta
+from anabranch.messages import StreamDelta
 from anabranch.prices import Price
 from anabranch.registry import Registry
 from anabranch.topics import Namespace
@@ -58,21 +55,8 @@ def _ids_of(run: Run) -> Iterator[str]:
         yield from (call.planned.tool_use_id for call in turn.calls.values())
 
 
-def stream_record(namespace: Namespace, run: Run, context: BatchContext, event: dict[str, Any]) -> Outgoing | None:
-    """What `agent.stream` tells of one event of the provider's stream, if anything."""
-    text = tool = tool_use_id = None
-    if event.get("type") == "content_block_delta" and event["delta"].get("type") == "text_delta":
-        text = event["delta"]["text"]
-    elif event.get("type") == "content_block_start" and event["content_block"].get("type") == "tool_use":
-        tool, tool_use_id = event["content_block"].get("name"), event["content_block"].get("id")
-    else:
-        return None
-    kind = "text" if text is not None else "tool_use"
-    attempt, sealed = derived(context.attempt, "stream"), None
-    if context.sealer is not None:
-        tool = tool if tool in context.agent.tools else SEALED if tool is not None else None
-        text, sealed = None, context.sealer.seal("stream", orjson.dumps(text)) if text is not None else None
-    delta = StreamDelta(run.run_id, context.turn, attempt, kind, text, tool, tool_use_id, sealed)  # type: ignore[arg-type]
+def stream_record(namespace: Namespace, run: Run, delta: StreamDelta, partitions: int) -> Outgoing:
+    """The record for `agent.stream`, in the partition that the client of this run reads, if there is one like that."""
     reply_to = run.opening.request.reply_to
-    partition = reply_to.partition if reply_to is not None else None
+    partition = reply_to.partition if reply_to is not None and reply_to.partition < partitions else None
     return cloud_event(namespace.stream, "stream.delta", "anabranch", run.run_id, dump(delta), partition=partition)

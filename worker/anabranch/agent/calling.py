@@ -13,16 +13,20 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from anabranch import messages as m
-from anabranch.agent.asking import stream_record, to_request
+from anabranch.agent.asking import to_request
 from anabranch.agent.effects import ModelDue
+from anabranch.agent.hearing import Hearing
 from anabranch.agent.jobs import Job, Request
+from anabranch.agent.listening import Piece
 from anabranch.agent.plan import BatchContext
+from anabranch.agent.speaking import Outlet, Speech
 from anabranch.agent.state import Run
 from anabranch.agent.station import Station
 from anabranch.kafka.sent import Sent
+from anabranch.specs import AgentSpec
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +54,18 @@ class _Unread:
 
 
 class ModelCalls:
-    """See the module. `wanted` gives the run that owes this model call, if it is ours to make now."""
+    """See the module. `wanted` gives the run that owes this model call, if it is ours to make now, and `begin_early` is
+    told of a call of it that is complete while the model speaks.
+    """
 
     def __init__(self, partition: int, station: Station) -> None:
         self._partition, self._station = partition, station
         self._calls: dict[Life, _Call] = {}
         self._unread: dict[Life, _Unread] = {}
         self._surplus: dict[Life, list[m.ModelDiscarded]] = {}  # replies of which another one came first
+        self._outlet = Outlet(station)
         self.wanted: Callable[[Life, int], Run | None] = lambda life, turn: None
+        self.begin_early: Callable[[Run, BatchContext, Piece], None] = lambda run, context, piece: None
 
     def begin(self) -> None:
         """A new fold begins: it will read what has been acknowledged before it gets to the log's end."""
@@ -74,18 +82,32 @@ class ModelCalls:
         if due is None or known is not None or life in self._unread:
             return
         agent = self._station.registry.agent(run.opening.request.agent or "", run.opening.revision)
+        hearing = self._hearing(run, life, agent)
         job = Job(
             run.opening.request.tenant or "",
             agent.model if agent is not None else "",  # if the registry does not know it, `_prepare` will tell
             prepare=partial(self._prepare, life, due.turn),
             append=partial(self._append, life),
-            on_event=partial(self._speak, run),
+            on_event=None if hearing is None else hearing.event,
             due_at=self._station.clockwork.steady(),
             lane=m.lane_of(run.life),
             fallback=agent.fallback if agent is not None else None,
+            on_end=None if hearing is None else hearing.end,
         )
         self._calls[life] = _Call(due.turn, job)
         self._station.thinker.submit(job)
+
+    def _hearing(self, run: Run, life: Life, agent: AgentSpec | None) -> Hearing | None:
+        """Who listens to the model while it speaks, if anybody does."""
+        begin = partial(self._begin_early, life) if agent is not None and agent.early_start else None
+        if not run.opening.request.stream:
+            return Hearing(None, begin) if begin is not None else None
+        return Hearing(Speech(run, self._outlet, self._station.clockwork.steady), begin)
+
+    def _begin_early(self, life: Life, context: BatchContext, piece: Piece) -> None:
+        """A call is complete: it begins if the owner there is now, if there is one, is for it."""
+        if (run := self.wanted(life, context.turn)) is not None:
+            self.begin_early(run, context, piece)
 
     def has(self, life: Life, turn: int) -> bool:
         """Whether this very call is being made, or waits for its place."""
@@ -192,12 +214,6 @@ class ModelCalls:
     def _failure(self, life: Life, turn: int, message: str) -> m.ModelFailed:
         attempt = self._station.clockwork.new_id()
         return m.ModelFailed(life[0], life[1], turn, attempt, m.RunError("internal", message))
-
-    def _speak(self, run: Run, context: BatchContext, event: dict[str, Any]) -> None:
-        if run.opening.request.stream:
-            record = stream_record(self._station.namespace, run, context, event)
-            if record is not None:
-                self._station.send(record)
 
 
 def _is_surplus(run: Run, event: m.ModelReplied) -> bool:

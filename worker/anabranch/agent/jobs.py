@@ -41,17 +41,19 @@ class Request:
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
     """A model call that is due, since `due_at` by the loop's clock. `prepare` is asked when its time has come, and may
-    say that it no longer is. `fallback` may be asked instead of `model`.
+    say that it no longer is. `fallback` may be asked instead of `model`. `on_event` hears each attempt speak, and
+    `on_end` whether it gave a whole reply.
     """
 
     tenant: str
     model: str
     prepare: Callable[[], Request | None]
     append: Callable[[m.Event], None]
-    on_event: Callable[[BatchContext, dict[str, Any]], None]
+    on_event: Callable[[BatchContext, dict[str, Any]], None] | None
     due_at: float = field(default_factory=steady_time)
     lane: m.Lane = "interactive"
     fallback: str | None = None
+    on_end: Callable[[BatchContext, bool], None] | None = None
 
     def other_than(self, model: str) -> str | None:
         return self.fallback if model == self.model else self.model

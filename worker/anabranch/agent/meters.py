@@ -154,6 +154,10 @@ class AgentMeters(RoleMeters):
             "Calls that turned to the agent's other model: as the breaker is open, after tries, or not to wait",
             ("model", "to", "reason"),
         )
+        self.stream_dropped = Counter(
+            "anabranch_stream_dropped_total",
+            "Times that some of what a model said was not told to those who watch, as Kafka did not take it in time",
+        )
         self.model_limit_ratio = Gauge(
             "anabranch_model_limit_ratio",
             "Part of the requests at once that the provider's refusals leave; 1: it refuses none",
@@ -165,6 +169,11 @@ class AgentMeters(RoleMeters):
             "anabranch_calls_published_total",
             "Tool calls that were made and given to Kafka, again after a loss too",
             ("queue",),
+        )
+        self.calls_early = Counter(
+            "anabranch_calls_early_total",
+            "Calls that began while the model spoke: started, and used once the reply that has them counted",
+            ("queue", "outcome"),
         )
         self.calls_answered = Counter(
             "anabranch_calls_answered_total",

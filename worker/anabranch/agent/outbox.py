@@ -14,19 +14,31 @@ from anabranch.agent.traces import call_header
 from anabranch.bodies import whole
 from anabranch.codec import Outgoing, cloud_event
 from anabranch.errors import SealError
-from anabranch.messages import ReplyTo, ReplyTopic, ToolCall, lane_of
+from anabranch.messages import PlannedCall, ReplyTo, ReplyTopic, ToolCall, lane_of
 from anabranch.spans import HEADER as TRACE
 
 
 def call_record(station: Station, partition: int, run: Run, call_id: str) -> Outgoing | None:
     """The record for `tool.calls.<queue>`, or None if the call is no longer out."""
-    call, batch, request = run.call(call_id), run.batch, run.opening.request
+    call, batch = run.call(call_id), run.batch
     if call is None or batch is None:
         return None
-    planned, queue = call.planned, call.planned.queue
-    if queue is None:
+    planned = call.planned
+    if planned.queue is None:
         return None
     given = _inputs(batch).get(planned.tool_use_id, {})
+    return _call_record(station, partition, run, planned, given, call.dispatch, run.deadline_of(call))
+
+
+def early_record(station: Station, partition: int, run: Run, planned: PlannedCall, given: Input) -> Outgoing:
+    """The record of a call whose reply is not whole: its dispatch is 0, below that of any call in the log."""
+    return _call_record(station, partition, run, planned, given, 0, run.opening.deadline)
+
+
+def _call_record(
+    station: Station, partition: int, run: Run, planned: PlannedCall, given: Input, dispatch: int, deadline: float
+) -> Outgoing:
+    call_id, request = planned.call_id, run.opening.request
     body = ToolCall(
         call_id=call_id,
         run_id=run.run_id,
@@ -35,12 +47,12 @@ def call_record(station: Station, partition: int, run: Run, call_id: str) -> Out
         lane="bulk" if lane_of(run.life) == "bulk" else None,
         tool=planned.tool,
         **_placed(given, run),
-        dispatch=call.dispatch,
-        deadline=run.deadline_of(call),
+        dispatch=dispatch,
+        deadline=deadline,
         idempotency_key=call_id,
         reply=ReplyTopic(station.namespace.log, partition),
     )
-    topic = station.namespace.calls(queue)
+    topic = station.namespace.calls(planned.queue or "")
     pairs = [("ce_runid", run.run_id), ("ce_life", run.life), ("ce_callid", call_id)]
     if run.trace is not None and (trace := call_header(station.traces, run, call_id)) is not None:
         pairs.append((TRACE, trace))

@@ -130,6 +130,7 @@ class Owner:
         self._acked.clear()
         self._read_on.clear()
         self._calls.wanted = self._wanted_call
+        self._calls.begin_early = self._publisher.early.begin
         self._station.heard[self.partition] = self.acknowledged
         return self.state.position
 
@@ -245,6 +246,8 @@ class Owner:
             self._telling.folded(run, event, offset, at)
         if before is not None and before is not run:
             self._replaced(before)
+        if self._publisher.early and event is not None:
+            self._publisher.early.read(event)
         for defect in self.state.defects:
             log.critical("partition %d: %s", self.partition, defect, extra=self._about(event))
         self.state.defects.clear()
@@ -309,6 +312,7 @@ class Owner:
         life = (run.run_id, run.life)
         self._needed.drop(life)
         self._parked.discard(life)
+        self._publisher.early.drop(life)
         self._calls.drop(life)
 
     def _account(self, run: Run) -> None:
@@ -332,6 +336,7 @@ class Owner:
             self._call_model(run)
         for due in effects.publications(run):
             self._publisher.publish(due, may_dispatch=not self._giving_up)
+        self._publisher.early.look_at(run)
         if not run.open:
             self._close(run)
         elif not run.parked:

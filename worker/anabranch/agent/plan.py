@@ -18,6 +18,7 @@ import orjson
 
 from anabranch.about import Fields, traced
 from anabranch.agent.reply import RequestedCall
+from anabranch.agent.tokens import derived
 from anabranch.messages import SEALED, PlannedCall
 from anabranch.specs import AgentSpec, ToolSpec
 
@@ -81,17 +82,26 @@ def _offered(call: RequestedCall, context: BatchContext) -> ToolSpec | None:
     return context.tool(call.tool) if call.tool in context.agent.tools else None
 
 
-def derived(attempt: str, what: int | str) -> str:
-    """64 bits that follow from an attempt's id and show neither it nor what else is derived from it.
+def planned_alone(index: int, call: RequestedCall, context: BatchContext) -> tuple[PlannedCall, ToolSpec | None]:
+    """The entry of one call, before the others are known: as it will be, unless its tool comes `after` another."""
+    spec = _offered(call, context)
+    return _planned(index, call, spec, context), spec
 
-    In the id of call `what` they are the right to answer this call and no other: the reply's other calls may be in
-    queues of workers who do not trust each other, and those who hear the model speak may answer none.
+
+def _token(index: int, call: RequestedCall, context: BatchContext) -> str:
+    """The right to answer a call. Where calls may begin before their reply is whole, it follows from what is asked,
+    too: so a result under this id is a result of exactly this call.
     """
-    return hashlib.blake2b(f"{attempt}/{what}".encode(), digest_size=8).hexdigest()
+    if not context.agent.early_start:
+        return derived(context.attempt, index)
+    asked = json.dumps([index, call.tool_use_id, call.tool, call.input])
+    if context.sealer is not None:  # whoever reads the attempt in the log could try what was said
+        asked = context.sealer.hashed(asked)
+    return derived(context.attempt, asked)
 
 
 def _planned(index: int, call: RequestedCall, spec: ToolSpec | None, context: BatchContext) -> PlannedCall:
-    call_id = f"{context.run_id}/{context.turn}.{derived(context.attempt, index)}/{index}"
+    call_id = f"{context.run_id}/{context.turn}.{_token(index, call, context)}/{index}"
     allowed = context.agent.limits.max_calls_per_turn if context.parallel else 1
     if index >= allowed:
         text = f"not run: a turn may make {allowed} call{'s' if allowed != 1 else ''}, and this is number {index + 1}"

@@ -15,6 +15,7 @@ from typing import Final
 
 from anabranch import messages as m
 from anabranch.agent.answer import answer, brief_answer, note_answer
+from anabranch.agent.early import Early
 from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication
 from anabranch.agent.large import is_for_the_store, large_answer
 from anabranch.agent.outbox import call_record, response_record
@@ -49,6 +50,7 @@ class Publisher:
         self._answers: dict[Life, bytes] = {}
         self._again: dict[Publication, asyncio.TimerHandle] = {}
         self._shortened: set[AnswerDue] = set()  # what could not be published as it was
+        self.early = Early(partition, station, state)
         self._storing: set[asyncio.Task[None]] = set()  # those of `_sending` that wait for the store
 
     # --- what is settled ------------------------------------------------------------------------------------------
@@ -102,10 +104,11 @@ class Publisher:
             return
         if isinstance(due, CallDue) and due.at_most_once and not self._may_publish(due, may_dispatch):
             return
-        sent = self._sent(due)
+        early = self.early.claim(due) if self.early and isinstance(due, CallDue) else None
+        sent = early or self._sent(due)
         if sent is not None:
             self._sending[due] = sent
-            if self._station.traces is not None and not isinstance(due, NoteDue):
+            if early is None and self._station.traces is not None and not isinstance(due, NoteDue):
                 sent.add_done_callback(partial(self._trace, self._station.traces, due, self._station.clockwork.now()))
             sent.add_done_callback(partial(self._published, due))
 

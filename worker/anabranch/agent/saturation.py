@@ -79,6 +79,10 @@ class Saturation:
             self._inflow(queue).ended += 1
         self._wake_soon()
 
+    def is_behind(self, queue: str) -> bool:
+        """Whether requests wait in Kafka because of this queue."""
+        return any(threshold.queue == queue for threshold in self._over)
+
     @property
     def holds(self) -> bool:
         """Whether a request waits for a queue."""

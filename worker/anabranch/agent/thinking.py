@@ -269,7 +269,7 @@ class Thinker:
 
     async def _asked(self, trying: Trying, context: BatchContext) -> Reply:
         """One attempt, and what it tells of the model and its limits."""
-        lane, grant = trying.lane, trying.grant
+        lane, grant, job = trying.lane, trying.grant, trying.job
         assert grant is not None, "an attempt is granted before it is made"
         budget, attempt = lane.budget, grant.attempt
         usage: dict[str, Any] | None = None
@@ -279,7 +279,8 @@ class Thinker:
         def on_event(event: dict[str, Any]) -> None:
             budget.accepted(attempt)
             trying.used.update(usage_in(event))
-            trying.job.on_event(context, event)
+            if job.on_event is not None:
+                job.on_event(context, event)
 
         def on_left(left: Left) -> None:
             budget.told(attempt, left, self._steady())
@@ -304,6 +305,8 @@ class Thinker:
             self._meters.model_calls.count(lane.model, outcome)
             self._meters.model_duration.observe(self._steady() - trying.began[1], lane.model)
             self._settle(trying, usage, verdict)
+            if job.on_end is not None:
+                job.on_end(context, outcome == "ok")
 
     def _fitted(self, request: Request, context: BatchContext) -> bytes:
         """What the money and the context that are left allow. Raises `Hopeless`."""

@@ -6,20 +6,24 @@ appends. Called by `run` and `runs`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from anabranch.agent.state import Run
 from anabranch.cli.attempts import Attempts, Made
+from anabranch.client_seals import ClientSeals
 from anabranch.codec import header
 from anabranch.errors import AnabranchError
+from anabranch.events import Event, RunEvent
+from anabranch.following import Ears, Following
 from anabranch.kafka.seam import Broker, Place, Reader, Start
 from anabranch.messages import LANES, RequestNoted
 from anabranch.signing import NO_SIGNER, Signer
+from anabranch.spoken import Block
 from anabranch.topics import Namespace, partition_of
-from anabranch.view import LogView, RunEvent
+from anabranch.view import LogView
 
 POLL_S: Final = 0.5
 
@@ -29,20 +33,40 @@ class RunLog:
     its model calls.
     """
 
-    def __init__(self, run_id: str, place: Place, reader: Reader, signer: Signer = NO_SIGNER) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        place: Place,
+        reader: Reader,
+        signer: Signer = NO_SIGNER,
+        ears: Ears | None = None,
+        seals: ClientSeals | None = None,
+    ) -> None:
         self.run_id, self.place, self.last_at = run_id, place, 0.0
         self.view, self.attempts = LogView(run_id, signer), Attempts()
         self._reader = reader
+        self._following = Following(self.view, ears, seals or ClientSeals()) if ears is not None else None
 
     @classmethod
     @asynccontextmanager
     async def opened(
-        cls, broker: Broker, namespace: Namespace, run_id: str, start: Start, signer: Signer = NO_SIGNER
+        cls,
+        broker: Broker,
+        namespace: Namespace,
+        run_id: str,
+        start: Start,
+        signer: Signer = NO_SIGNER,
+        seals: ClientSeals | None = None,
     ) -> AsyncIterator[RunLog]:
-        """Of `run_id`, from `start` on, without the events that `signer` refuses. Raises `BrokerError`."""
+        """Of `run_id`, from `start` on, without the events that `signer` refuses; what is heard is opened with `seals`.
+        Raises `BrokerError`.
+        """
         place = Place(namespace.log, partition_of(run_id, await broker.partitions(namespace.log)))
-        async with broker.reader([place], start) as reader:
-            yield cls(run_id, place, reader, signer)
+        async with (
+            broker.reader([place], start) as reader,
+            Ears.opened(reader, broker, namespace, run_id) as ears,
+        ):
+            yield cls(run_id, place, reader, signer, ears, seals)
 
     @property
     def run(self) -> Run | None:
@@ -67,6 +91,29 @@ class RunLog:
                 self.last_at = max(self.last_at, event.at)
                 self.attempts.take(event.event, event.run)
                 yield event
+
+    def listen(self) -> None:
+        """From here on `hear` tells what the model says, too, if the run asked to be streamed."""
+        if self._following is not None and self.run is not None:
+            self._following.join(self.run)
+
+    async def hear(self, timeout_s: float = POLL_S) -> AsyncIterator[Event]:
+        """As `read`, with what is said of a turn while the model speaks."""
+        if self._following is None:
+            async for seen in self.read(timeout_s):
+                yield seen
+            return
+        async for event in self._following.read(timeout_s):
+            if isinstance(event, RunEvent):
+                self.last_at = max(self.last_at, event.at)
+                self.attempts.take(event.event, event.run)
+            yield event
+
+    @property
+    def saying(self) -> Sequence[Block]:
+        """What the model has said so far of the turn that it speaks now, by the blocks of its reply."""
+        blocks = self._following.spoken.blocks if self._following is not None else {}
+        return [blocks[index] for index in sorted(blocks)]
 
     async def to_end(self) -> AsyncIterator[RunEvent]:
         """Each event up to where the log ends now; meanwhile `run` is as that event left it."""

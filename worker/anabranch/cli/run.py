@@ -39,6 +39,8 @@ class Asked:
     deadline: str | None
     max_turns: int | None
     lane: Lane
+    stream: bool
+    thinking: bool
 
 
 @click.command("run")
@@ -49,6 +51,10 @@ class Asked:
 @click.option("--deadline", type=frame.Duration(), metavar="DURATION", help="Such as 90s or 10m.")
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Fewer than the agent may take.")
 @click.option("--lane", type=click.Choice(LANES), default="interactive", show_default=True, help="bulk gives way.")
+@click.option(
+    "--stream/--no-stream", default=None, help="Show what the model says as it speaks. Default: on a terminal."
+)
+@click.option("--thinking", is_flag=True, help="With what it thinks, if it does.")
 @click.option("--quiet", is_flag=True, help="Print the answer, and no steps.")
 @frame.options(app=True, listing=True)
 def run(
@@ -60,6 +66,8 @@ def run(
     deadline: str | None,
     max_turns: int | None,
     lane: Lane,
+    stream: bool | None,
+    thinking: bool,
     quiet: bool,
 ) -> int:
     """Run AGENT once on INPUT (- is stdin), and print its answer.
@@ -73,7 +81,8 @@ def run(
     if text == "-":
         text = _stdin()
     chosen = run_id or f"run-{secrets.token_hex(10)}"
-    asked = Asked(agent, text, chosen, run_id is not None, tenant, deadline, max_turns, lane)
+    stream = not quiet and (frame.stderr().is_terminal or thinking if stream is None else stream)
+    asked = Asked(agent, text, chosen, run_id is not None, tenant, deadline, max_turns, lane, stream, thinking)
     response = frame.run_async(_run(common, asked, quiet))
     _print(common, response)
     return 0 if response.status == "completed" else frame.FAILED
@@ -89,12 +98,13 @@ def _stdin() -> str:
 async def _run(common: frame.Frame, asked: Asked, quiet: bool) -> RunResponse:
     from anabranch.cli.logs import RunLog
     from anabranch.cli.watching import Watch
+    from anabranch.client_seals import ClientSeals
 
     broker, namespace, console = common.broker(), common.namespace(), frame.stderr()
     start: Start = "begin" if asked.known else "end"
     async with (
         common.client() as client,
-        RunLog.opened(broker, namespace, asked.run_id, start, common.verifier()) as log,
+        RunLog.opened(broker, namespace, asked.run_id, start, common.verifier(), ClientSeals(common.sealing())) as log,
     ):
         submitted = await client.submit(
             asked.agent,
@@ -104,6 +114,8 @@ async def _run(common: frame.Frame, asked: Asked, quiet: bool) -> RunResponse:
             deadline=asked.deadline,
             max_turns=asked.max_turns,
             lane=asked.lane,
+            stream=asked.stream or None,
+            stream_thinking=(asked.stream and asked.thinking) or None,
         )
         watch = Watch(log, console, quiet)
         try:

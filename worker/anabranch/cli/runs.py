@@ -145,9 +145,10 @@ async def _watch(common: frame.Frame, run_id: str) -> str:
     from anabranch.cli.portrait import status_of
     from anabranch.cli.sealed import told
     from anabranch.cli.watching import Watch
+    from anabranch.client_seals import ClientSeals
 
-    broker, namespace = common.broker(), common.namespace()
-    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
+    broker, namespace, seals = common.broker(), common.namespace(), ClientSeals(common.sealing())
+    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier(), seals) as log:
         console = frame.stdout()
         watch = Watch(log, console)
         await watch.catch_up()

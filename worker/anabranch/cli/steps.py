@@ -15,7 +15,7 @@ from anabranch.agent.answer import result_of, shown_content
 from anabranch.agent.state import Call, Run
 from anabranch.cli.frame import printable
 from anabranch.cli.tally import span
-from anabranch.view import RunEvent
+from anabranch.events import RunEvent
 
 EXCERPT = 160
 """How many characters of a failed call's result are shown."""

@@ -142,7 +142,10 @@ def _call_row(run: Run, turn: Turn, call: Call, zero: float, now: float) -> Row:
         outcome = result.outcome if result is not None else "open" if run.open else "unknown"
         note = "" if published or result is None else "not run" if planned.rejected is None else "rejected"
         return Row(label, outcome, (_bar(phase, begin - zero, end - zero),), note, planned.call_id)
-    started, finished = clamped(body.started_at, body.finished_at or body.started_at, begin, end)
+    ran_s = (body.finished_at or body.started_at) - body.started_at
+    if ran_s > end - begin:  # it began while the model spoke
+        begin = max(_owed_at(run, turn), min(body.started_at, end - ran_s))
+    started, finished = clamped(body.started_at, body.started_at + ran_s, begin, end)
     bars = (
         _bar("wait", begin - zero, started - zero),
         _bar("run", started - zero, finished - zero),
@@ -150,6 +153,13 @@ def _call_row(run: Run, turn: Turn, call: Call, zero: float, now: float) -> Row:
     )
     note = f"{body.tries} tries" if body.tries > 1 else ""
     return Row(label, result.outcome if result is not None else "open", bars, note, planned.call_id)
+
+
+def _owed_at(run: Run, turn: Turn) -> float:
+    """When its model call became due."""
+    place = next(number for number, each in enumerate(run.turns) if each is turn)
+    before = run.turns[place - 1] if place else None
+    return run.opened_at if before is None else before.finished_at or before.replied_at
 
 
 def _bar(phase: Phase, start: float, end: float) -> Bar:

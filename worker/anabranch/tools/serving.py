@@ -187,7 +187,7 @@ class Service:
 
     def is_idle(self, call: ToolCall) -> bool:
         """Past its deadline, or answered by this worker already."""
-        return self._bench.now() >= call.deadline or self._seen.get(call.call_id, 0) >= call.dispatch
+        return self._bench.now() >= call.deadline or self._seen.get(call.call_id, -1) >= call.dispatch
 
     async def enter(self, job: Job) -> AsyncExitStack | None:
         """Wait for everything that this call has to wait for, and hold it until `leave` is told what this says."""
