@@ -32,7 +32,7 @@ async def test_an_empty_200_is_broken(answer: bytes) -> None:
 DOCUMENT = b'{"id":"m","content":[{"type":"tool_use","id":"x","name":"t","input":{"a":1}}],"stop_reason":"tool_use"}'
 
 
-NO_REPLIES = [DOCUMENT[:-20], b"", b"[]", b"{}", b'{"content":"x"}', b'{"content":[1]}', b"null",
+NO_REPLIES = [DOCUMENT[:-20], b"", b"[]", b"{}", b'{"content":"x"}', b'{"content":[1]}', b'{"content":[{}]}', b"null",
               DOCUMENT.replace(b"1}", b"NaN}"), DOCUMENT.replace(b'"tool_use"}', b"[]}")]  # fmt: skip
 
 
