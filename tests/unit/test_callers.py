@@ -18,7 +18,8 @@ from anabranch import App, DefinitionError
 from anabranch import messages as m
 from anabranch.agent import snapshot
 from anabranch.agent.conversation import HINT, request_body
-from anabranch.agent.programmatic import check_request
+from anabranch.agent.programmatic import check_request, container_of
+from anabranch.agent.referring import sealed_reply
 from anabranch.agent.state import Run
 from anabranch.errors import InvalidRequest
 from anabranch.specs import ToolSpec
@@ -218,6 +219,14 @@ def test_the_container_outlives_a_snapshot_and_a_reply_that_lies_in_the_store() 
     parts = snapshot.write(run, 4096)
     last = m.RunSnapshot("r", "0", 0, 0, len(parts), len(parts), "w1", b"")
     assert body_of(snapshot.read(last, parts)) == body_of(run)
+
+
+def test_the_container_of_a_sealed_reply_is_known_and_no_more_of_it() -> None:
+    whole = b.message([b.text("secret")], "tool_use", container={**GOOD, "skills": ["secret"]})
+    sealed = sealed_reply(whole, "k;x", {})
+    assert b"secret" not in sealed
+    run = b.run_after(b.calls(body=sealed), b.returned())
+    assert container_of(run, None, list) == "c1"
 
 
 def test_what_the_agents_options_say_of_the_container_is_kept() -> None:
