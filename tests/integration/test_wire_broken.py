@@ -144,6 +144,9 @@ BROKEN: dict[str, list[Event]] = {
     "a stop reason that is none": [start(), *said(0, "x"), *end(["tool_use"])],
     "usage that is none": [start(usage=[1]), *end()],
     "a block that is none": [start(), b'{"type":"content_block_start","index":0,"content_block":"text"}', *end()],
+    "a block that is a list": [start(), *block(0, []), *end()],
+    "a block without a type": [start(), *block(0, {"text": "x"}), *end()],
+    "a block whose type is none": [start(), *block(0, {"type": 7}), *end()],
     "a delta that is none": [start(), *block(0, TEXT, None), *end()],  # type: ignore[arg-type]
     "a message that is none": [{"type": "message_start", "message": "hello"}, *end()],
     "an error that says nothing": [*HELLO[:3], {"type": "error"}],

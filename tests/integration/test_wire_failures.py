@@ -32,7 +32,7 @@ async def test_an_empty_200_is_broken(answer: bytes) -> None:
 DOCUMENT = b'{"id":"m","content":[{"type":"tool_use","id":"x","name":"t","input":{"a":1}}],"stop_reason":"tool_use"}'
 
 
-NO_REPLIES = [DOCUMENT[:-20], b"", b"[]", b"{}", b'{"content":"x"}', b'{"content":[1]}', b"null",
+NO_REPLIES = [DOCUMENT[:-20], b"", b"[]", b"{}", b'{"content":"x"}', b'{"content":[1]}', b'{"content":[{}]}', b"null",
               DOCUMENT.replace(b"1}", b"NaN}"), DOCUMENT.replace(b'"tool_use"}', b"[]}")]  # fmt: skip
 
 
@@ -245,3 +245,14 @@ async def test_a_request_has_its_body_as_it_was_and_one_key() -> None:
     assert head_sent.startswith(b"POST /v1/messages HTTP/1.1\r\n")
     assert head_sent.count(b"secret") == 1
     assert STREAM.split(";")[0].encode() in head_sent
+
+
+async def test_betas_go_into_a_header_and_the_rest_of_the_body_stays_as_it_was() -> None:
+    async with wire(http(WHOLE)) as server:
+        await attempt(server.base_url, body=b'{"betas":["a-2025-01-01","b"],"x":1.10,"betas":["y"]}')
+        await attempt(server.base_url, body=b'{"x":{"betas":["a"]}}')
+    (first, body), (second, untouched) = server.requests
+    assert b"anthropic-beta: a-2025-01-01,b\r\n" in first
+    assert body == b'{"x":1.10,"betas":["y"]}'
+    assert b"anthropic-beta" not in second
+    assert untouched == b'{"x":{"betas":["a"]}}'

@@ -127,6 +127,7 @@ BLOCKS = {
     "an mcp result": (b'{"type":"mcp_tool_result","tool_use_id":"m","is_error":false,"content":[{"n":1.10}]}', ""),
     "a search result": (b'{"type":"web_search_tool_result","tool_use_id":"s","content":[{"e":"x==","n":1.0}]}', ""),
     "a code result": (b'{"type":"code_execution_tool_result","content":{"stdout":"\\u0000","return_code":0}}', ""),
+    "a key in disguise": (b'{"type":"hologram","\\u0069nput":{"input":{}},"x":"input"}', ""),
     "redacted thinking": (b'{"type":"redacted_thinking","data":"EmwKAhgB=="}', ""),
     "an unknown block": (b'{"type":"hologram","depth":1.10,"n":12345678901234567890123,"deep":[{"x":[1e5,null]}]}', ""),
     "a block with unknown fields": (b'{"type":"text","text":"x","citations":null,"mood":{"level":0.10}}', ""),
@@ -170,6 +171,15 @@ async def test_thinking_its_signature_and_citations_are_put_together() -> None:
         b'[{"type":"thinking","thinking":"hm","signature":"EqQB/+aZ=="},'
         b'{"type":"text","text":"","citations":[{"n":1.10}]}]'
     )
+
+
+async def test_a_compaction_is_kept_as_its_delta_says() -> None:
+    block_start = (
+        b'{"type":"content_block_start","index":0,"content_block":{"type":"compaction","content":null,"n":1.0}}'
+    )
+    piece = b'{"type":"content_block_delta","index":0,"delta":{"type":"compaction_delta","content":"so \\u00e9"}}'
+    found = await streamed([start(), block_start, piece, {"type": "content_block_stop", "index": 0}, *end()])
+    assert content_of(found.reply.body) == b'[{"type":"compaction","content":"so \\u00e9","n":1.0}]'
 
 
 async def test_interleaved_blocks_are_told_apart_by_their_index() -> None:

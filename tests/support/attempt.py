@@ -55,26 +55,26 @@ class Asked:
         return orjson.loads(self.reply.body)["content"]
 
 
-async def attempts(base_url: str, count: int, silence_s: float = 10.0) -> list[Asked]:
+async def attempts(base_url: str, count: int, silence_s: float = 10.0, body: bytes = b"{}") -> list[Asked]:
     """So many attempts, one after the other, by one worker."""
     settings = AnthropicSettings(api_key="secret", base_url=base_url)
     async with AnthropicModel.opened(settings, silence_s) as model:
-        return [await _attempt(model) for _ in range(count)]
+        return [await _attempt(model, body) for _ in range(count)]
 
 
-async def _attempt(model: AnthropicModel) -> Asked:
+async def _attempt(model: AnthropicModel, body: bytes) -> Asked:
     asked = Asked(AssertionError("nothing was said"))
     began = time.monotonic()
     try:
-        asked.said = await model.reply(b"{}", asked.heard.append, lambda left: None)
+        asked.said = await model.reply(body, asked.heard.append, lambda left: None)
     except (Transient, Hopeless) as error:
         asked.said = error
     asked.took_s = time.monotonic() - began
     return asked
 
 
-async def attempt(base_url: str, silence_s: float = 10.0) -> Asked:
-    return (await attempts(base_url, 1, silence_s))[0]
+async def attempt(base_url: str, silence_s: float = 10.0, body: bytes = b"{}") -> Asked:
+    return (await attempts(base_url, 1, silence_s, body))[0]
 
 
 async def asked(answer: Answer, silence_s: float = 10.0) -> Asked:

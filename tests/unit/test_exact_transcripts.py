@@ -37,7 +37,18 @@ _NUMBER = st.sampled_from(
 _TEXT = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=8).map(lambda text: orjson.dumps(text).decode()),
     st.sampled_from(
-        ['"\\u00e9\\ud83d\\ude00"', '"\\/"', '"\\",\\"content\\":["', '"]}"', '"content_ref"', '"\\u0000"']
+        [
+            '"\\u00e9\\ud83d\\ude00"',
+            '"\\/"',
+            '"\\",\\"content\\":["',
+            '"]}"',
+            '"content_ref"',
+            '"\\u0000"',
+            '"input"',
+            '"\\u0069nput"',
+            '"text"',
+            '"content_block"',
+        ]
     ),
 )
 
@@ -239,13 +250,13 @@ def _mutate(events: list[Any], how: tuple[str, int, int]) -> None:
             del events[at + 1 :]
         case "index" if "index" in event:
             event["index"] = (second % 5) - 1
-        case "kind" if "delta" in event and event["type"] == "content_block_delta":
+        case "kind" if event.get("type") == "content_block_delta" and isinstance(event.get("delta"), dict):
             event["delta"]["type"] = ["text_delta", "input_json_delta", "thinking_delta", "new_delta"][second % 4]
         case "forget":
             event.pop(sorted(event)[second % len(event)])
         case "null":
             event[sorted(event)[second % len(event)]] = [None, [], 7, "x"][first % 4]
-        case "stop" if event.get("type") == "message_delta":
+        case "stop" if event.get("type") == "message_delta" and isinstance(event.get("delta"), dict):
             event["delta"]["stop_reason"] = ["end_turn", "max_tokens", None, "tool_use"][second % 4]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from anabranch import definition
+from anabranch.callers import check_called, check_server_tools
 from anabranch.declared import (
     Agent,
     Call,
@@ -99,6 +100,9 @@ class App:
     def check(self) -> None:
         """What can only be seen when all is declared. Each role calls it at its start; raises `DefinitionError`."""
         definition.check_order({spec.name: spec.after for spec in self.tool_specs()})
+        for agent in self.agents.values():
+            with agent.place.named():
+                check_called(agent.spec, self.tool_specs())
         for tool in self.tools.values():
             if tool.run_in == "process":
                 _check_importable(tool)
@@ -159,6 +163,7 @@ class App:
         fallback: str | None = None,
         system: str | Path = "",
         tools: Sequence[ToolRef] = (),
+        server_tools: Sequence[Mapping[str, Json]] = (),
         max_turns: int = 20,
         deadline: float | str = "1h",
         max_calls_per_turn: int = 64,
@@ -174,20 +179,23 @@ class App:
         """Declares an agent. `tools` may name tools of another App; `options` go to the model's API as they are.
 
         `system` is a text, or a path, relative to the caller's file, that ends in .md or .txt. `tool_choice` is None
-        (the model decides), "any", "none", or the tool that is forced on the first turn. `caching` has the provider
-        keep what a run's turns have in common, for five minutes after each (True), for an hour ("1h"), or not (False).
+        (the model decides), "any", "none", or the tool that is forced on the first turn. `server_tools` are those that
+        the provider runs, as its API takes them: `{"type": "code_execution_20260120", "name": "code_execution"}`.
+        `caching` has the provider keep what a run's turns have in common, for five minutes after each (True), for an
+        hour ("1h"), or not (False).
         `fallback` is asked while the model cannot be had; it gets the same options, and none of the other's thinking.
         With `early_start`, calls of `read_only` tools begin while the model still speaks; those of a reply that breaks
         off have run for nothing.
         """
         place = Place.of_frame(f"agent {name!r}", sys._getframe(1))
         with place.named():
+            named = definition.tool_names("tools", tools, self._named())
             draft = AgentSpec(
                 name=name,
                 revision="",
                 model=model,
                 system=definition.read_system(system, place.folder),
-                tools=definition.tool_names("tools", tools, self._named()),
+                tools=named,
                 limits=AgentLimits(
                     max_turns, definition.seconds("deadline", deadline), max_calls_per_turn, max_cost_usd
                 ),
@@ -199,12 +207,14 @@ class App:
                 options=options,
                 fallback=fallback,
                 early_start=early_start,
+                server_tools=check_server_tools(server_tools, named),
             )
             definition.check_options(options, {f.name for cls in (AgentSpec, AgentLimits) for f in fields(cls)})
             definition.check_agent(draft)
+            check_called(draft, self.tool_specs())
             if name in self.agents:
                 raise DefinitionError("there is already an agent of this name: choose another one")
-            agent = self.agents[name] = Agent(replace(draft, revision=definition.revision_of(draft)))
+            agent = self.agents[name] = Agent(replace(draft, revision=definition.revision_of(draft)), place)
         return agent
 
     # --- how they are checked --------------------------------------------------------------------------

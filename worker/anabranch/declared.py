@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from anabranch import definition, units
+from anabranch.callers import check_callers
 from anabranch.definition import QUEUE_PATTERN, TOOL_PATTERN, Place
 from anabranch.errors import AnabranchError, DefinitionError
 from anabranch.messages import Delivery, Json, Lane, OnError
@@ -153,9 +154,10 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """An agent of this App."""
+    """An agent of this App, and where it is declared."""
 
     spec: AgentSpec
+    place: Place = field(compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -172,6 +174,7 @@ class _Common(TypedDict, total=False):
     after: Sequence[ToolRef]
     on_error: OnError
     max_result: int | str
+    allowed_callers: Sequence[str]
 
 
 class ToolOptions(_Common, total=False):
@@ -210,6 +213,7 @@ class Declared:
     on_error: OnError = "return"
     run_in: RunIn | None = None
     max_result: int | str = "256kB"
+    allowed_callers: Sequence[str] = ()
 
     def spec(self, name: str, description: str | None, schema: dict[str, Json], known: Mapping[Any, str]) -> ToolSpec:
         self._check(name, description)
@@ -231,6 +235,7 @@ class Declared:
             after=definition.tool_names("after", self.after, known),
             on_error=self.on_error,
             max_result=definition.size("max_result", self.max_result),
+            allowed_callers=check_callers(self.allowed_callers),
         )
 
     def _check(self, name: str, description: str | None) -> None:

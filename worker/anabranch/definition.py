@@ -225,10 +225,22 @@ def check_options(options: Mapping[str, Json], own: Collection[str]) -> None:
             )
         if near := [name for name in own if _squeezed(name) == _squeezed(key)]:
             raise DefinitionError(f"there is no option {key!r}: did you mean {near[0]!r}?")
+    _check_betas(options.get("betas", []))
     try:
         orjson.dumps(dict(options))
     except (orjson.JSONEncodeError, TypeError) as error:
         raise DefinitionError(f"the options {sorted(options)} must be values of JSON: {error}") from error
+
+
+def _check_betas(betas: Json) -> None:
+    """They go into a header."""
+    if not isinstance(betas, list | tuple) or not all(
+        isinstance(beta, str) and _BETA.fullmatch(beta) for beta in betas
+    ):
+        raise DefinitionError(f"betas={betas!r} must be a list of names, such as ['mcp-client-2025-11-20']")
+
+
+_BETA: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
 def _squeezed(name: str) -> str:
@@ -240,7 +252,11 @@ def revision_of(spec: AgentSpec) -> str:
     """16 hex digits that stand for all of an agent but its revision."""
     rest = asdict(spec)
     del rest["revision"]
-    for late in ("fallback", "early_start"):  # they came later, and an agent without one is what it was before
+    for late in (
+        "fallback",
+        "early_start",
+        "server_tools",
+    ):  # they came later, and an agent without one is what it was before
         if not rest[late]:
             del rest[late]
     return hashlib.sha256(orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

@@ -33,6 +33,7 @@ from anabranch.agent.thinking import Thinker
 from anabranch.agent.traces import AgentTraces
 from anabranch.agent.worker import AgentWorker
 from anabranch.app import App
+from anabranch.callers import callers_of
 from anabranch.codec import Record
 from anabranch.config import Settings, WorkerSettings
 from anabranch.errors import ConfigError, TopicsError
@@ -364,6 +365,9 @@ def _warn_of_unknown(agent: AgentSpec, registry: Registry) -> None:
         if tool is None:
             log.warning("agent %s: nobody has registered tool %r yet: a call gets an error", agent.name, name)
             continue
+        if not callers_of(tool, agent):
+            who = " and ".join(tool.allowed_callers)
+            log.warning("agent %s: tool %r may be called by %s alone, and is not offered", agent.name, name, who)
         for earlier in tool.after:
             if registry.tool(earlier) is None:
                 log.warning("tool %s: nobody has registered tool %r, so it waits for no call of it", name, earlier)

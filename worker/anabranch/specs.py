@@ -34,6 +34,9 @@ class ToolSpec:
     after: Annotated[list[str], says("Tools of the same batch that go first")] = field(default_factory=list)
     on_error: Annotated[OnError, says("abort: an error ends the run")] = "return"
     max_result: Annotated[int, says("Bytes; longer results are cut")] = 262_144
+    allowed_callers: Annotated[list[str], says("direct, or code_execution_...; empty: direct")] = field(
+        default_factory=list
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class AgentSpec:
     caching: Annotated[Caching, says("How long the provider keeps what it has read")] = "5m"
     options: Annotated[dict[str, Json], says("Further fields of the provider's request")] = field(default_factory=dict)
     fallback: Annotated[str | None, says("The model that is asked while the other one cannot be had")] = None
+    server_tools: Annotated[list[dict[str, Json]], says("Tools that the provider runs")] = field(default_factory=list)
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from anabranch import messages as m
 from anabranch.about import about_record, place_of
 from anabranch.agent.held import RUN_BYTES
 from anabranch.agent.owner import Owner
+from anabranch.agent.programmatic import check_request
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.bodies import dump, read_request, sender_of, without_given
@@ -366,6 +367,7 @@ class Admission:
             raise InvalidRequest(
                 "give either input or messages: the first user message, or a conversation to go on with"
             )
+        check_request(request, agent, self._station.registry.tool)
         if request.messages_ref is not None:
             self._refuse_beyond_store(request.messages_ref)
         if request.messages_sealed is not None:

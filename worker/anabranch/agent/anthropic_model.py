@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
 import anthropic
+import orjson
 from anthropic import AsyncStream
 
 from anabranch.agent.allowance import left_of, retry_after_of
@@ -88,7 +90,8 @@ class AnthropicModel:
         return builder.finish()
 
     async def _asked(self, body: bytes) -> AsyncStream[object]:
-        headers = {"content-type": "application/json", "accept": "text/event-stream"}
+        body, betas = _betas_apart(body)
+        headers = {"content-type": "application/json", "accept": "text/event-stream", **betas}
         return await self._client.post(
             "/v1/messages",
             cast_to=object,
@@ -190,6 +193,16 @@ async def _count(events: AsyncIterator[Any], builder: ReplyBuilder) -> None:
         if not _broke_off(error):
             raise
         log.debug("the end of a broken reply did not come: %r", error)
+
+
+_BETAS: Final = re.compile(rb'\{"betas":(\["[^\]]*"\]),')
+
+
+def _betas_apart(body: bytes) -> tuple[bytes, dict[str, str]]:
+    """A request as the provider takes it: the betas that it names first belong into a header."""
+    if (found := _BETAS.match(body)) is None:
+        return body, {}
+    return b"{" + body[found.end() :], {"anthropic-beta": ",".join(orjson.loads(found.group(1)))}
 
 
 def _tell(headers: Mapping[str, str], on_left: OnLeft) -> None:

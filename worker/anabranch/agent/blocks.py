@@ -6,13 +6,13 @@ for the block could not go back to the provider as it was. `reply.py` puts the b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import orjson
 
-from anabranch.agent.verbatim import items, members, written
+from anabranch.agent.verbatim import items, member, members, with_member
 
 
 class Misfit(Exception):
@@ -52,8 +52,11 @@ class Whole(NamedTuple):
     start: dict[str, Any]
     text: str
     input: str | None
-    without_input: str
-    """Its JSON with an empty input, for one that is no JSON."""
+    began: str
+
+    def without_input(self) -> str:
+        """Its JSON with an empty input, for one that is no JSON."""
+        return with_member(self.began, "input", "{}", self.start)
 
 
 @dataclass(slots=True)
@@ -92,24 +95,29 @@ class Block:
 
     def whole(self) -> Whole:
         """Raises `Misfit`. What no piece has changed is as it was written."""
-        began, grown = members(self.text), dict(self.replaced)
+        if not isinstance(self.start.get("type"), str):
+            raise Misfit("a block has no type")
+        text = self.text
+        for name, value in self._grown():
+            text = with_member(text, name, value, self.start)
+        began = text
+        streamed = _one_text(self.texts.get("input", ()))
+        if not streamed:
+            return Whole(self.start, text, member(text, "input", self.start) if "input" in self.start else None, began)
+        if self.start.get("input") not in (None, {}, "") and member(text, "input", self.start) != streamed:
+            raise Misfit(f"a {self.start.get('type')} block began with another input than the one that was streamed")
+        return Whole(self.start, with_member(text, "input", streamed, self.start), streamed, began)
+
+    def _grown(self) -> Iterator[tuple[str, str]]:
+        """The fields that the pieces have changed, but for the input."""
+        yield from self.replaced.items()
         for name, pieces in self.texts.items():
             if name != "input":
                 text = _one_text([text_of(self.start.get(name) or ""), *pieces])
-                grown[name] = orjson.dumps(text).decode()
+                yield name, orjson.dumps(text).decode()
         if self.citations:
-            known = items(began["citations"]) if self.start.get("citations") else ()
-            grown["citations"] = f"[{','.join([*known, *self.citations])}]"
-        if streamed := self._streamed(began.get("input")):
-            grown["input"] = streamed
-        text = written({**began, **grown}) if grown else self.text
-        return Whole(self.start, text, streamed or began.get("input"), written({**began, **grown, "input": "{}"}))
-
-    def _streamed(self, began: str | None) -> str:
-        streamed = _one_text(self.texts.get("input", ()))
-        if streamed and self.start.get("input") not in (None, {}, "") and began != streamed:
-            raise Misfit(f"a {self.start.get('type')} block began with another input than the one that was streamed")
-        return streamed
+            known = items(members(self.text)["citations"]) if self.start.get("citations") else ()
+            yield "citations", f"[{','.join([*known, *self.citations])}]"
 
 
 def text_of(value: Any) -> str:

@@ -47,7 +47,7 @@ def breakpoints(agent: AgentSpec, opening: Sequence[dict[str, Any]], goes_on: bo
     if agent.caching == "off":
         return NONE
     own, top = list(_marks_in(opening)), agent.options.get("cache_control")
-    others = [*_marks_of(agent.options.get("system")), *_marks_of(agent.options.get("tools"))]
+    others = [*_marks_of(agent.options.get("system")), *_marks_of(agent.server_tools)]
     left = MOST - len(own) - len(others) - (top is not None)
     # A longer one may not come behind a shorter one: the user's decide for those in front of them and behind them.
     before = _HOUR if any(map(_is_hour, [*own, top])) else agent.caching

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import orjson
 
-from anabranch.agent.answer import UNREADABLE, result_of
+from anabranch.agent.answer import UNREADABLE, last_words, result_of
 from anabranch.agent.caching import Breakpoints, Mark, breakpoints, is_worth, marked
+from anabranch.agent.programmatic import called_by_code, container_of, direct, offered
 from anabranch.agent.referring import content_elsewhere
 from anabranch.agent.state import Call, Result, Run, Turn
 from anabranch.agent.verbatim import members
@@ -44,27 +47,36 @@ def request_body(
 ) -> bytes:
     """The JSON of `POST /v1/messages` for the turn that the run owes, as a stream; for `model`, or the agent's own.
 
+    `betas`, if there are any, come first: `anthropic_model.py` makes a header of them.
     Raises `InvalidRequest` if the messages that the request refers to cannot be any.
     """
     request = run.opening.request
     parallel = agent.parallel_tool_calls and request.parallel_tool_calls is not False
     opening, asked = _opening(request, found), model or agent.model
-    points = breakpoints(agent, opening, goes_on=bool(tools))
-    body: dict[str, Any] = {"max_tokens": agent.max_tokens, **agent.options, "model": asked, "stream": True}
-    if tools:
-        body["tools"] = [
-            {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema} for tool in tools
-        ]
-        if choice := _tool_choice(agent, {tool.name for tool in tools}, run.turn, parallel):
+    told, called = offered(agent, tools), direct(agent, tools)
+    points = breakpoints(agent, opening, goes_on=bool(told))
+    options = {name: value for name, value in agent.options.items() if name != "betas"}
+    betas = {"betas": agent.options["betas"]} if agent.options.get("betas") else {}
+    body: dict[str, Any] = {**betas, "max_tokens": agent.max_tokens, **options, "model": asked, "stream": True}
+    if told:
+        body["tools"] = told
+        if choice := _tool_choice(agent, called, run.turn, parallel):
             body["tool_choice"] = choice
-    if system := _system(agent, bool(tools) and parallel):
+    if system := _system(agent, bool(called) and parallel):
         body["system"] = system
-    if points.system is not None and (system or tools):
-        (system or body["tools"])[-1]["cache_control"] = points.system
+    if points.system is not None and (system or told):
+        (system or told)[-1]["cache_control"] = points.system
+    if (container := container_of(run, body.get("container"), partial(_last_said, run, found))) is not None:
+        body["container"] = container
     body.pop("messages", None)
     # last: what was sent before is how the next one begins
     body["messages"] = _messages(run, opening, points, found, lambda turn: (turn.model or agent.model) == asked)
     return orjson.dumps(body)
+
+
+def _last_said(run: Run, found: Found) -> list[bytes]:
+    """The content of the last assistant message, a reply each."""
+    return [content_of(turn.body, found) for turn in last_words(run)] if run.turns else []
 
 
 def _system(agent: AgentSpec, hint: bool) -> list[dict[str, Any]]:
@@ -100,7 +112,7 @@ def _messages(
     So what a model is sent of earlier turns never changes, whichever models made them: its own thinking would be void
     otherwise. See decision 15.
     """
-    marks = _marks(run, points)
+    marks = _marks(run, points, found)
     messages = marked(opening, marks.get(_OPENING)) if points.anchor is not None and is_worth(opening) else opening
     paused: list[bytes] = []
     last = len(run.turns) - 1
@@ -120,11 +132,18 @@ def _messages(
 _OPENING: Final = -1
 
 
-def _marks(run: Run, points: Breakpoints) -> dict[int, Mark]:
+def _marks(run: Run, points: Breakpoints, found: Found) -> dict[int, Mark]:
     """By turn, those whose results end in a breakpoint; as if the run's first messages were a turn before the first."""
-    batches = [_OPENING, *(number for number, turn in enumerate(run.turns) if turn.calls)]
-    placed = zip(reversed(batches), (points.tail, points.anchor), strict=False)
+    batches = (number for number in reversed(range(len(run.turns))) if _markable(run.turns[number], found))
+    placed = zip(chain(batches, [_OPENING]), (points.tail, points.anchor), strict=False)
     return {number: mark for number, mark in placed if mark is not None}
+
+
+def _markable(turn: Turn, found: Found) -> list[str]:
+    """The ids of the calls whose results may be a breakpoint: not those that code has made."""
+    ids = [call.planned.tool_use_id for call in turn.calls.values()]
+    by_code = called_by_code(content_of(turn.body, found)) if ids else ()
+    return [tool_use_id for tool_use_id in ids if tool_use_id not in by_code]
 
 
 def _opening(request: RunRequest, found: Found) -> list[dict[str, Any]]:
@@ -187,8 +206,8 @@ def _joined(lists: list[bytes]) -> bytes:
 
 def _results(turn: Turn, found: Found, mark: Mark | None) -> list[dict[str, Any]]:
     blocks = [_result(call, found) for call in turn.calls.values()]
-    if mark is not None and blocks:
-        blocks[-1]["cache_control"] = mark
+    if mark is not None and (markable := _markable(turn, found)):
+        next(block for block in blocks if block["tool_use_id"] == markable[-1])["cache_control"] = mark
     return blocks
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from anabranch.agent.blocks import Block, Misfit, Whole, text_of
-from anabranch.agent.verbatim import items, members, written
+from anabranch.agent.verbatim import items, member, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of
 from anabranch.messages import Json, ReplyOutcome
 
@@ -112,7 +112,7 @@ class ReplyBuilder:
             case "message_start":
                 self._begin(event["message"], members(members(text)["message"]))
             case "content_block_start":
-                self._start(event["index"], dict(event["content_block"]), members(text)["content_block"])
+                self._start(event["index"], event["content_block"], member(text, "content_block", event))
             case "content_block_delta":
                 self._goes_on()
                 self._block(event["index"]).add(event["delta"], text)
@@ -163,6 +163,8 @@ class ReplyBuilder:
 
     def _start(self, index: int, block: dict[str, Any], text: str) -> None:
         self._goes_on()
+        if not isinstance(block, dict):
+            raise Misfit("a block is no JSON object")
         if index != len(self._blocks):
             raise Misfit(f"block {index} follows block {len(self._blocks) - 1}")
         self._blocks.append(Block(block, text))
@@ -270,7 +272,7 @@ def _reply(head: _Head, blocks: list[Whole]) -> Reply:
         if type_ == "tool_use":
             call = _call(block.start, block.input)
             calls.append(call)
-            text = text if call.refused is None else block.without_input
+            text = text if call.refused is None else block.without_input()
         elif block.input is not None and not _is_json(block.input):
             raise Misfit(f"the input of a {type_} block is not JSON")
         content.append(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -43,6 +43,27 @@ def items(text: str) -> Iterator[str]:
 def written(fields: Mapping[str, str]) -> str:
     """The object that has these members."""
     return "{" + ",".join(f"{orjson.dumps(key).decode()}:{value}" for key, value in fields.items()) + "}"
+
+
+def member(text: str, name: str, value: dict[str, Any]) -> str:
+    """A member of an object whose `value` is known. The last one is found without a look at the others."""
+    before, mark, last = text.partition(f'"{name}":')
+    plain = mark and "\\" not in before and text.count(f'"{name}"') == 1
+    if plain and next(reversed(value), None) == name and text[-1:] == "}":
+        return last[:-1].strip()
+    return members(text)[name]
+
+
+def with_member(text: str, name: str, new: str, value: dict[str, Any]) -> str:
+    """An object with another member of that name, in its place or behind the others; `value` is what the object was.
+
+    One that was empty, as most are, is replaced without a look at the others.
+    """
+    old = f'"{name}":' + ("{}" if value.get(name) == {} else '""')
+    named = 1 + sum(each == name for each in value.values())
+    if value.get(name) in ({}, "") and "\\" not in text and text.count(f'"{name}"') == named and text.count(old) == 1:
+        return text.replace(old, f'"{name}":{new}')
+    return written({**members(text), name: new})
 
 
 def _inside(text: str, bracket: str) -> int:

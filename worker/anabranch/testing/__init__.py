@@ -11,6 +11,8 @@ from anabranch.testing.quota import Metered, RateLimits
 from anabranch.testing.replies import (
     Answer,
     Reply,
+    code_execution,
+    code_result,
     last_results,
     prompt_of,
     result_text,
@@ -28,6 +30,8 @@ __all__ = [
     "Reply",
     "Script",
     "ScriptedModel",
+    "code_execution",
+    "code_result",
     "last_results",
     "prompt_of",
     "result_text",

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise, takewhile
 from typing import Any, NamedTuple
 
+from anabranch.testing.containers import called_by_code
 from anabranch.testing.refusal import refuse
 
 Json = Any  # a client's messages, not ours
@@ -194,6 +195,7 @@ def _check_pairs(turns: list[_Turn]) -> None:
     for turn, following in pairwise([nobody, *turns, nobody]):
         _check_results(turn, following)
         _check_answered(turn, following)
+        _check_code(turn, following)
 
 
 def _check_results(turn: _Turn, following: _Turn) -> None:
@@ -224,6 +226,19 @@ def _check_answered(turn: _Turn, following: _Turn) -> None:
             f"{', '.join(missing)}. Each `tool_use` block must have a corresponding `tool_result` block in "
             f"the next message.{hint}"
         )
+
+
+def _check_code(turn: _Turn, following: _Turn) -> None:
+    """Code that waits hears results and nothing else, and what it hears is no part of a prompt that could be cached."""
+    asked = {block["id"] for block in turn.blocks if called_by_code(block)}
+    if not asked:
+        return
+    for index, block in enumerate(following.blocks):
+        where = f"{following.where}.content.{index}"
+        if block["type"] != "tool_result":
+            refuse(f"{where}: only `tool_result` blocks may answer calls that code has made, not {block['type']!r}")
+        if block["tool_use_id"] in asked and block.get("cache_control") is not None:
+            refuse(f"{where}.cache_control: may not be set on the result of a call that code has made")
 
 
 def _leading_results(turn: _Turn) -> Iterator[str]:

@@ -6,7 +6,7 @@ Pure: `Refused` or nothing. It must never look at the conversation except to cou
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +19,7 @@ Json = Any  # a client's request, not ours
 
 MAX_BREAKPOINTS = 4
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}\Z")
+_CODE = re.compile(r"code_execution_\d{8}\Z")
 _TOOL_FIELDS = frozenset({
     "type", "name", "description", "input_schema", "cache_control", "strict", "defer_loading",
     "allowed_callers", "eager_input_streaming", "input_examples",
@@ -28,11 +29,13 @@ _TOOL_FIELDS = frozenset({
 def check_tools(tools: Sequence[Json]) -> None:
     """Names, duplicates, and the schemas of the tools that the client runs; the provider's own are let be."""
     names: set[str] = set()
+    types = {tool.get("type") for tool in tools if isinstance(tool, dict)}
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict):
             refuse(f"tools.{index}: Input should be an object")
         if tool.get("type") in (None, "custom"):
             _check_custom(f"tools.{index}.custom", tool)
+            _check_callers(f"tools.{index}.custom", tool, types)
         name = tool.get("name")
         if isinstance(name, str):
             if name in names:
@@ -51,6 +54,19 @@ def _check_custom(where: str, tool: Mapping[str, Json]) -> None:
     if not isinstance(tool.get("description", ""), str):
         refuse(f"{where}.description: Input should be a valid string")
     _check_schema(f"{where}.input_schema", tool["input_schema"])
+
+
+def _check_callers(where: str, tool: Mapping[str, Json], types: Collection[Json]) -> None:
+    callers = tool.get("allowed_callers", ["direct"])
+    if not isinstance(callers, list) or not callers:
+        refuse(f"{where}.allowed_callers: Input should be a list that is not empty")
+    for caller in callers:
+        if caller != "direct" and not _CODE.match(str(caller)):
+            refuse(f"{where}.allowed_callers: Input should be 'direct' or 'code_execution_...', not {caller!r}")
+        if caller != "direct" and caller not in types:
+            refuse(f"{where}.allowed_callers: {caller!r} is none of the tools of the request")
+    if tool.get("strict") and callers != ["direct"]:
+        refuse(f"{where}.strict: is not supported for tools that code may call")
 
 
 def _check_schema(where: str, schema: Json) -> None:
@@ -95,6 +111,12 @@ def check_tool_choice(choice: Mapping[str, Json] | None, tools: Sequence[Mapping
         refuse("tool_choice: `tool_choice` may only be specified while providing `tools`.")
     if type_ == "tool" and choice.get("name") not in [tool.get("name") for tool in tools]:
         refuse(f"tool_choice.tool.name: Tool {choice.get('name')!r} not found in provided tools")
+    for tool in tools:
+        callers = tool.get("allowed_callers", ["direct"])
+        if callers != ["direct"] and choice.get("disable_parallel_tool_use"):
+            refuse("tool_choice.disable_parallel_tool_use: is not supported for tools that code may call")
+        if "direct" not in callers and type_ == "tool" and tool.get("name") == choice.get("name"):
+            refuse(f"tool_choice.tool.name: Tool {tool['name']!r} may be called by code alone, and cannot be forced")
 
 
 def check_breakpoints(request: Mapping[str, Json]) -> None:

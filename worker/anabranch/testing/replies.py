@@ -19,6 +19,8 @@ from anabranch.testing.refusal import type_of
 Json = Any  # the provider's JSON, not ours
 Block = dict[str, Json]
 
+CODE_TYPE = "code_execution_20260120"
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -34,9 +36,10 @@ class Reply:
     """One answer of the model, and how it is delivered.
 
     `content` holds blocks; a string in it is a text block. `stop_reason` defaults to `tool_use` if there is a
-    `tool_use` block, else `end_turn`. `usage` overrides single figures of the estimate. `latency_s` passes
-    before the first byte, `chunk_s` between two events of a stream. A `status` of 400 or more answers with
-    the error that `failure` says; `Reply.error` makes one.
+    `tool_use` block, else `end_turn`. `usage` overrides single figures of the estimate. A reply with code has
+    the `container` of its request, or a new one, unless it says which: `{"id": ..., "expires_at": ...}`.
+    `latency_s` passes before the first byte, `chunk_s` between two events of a stream. A `status` of 400 or more
+    answers with the error that `failure` says; `Reply.error` makes one.
 
     At most one fault; N counts SSE events, pings included:
 
@@ -54,6 +57,7 @@ class Reply:
     stop_reason: str | None = None
     stop_sequence: str | None = None
     stop_details: Json = None
+    container: Mapping[str, Json] | None = None
     latency_s: float = 0.0
     usage: Mapping[str, Json] | None = None
     status: int = 200
@@ -108,13 +112,30 @@ def text(value: str) -> Block:
     return {"type": "text", "text": value}
 
 
-def tool_use(name: str, input: Mapping[str, Json] | str, id: str | None = None) -> Block:
+def tool_use(
+    name: str, input: Mapping[str, Json] | str, id: str | None = None, *, code: str | None = None,
+    code_type: str = CODE_TYPE,
+) -> Block:  # fmt: skip
     """A call of tool `name`. Without an `id` each reply that holds the block gives it a fresh one.
 
-    An `input` that is a string is sent as it is, so that it may be malformed, an array, or hold `Infinity`.
+    An `input` that is a string is sent as it is, so that it may be malformed, an array, or hold `Infinity`. `code` is
+    the id of the `code_execution` block whose code makes the call.
     """
     block: Block = {"type": "tool_use", "name": name, "input": input if isinstance(input, str) else dict(input)}
+    if code is not None:
+        block["caller"] = {"type": code_type, "tool_id": code}
     return block if id is None else {**block, "id": id}
+
+
+def code_execution(source: str, id: str) -> Block:
+    """Code that the provider runs; what it calls follows as `tool_use(..., code=id)`."""
+    return {"type": "server_tool_use", "id": id, "name": "code_execution", "input": {"code": source}}
+
+
+def code_result(id: str, stdout: str) -> Block:
+    """What the code of block `id` has printed, once it has come to its end."""
+    content = {"type": "code_execution_result", "stdout": stdout, "stderr": "", "return_code": 0, "content": []}
+    return {"type": "code_execution_tool_result", "tool_use_id": id, "content": content}
 
 
 def thinking(value: str, signature: str | None = None) -> Block:

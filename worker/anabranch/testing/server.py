@@ -10,9 +10,11 @@ import asyncio
 import inspect
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -24,6 +26,7 @@ from aiohttp.typedefs import Handler
 from anabranch.errors import AnabranchError, ConfigError, DefinitionError
 from anabranch.testing import sse
 from anabranch.testing.caching import UNCACHED, Cache
+from anabranch.testing.containers import Containers
 from anabranch.testing.intake import MAX_BODY, check_headers, parse
 from anabranch.testing.quota import Meter, Metered, RateLimits, counted
 from anabranch.testing.refusal import STATUS_OF, Refused, error_body, refuse, type_of
@@ -84,6 +87,7 @@ class ScriptedModel:
         self._meter = Meter(limits, keep)
         self._signatures = Signatures()
         self._cache, self._windows, self._clock = Cache(cache_min_tokens), dict(windows or {}), now or _now
+        self._containers = Containers()
         self._runner: web.AppRunner | None = None
 
     @property
@@ -185,6 +189,7 @@ class ScriptedModel:
         self._requests.append(request)
         check_message(request, self._models)
         self._signatures.check(request["messages"])
+        self._containers.check(request, time.time())
         model, estimate = request["model"], sse.tokens(len(data))
         if (most := self._windows.get(model, estimate)) < estimate:
             refuse(f"prompt is too long: {estimate} tokens > {most} maximum")
@@ -230,7 +235,9 @@ class ScriptedModel:
             reply = as_reply(await answer if inspect.isawaitable(answer) else answer)
             reply = sse.honour(reply, request)
             cached = self._cache.use(request, sse.tokens(size), self._clock()) if reply.status < 400 else UNCACHED
-            return reply, sse.message_of(reply, request["model"], size, cached)
+            message = sse.message_of(reply, request["model"], size, cached)
+            container = self._containers.of(reply.container, message.content, request, time.time())
+            return reply, replace(message, container=container)
         except Refused:
             raise
         except Exception as error:  # a user's script may raise anything; its client is told, and so is the log

@@ -41,6 +41,7 @@ class Message:
     stop_sequence: str | None
     stop_details: Json
     usage: dict[str, Json]
+    container: Json = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ def body(message: Message) -> bytes:
         "stop_reason": message.stop_reason,
         "stop_sequence": message.stop_sequence,
         "stop_details": message.stop_details,
+        "container": message.container,
     })  # fmt: skip
 
 
@@ -165,6 +167,8 @@ def _last_delta(message: Message) -> dict[str, Json]:
     delta = {"stop_reason": message.stop_reason, "stop_sequence": message.stop_sequence}
     if message.stop_details is not None:
         delta["stop_details"] = message.stop_details
+    if message.container is not None:
+        delta["container"] = message.container
     usage = {name: value for name, value in message.usage.items() if name != "service_tier"}
     return {"delta": delta, "usage": usage}
 
