@@ -45,9 +45,9 @@ def an_app(gate: asyncio.Event) -> App:
 
 
 def script(request: Any) -> Any:
-    if prompt_of(request) == "speak":
+    if prompt_of(request).startswith("speak"):
         said = [[text("Let me add."), tool_use("add", {"a": 1, "b": 2})], [text("Slowly\n" + "spoken words " * 8)]]
-        return Reply(content=said[turn_of(request) - 1], chunk_s=0.1)
+        return Reply(content=said[turn_of(request) - 1], chunk_s=0.4 if prompt_of(request) == "speak slowly" else 0.02)
     if turn_of(request) > 1:
         return [text(FINAL)]
     if any(tool["name"] == "wait" for tool in request["tools"]):
@@ -75,7 +75,13 @@ class World:
 @asynccontextmanager
 async def world(kafka: str, namespace: str) -> AsyncIterator[World]:
     gate = asyncio.Event()
-    async with fleet(an_app(gate), script, settings_for(kafka, namespace)) as running:
+
+    async def speaking(request: Any) -> Any:
+        if prompt_of(request) == "speak later":
+            await gate.wait()
+        return script(request)
+
+    async with fleet(an_app(gate), speaking, settings_for(kafka, namespace)) as running:
         yield World(running, gate)
         gate.set()
 
@@ -115,7 +121,7 @@ async def test_on_a_terminal_the_words_appear_as_they_are_spoken_and_the_answer_
     kafka: str, namespace: str
 ) -> None:
     async with world(kafka, namespace) as w:
-        status, shown = await on_a_terminal("run", "speaker", "speak", "--run-id", "s-1", env=w.env)
+        status, shown = await on_a_terminal("run", "speaker", "speak slowly", "--run-id", "s-1", env=w.env)
         at = {mark: shown.find(mark) for mark in ("Let me add.", '→ add {"a": 1, "b": 2}', "Slowly", "completed")}
         assert status == 0
         assert -1 < at["Let me add."] < at['→ add {"a": 1, "b": 2}'] < at["Slowly"] < at["completed"], shown
@@ -123,9 +129,9 @@ async def test_on_a_terminal_the_words_appear_as_they_are_spoken_and_the_answer_
         assert growing[0] > growing[2] >= 1
         assert shown[at["completed"] :].count("Slowly") == 1
 
-        for option in ("--no-stream", "--quiet"):
-            _, silent = await on_a_terminal("run", "speaker", "speak", option, env=w.env)
-            assert silent.count("Slowly") == 1
+        options = ("--no-stream", "--quiet")
+        silent = await asyncio.gather(*(on_a_terminal("run", "speaker", "speak", each, env=w.env) for each in options))
+        assert [shown.count("Slowly") for _, shown in silent] == [1, 1]
 
 
 async def test_elsewhere_the_words_come_line_by_line_to_those_who_ask(kafka: str, namespace: str) -> None:
@@ -133,9 +139,13 @@ async def test_elsewhere_the_words_come_line_by_line_to_those_who_ask(kafka: str
         asked, plain = await asyncio.gather(
             w.run("run", "speaker", "speak", "--stream", "--run-id", "s-2"), w.run("run", "speaker", "speak")
         )
-        await w.fleet.client.submit("speaker", "speak", stream=True, run_id="s-3")
-        watched = await w.run("runs", "watch", "s-3")
-        for told in (asked.stderr, watched.stdout):
+        await w.fleet.client.submit("speaker", "speak later", stream=True, run_id="s-3")
+        async with started("-m", "anabranch.cli", "runs", "watch", "s-3", env=w.env) as watcher, asyncio.timeout(60):
+            assert watcher.stdout is not None
+            assert b"admitted" in await watcher.stdout.readline()
+            w.gate.set()
+            watched, _ = await watcher.communicate()
+        for told in (asked.stderr, watched.decode()):
             said = [line.partition("│ ")[2] for line in told.splitlines() if "│" in line]
             assert said == ["Let me add.", "→ add", "Slowly", "spoken words " * 8]
         assert "│" not in plain.stderr
