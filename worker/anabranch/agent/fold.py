@@ -25,6 +25,7 @@ from anabranch.agent.state import (
     Partition,
     Result,
     Run,
+    SpentCancel,
     Turn,
 )
 from anabranch.errors import WireError
@@ -176,6 +177,7 @@ def _end_if_cancelled(state: Partition, event: m.RunRequested | m.RequestNoted, 
     opened = run is not None and run.first == offset
     if run is not None and opened and cancel is not None and cancel.is_of(event.lane, event.request_offset):
         _cancel(run, offset, at, cancel.reason)
+        state.spent.append(SpentCancel(cancel.offset, cancel.nexts, offset))
     nexts = state.nexts
     for run_id in [event.run_id, next(iter(state.cancels))]:
         if (known := state.cancels.get(run_id)) is not None and nexts.is_past(known.before):

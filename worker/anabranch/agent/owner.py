@@ -463,10 +463,11 @@ class Owner:
         if not self.live or self.state.next_request is None:
             return None
         low, as_of, self._low_at = self._low()
-        nexts, now = as_of.or_else(self.state.told), self.state.nexts
         if not metadata_kept:
             link = self.state.link if self.state.link is not None else self.state.began
             low = min(low, link, self.state.bulk_link if self.state.bulk_link is not None else link)
+        low, as_of = self._not_after_cancels(low, as_of)
+        nexts, now = as_of.or_else(self.state.told), self.state.nexts
         self._reach = max(self._reach, low)
         return Commit(low, self._done_now(), _of(nexts, "interactive"), _of(nexts, "bulk"), _of(now, "bulk"))
 
@@ -481,6 +482,13 @@ class Owner:
         firsts += [(cancel.offset, cancel.nexts, math.inf) for cancel in state.cancels.values()]
         return min(firsts, key=itemgetter(0), default=(state.position, state.nexts, math.inf))
 
+    def _not_after_cancels(self, low: int, as_of: Nexts) -> tuple[int, Nexts]:
+        """No cancel may lie below the low, and the opening of the run that it ended not."""
+        for spent in sorted(self.state.spent, key=itemgetter(0), reverse=True):
+            if spent.offset < low <= spent.opened:
+                low, as_of = spent.offset, spent.nexts
+        return low, as_of
+
     def _done_now(self) -> int:
         first = self._needed.first_unsettled(self._publisher.is_settled)
         notes = causes(map(NoteDue, self.state.notes), self._publisher.is_settled)
@@ -493,6 +501,7 @@ class Owner:
         self._reach, self.low_at = low, self._low_at
         self._committed.set()
         self._cleaner.committed(low)
+        state.spent = [spent for spent in state.spent if spent.opened >= low]
         if len(state.last) > 2 * len(state.runs) + REMEMBERED:
             state.last = {run_id: offset for run_id, offset in state.last.items() if offset >= state.began}
 

@@ -196,6 +196,16 @@ class Run:
         return self.opening.deadline if own is None else min(self.opening.deadline, call.due_at + own)
 
 
+class SpentCancel(NamedTuple):
+    """A cancel at `offset`, with the lanes' next requests as of there, that ended a run which was `opened` after it.
+    Whoever begins to fold between the two would take that run for an open one.
+    """
+
+    offset: int
+    nexts: Nexts
+    opened: int
+
+
 @dataclass(slots=True)
 class Collecting:
     """The parts of a snapshot that have come so far; `offset` is the last one's."""
@@ -225,6 +235,7 @@ class Partition:
     notes: dict[int, RequestNoted] = field(default_factory=dict)
     note_links: dict[int, Nexts] = field(default_factory=dict)
     cancels: dict[str, Cancel] = field(default_factory=dict)  # by run, those said last at the end
+    spent: list[SpentCancel] = field(default_factory=list, compare=False)  # for the owner, which forgets them
     last: dict[str, int] = field(default_factory=dict, compare=False)  # like the position, it always moves
     collecting: dict[str, Collecting] = field(default_factory=dict)
     defects: list[str] = field(default_factory=list, compare=False)  # for the owner to tell, and to clear
