@@ -341,6 +341,22 @@ def test_both_away_means_to_wait() -> None:
     assert not [event for event in desk.events if isinstance(event, m.ModelFailed)]
 
 
+def test_nobody_turns_to_a_model_that_is_away_itself() -> None:
+    provider = Provider(own=fails(until=100), other=fails("rate_limit", slow_down=True, retry_after=600.0))
+    desk = thought(provider, lambda desk: desk.submit(5), replace(SETTINGS, model_breaker_calls=10**6))
+    assert desk.models == {"own": 5}
+    assert provider.times("own")[-1] < 120
+    assert len(provider.times("other")) <= 5
+
+
+def test_a_retry_after_is_of_the_model_that_said_it() -> None:
+    """Both are asked by turns; the one that says so is not asked for a minute, the other one is."""
+    provider = Provider(own=fails(until=30), other=fails("overload", retry_after=60.0))
+    desk = thought(provider, lambda desk: desk.submit(), replace(SETTINGS, model_breaker_calls=10**6))
+    assert desk.models == {"own": 1}
+    assert provider.times("own")[-1] < 45
+
+
 def test_an_attempt_is_paid_at_the_price_of_its_model() -> None:
     provider = Provider(own=fails("broken", usage={"input_tokens": 10}, broken=True), other=works)
     prices = {"own": Price(1.0, 1.0), "other": Price(100.0, 100.0)}
