@@ -92,6 +92,32 @@ async def test_a_deadline_that_comes_while_the_model_speaks_says_what_was_paid(k
     assert [(each.failure, each.is_counted) for each in made] == [("ended", True)]
 
 
+async def test_what_a_worker_that_stops_had_used_counts(kafka: str, namespace: str) -> None:
+    """Its drain is over before the model is; the next worker makes the call again."""
+    asked: list[int] = []
+
+    def moody(request: dict[str, Any]) -> Answer:
+        asked.append(1)
+        return Reply(content=["a long story " * 20], hang_after=4) if len(asked) == 1 else Reply(content=["Done."])
+
+    settings = settings_of(kafka, namespace)
+    settings = replace(settings, worker=replace(settings.worker, drain_s=0.5))
+    async with fleet(app, moody, settings, models=("first", "second")) as running:
+        asking = asyncio.create_task(running.ask("careful", "hi", run_id="r"))
+        await until(lambda: any(each.output_tokens for each in running.model.metered))
+        (worker, *_) = running.running
+        assert await running.stop(worker) == 1
+        await running.add_agent()
+        response = await asking
+        metered = running.model.metered
+    assert (response.status, response.output) == ("completed", "Done.")
+    assert response.usage.discarded.output_tokens == 1
+    assert (
+        sum(each.input_tokens for each in metered)
+        == response.usage.input_tokens + response.usage.discarded.input_tokens
+    )
+
+
 async def test_what_a_cancelled_run_had_used_is_in_its_log(kafka: str, namespace: str) -> None:
     """Its answer does not wait for it."""
     async with fleet(app, script, settings_of(kafka, namespace), models=("first", "second")) as running:

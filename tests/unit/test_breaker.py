@@ -76,6 +76,19 @@ def test_one_call_at_a_time_finds_out() -> None:
     assert (breaker.state(13), breaker.opens_at(13)) == ("closed", 13)
 
 
+def test_it_opens_only_when_failures_have_lasted() -> None:
+    breaker = Breaker(Rules(calls=4, ratio=0.5, open_s=10.0, lasting_s=10.0))
+    for at in (3.0, 6.0, 9.0, 12.9):
+        assert not told(breaker, "ill", "ill", at=at)
+    assert told(breaker, "ill", at=13.0)
+
+
+def test_a_failure_of_long_ago_says_nothing_of_how_long_it_lasts() -> None:
+    breaker = Breaker(Rules(calls=4, ratio=0.5, open_s=10.0, lasting_s=10.0))
+    told(breaker, "ill", at=0.0)
+    assert not told(breaker, "ill", "ill", "ill", "ill", at=WINDOW_S + 6)
+
+
 def test_an_answer_of_any_kind_closes_it() -> None:
     breaker = opened()
     assert not told(breaker, "there", at=10)
@@ -94,7 +107,7 @@ def test_each_probe_that_fails_keeps_it_open_for_longer() -> None:
         pauses.append(breaker.opens_at(at) - at)
         at = breaker.opens_at(at)
         assert told(breaker, "ill", at=at)
-    assert pauses == [10, 20, 40, 40, 40] == [10 * min(LONGEST, 2**n) for n in range(5)]
+    assert pauses == [10, 20, 30, 30, 30] == [10 * min(LONGEST, 2**n) for n in range(5)]
 
 
 def test_after_it_was_closed_it_begins_anew() -> None:
@@ -108,14 +121,15 @@ def test_after_it_was_closed_it_begins_anew() -> None:
 
 def test_what_was_sent_before_it_opened_is_no_probe() -> None:
     breaker = Breaker(RULES)
-    late = [breaker.sent(0) for _ in range(3)]
+    late, later = [breaker.sent(0) for _ in range(4)], [breaker.sent(0) for _ in range(4)]
     told(breaker, "ill", "ill", "ill", "ill")
     probe = breaker.sent(10)
     for given in late:
         assert not breaker.ended(given, "well", 11)
     assert breaker.state(11) == "half open"
     breaker.ended(probe, "well", 12)
-    assert not breaker.ended(late[0], "ill", 12)
+    for given in later:
+        assert not breaker.ended(given, "ill", 12)
     assert breaker.state(12) == "closed"
 
 

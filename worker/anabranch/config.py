@@ -106,8 +106,8 @@ class AgentSettings:
 
     Of one model a worker makes `model_retry_ratio` retries for each first try, and `model_retries_per_minute` besides.
     Its breaker opens for `model_breaker_open_s` when of at least `model_breaker_calls` attempts in a minute
-    `model_breaker_ratio` failed. An agent's fallback is asked while it is open, after `model_fallback_tries` failures
-    in a row, or if the model cannot be had within `model_fallback_wait_s`.
+    `model_breaker_ratio` failed, for `model_breaker_lasting_s` by then. An agent's fallback is asked while it is open,
+    after `model_fallback_tries` failures in a row, or if the model cannot be had within `model_fallback_wait_s`.
     """
 
     model_concurrency: Count = 256
@@ -116,10 +116,11 @@ class AgentSettings:
     model_backoff_max_s: Seconds = 30.0
     model_broken_max: Count = 5
     model_retry_ratio: Ratio = 0.2
-    model_retries_per_minute: PerMinute = 60.0
+    model_retries_per_minute: PerMinute = 300.0
     model_breaker_calls: Count = 20
     model_breaker_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
-    model_breaker_open_s: SomeSeconds = 15.0
+    model_breaker_lasting_s: Seconds = 10.0
+    model_breaker_open_s: SomeSeconds = 10.0
     model_fallback_tries: Count = 3
     model_fallback_wait_s: Seconds = 10.0
     hand_off_s: Seconds = 120.0

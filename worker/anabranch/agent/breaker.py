@@ -3,7 +3,8 @@
 PURE: the time is given, in seconds of one clock; `lanes.py` asks, `thinking.py` tells how calls ended. It knows no run
 and never fails one: while it is open calls wait, or another model is asked.
 
-    closed ----- of at least `calls` in the last minute, so many failed as `ratio` says ----> open
+    closed ----- of at least `calls` in the last minute so many failed as `ratio` says, and the first of these
+                 `lasting_s` ago: what passes by itself in seconds is left to the retries -------> open
     open ------- `open_s` later, and twice as long after each probe that failed ------------> half open
     half open -- its one probe was answered -> closed;  it failed -> open;  nobody knows -> another probe
 
@@ -24,7 +25,7 @@ Verdict = Literal["well", "ill", "there", "unknown"]
 WINDOW_S: Final = 60.0
 _SLOTS: Final = 12
 _TINY: Final = 1e-6
-LONGEST: Final = 4
+LONGEST: Final = 3
 """How many times `open_s` it stays open at most, however many probes have failed."""
 
 
@@ -35,6 +36,7 @@ class Rules:
     calls: int
     ratio: float
     open_s: float
+    lasting_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +52,7 @@ class _Slot:
     number: int = -1
     calls: int = 0
     failed: int = 0
+    failed_at: float = 0.0
 
 
 class Breaker:
@@ -89,7 +92,8 @@ class Breaker:
             return False  # it was sent before the breaker opened, or says nothing
         slot = self._slot(now)
         slot.calls += 1
-        slot.failed += verdict == "ill"
+        if verdict == "ill":
+            slot.failed, slot.failed_at = slot.failed + 1, slot.failed_at if slot.failed else now
         return verdict == "ill" and self._is_too_much(now) and self._open(now)
 
     def _is_early(self, now: float) -> bool:
@@ -115,7 +119,9 @@ class Breaker:
         oldest = int(now / WINDOW_S * _SLOTS) - _SLOTS + 1
         recent = [slot for slot in self._slots if slot.number >= oldest]
         calls, failed = sum(slot.calls for slot in recent), sum(slot.failed for slot in recent)
-        return calls >= self._rules.calls and failed >= calls * self._rules.ratio
+        since = min((slot.failed_at for slot in recent if slot.failed), default=now)
+        lasts = now - since >= self._rules.lasting_s - _TINY
+        return lasts and calls >= self._rules.calls and failed >= calls * self._rules.ratio
 
     def _slot(self, now: float) -> _Slot:
         number = int(now / WINDOW_S * _SLOTS)

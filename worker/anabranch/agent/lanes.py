@@ -121,7 +121,12 @@ class Lanes(Generic[Call]):
             budget = self._budgets[name] = Budget(limits, self._ceiling)
             budget.set_share(self._share, self._steady())
         settings = self._settings
-        rules = Rules(settings.model_breaker_calls, settings.model_breaker_ratio, settings.model_breaker_open_s)
+        rules = Rules(
+            settings.model_breaker_calls,
+            settings.model_breaker_ratio,
+            settings.model_breaker_open_s,
+            settings.model_breaker_lasting_s,
+        )
         retries = RetryBudget(settings.model_retry_ratio, settings.model_retries_per_minute / MINUTE_S)
         line = Line[Call](settings.interactive_weight)
         lane = self._lanes[model] = Lane(model, name, budget, line, Breaker(rules), retries)

@@ -26,8 +26,10 @@ from anabranch.config import AgentSettings
 
 RECENT_S: Final = 60.0
 REPLY: Final = 2.0
-BURST: Final = 10.0
-"""Retries that are kept for when they are needed, beside the part of the last minute's first tries."""
+BURST: Final = 64.0
+"""Retries that are kept for when they are needed, beside the part of the last minute's first tries: what fails here and
+there, or for seconds, is tried again at once.
+"""
 
 
 TELL_S: Final = 60.0

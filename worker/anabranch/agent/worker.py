@@ -58,6 +58,7 @@ class AgentWorker:
         self._gaps: dict[int, int] = {}  # where, in a partition's log, records seemed to be missing
         self._metadata_kept: bool | None = None
         self._over = asyncio.Event()
+        self._abandoned = 0
         self.on_failure: Callable[[BaseException], None] = lambda error: None
 
     def attach(self, subscription: Subscription) -> None:
@@ -69,8 +70,8 @@ class AgentWorker:
 
     @property
     def running(self) -> int:
-        """Model calls in flight."""
-        return self._station.thinker.running
+        """Model calls in flight, or given up at the end."""
+        return self._station.thinker.running + self._abandoned
 
     @property
     def owned(self) -> int:
@@ -134,8 +135,9 @@ class AgentWorker:
         abandoned = self.running
         self._station.thinker.cancel_all("its worker stopped")  # what they have used is told, and written below
         await self._station.thinker.idle()
+        self._abandoned = abandoned
         await self._station.appender.flush(max(1.0, timeout_s / 10))
-        return abandoned
+        return self.running
 
     def end(self) -> None:
         self._over.set()
