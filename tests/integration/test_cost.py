@@ -7,6 +7,7 @@ Must never: test an estimate (test_fitting) or a breakpoint (test_caching) by it
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from tests.support.fleet import by_turn, fleet, settings_for
 
 from anabranch import App
+from anabranch.cli import anabranch, frame
 from anabranch.prices import Price, usage_of
 from anabranch.testing import Answer, Reply, text, thinking, tool_use, turn_of
 
@@ -138,3 +140,42 @@ async def test_the_provider_is_asked_to_edit_with_the_header_of_its_beta(kafka: 
         response = await running.ask("provider")
         assert running.request["context_management"]["edits"][0]["type"] == "clear_tool_uses_20250919"
     assert response.status == "completed"
+
+
+# --- commands -------------------------------------------------------------------------------------------------
+
+
+async def test_usage_is_told_by_agent_tenant_model_and_turn(
+    kafka: str, namespace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANABRANCH_BOOTSTRAP", kafka)
+    monkeypatch.setenv("ANABRANCH_NAMESPACE", namespace)
+
+    async def told(*arguments: str) -> Any:
+        assert await asyncio.to_thread(frame.invoke, anabranch, [*arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    settings = replace(settings_for(kafka, namespace), prices=PRICES)
+    usage = {"input_tokens": 100, "output_tokens": 10}
+    script = by_turn(Reply(content=look_at(1), usage=usage), Reply(content=["Done."], usage=usage))
+    async with fleet(app, script, settings) as running:
+        one = await running.ask("analyst", tenant="acme")
+        answers = [one, await running.ask("analyst", tenant="globex"), await running.ask("fail")]
+    by_agent, by_tenant = await told("usage"), await told("usage", "--by", "tenant", "--since", "1h")
+    assert [(row["agent"], row["runs"], row["replies"]) for row in by_agent] == [("analyst", 2, 4), ("fail", 1, 2)]
+    assert {row["tenant"]: row["input_tokens"] for row in by_tenant} == {"acme": 200, "globex": 200, "(none)": 200}
+    (row,) = await told("usage", "--by", "model")
+    assert (row["model"], row["cost_usd"]) == (
+        "scripted",
+        pytest.approx(sum(each.usage.cost_usd or 0 for each in answers)),
+    )
+    shown = await told("runs", "show", one.run_id)
+    assert [(turn["name"], turn["input_tokens"]) for turn in shown["usage_by_turn"]] == [
+        ("turn 1", 100),
+        ("turn 2", 100),
+    ]
+    assert await asyncio.to_thread(frame.invoke, anabranch, ["usage"]) == 0
+    out = capsys.readouterr().out
+    assert f"${by_agent[0]['cost_usd']:.4f}" in out
+    assert await asyncio.to_thread(frame.invoke, anabranch, ["runs", "show", one.run_id]) == 0
+    assert "turn 2" in capsys.readouterr().out
