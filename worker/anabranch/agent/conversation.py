@@ -7,7 +7,6 @@ then nothing. Replies go back as the bytes that they came as; a result is read h
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
@@ -21,7 +20,7 @@ from anabranch.agent.dropping import FULL, STEP, Dropped, dropped, is_small, wor
 from anabranch.agent.programmatic import called_by_code, container_of, direct, offered
 from anabranch.agent.referring import content_elsewhere
 from anabranch.agent.state import Call, Result, Run, Turn
-from anabranch.agent.verbatim import members
+from anabranch.agent.verbatim import items, members
 from anabranch.bodies import MAX_DEPTH, depth_of, read
 from anabranch.errors import InvalidRequest, WireError
 from anabranch.messages import Content, RunRequest, ToolResult
@@ -34,9 +33,6 @@ HINT = (
 _MARK = b',"content":['
 _EDITING = "context-management-2025-06-27"
 _THINKING = ("thinking", "redacted_thinking")
-_BLOCK = re.compile(r"[\s,]*(?=[^\s,\]])")
-"""What stands before a block, if there is one."""
-_DECODER = json.JSONDecoder()
 
 
 Found = Mapping[str, bytes]
@@ -211,11 +207,7 @@ def without_thinking(content: bytes) -> bytes:
     """A list of blocks without those that think; the others stay the bytes that they are."""
     if b"thinking" not in content:
         return content
-    text, kept, at = content.decode(), [], 1
-    while (begin := _BLOCK.match(text, at)) is not None:
-        block, at = _DECODER.raw_decode(text, begin.end())
-        if not (isinstance(block, dict) and block.get("type") in _THINKING):
-            kept.append(text[begin.end() : at])
+    kept = [block for block in items(content.decode()) if json.loads(block).get("type") not in _THINKING]
     return f"[{','.join(kept)}]".encode()
 
 
