@@ -20,7 +20,7 @@ from anabranch.agent.dropping import FULL, STEP, Dropped, dropped, is_small, wor
 from anabranch.agent.programmatic import called_by_code, container_of, direct, offered
 from anabranch.agent.referring import content_elsewhere
 from anabranch.agent.state import Call, Result, Run, Turn
-from anabranch.agent.verbatim import items, members
+from anabranch.agent.verbatim import items, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of, read
 from anabranch.errors import InvalidRequest, WireError
 from anabranch.messages import Content, RunRequest, ToolResult
@@ -209,6 +209,20 @@ def without_thinking(content: bytes) -> bytes:
         return content
     kept = [block for block in items(content.decode()) if json.loads(block).get("type") not in _THINKING]
     return f"[{','.join(kept)}]".encode()
+
+
+def without_thoughts(body: bytes) -> bytes:
+    """A request without anything that was thought; the rest stays the bytes that it is."""
+    fields = members(body.decode())
+    kept = [message for message in map(_without_thoughts, items(fields["messages"])) if message is not None]
+    return written({**fields, "messages": f"[{','.join(kept)}]"}).encode()
+
+
+def _without_thoughts(message: str) -> str | None:
+    """None if it was all thinking."""
+    fields = members(message)
+    content = without_thinking(fields["content"].encode()).decode() if fields["content"][0] == "[" else ""
+    return None if content == "[]" else written({**fields, "content": content}) if content else message
 
 
 def _is_whole(head: bytes) -> bool:
