@@ -21,7 +21,7 @@ from anabranch.agent.asking import to_request
 from anabranch.agent.conversation import request_body
 from anabranch.agent.dropping import FULL, dropped
 from anabranch.agent.fitting import Fitting
-from anabranch.agent.large import needed
+from anabranch.agent.large import needed, sealed_in
 from anabranch.agent.state import Run
 from anabranch.references import name_of
 from anabranch.registry import Registry
@@ -127,6 +127,16 @@ def test_what_is_left_out_need_not_be_fetched() -> None:
     assert results > 0
     assert needed(run, results) == (name_of(STORED),), "of those that stay"
     assert needed(run, len(run.turns)) == ()
+
+
+def test_sealed_results_count_with_what_they_stand_for() -> None:
+    sealed = b.result(None, content_sealed="k1;" + "A" * 9600)
+    events = [replace(e, body=sealed) if isinstance(e, m.ToolReturned) else e for e in history(8)]
+    run = b.run_after(*events)
+    out = dropped(run, DROPS).results
+    assert out > 0
+    opens = replace(run.opening, request=replace(run.opening.request, messages_sealed="k1;" + "A" * 40))
+    assert len(sealed_in(replace(run, opening=opens), out)) == 1 + 8 - out, "what is left out is not opened"
 
 
 def test_usage_that_nobody_kept_is_estimated() -> None:
