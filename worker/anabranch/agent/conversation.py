@@ -207,8 +207,12 @@ def without_thinking(content: bytes) -> bytes:
     """A list of blocks without those that think; the others stay the bytes that they are."""
     if b"thinking" not in content:
         return content
-    kept = [block for block in items(content.decode()) if json.loads(block).get("type") not in _THINKING]
+    kept = [block for block in items(content.decode()) if not _thinks(json.loads(block))]
     return f"[{','.join(kept)}]".encode()
+
+
+def _thinks(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type") in _THINKING
 
 
 def without_thoughts(body: bytes) -> bytes:
