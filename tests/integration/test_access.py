@@ -183,7 +183,7 @@ async def _looks_and_mends(reader: Settings, operator: Settings, ns: Namespace, 
     assert await commanded(reader, patch, "runs", "show", "stray") == 0
 
 
-LOOKS = (("runs", "list"), ("agents",), ("tools",), ("workers",), ("dlq", "list"))
+LOOKS = (("runs", "list"), ("agents",), ("tools",), ("workers",), ("usage", "--by", "model"), ("dlq", "list"))
 
 
 async def commanded(settings: Settings, patch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -7,6 +7,8 @@ Must never: test an estimate (test_fitting) or a breakpoint (test_caching) by it
 
 from __future__ import annotations
 
+import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +16,9 @@ import pytest
 from tests.support.fleet import by_turn, fleet, settings_for
 
 from anabranch import App
+from anabranch.cli import anabranch, frame
 from anabranch.prices import Price, usage_of
-from anabranch.testing import Answer, Reply, text, tool_use
+from anabranch.testing import Answer, Reply, text, thinking, tool_use, turn_of
 
 app = App("cost")
 LONG = "a long prompt that is the same for all runs of the agent " * 100
@@ -94,3 +97,85 @@ async def test_the_cache_is_read_in_each_turn_however_wide(kafka: str, namespace
 
 
 COUNTED = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+# --- context --------------------------------------------------------------------------------------------------
+
+WINDOW = 4000
+for choice in ("fail", "drop_tool_results", "provider"):
+    app.agent(choice, model="scripted", tools=["look"], context=choice, context_window=WINDOW)
+TURNS = 12
+
+
+def looks_on(request: dict[str, Any]) -> Answer:
+    """A thought and two calls a turn, whose results fill the window in six or so."""
+    turn = turn_of(request)
+    return [thinking(f"hm {turn}"), *look_at(turn, turn + 100)] if turn <= TURNS else "Done."
+
+
+async def test_old_results_give_way_and_the_run_goes_on(kafka: str, namespace: str) -> None:
+    """The model refuses what is longer than its window, and thoughts behind what was changed: neither happens."""
+    settings = settings_for(kafka, namespace)
+    async with fleet(app, looks_on, settings, windows={"scripted": WINDOW}, binds_thinking=True) as running:
+        response = await running.ask("drop_tool_results")
+        sent = json.dumps(running.request)
+    assert (response.status, response.turns, response.calls.total) == ("completed", TURNS + 1, 2 * TURNS)
+    assert "[the result of look, about" in sent
+
+
+async def test_a_run_ends_before_a_call_that_must_fail(kafka: str, namespace: str) -> None:
+    settings = settings_for(kafka, namespace)
+    usage = {"input_tokens": WINDOW + 1}
+    async with fleet(app, lambda _: Reply(content=look_at(1), usage=usage), settings) as running:
+        response = await running.ask("fail")
+        assert running.model.calls == 1
+    assert response.error is not None
+    assert response.error.code == "context_exceeded"
+    assert "the context of scripted holds 4,000" in response.error.message
+
+
+async def test_the_provider_is_asked_to_edit_with_the_header_of_its_beta(kafka: str, namespace: str) -> None:
+    """The scripted model refuses the field without it."""
+    async with fleet(app, by_turn(look_at(1, 2), "Done."), settings_for(kafka, namespace)) as running:
+        response = await running.ask("provider")
+        assert running.request["context_management"]["edits"][0]["type"] == "clear_tool_uses_20250919"
+    assert response.status == "completed"
+
+
+# --- commands -------------------------------------------------------------------------------------------------
+
+
+async def test_usage_is_told_by_agent_tenant_model_and_turn(
+    kafka: str, namespace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANABRANCH_BOOTSTRAP", kafka)
+    monkeypatch.setenv("ANABRANCH_NAMESPACE", namespace)
+
+    async def told(*arguments: str) -> Any:
+        assert await asyncio.to_thread(frame.invoke, anabranch, [*arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    settings = replace(settings_for(kafka, namespace), prices=PRICES)
+    usage = {"input_tokens": 100, "output_tokens": 10}
+    script = by_turn(Reply(content=look_at(1), usage=usage), Reply(content=["Done."], usage=usage))
+    async with fleet(app, script, settings) as running:
+        one = await running.ask("analyst", tenant="acme")
+        answers = [one, await running.ask("analyst", tenant="globex"), await running.ask("fail")]
+    by_agent, by_tenant = await told("usage"), await told("usage", "--by", "tenant", "--since", "1h")
+    assert [(row["agent"], row["runs"], row["replies"]) for row in by_agent] == [("analyst", 2, 4), ("fail", 1, 2)]
+    assert {row["tenant"]: row["input_tokens"] for row in by_tenant} == {"acme": 200, "globex": 200, "(none)": 200}
+    (row,) = await told("usage", "--by", "model")
+    assert (row["model"], row["cost_usd"]) == (
+        "scripted",
+        pytest.approx(sum(each.usage.cost_usd or 0 for each in answers)),
+    )
+    shown = await told("runs", "show", one.run_id)
+    assert [(turn["name"], turn["input_tokens"]) for turn in shown["usage_by_turn"]] == [
+        ("turn 1", 100),
+        ("turn 2", 100),
+    ]
+    assert await asyncio.to_thread(frame.invoke, anabranch, ["usage"]) == 0
+    out = capsys.readouterr().out
+    assert f"${by_agent[0]['cost_usd']:.4f}" in out
+    assert await asyncio.to_thread(frame.invoke, anabranch, ["runs", "show", one.run_id]) == 0
+    assert "turn 2" in capsys.readouterr().out

@@ -99,13 +99,13 @@ def a_new_owner_begins_with_the_first_request(patch: Patch) -> None:
 @plant("results are exactly those of the calls", "orderly")
 def the_results_message_lacks_one(patch: Patch) -> None:
     results = conversation._results
-    patch.setattr(conversation, "_results", lambda turn, found, cached: results(turn, found, cached)[1:])
+    patch.setattr(conversation, "_results", lambda *args: results(*args)[1:])
 
 
 @plant("results are exactly those of the calls", "orderly")
 def the_results_are_in_the_order_of_their_arrival(patch: Patch) -> None:
     results = conversation._results
-    patch.setattr(conversation, "_results", lambda turn, found, cached: results(turn, found, cached)[::-1])
+    patch.setattr(conversation, "_results", lambda *args: results(*args)[::-1])
 
 
 @plant("a repeated model call asks the same", "crashes")

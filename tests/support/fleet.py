@@ -121,6 +121,7 @@ async def fleet(
     refusals: bool = False,
     limits: RateLimits | None = None,
     windows: Mapping[str, int] | None = None,
+    binds_thinking: bool = False,
 ) -> AsyncIterator[Fleet]:
     """One agent worker and one tool worker for each queue, unless said otherwise.
 
@@ -130,7 +131,9 @@ async def fleet(
     failed: Exception | None = None
     for each in (app, *also):
         await broker_of(settings).apply(topic_specs(each, settings))
-    async with ScriptedModel(script, models=tuple(models), limits=limits, windows=windows) as model:
+    async with ScriptedModel(
+        script, models=tuple(models), limits=limits, windows=windows, binds_thinking=binds_thinking
+    ) as model:
         provider = AnthropicSettings(api_key="test", base_url=model.base_url)
         settings = replace(settings, anthropic=provider)
         async with Client.for_app(app, settings=settings) as client, asyncio.TaskGroup() as tasks:

@@ -102,6 +102,20 @@ def test_an_agent_keeps_what_it_declares(app: App) -> None:
     assert spec.options == {"thinking": {"type": "adaptive"}}
 
 
+@pytest.mark.parametrize(("given", "kept"), [(True, "5m"), ("5m", "5m"), ("1h", "1h"), (False, "off")])
+def test_an_agent_says_how_long_the_provider_keeps_its_prompts(app: App, given: Any, kept: str) -> None:
+    assert app.agent("a", model="m", caching=given).spec.caching == kept
+
+
+@pytest.mark.parametrize(
+    ("model", "said", "window"),
+    [("claude-haiku-4-5", None, 200_000), ("claude-haiku-4-5", 9000, 9000), ("m", None, None)],
+)
+def test_the_window_of_a_known_model_need_not_be_said(app: App, model: str, said: Any, window: Any) -> None:
+    agent = app.agent("a", model=model, context="provider", context_window=said)
+    assert (agent.spec.context, agent.spec.context_window) == ("provider", window)
+
+
 def test_a_revision_depends_on_all_of_an_agent_and_on_nothing_else() -> None:
     def revision(**options: Any) -> str:
         return App("shop").agent("a", **{"model": "m", **options}).spec.revision
@@ -136,6 +150,10 @@ def test_a_prompt_is_read_beside_the_file_that_names_it(app: App, beside: Callab
         ({"max_calls_per_turn": 0}, "max_calls_per_turn=0"),
         ({"max_tokens": "many"}, "max_tokens='many'"),
         ({"max_cost_usd": 0}, "max_cost_usd=0"),
+        ({"caching": "2h"}, "caching='2h' must be True, False"),
+        ({"context": "shrink"}, "context='shrink' must be one of 'fail', 'drop_tool_results', 'provider'"),
+        ({"context_window": 0}, "context_window=0"),
+        ({"context": "drop_tool_results"}, "needs context_window=, the tokens that 'm' holds"),
         ({"deadline": 0}, "deadline=0"),
         ({"parallel_hint": 1}, "parallel_hint=1"),
         ({"temperature": 0.5}, "'temperature' no longer exists"),

@@ -44,7 +44,7 @@ sys.exit(", ".join(name for name in {HEAVY!r} if name in sys.modules))
     assert "dlq" in ended.stdout
 
 
-@pytest.mark.parametrize("name", ["dev", "worker", "topics", "agents", "tools", "workers", "dlq", "config"])
+@pytest.mark.parametrize("name", ["dev", "worker", "topics", "usage", "agents", "tools", "workers", "dlq", "config"])
 def test_every_listed_command_is_there_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert frame.invoke(anabranch, [name, "--help"]) == 0
     assert f"anabranch {name}" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from tests.support import builders as b
 
 from anabranch import messages as m
 from anabranch.agent.asking import to_request
-from anabranch.agent.conversation import HINT, content_of, request_body, without_thinking
+from anabranch.agent.conversation import HINT, content_of, request_body, without_thinking, without_thoughts
 from anabranch.registry import Registry
 from anabranch.specs import ToolSpec
 
@@ -282,3 +282,17 @@ def test_of_a_pause_that_was_all_thinking_another_model_gets_nothing() -> None:
 )
 def test_only_blocks_that_think_are_left_out(content: bytes, left: bytes) -> None:
     assert without_thinking(content) == left
+
+
+def test_what_was_thought_can_be_left_out_and_all_else_stays_the_bytes_that_it_is() -> None:
+    thought = '{"type":"thinking","thinking":"hm [1] }","signature":"s"}'
+    use = '{"type":"tool_use","id":"tu10","name":"t","input":{"n": 1.10, "b":12345678901234567890123}}'
+    raw = f'{{"type":"message","stop_reason":"tool_use","usage":{{}},"content":[{thought}, {use}]}}'.encode()
+    paused = b.replied("pause", turn=2, body=b.message([{"type": "redacted_thinking", "data": "x"}], "pause_turn"))
+    run = b.run_after(b.calls(body=raw), b.returned(), paused)
+    body = request_body(run, b.agent(), [b.tool()])
+    bare = without_thoughts(body)
+    assert use.encode() in bare
+    assert b"thinking" not in bare
+    assert [message["role"] for message in orjson.loads(bare)["messages"]] == ["user", "assistant", "user"]
+    assert without_thoughts(bare) == bare

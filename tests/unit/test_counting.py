@@ -198,7 +198,7 @@ async def test_a_parked_run_counts_as_open_and_parked() -> None:
 # --- model calls ------------------------------------------------------------------------------------------------------
 
 
-def test_attempts_tokens_and_cost_count_by_model() -> None:
+def test_attempts_tokens_and_cost_count_by_model_and_cost_by_agent() -> None:
     refused = Transient("429", retry_after=2.0, slow_down=True)
     broken = Transient("cut off", broken=True, usage={"input_tokens": 7})
     desk = thought(Script(refused, broken, DONE), lambda desk: desk.submit(), {"m": Price(2.0, 10.0)})
@@ -208,6 +208,7 @@ def test_attempts_tokens_and_cost_count_by_model() -> None:
     assert counts(meters.tokens) == {("m", "input"): 10}
     assert counts(meters.discarded) == {("m", "input"): 7}
     assert meters.cost.copied()["m",] == pytest.approx(17 * 2.0 / 1e6)
+    assert meters.agent_cost.copied()["a",] == pytest.approx(17 * 2.0 / 1e6)
 
 
 def test_a_model_without_a_price_has_no_cost() -> None:

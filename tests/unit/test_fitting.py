@@ -72,6 +72,12 @@ def test_only_max_tokens_differs_from_what_is_sent_else() -> None:
     assert fitted(run)[0] == {**plain, "max_tokens": fitted(run)[0]["max_tokens"]}
 
 
+def test_a_request_that_names_betas_is_cut_as_any() -> None:
+    agent = b.agent(options={"betas": ["one", "two"]}, context="provider")
+    body, fitting = fitted(after(most=0.0311), agent)
+    assert (body["max_tokens"], body["betas"][:2]) == (fitting.cut, ["one", "two"])
+
+
 def test_a_turn_that_would_exceed_the_money_is_not_made() -> None:
     code, message = refused(after(most=0.0211))
     assert code == BUDGET

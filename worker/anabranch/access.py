@@ -19,7 +19,8 @@ ROLES: Final[dict[Role, str]] = {
     "agent": "`anabranch worker agent`",
     "tool": "`anabranch worker tool`, for each queue that it serves",
     "client": "`app.client()`, `anabranch run`, `anabranch enrich`",
-    "reader": "`anabranch runs list`, `show`, `watch`, `replay`, `agents`, `tools`, `workers`, `dlq list`, `show`",
+    "reader": "`anabranch runs list`, `show`, `watch`, `replay`, `usage`, `agents`, `tools`, `workers`, "
+    "`dlq list`, `show`",
     "operator": "beside what a reader has: `anabranch runs cancel`, `dlq replay`",
     "admin": "`anabranch topics check` and `apply`",
 }

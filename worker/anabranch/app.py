@@ -33,6 +33,7 @@ from anabranch.declared import (
 from anabranch.definition import TOOL_PATTERN, Place
 from anabranch.errors import ConfigError, DefinitionError
 from anabranch.messages import Json
+from anabranch.prices import window_of
 from anabranch.schema import check_schema, describe
 from anabranch.specs import AgentLimits, AgentSpec, LimitSpec, ToolSpec
 from anabranch.topics import Namespace
@@ -174,6 +175,8 @@ class App:
         parallel_hint: bool = True,
         caching: bool | str = True,
         early_start: bool = False,
+        context: str = "fail",
+        context_window: int | None = None,
         **options: Json,
     ) -> Agent:
         """Declares an agent. `tools` may name tools of another App; `options` go to the model's API as they are.
@@ -182,7 +185,9 @@ class App:
         (the model decides), "any", "none", or the tool that is forced on the first turn. `server_tools` are those that
         the provider runs, as its API takes them: `{"type": "code_execution_20260120", "name": "code_execution"}`.
         `caching` has the provider keep what a run's turns have in common, for five minutes after each (True), for an
-        hour ("1h"), or not (False).
+        hour ("1h"), or not (False). When a conversation outgrows the model's `context_window` (tokens; of known models
+        it need not be said), `context` has the run "fail", leaves out old results ("drop_tool_results"), or has the
+        "provider" do that.
         `fallback` is asked while the model cannot be had; it gets the same options, and none of the other's thinking.
         With `early_start`, calls of `read_only` tools begin while the model still speaks; those of a reply that breaks
         off have run for nothing.
@@ -204,6 +209,8 @@ class App:
                 parallel_tool_calls=parallel_tool_calls,
                 parallel_hint=parallel_hint,
                 caching=definition.caching(caching),
+                context=definition.context(context, model, context_window),
+                context_window=window_of(model) if context_window is None else context_window,
                 options=options,
                 fallback=fallback,
                 early_start=early_start,

@@ -14,14 +14,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 
 import orjson
 
 from anabranch import units
 from anabranch.errors import DefinitionError
 from anabranch.messages import NAME_PATTERN, Json
-from anabranch.specs import AgentSpec, Caching
+from anabranch.prices import window_of
+from anabranch.specs import AgentSpec, Caching, Context
 
 TOOL_PATTERN: Final = r"[a-zA-Z0-9_-]{1,64}"
 """What the Messages API takes as the name of a tool."""
@@ -126,6 +127,18 @@ def caching(value: bool | str) -> Caching:
         case False | "off":
             return "off"
     raise DefinitionError(f"caching={value!r} must be True, False, '5m' or '1h'")
+
+
+def context(value: str, model: str, window: int | None) -> Context:
+    """What is done when a conversation outgrows the context of `model`."""
+    one_of("context", value, get_args(Context))
+    if window is not None:
+        whole("context_window", window, 1)
+    elif value == "drop_tool_results" and window_of(model) is None:
+        raise DefinitionError(
+            f"context={value!r} needs context_window=, the tokens that {model!r} holds: it is not known"
+        )
+    return cast(Context, value)
 
 
 def tool_names(label: str, values: Sequence[str | Callable[..., Any]], named: Mapping[Any, str]) -> list[str]:

@@ -15,6 +15,7 @@ from anabranch.messages import Delivery, Json, OnError, Positive, says
 
 Per = Literal["tenant"]
 Caching = Literal["5m", "1h", "off"]
+Context = Literal["fail", "drop_tool_results", "provider"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class AgentSpec:
     tool_choice: Annotated[str | None, says("null, any, none or the name of a tool")] = None
     parallel_tool_calls: Annotated[bool, says("false: one call a turn")] = True
     parallel_hint: Annotated[bool, says("Ask the model for parallel calls")] = True
+    context: Annotated[Context, says("What is done when a conversation no longer fits into it")] = "fail"
     context_window: Annotated[int | None, says("Tokens that the model's context holds; null: nobody knows")] = None
     caching: Annotated[Caching, says("How long the provider keeps what it has read")] = "5m"
     options: Annotated[dict[str, Json], says("Further fields of the provider's request")] = field(default_factory=dict)

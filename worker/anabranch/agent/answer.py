@@ -173,6 +173,18 @@ def _one_of(*given: object) -> bool:
     return sum(each is not None for each in given) == 1
 
 
+def result_ref_of(body: bytes) -> str | None:
+    """Where the content of a tool's result lies, if it is not in its body."""
+    told = result_of(body) if b'"content_ref"' in body else None
+    return told.content_ref if told is not None else None
+
+
+def result_elsewhere(body: bytes) -> str | None:
+    """What stands in the place of a tool's result, if it is not in its body: a reference, or a seal."""
+    told = result_of(body) if b'"content_ref"' in body or b'"content_sealed"' in body else None
+    return (told.content_ref or told.content_sealed) if told is not None else None
+
+
 def shown_content(result: ToolResult) -> Content:
     """What people are shown of a result without a look into the store, or a key."""
     if result.content is not None:

@@ -19,6 +19,7 @@ import orjson
 from anthropic import AsyncStream
 
 from anabranch.agent.allowance import left_of, retry_after_of
+from anabranch.agent.conversation import without_thoughts
 from anabranch.agent.model import Failure, Hopeless, OnEvent, OnLeft, Transient
 from anabranch.agent.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
 from anabranch.config import AnthropicSettings
@@ -78,7 +79,7 @@ class AnthropicModel:
     async def _reply(self, body: bytes, builder: ReplyBuilder, on_event: OnEvent, on_left: OnLeft) -> Reply:
         try:
             async with asyncio.timeout(self._silence_s) as silence:
-                stream = await self._asked(body)
+                stream = await self._asked_again(body)
                 _tell(stream.response.headers, on_left)
                 async with stream:
                     if (document := await _document(stream)) is not None:
@@ -88,6 +89,18 @@ class AnthropicModel:
             if not (builder.whole and _broke_off(error)):  # else all was said before
                 raise
         return builder.finish()
+
+    async def _asked_again(self, body: bytes) -> AsyncStream[object]:
+        """Newer models refuse what they thought once something before it has changed, such as a tool's description by a
+        deploy. Without it the conversation goes on, and the refusal has cost nothing.
+        """
+        try:
+            return await self._asked(body)
+        except anthropic.BadRequestError as error:
+            if _UNBOUND not in _message(error):
+                raise
+            log.warning("the model takes back nothing of what it has thought, for something before it was changed")
+            return await self._asked(without_thoughts(body))
 
     async def _asked(self, body: bytes) -> AsyncStream[object]:
         body, betas = _betas_apart(body)
@@ -141,6 +154,7 @@ class AnthropicModel:
                 return error
 
 
+_UNBOUND: Final = "bound to a different conversation"
 _TRANSPORT: Final = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "anyio", "h11"})
 _MARK: Final = b"\xef\xbb\xbf"
 

@@ -7,6 +7,7 @@ from functools import partial
 from types import MappingProxyType
 
 from anabranch.agent.conversation import request_body
+from anabranch.agent.dropping import dropped
 from anabranch.agent.fitting import Fitting
 from anabranch.agent.jobs import Request
 from anabranch.agent.large import Incomplete, needed, sealed_in
@@ -37,7 +38,8 @@ def to_request(
     used = frozenset(_ids_of(run))
     context = BatchContext(run.run_id, run.turn, "", agent, parallel, registry.tool, place, tenant, run.trace, used)
     build, fitting = partial(request_body, run, agent, tools), Fitting.of(run, agent, prices)
-    references, sealed = needed(run), sealed_in(run)
+    out = dropped(run, agent).results
+    references, sealed = needed(run, out), sealed_in(run, out)
     if not references and not sealed:
         return Request(run.life, context, run.opening.deadline, build(), None, build, fitting)
     incomplete = Incomplete(run.opening.request.tenant, references, run.run_id, sealed)

@@ -7,7 +7,6 @@ then nothing. Replies go back as the bytes that they came as; a result is read h
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
@@ -17,10 +16,11 @@ import orjson
 
 from anabranch.agent.answer import UNREADABLE, last_words, result_of
 from anabranch.agent.caching import Breakpoints, Mark, breakpoints, is_worth, marked
+from anabranch.agent.dropping import FULL, STEP, Dropped, dropped, is_small, words_for
 from anabranch.agent.programmatic import called_by_code, container_of, direct, offered
 from anabranch.agent.referring import content_elsewhere
 from anabranch.agent.state import Call, Result, Run, Turn
-from anabranch.agent.verbatim import members
+from anabranch.agent.verbatim import items, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of, read
 from anabranch.errors import InvalidRequest, WireError
 from anabranch.messages import Content, RunRequest, ToolResult
@@ -31,10 +31,8 @@ HINT = (
     "call them all together in one turn: they run in parallel."
 )
 _MARK = b',"content":['
+_EDITING = "context-management-2025-06-27"
 _THINKING = ("thinking", "redacted_thinking")
-_BLOCK = re.compile(r"[\s,]*(?=[^\s,\]])")
-"""What stands before a block, if there is one."""
-_DECODER = json.JSONDecoder()
 
 
 Found = Mapping[str, bytes]
@@ -56,8 +54,10 @@ def request_body(
     told, called = offered(agent, tools), direct(agent, tools)
     points = breakpoints(agent, opening, goes_on=bool(told))
     options = {name: value for name, value in agent.options.items() if name != "betas"}
-    betas = {"betas": agent.options["betas"]} if agent.options.get("betas") else {}
-    body: dict[str, Any] = {**betas, "max_tokens": agent.max_tokens, **options, "model": asked, "stream": True}
+    body: dict[str, Any] = {"max_tokens": agent.max_tokens, **_editing(run, agent), **options}
+    if betas := _betas(agent, body):
+        body = {"betas": betas, **body}
+    body |= {"model": asked, "stream": True}
     if told:
         body["tools"] = told
         if choice := _tool_choice(agent, called, run.turn, parallel):
@@ -69,8 +69,9 @@ def request_body(
     if (container := container_of(run, body.get("container"), partial(_last_said, run, found))) is not None:
         body["container"] = container
     body.pop("messages", None)
+    out = dropped(run, agent)
     # last: what was sent before is how the next one begins
-    body["messages"] = _messages(run, opening, points, found, lambda turn: (turn.model or agent.model) == asked)
+    body["messages"] = _messages(run, opening, points, out, found, lambda turn: (turn.model or agent.model) == asked)
     return orjson.dumps(body)
 
 
@@ -104,13 +105,36 @@ def _tool_choice(agent: AgentSpec, tools: set[str], turn: int, parallel: bool) -
     return None if choice == {"type": "auto"} else choice
 
 
+def _editing(run: Run, agent: AgentSpec) -> dict[str, Any]:
+    """What asks the provider to leave out old results, but none of the last batch."""
+    if agent.context != "provider":
+        return {}
+    calls = max((len(turn.calls) for turn in run.turns[-1:]), default=0)
+    edit: dict[str, Any] = {"type": "clear_tool_uses_20250919", "keep": {"type": "tool_uses", "value": max(3, calls)}}
+    if (window := agent.context_window) is not None:
+        edit["trigger"] = {"type": "input_tokens", "value": int(FULL * window)}
+        edit["clear_at_least"] = {"type": "input_tokens", "value": int(STEP * window)}
+    return {"context_management": {"edits": [edit]}}
+
+
+def _betas(agent: AgentSpec, body: Mapping[str, Any]) -> list[str]:
+    """The agent's own, and those without which the provider refuses what the request holds. They stand first in it."""
+    betas = list(agent.options.get("betas") or [])
+    return betas if "context_management" not in body or _EDITING in betas else [*betas, _EDITING]
+
+
 def _messages(
-    run: Run, opening: list[dict[str, Any]], points: Breakpoints, found: Found, is_own: Callable[[Turn], bool]
+    run: Run,
+    opening: list[dict[str, Any]],
+    points: Breakpoints,
+    out: Dropped,
+    found: Found,
+    is_own: Callable[[Turn], bool],
 ) -> list[dict[str, Any]]:
     """The conversation as one model has it: without what other models thought, which it could not read.
 
     So what a model is sent of earlier turns never changes, whichever models made them: its own thinking would be void
-    otherwise. See decision 15.
+    otherwise. See decision 15. What is left `out` is decided by decision 16.
     """
     marks = _marks(run, points, found)
     messages = marked(opening, marks.get(_OPENING)) if points.anchor is not None and is_worth(opening) else opening
@@ -118,14 +142,14 @@ def _messages(
     last = len(run.turns) - 1
     for number, turn in enumerate(run.turns):
         content = content_of(turn.body, found)
-        paused.append(content if is_own(turn) else without_thinking(content))
+        paused.append(content if is_own(turn) and number >= out.thoughts else without_thinking(content))
         if turn.outcome == "pause" and number < last:
             continue
         if (joined := _joined(paused)) != b"[]":  # of a pause, thinking may have been all
             messages.append({"role": "assistant", "content": orjson.Fragment(joined)})
         paused = []
         if turn.calls:
-            messages.append({"role": "user", "content": _results(turn, found, marks.get(number))})
+            messages.append({"role": "user", "content": _results(turn, found, marks.get(number), number < out.results)})
     return messages
 
 
@@ -183,12 +207,26 @@ def without_thinking(content: bytes) -> bytes:
     """A list of blocks without those that think; the others stay the bytes that they are."""
     if b"thinking" not in content:
         return content
-    text, kept, at = content.decode(), [], 1
-    while (begin := _BLOCK.match(text, at)) is not None:
-        block, at = _DECODER.raw_decode(text, begin.end())
-        if not (isinstance(block, dict) and block.get("type") in _THINKING):
-            kept.append(text[begin.end() : at])
+    kept = [block for block in items(content.decode()) if not _thinks(json.loads(block))]
     return f"[{','.join(kept)}]".encode()
+
+
+def _thinks(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type") in _THINKING
+
+
+def without_thoughts(body: bytes) -> bytes:
+    """A request without anything that was thought; the rest stays the bytes that it is."""
+    fields = members(body.decode())
+    kept = [message for message in map(_without_thoughts, items(fields["messages"])) if message is not None]
+    return written({**fields, "messages": f"[{','.join(kept)}]"}).encode()
+
+
+def _without_thoughts(message: str) -> str | None:
+    """None if it was all thinking."""
+    fields = members(message)
+    content = without_thinking(fields["content"].encode()).decode() if fields["content"][0] == "[" else ""
+    return None if content == "[]" else written({**fields, "content": content}) if content else message
 
 
 def _is_whole(head: bytes) -> bool:
@@ -204,17 +242,18 @@ def _joined(lists: list[bytes]) -> bytes:
     return lists[0] if len(lists) == 1 else b"[" + b",".join(part[1:-1] for part in lists if part != b"[]") + b"]"
 
 
-def _results(turn: Turn, found: Found, mark: Mark | None) -> list[dict[str, Any]]:
-    blocks = [_result(call, found) for call in turn.calls.values()]
+def _results(turn: Turn, found: Found, mark: Mark | None, left_out: bool) -> list[dict[str, Any]]:
+    blocks = [_result(call, found, left_out) for call in turn.calls.values()]
     if mark is not None and (markable := _markable(turn, found)):
         next(block for block in blocks if block["tool_use_id"] == markable[-1])["cache_control"] = mark
     return blocks
 
 
-def _result(call: Call, found: Found) -> dict[str, Any]:
+def _result(call: Call, found: Found, left_out: bool) -> dict[str, Any]:
     result = call.result
     assert result is not None, "a batch is sent back only when it is complete"
-    content, failed = _said(call, result, found)
+    told = not left_out or is_small(result)
+    content, failed = _said(call, result, found) if told else (words_for(call), result.failed)
     block: dict[str, Any] = {
         "type": "tool_result",
         "tool_use_id": call.planned.tool_use_id,
@@ -230,10 +269,10 @@ def _said(call: Call, result: Result, found: Found) -> tuple[Content, bool]:
     if result.body is None and (sealed := call.planned.rejected_sealed) is not None:
         return orjson.loads(found[sealed]), True
     if result.body is None:
-        return result.text or "", result.outcome != "ok"
+        return result.text or "", result.failed
     told = result_of(result.body)
     content = None if told is None else _content(told, found)
-    return (UNREADABLE, True) if content is None else (content, result.outcome != "ok")
+    return (UNREADABLE, True) if content is None else (content, result.failed)
 
 
 def _content(result: ToolResult, found: Found) -> Content | None:

@@ -96,11 +96,11 @@ def counted(turn: Turn) -> Known:
 
 def _last_iteration(turn: Turn) -> Usage:
     """What the reply was charged for, but for the provider's own tools: their loop reads the prompt again and again."""
-    if b'"iterations":[' not in turn.body[:_HEAD]:
+    if b'"iterations"' not in turn.body[:_HEAD]:
         return turn.usage
     head, mark, _ = turn.body.partition(b',"content":[')
     try:
-        iterations = orjson.loads(head + b"}")["usage"]["iterations"] if mark else []
+        iterations = orjson.loads(head + b"}" if mark else turn.body)["usage"]["iterations"]
         last = [each for each in iterations if each.get("type") == "message"][-1]
         return Usage(*(int(last.get(name) or 0) for name in _COUNTED))
     except (orjson.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError):

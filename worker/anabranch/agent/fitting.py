@@ -9,10 +9,12 @@ spent. `asking.py` makes one for each call, `thinking.py` asks it before each at
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from anabranch.agent.dropping import dropped
 from anabranch.agent.estimate import NOTHING, Known, Size, fresh_in, known_of
 from anabranch.agent.model import Hopeless
 from anabranch.agent.state import Run
@@ -22,7 +24,7 @@ from anabranch.specs import AgentSpec
 
 USEFUL: Final = 256
 """Tokens of a reply below which it is not worth its prompt."""
-_START: Final = b'{"max_tokens":'
+_START: Final = re.compile(rb'(\{(?:"betas":\["[^\]]*"\],)?"max_tokens":)\d+')
 _KEPT_S: Final = {"5m": 300.0, "1h": 3600.0, "off": 0.0}
 BUDGET: Final = "budget_exceeded"
 
@@ -49,7 +51,8 @@ class Fitting:
         since = run.turns[-1].replied_at if run.turns else 0.0
         reader = (run.turns[-1].model if run.turns else None) or agent.model
         spent = (run.usage + run.discarded).cost_usd
-        return cls(agent, prices, run.opening.limits.max_cost_usd, spent, known_of(run), since, None, reader)
+        known = NOTHING if dropped(run, agent).now else known_of(run)  # what was counted is not what is sent
+        return cls(agent, prices, run.opening.limits.max_cost_usd, spent, known, since, None, reader)
 
     def spend(self, usage: Usage) -> None:
         """An attempt was paid for and thrown away."""
@@ -62,7 +65,7 @@ class Fitting:
         if self.limit is None and (window is None or len(body) + self.known.tokens < window):
             return body
         fresh = fresh_in(body, self.known)
-        if window is not None:
+        if window is not None and self.agent.context != "provider":  # which leaves out what is too much
             self._refuse_beyond(window, fresh, model)
         if self.limit is None:
             return body
@@ -109,5 +112,6 @@ class Fitting:
 
 def _with_max_tokens(body: bytes, tokens: int) -> bytes:
     """The request with another `max_tokens`, which it begins with: the rest stays byte for byte what it was."""
-    assert body.startswith(_START), "a request begins with its max_tokens"
-    return b"%b%d%b" % (_START, tokens, body[body.index(b",") :])
+    found = _START.match(body)
+    assert found is not None, "a request begins with its max_tokens, or with what betas it needs"
+    return b"%b%d%b" % (found.group(1), tokens, body[found.end() :])

@@ -62,30 +62,29 @@ class Completed(NamedTuple):
     sealer: Sealer | None
 
 
-def needed(run: Run) -> tuple[str, ...]:
-    """What has to be fetched for the next model call of `run`, each once."""
+def needed(run: Run, left_out: int = 0) -> tuple[str, ...]:
+    """What has to be fetched for the next model call of `run`, each once; of the first turns no results."""
     named = [run.opening.request.messages_ref]
-    for turn in run.turns:
+    for number, turn in enumerate(run.turns):
         named.append(content_ref_of(turn.body))
-        for call in turn.calls.values():
-            body = call.result.body if call.result is not None else None
-            if body is not None and b'"content_ref"' in body and (told := answer.result_of(body)) is not None:
-                named.append(told.content_ref)
+        for call in turn.calls.values() if number >= left_out else ():
+            if call.result is not None and call.result.body is not None:
+                named.append(answer.result_ref_of(call.result.body))
     return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
-def sealed_in(run: Run) -> Fields:
-    """What has to be opened for the next model call of `run`, if it is sealed."""
+def sealed_in(run: Run, left_out: int = 0) -> Fields:
+    """What has to be opened for the next model call of `run`, if it is sealed; of the first turns no results."""
     if (messages := run.opening.request.messages_sealed) is None:
         return ()
     found: list[tuple[What, str]] = [("messages", messages)]
-    for turn in run.turns:
+    for number, turn in enumerate(run.turns):
         if (content := content_sealed_of(turn.body)) is not None:
             found.append(("reply", content))
         for call in turn.calls.values():
             result = call.result
             if result is not None and result.body is not None:
-                told = answer.result_of(result.body)
+                told = answer.result_of(result.body) if number >= left_out else None
                 found += [("result", told.content_sealed)] if told is not None and told.content_sealed else []
             elif call.planned.rejected_sealed is not None:
                 found.append(("rejected", call.planned.rejected_sealed))

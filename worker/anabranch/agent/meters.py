@@ -131,6 +131,9 @@ class AgentMeters(RoleMeters):
             "Dollars by the configured prices, discarded replies too; only of models that have a price",
             ("model",),
         )
+        self.agent_cost = Counter(
+            "anabranch_agent_cost_usd_total", "The same dollars, by whose runs they were spent for", ("agent",)
+        )
         self.model_retries = Counter(
             "anabranch_model_retries_total",
             "Attempts that are made again, by what the last one failed of",

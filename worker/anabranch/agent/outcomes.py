@@ -26,6 +26,7 @@ from anabranch.agent.retrying import Nothing
 from anabranch.bodies import dump
 from anabranch.meters import Counter
 from anabranch.prices import Price, price_of, usage_of
+from anabranch.specs import AgentSpec
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Outcomes:
             context.attempt,
             reply.outcome,
             planned,
-            self._usage(context.agent.model, reply.usage, self._meters.tokens),
+            self._usage(context.agent, reply.usage, self._meters.tokens),
             body,
             {call.tool_use_id: call.input for call in reply.calls} if body is reply.body else None,
             plan_json,
@@ -102,7 +103,7 @@ class Outcomes:
         trying.untold.add(self._tried(trying, failure, reason))
         if not raw and not trying.untold.are_due(now):
             return
-        usage = self._usage(context.agent.model, raw, self._meters.discarded) if raw else m.Usage()
+        usage = self._usage(context.agent, raw, self._meters.discarded) if raw else m.Usage()
         if trying.request.fitting is not None:
             trying.request.fitting.spend(usage)
         reason = reason[:1000] if context.sealer is None else m.SEALED
@@ -128,7 +129,8 @@ class Outcomes:
             reason = None  # it may quote what somebody said; the event itself says it, or has it sealed
         return m.Tried(trying.lane.model, round(at, 3), took_s, failure, reason)
 
-    def _usage(self, model: str, raw: dict[str, Any], tokens: Counter) -> m.Usage:
+    def _usage(self, agent: AgentSpec, raw: dict[str, Any], tokens: Counter) -> m.Usage:
+        model = agent.model
         usage = usage_of(raw, self._price_of(model))
         counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens)
         for kind, number in zip(_KINDS, (*counts, usage.cache_creation_input_tokens), strict=True):
@@ -136,6 +138,7 @@ class Outcomes:
                 tokens.add(number, model, kind)
         if usage.cost_usd is not None:
             self._meters.cost.add(usage.cost_usd, model)
+            self._meters.agent_cost.add(usage.cost_usd, agent.name)
         return usage
 
     def _price_of(self, model: str) -> Price | None:

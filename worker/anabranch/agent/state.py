@@ -75,6 +75,10 @@ class Result:
     body: bytes | None = None
     text: str | None = None
 
+    @property
+    def failed(self) -> bool:
+        return self.outcome != "ok"
+
 
 @dataclass(frozen=True, slots=True)
 class HandOff:
@@ -99,7 +103,7 @@ class Call:
 
     @property
     def failed(self) -> bool:
-        return self.result is not None and self.result.outcome != "ok"
+        return self.result is not None and self.result.failed
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ _COMMANDS = (
     frame.Lazy("run", "anabranch.cli.run:run", "Submit one run, watch its steps, print its answer."),
     frame.Lazy("enrich", "anabranch.cli.enrich:enrich", "One run for each record of a JSONL or CSV file."),
     frame.Lazy("runs", "anabranch.cli.runs:runs", "List, show, watch, cancel and replay runs."),
+    frame.Lazy("usage", "anabranch.cli.usage:usage", "Tokens and dollars by agent, tenant or model."),
     frame.Lazy("agents", "anabranch.cli.registered:agents", "The agents that are registered."),
     frame.Lazy("tools", "anabranch.cli.registered:tools", "The tools that are registered."),
     frame.Lazy("workers", "anabranch.cli.registered:workers", "The workers, and whether they are alive."),

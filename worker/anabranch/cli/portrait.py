@@ -6,6 +6,7 @@ Responsible for what is said of one run, as lines of `rich` and as JSON. Called 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group
@@ -14,6 +15,7 @@ from rich.text import Text
 from anabranch.agent.answer import response
 from anabranch.agent.state import Run
 from anabranch.bodies import lean
+from anabranch.cli import spent
 from anabranch.cli.attempts import Made
 from anabranch.cli.attempts import as_json as attempts_json
 from anabranch.cli.attempts import lines as lines_of
@@ -63,7 +65,8 @@ def whole(
     """The whole picture, with the attempts that came to nothing, and how it ended; `answer`: and what it said. `told`
     is that, as far as it can be opened.
     """
-    lines = [head(run), Text(), *draw(waterfall(run, now, attempts), width), Text(), legend(), *_facts(run, now)]
+    picture = draw(waterfall(run, now, attempts), width)
+    lines = [head(run), Text(), *picture, Text(), legend(), *_spent(run), *_facts(run, now)]
     if made := list(lines_of(attempts)):
         lines += [Text(), Text("attempts of the model", "bold"), *made]
     if run.parked:
@@ -74,6 +77,11 @@ def whole(
     if answer and told is not None and (words := words_in(told)) is not None:
         lines += [Text(), Text(printable(words))]
     return Group(*lines)
+
+
+def _spent(run: Run) -> list[Text]:
+    found = list(spent.lines(run))
+    return [Text(), *found, Text()] if found else []
 
 
 def words_in(told: Told) -> str | None:
@@ -134,6 +142,7 @@ def as_json(run: Run, now: float, attempts: Sequence[Made] = (), told: Told | No
         "attempts": attempts_json(attempts, zero),
         "usage": {**lean(run.usage), "discarded": lean(run.discarded)},
         "response": lean(told.response if told is not None else response(run)) if run.ending is not None else None,
+        "usage_by_turn": [{"name": name, **asdict(used)} for name, used in spent.by_turn(run)],
     }
 
 

@@ -114,7 +114,7 @@ def blocks_of(request: Mapping[str, Json]) -> Iterator[Block]:
 
 def _tools(request: Mapping[str, Json]) -> Iterator[Block]:
     for tool in request.get("tools") or ():
-        yield _block("tool", tool)
+        yield block_of("tool", tool)
 
 
 def _system(request: Mapping[str, Json]) -> Iterator[Block]:
@@ -130,10 +130,11 @@ def _content(role: str, content: Json) -> Iterator[Block]:
     """A text is a text block: the API renders both alike."""
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
     for block in blocks:
-        yield _block(role, block)
+        yield block_of(role, block)
 
 
-def _block(role: str, value: Mapping[str, Json]) -> Block:
+def block_of(role: str, value: Mapping[str, Json]) -> Block:
+    """One block of a message of `role`, or of the tools or the system prompt."""
     mark = value.get("cache_control")
     said = {name: item for name, item in value.items() if name != "cache_control"}
     return Block(f"{role}{json.dumps(said)}".encode(), None if mark is None else mark.get("ttl", "5m"))

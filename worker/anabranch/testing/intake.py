@@ -30,6 +30,17 @@ def check_headers(headers: Mapping[str, str]) -> None:
         refuse("anthropic-version: header is required")
 
 
+def check_betas(headers: Mapping[str, str], request: Mapping[str, Json]) -> None:
+    """What only a beta has needs its header."""
+    told = headers.get("anthropic-beta", "")
+    for field, beta in _BETAS.items():
+        if field in request and beta not in told:
+            refuse(f"{field}: Extra inputs are not permitted")
+
+
+_BETAS = {"context_management": "context-management-2025-06-27"}
+
+
 def parse(data: bytes) -> dict[str, Json]:
     """The body as an object. Integers keep all their digits, so that tests can compare them."""
     try:

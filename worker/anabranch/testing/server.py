@@ -27,7 +27,7 @@ from anabranch.errors import AnabranchError, ConfigError, DefinitionError
 from anabranch.testing import sse
 from anabranch.testing.caching import UNCACHED, Cache
 from anabranch.testing.containers import Containers
-from anabranch.testing.intake import MAX_BODY, check_headers, parse
+from anabranch.testing.intake import MAX_BODY, check_betas, check_headers, parse
 from anabranch.testing.quota import Meter, Metered, RateLimits, counted
 from anabranch.testing.refusal import STATUS_OF, Refused, error_body, refuse, type_of
 from anabranch.testing.replies import Answer, Failure, Reply, as_reply
@@ -53,7 +53,8 @@ class ScriptedModel:
     requests that are remembered. `limits` are enforced for each model, as the API does: replies say what is left, and
     what exceeds them is answered with a 429 and a `retry-after`. Prompts are cached as the API does it, from
     `cache_min_tokens` on, by the clock `now` (seconds). A prompt that is longer than its model's entry in `windows`
-    (tokens) is refused; the API counts in its own tokens, this server a quarter of the bytes.
+    (tokens) is refused; the API counts in its own tokens, this server a quarter of the bytes. With `binds_thinking` a
+    thinking block is void once something before it was changed, as it is for the newest models.
 
     A script that raises, gives something unusable or is over is answered with a 500 `api_error` that says so.
 
@@ -75,6 +76,7 @@ class ScriptedModel:
         limits: RateLimits | None = None,
         cache_min_tokens: int = 1024,
         windows: Mapping[str, int] | None = None,
+        binds_thinking: bool = False,
         now: Callable[[], float] | None = None,
     ) -> None:
         self._ask = _asker(script)
@@ -85,7 +87,7 @@ class ScriptedModel:
         self._refusals: deque[str] = deque(maxlen=keep)
         self._calls = 0
         self._meter = Meter(limits, keep)
-        self._signatures = Signatures()
+        self._signatures = Signatures(binds=binds_thinking)
         self._cache, self._windows, self._clock = Cache(cache_min_tokens), dict(windows or {}), now or _now
         self._containers = Containers()
         self._runner: web.AppRunner | None = None
@@ -187,8 +189,10 @@ class ScriptedModel:
         request = parse(data)
         self._calls += 1
         self._requests.append(request)
+        check_betas(http.headers, request)
         check_message(request, self._models)
         self._signatures.check(request["messages"])
+        self._signatures.check_binding(request)
         self._containers.check(request, time.time())
         model, estimate = request["model"], sse.tokens(len(data))
         if (most := self._windows.get(model, estimate)) < estimate:
@@ -200,7 +204,7 @@ class ScriptedModel:
         if self._latency_s + reply.latency_s > 0:
             await asyncio.sleep(self._latency_s + reply.latency_s)
         self._settle(reply, message, estimate, request.get("stream") is True)
-        return await self._reply(http, reply, message, request.get("stream") is True)
+        return await self._reply(http, reply, message, request)
 
     def _over_the_limit(self, model: str, limit: str, wait_s: float) -> web.Response:
         message = f"This request would exceed the rate limit of {limit.replace('_', ' ')} of {model}."
@@ -247,8 +251,9 @@ class ScriptedModel:
     # --- replies ------------------------------------------------------------------------------------
 
     async def _reply(
-        self, http: web.Request, reply: Reply, message: sse.Message, streaming: bool
+        self, http: web.Request, reply: Reply, message: sse.Message, request: Request
     ) -> web.StreamResponse:
+        streaming = request.get("stream") is True
         kind = "text/event-stream; charset=utf-8" if streaming else "application/json"
         told = {**self._meter.headers(message.model, _now()), **reply.headers}
         headers = self._headers_of(kind, told)
@@ -257,7 +262,7 @@ class ScriptedModel:
         if (failure := _failure(reply, streaming)) is not None:
             status = reply.status if reply.status >= 400 else STATUS_OF.get(failure.type, 500)
             return self._failed(status, failure, told)
-        self._signatures.issued(message.content)
+        self._signatures.issued(message.content, request)
         if streaming:
             delivery = sse.streamed(reply, sse.events(message))
             return await _deliver(http, delivery, headers, reply.chunk_s)
