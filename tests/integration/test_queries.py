@@ -111,6 +111,7 @@ VALUES = {
     "role": ["agent", "tool"],
     "agent": ["analyst"],
     "model": ["sonnet"],
+    "to": ["haiku"],
     "tool": ["refund"],
     "limit": ["crm"],
     "topic": ["shop.agent.log"],

@@ -13,7 +13,6 @@ from typing import Any
 
 from anabranch import messages as m
 from anabranch.agent import cleaning, fold, snapshot
-from anabranch.agent.owner import Owner
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.worker import AgentWorker
 from anabranch.kafka.memory import MemorySubscription
@@ -91,11 +90,6 @@ def a_snapshot_forgets_which_request_is_next(patch: Patch) -> None:
     snapshots = cleaning.snapshots
     forgetful = lambda *args: (replace(event, next_request=0) for event in snapshots(*args))  # noqa: E731
     patch.setattr(cleaning, "snapshots", forgetful)
-
-
-@plant("a fold from a commit agrees", "long lives, crashes", start=20)
-def no_run_is_ever_said_again(patch: Patch) -> None:
-    patch.setattr(Owner, "clean", lambda self, age_s: None)
 
 
 @plant("a fold from a commit agrees", "long lives, zombies", start=16)
