@@ -158,7 +158,7 @@ def a_running_call_is_not_handed_off(patch: Patch) -> None:
     patch.setattr(HandOffs, "tell", forget)
 
 
-@plant("a tool call is executed once per fault", "deploys", start=70)
+@plant("a tool call is executed once per fault", "deploys", start=98)
 def a_worker_that_stops_keeps_no_rebalance_waiting(patch: Patch) -> None:
     revoked = ToolWorker.revoked
 
@@ -169,7 +169,7 @@ def a_worker_that_stops_keeps_no_rebalance_waiting(patch: Patch) -> None:
     patch.setattr(ToolWorker, "revoked", at_once)
 
 
-@plant("no worker dies", "orderly")
+@plant("no worker dies", "orderly", start=14)
 def what_was_revoked_before_attach_is_taken_over(patch: Patch) -> None:
     forget = Membership.forget
 
@@ -237,7 +237,7 @@ def the_next_owner_does_not_hold_the_key(patch: Patch) -> None:
     patch.setattr(ToolWorker, "_held_until", lambda self, job: 0.0)
 
 
-@plant("no lag is left", "orderly", start=21)
+@plant("no lag is left", "orderly", start=38)
 def a_note_that_is_done_is_kept_for_ever(patch: Patch) -> None:
     low = Owner._low
 

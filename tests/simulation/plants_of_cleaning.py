@@ -92,7 +92,7 @@ def a_snapshot_forgets_which_request_is_next(patch: Patch) -> None:
     patch.setattr(cleaning, "snapshots", forgetful)
 
 
-@plant("a fold from a commit agrees", "long lives, zombies", start=16)
+@plant("a fold from a commit agrees", "long lives, zombies", start=22)
 def a_fold_goes_on_over_what_retention_has_eaten(patch: Patch) -> None:
     async def at_the_start(self: MemorySubscription, places: Any) -> dict[Place, int]:
         return dict.fromkeys(places, 0)

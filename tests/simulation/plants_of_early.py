@@ -20,7 +20,7 @@ from anabranch.tools.serving import Service
 from tests.simulation.planting import Patch, plant
 
 
-@plant("an early result is of a call of the reply", "orderly")
+@plant("an early result is of a call of the reply", "orderly", start=32)
 def the_id_of_an_early_call_does_not_say_what_is_asked(patch: Patch) -> None:
     def token(index: int, call: RequestedCall, context: plan.BatchContext) -> str:
         return derived(context.attempt, index)
