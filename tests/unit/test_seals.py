@@ -244,7 +244,7 @@ async def test_keys_that_cannot_be_had_are_waited_for(error: Exception) -> None:
     with pytest.raises(StoreUnavailable):
         await sealing.sealer("acme", "r", 0.0)
     waiting = asyncio.create_task(sealing.sealer("acme", "r", 60.0))
-    await until(lambda: len(provider.asked) == 2, what="it was asked once more")
+    await until(lambda: len(provider.asked) >= 2, what="it was asked once more")
     provider.error = None
     assert (await waiting).key_id == "k1"
 
