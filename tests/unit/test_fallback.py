@@ -8,7 +8,6 @@ Called by: pytest.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import random
 from collections import Counter
@@ -18,10 +17,11 @@ from typing import Any
 
 import pytest
 from tests.support import builders as b
-from tests.support.virtual import now, virtually
+from tests.support.an_hour import an_hour
+from tests.support.virtual import now
 
 from anabranch import messages as m
-from anabranch.agent.jobs import Clockwork, Job, Request
+from anabranch.agent.jobs import Job, Request
 from anabranch.agent.model import Failure, Hopeless, OnEvent, OnLeft, Transient
 from anabranch.agent.plan import BatchContext
 from anabranch.agent.reply import Reply
@@ -110,21 +110,7 @@ def thought(
     prices: dict[str, Price] | None = None, limits: dict[str, ModelLimits] | None = None,
 ) -> Desk:  # fmt: skip
     """What came of the jobs that `arrange` submits, an hour later."""
-
-    async def run() -> Desk:
-        ids = itertools.count(1)
-        clockwork = Clockwork(now, lambda: f"id{next(ids)}", random.Random(1))
-        desk = Desk(Thinker(provider, settings, prices or {}, clockwork, limits or {}))
-        running = asyncio.create_task(desk.thinker.run())
-        arranging = arrange(desk)
-        if inspect.isawaitable(arranging):
-            await arranging
-        await asyncio.sleep(3600)
-        assert not running.done()
-        running.cancel()
-        return desk
-
-    return virtually(run)
+    return an_hour(lambda clockwork: Desk(Thinker(provider, settings, prices or {}, clockwork, limits or {})), arrange)
 
 
 # --- without another model: the breaker and the retry budget -------------------------------------------------------

@@ -8,16 +8,15 @@ Called by: pytest.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.support import builders as b
-from tests.support.virtual import now, virtually
+from tests.support.an_hour import an_hour
+from tests.support.virtual import now
 
 from anabranch import messages as m
 from anabranch.agent.jobs import Clockwork, Job, Request
@@ -98,22 +97,11 @@ def thought(
 ) -> Desk:  # fmt: skip
     """What came of the jobs that `arrange` submits, an hour later."""
 
-    async def run() -> Desk:
-        ids = itertools.count(1)
-        clockwork = Clockwork(now, lambda: f"id{next(ids)}", random.Random(1))
+    def desk(clockwork: Clockwork) -> Desk:
         told = None if traces is None else AgentTraces(traces, Namespace("t"), now)
-        thinker = Thinker(model, settings, prices or {}, clockwork, limits or {}, traces=told)
-        desk = Desk(thinker)
-        running = asyncio.create_task(thinker.run())
-        arranging = arrange(desk)
-        if inspect.isawaitable(arranging):
-            await arranging
-        await asyncio.sleep(3600)
-        assert not running.done()
-        running.cancel()
-        return desk
+        return Desk(Thinker(model, settings, prices or {}, clockwork, limits or {}, traces=told))
 
-    return virtually(run)
+    return an_hour(desk, arrange)
 
 
 def only(desk: Desk) -> Any:

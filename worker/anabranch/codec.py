@@ -15,6 +15,7 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
 
 from anabranch import messages as m
+from anabranch.about import Place
 from anabranch.bodies import dump, read, whole
 from anabranch.errors import WireError
 from anabranch.spans import HEADER as TRACE
@@ -23,15 +24,9 @@ from anabranch.spans import valid as valid_trace
 Headers = Sequence[tuple[str, bytes]]
 
 
-class Record(Protocol):
+class Record(Place, Protocol):
     """A record as read; aiokafka's own record fits, so that none is copied. `timestamp` is milliseconds."""
 
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
     @property
     def timestamp(self) -> int: ...
     @property

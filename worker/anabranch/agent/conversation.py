@@ -7,7 +7,7 @@ then nothing. Replies go back as the bytes that they came as; a result is read h
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Final
@@ -136,12 +136,12 @@ def _messages(
     So what a model is sent of earlier turns never changes, whichever models made them: its own thinking would be void
     otherwise. See decision 15. What is left `out` is decided by decision 16.
     """
-    marks = _marks(run, points, found)
+    contents = [content_of(turn.body, found) for turn in run.turns]
+    marks = _marks(run, points, contents)
     messages = marked(opening, marks.get(_OPENING)) if points.anchor is not None and is_worth(opening) else opening
     paused: list[bytes] = []
     last = len(run.turns) - 1
-    for number, turn in enumerate(run.turns):
-        content = content_of(turn.body, found)
+    for number, (turn, content) in enumerate(zip(run.turns, contents, strict=True)):
         paused.append(content if is_own(turn) and number >= out.thoughts else without_thinking(content))
         if turn.outcome == "pause" and number < last:
             continue
@@ -149,24 +149,25 @@ def _messages(
             messages.append({"role": "assistant", "content": orjson.Fragment(joined)})
         paused = []
         if turn.calls:
-            messages.append({"role": "user", "content": _results(turn, found, marks.get(number), number < out.results)})
+            results = _results(turn, content, found, marks.get(number), number < out.results)
+            messages.append({"role": "user", "content": results})
     return messages
 
 
 _OPENING: Final = -1
 
 
-def _marks(run: Run, points: Breakpoints, found: Found) -> dict[int, Mark]:
+def _marks(run: Run, points: Breakpoints, contents: Sequence[bytes]) -> dict[int, Mark]:
     """By turn, those whose results end in a breakpoint; as if the run's first messages were a turn before the first."""
-    batches = (number for number in reversed(range(len(run.turns))) if _markable(run.turns[number], found))
+    batches = (number for number in reversed(range(len(run.turns))) if _markable(run.turns[number], contents[number]))
     placed = zip(chain(batches, [_OPENING]), (points.tail, points.anchor), strict=False)
     return {number: mark for number, mark in placed if mark is not None}
 
 
-def _markable(turn: Turn, found: Found) -> list[str]:
+def _markable(turn: Turn, content: bytes) -> list[str]:
     """The ids of the calls whose results may be a breakpoint: not those that code has made."""
     ids = [call.planned.tool_use_id for call in turn.calls.values()]
-    by_code = called_by_code(content_of(turn.body, found)) if ids else ()
+    by_code = called_by_code(content) if ids else ()
     return [tool_use_id for tool_use_id in ids if tool_use_id not in by_code]
 
 
@@ -242,9 +243,9 @@ def _joined(lists: list[bytes]) -> bytes:
     return lists[0] if len(lists) == 1 else b"[" + b",".join(part[1:-1] for part in lists if part != b"[]") + b"]"
 
 
-def _results(turn: Turn, found: Found, mark: Mark | None, left_out: bool) -> list[dict[str, Any]]:
+def _results(turn: Turn, content: bytes, found: Found, mark: Mark | None, left_out: bool) -> list[dict[str, Any]]:
     blocks = [_result(call, found, left_out) for call in turn.calls.values()]
-    if mark is not None and (markable := _markable(turn, found)):
+    if mark is not None and (markable := _markable(turn, content)):
         next(block for block in blocks if block["tool_use_id"] == markable[-1])["cache_control"] = mark
     return blocks
 
