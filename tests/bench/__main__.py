@@ -25,6 +25,7 @@ from rich.console import Console
 from tests.bench.anabranch_run import anabranch
 from tests.bench.floor import floor
 from tests.bench.load import Cell, Effort
+from tests.bench.logged import logged
 from tests.bench.measure import Figures, Scene, measure
 from tests.bench.processes import ROOT, WorkerDied
 from tests.bench.report import print_table, write_json, write_profiles
@@ -36,7 +37,9 @@ from tests.support.kafka_sources import KafkaFailed, KafkaUnavailable
 SUBJECTS: Final[dict[str, Callable[[str, str], AbstractAsyncContextManager[Subject]]]] = {
     "anabranch": anabranch,
     "floor": floor,
+    "logged": logged,
 }
+ORDINARY: Final = ("anabranch", "floor")
 TOOL_MS, CONCURRENCY = (0, 50), (1, 50, 500)
 FULL = Effort(seconds=4.0, limit_s=12.0, least=4, floor=100, warm_up=50)
 QUICK = Effort(seconds=0.3, limit_s=3.0, least=2, floor=20, warm_up=8)
@@ -59,6 +62,7 @@ def parse(arguments: Sequence[str]) -> Plan:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures Anabranch and the floor.")
     parser.add_argument("--quick", action="store_true", help="one small load of each, for a test: means nothing")
     parser.add_argument("--only", choices=list(SUBJECTS), help="measure this one alone, without ratios")
+    parser.add_argument("--logged", action="store_true", help="also the floor with a log: what the log itself costs")
     parser.add_argument("--tool-ms", type=int, nargs="+", default=TOOL_MS, metavar="MS", help="how long tools take")
     parser.add_argument(
         "--concurrency", type=int, nargs="+", default=CONCURRENCY, metavar="N", help="how many runs are in flight"
@@ -69,7 +73,7 @@ def parse(arguments: Sequence[str]) -> Plan:
     profiles = options.profile.resolve() if options.profile is not None else None
     cells = [Cell(tool_ms, number) for tool_ms in options.tool_ms for number in options.concurrency]
     return Plan(
-        subjects=[options.only] if options.only else list(SUBJECTS),
+        subjects=[options.only] if options.only else [*ORDINARY, *(["logged"] if options.logged else [])],
         cells=[QUICK_CELL] if options.quick else cells,
         effort=QUICK if options.quick else FULL,
         # A profiler's figures must not be taken for the benchmark's.

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -88,17 +89,23 @@ class Line:
         batches = await self._consumer.getmany(timeout_ms=100)
         return [record for records in batches.values() for record in records]
 
-    async def send(self, topic: str, key: str, body: Body, partition: int | None = None) -> None:
-        """Hand it to the producer, and do not wait for the broker."""
+    async def send(
+        self, topic: str, key: str, body: Body, partition: int | None = None, then: Callable[[], None] | None = None
+    ) -> None:
+        """Hand it to the producer, and do not wait for the broker; `then` is called when the broker has it."""
         sent = await self._producer.send(topic, orjson.dumps(body), key.encode(), partition=partition)
-        sent.add_done_callback(self._sent)
+        sent.add_done_callback(partial(self._sent, then))
 
-    def _sent(self, sent: asyncio.Future[Any]) -> None:
-        if not sent.cancelled() and (error := sent.exception()) is not None:
+    def _sent(self, then: Callable[[], None] | None, sent: asyncio.Future[Any]) -> None:
+        if sent.cancelled():
+            return
+        if (error := sent.exception()) is not None:
             self._failure = error
+        elif then is not None:
+            then()
 
 
-def _all_of(*topics: str) -> list[TopicPartition]:
+def all_of(*topics: str) -> list[TopicPartition]:
     return [TopicPartition(topic, partition) for topic in topics for partition in range(PARTITIONS)]
 
 
@@ -116,7 +123,7 @@ class _Open:
 async def relay_agent(settings: Settings, shutdown: Shutdown) -> None:
     """Requests to calls, results to answers."""
     topics, runs = Topics.of(settings), dict[str, _Open]()
-    async with Line.opened(settings.kafka.bootstrap, _all_of(topics.requests, topics.results)) as line:
+    async with Line.opened(settings.kafka.bootstrap, all_of(topics.requests, topics.results)) as line:
         shutdown.ready.set()
         while not shutdown.asked.is_set():
             for record in await line.read():
@@ -149,7 +156,7 @@ async def _join(line: Line, topics: Topics, runs: dict[str, _Open], result: Body
 async def relay_tool(settings: Settings, shutdown: Shutdown) -> None:
     """Calls to results, each after its time."""
     topics = Topics.of(settings)
-    async with Line.opened(settings.kafka.bootstrap, _all_of(topics.calls)) as line, asyncio.TaskGroup() as tasks:
+    async with Line.opened(settings.kafka.bootstrap, all_of(topics.calls)) as line, asyncio.TaskGroup() as tasks:
         shutdown.ready.set()
         while not shutdown.asked.is_set():
             for record in await line.read():
@@ -201,13 +208,15 @@ class Floor:
 
 
 @asynccontextmanager
-async def floor(bootstrap: str, namespace: str) -> AsyncIterator[Floor]:
+async def floor(
+    bootstrap: str, namespace: str, processes: Mapping[str, str] = PROCESSES, name: str = "floor"
+) -> AsyncIterator[Floor]:
     """Make the topics of the floor in `namespace`, and relay while the context lasts."""
     settings = settings_for(bootstrap, namespace)
     topics = Topics.of(settings)
     await broker_of(settings).apply(topics.specs())
     inbox = [TopicPartition(topics.answers, INBOX)]
-    async with fleet(PROCESSES, bootstrap, namespace) as workers, Line.opened(bootstrap, inbox) as line:
-        subject = Floor(workers, line, topics)
+    async with fleet(processes, bootstrap, namespace) as workers, Line.opened(bootstrap, inbox) as line:
+        subject = Floor(workers, line, topics, name=name)
         async with alongside(subject.read(), "answers"):
             yield subject

@@ -33,7 +33,7 @@ _COLUMNS: Final[list[tuple[str, Callable[[Figures], float], int]]] = [
 
 
 def print_table(console: Console, figures: Sequence[Figures]) -> None:
-    """One section a load: Anabranch, the floor, and how many times the floor it is."""
+    """One section a load: Anabranch, the floor, and how many times the floor each other is."""
     table = Table(title="Three calls a run, on one Kafka")
     for head in ("tool ms", "in flight", ""):
         table.add_column(head, justify="left" if not head else "right")
@@ -49,9 +49,10 @@ def _add_section(table: Table, figures: Sequence[Figures]) -> None:
         cells = (f"{value(each):,.{digits}f}" for _, value, digits in _COLUMNS)
         table.add_row(str(each.tool_ms), str(each.concurrency), each.name, *cells)
     by_name = {each.name: each for each in figures}
-    if len(by_name) == 2:
-        ours, theirs = by_name["anabranch"], by_name["floor"]
-        table.add_row("", "", "ratio", *(_ratio(value(ours), value(theirs)) for _, value, _ in _COLUMNS), style="bold")
+    if (floor := by_name.pop("floor", None)) is not None:
+        for name, each in by_name.items():
+            of = "ratio" if name == "anabranch" else f"ratio, {name}"
+            table.add_row("", "", of, *(_ratio(value(each), value(floor)) for _, value, _ in _COLUMNS), style="bold")
     table.add_section()
 
 

@@ -24,7 +24,7 @@ from typing import Final
 
 from anabranch.config import Settings, load
 from anabranch.runtime import Shutdown, serve_agent, serve_tools
-from tests.bench import floor
+from tests.bench import floor, logged
 from tests.bench.app import LATER, QUEUE, SOON, InstantModel, app
 from tests.bench.settings import settings_for
 
@@ -82,6 +82,7 @@ ROLES: Final[dict[str, Callable[[Settings, Shutdown], Awaitable[None]]]] = {
     "narrow-agent": _narrow_agent,
     "narrow-tool": _narrow_tool,
     "floor-agent": floor.relay_agent,
+    "logged-agent": logged.relay_agent,
     "floor-tool": floor.relay_tool,
 }
 

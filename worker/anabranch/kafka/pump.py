@@ -24,6 +24,7 @@ from anabranch.config import KafkaSettings
 from anabranch.errors import BrokerError
 from anabranch.kafka.admin import Admin
 from anabranch.kafka.assignor import Memory, make_assignor
+from anabranch.kafka.fetching import plan_fetches
 from anabranch.kafka.liveness import Liveness
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Committed, Listener, Place
@@ -96,6 +97,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         self._consumer.subscribe(self._topics, listener=self)
         try:
             await self._consumer.start()
+            plan_fetches(self._consumer)
             yield
         except (KafkaError, OSError) as error:
             raise self._explained("cannot be joined", error) from error
