@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import count
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
@@ -20,6 +20,7 @@ from anabranch.bodies import dump, read, whole
 from anabranch.errors import WireError
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid as valid_trace
+from anabranch.values import frozen
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -156,18 +157,18 @@ _RESULT_OUTCOMES: Final = frozenset({"ok", "error", "timeout", "unknown"})
 _NOTE_CODES: Final = frozenset({"rejected", "moved", "duplicate", "cancelled"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class _Note:
     error: m.RunError | None = None
     reply_to: m.ReplyTo | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class _Reason:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class _Calls:
     calls: tuple[str, ...]
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 from anabranch.specs import LimitSpec
+from anabranch.values import frozen
 
 PER_HOME: Final = 10.0
 """Calls a second that are worth a home of their own."""
@@ -22,7 +22,7 @@ FEW: Final = 4
 """A limit with at most this part of the partitions has them to itself, as far as calls without a limit go."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Share:
     """What one home may let through: calls a second, and calls at once (None: as many as like)."""
 

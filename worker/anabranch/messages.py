@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
+
+from anabranch.values import frozen
 
 NAME_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -70,14 +72,14 @@ def lane_of(life: str) -> Lane:
 # --- agent.requests, agent.requests.bulk ------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class ReplyTo:
     """The partition of `agent.responses` that a client reads."""
 
     partition: Annotated[Partition, says("A partition of agent.responses and of agent.stream")]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class RunRequest:
     """The body of a record in `agent.requests`: run an agent, or (`cancel`) stop a run."""
 
@@ -103,7 +105,7 @@ class RunRequest:
 # --- agent.log --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Usage:
     """Tokens and money of one model call, or the sum of several."""
 
@@ -123,7 +125,7 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Tried:
     """An attempt of a model call, or several that are told as one, of which the first is described."""
 
@@ -135,7 +137,7 @@ class Tried:
     times: Annotated[int, says("So many attempts, the first of which began at `at`")] = 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class AttemptUsage(Usage):
     """What an attempt used, as an event's header says it; the fields that come on top are the event's."""
 
@@ -148,7 +150,7 @@ class AttemptUsage(Usage):
         return cls(*counts, usage.cache_creation_input_tokens, usage.cost_usd, model, tried or None)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class RunLimits:
     """The limits of one run, decided at its admission."""
 
@@ -156,7 +158,7 @@ class RunLimits:
     max_cost_usd: Annotated[float | None, says("How many dollars; null: no limit")] = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Opening:
     """The body of `run.requested`. `deadline` and `requested_at` are epoch seconds."""
 
@@ -167,7 +169,7 @@ class Opening:
     requested_at: Annotated[float, says("Epoch seconds of the request's record")]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class PlannedCall:
     """One entry of a reply's plan. `after` holds call ids; `rejected` is the text of an error result."""
 
@@ -187,7 +189,7 @@ class PlannedCall:
     rejected_sealed: Annotated[Seal | None, says("What rejected says, sealed; that is then a word in its place")] = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class RunRequested:
     """`after` and `after_bulk` are the lanes' next requests that it presumes; None: whatever the bulk lane's is.
 
@@ -205,7 +207,7 @@ class RunRequested:
     trace: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class RequestNoted:
     """A request that opened no run. `error` is null, or what its answer will say; it presumes as `RunRequested`."""
 
@@ -221,7 +223,7 @@ class RequestNoted:
     trace: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class ModelReplied:
     """`body` is the provider's message, verbatim. `code` is why the run ends, if the body does not say it. `model` made
     it, None: the agent's own.
@@ -246,7 +248,7 @@ class ModelReplied:
     tried: tuple[Tried, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class ModelFailed:
     """`tried` are the attempts that no event has named before."""
 
@@ -258,7 +260,7 @@ class ModelFailed:
     tried: tuple[Tried, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class ModelDiscarded:
     """An attempt that came to nothing, and what was paid for it; `model` and `tried` are as in `ModelReplied`."""
 
@@ -272,7 +274,7 @@ class ModelDiscarded:
     tried: tuple[Tried, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class ToolReturned:
     """`body` is a `ToolResult` in JSON; it stays bytes until the next model call needs it."""
 
@@ -292,7 +294,7 @@ OUTCOME_UNKNOWN: Final = (
 """What the model is told of an at-most-once call that may have been executed, or not."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class ToolResult:
     """The body of `tool.returned`: `content`, or what is in its place. Times are epoch seconds."""
 
@@ -305,7 +307,7 @@ class ToolResult:
     content_sealed: Annotated[Sealed | None, says("Instead of both: the content, JSON, sealed")] = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class ModelHandedOff:
     run_id: str
     life: str
@@ -314,7 +316,7 @@ class ModelHandedOff:
     for_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class CallsHandedOff:
     """Names no run: a tool worker tells a partition which of its calls it goes on with."""
 
@@ -323,7 +325,7 @@ class CallsHandedOff:
     calls: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class CallLost:
     """`handoff` is the offset of the hand-off whose time is up."""
 
@@ -333,7 +335,7 @@ class CallLost:
     handoff: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class CallExpired:
     run_id: str
     life: str
@@ -341,7 +343,7 @@ class CallExpired:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class CallDispatched:
     run_id: str
     life: str
@@ -349,12 +351,12 @@ class CallDispatched:
     token: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class PartitionReleased:
     done: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class RunCancelled:
     """The only event that may name no life: a client does not know it.
 
@@ -369,7 +371,7 @@ class RunCancelled:
     before_bulk: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class RunExpired:
     """`attempt` is the model call that nobody waits for any more, if there was one, and `usage` what it had used."""
 
@@ -382,7 +384,7 @@ class RunExpired:
     tried: tuple[Tried, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class RunSnapshot:
     """One of the `parts` of a run as it was at `as_of`, said again. `author` is who wrote it.
 
@@ -401,7 +403,7 @@ class RunSnapshot:
     next_bulk: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class UnknownEvent:
     """A type of a later version, or one whose body cannot be read: it parks its run."""
 
@@ -434,7 +436,7 @@ Event = (
 # --- tool.calls.<queue> -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class ReplyTopic:
     """Where a tool worker appends the result."""
 
@@ -442,7 +444,7 @@ class ReplyTopic:
     partition: Annotated[Partition, says("The run's partition; to be used as it is")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class ToolCall:
     """The body of a record in `tool.calls.<queue>`, `input` or what is in its place. `deadline` is epoch seconds."""
 
@@ -464,7 +466,7 @@ class ToolCall:
 # --- agent.responses ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class RunError:
     """Why something failed."""
 
@@ -473,14 +475,14 @@ class RunError:
     message_sealed: Annotated[Seal | None, says("What message says, sealed; that is then a word in its place")] = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class ModelFailure(RunError):
     """The body of `model.failed`."""
 
     tried: Annotated[tuple[Tried, ...] | None, says("The attempts that no event named before")] = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class TotalUsage:
     """Over all turns; `discarded` counts, in the same fields, what was paid for and thrown away."""
 
@@ -492,7 +494,7 @@ class TotalUsage:
     discarded: Annotated[Usage, says("What was paid for and thrown away")] = field(default_factory=Usage)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class CallCounts:
     total: Annotated[int, says("All calls, rejected ones too")] = 0
     failed: Annotated[int, says("Those with an error result")] = 0
@@ -500,7 +502,7 @@ class CallCounts:
     widest: Annotated[int, says("The most calls in one turn")] = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Timing:
     """Seconds. `tools_sequential_s` is what the calls would have taken one after another."""
 
@@ -511,7 +513,7 @@ class Timing:
     tools_sequential_s: Annotated[float, says("The calls' execution times, added up")] = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class RunResponse:
     """The body of a record in `agent.responses`."""
 
@@ -542,7 +544,7 @@ class RunResponse:
 DeltaType = Literal["text", "thinking", "tool_use", "tool_input", "end", "discarded"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class StreamDelta:
     """The body of a record in `agent.stream`: a piece of what the model says in one attempt at a turn."""
 

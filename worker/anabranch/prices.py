@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import Field
 
 from anabranch.messages import Usage
+from anabranch.values import frozen
 
 AS_OF: Final = "2026-11-21"
 """When the table was compared with https://platform.claude.com/docs/en/about-claude/pricing."""
@@ -35,7 +35,7 @@ class Rates(NamedTuple):
     cache_creation_1h: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Price:
     """US dollars per million tokens. What is left out of the cache's follows from `input`: a tenth for reads, 1.25
     times for what is kept five minutes, twice for an hour.
@@ -74,7 +74,7 @@ class Price:
         return Rates(longer, output, *(rate * factor for rate in own[2:]))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Known:
     """A model that is built in: its price, and how many tokens its context holds."""
 

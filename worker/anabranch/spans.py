@@ -15,11 +15,11 @@ import secrets
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from anabranch.errors import ConfigError
+from anabranch.values import frozen
 
 if TYPE_CHECKING:
     from anabranch.config import TelemetrySettings
@@ -98,7 +98,7 @@ class Happening(NamedTuple):
     attributes: Attributes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Span:
     """What happened from `start` to `end` (epoch seconds). `error` is its `error.type`; None: it went well.
 

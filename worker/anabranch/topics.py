@@ -6,13 +6,13 @@ here and passed explicitly, so that no client library's own choice matters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from struct import unpack_from
 from typing import Final
 
 from anabranch.errors import ConfigError
 from anabranch.messages import Lane
+from anabranch.values import frozen
 
 REQUESTS: Final = "agent.requests"
 BULK_REQUESTS: Final = "agent.requests.bulk"
@@ -26,7 +26,7 @@ CALLS: Final = "tool.calls."
 DAY_MS: Final = 86_400_000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class TopicSpec:
     """What one topic must look like. `settings` are Kafka topic configurations."""
 
@@ -35,7 +35,7 @@ class TopicSpec:
     settings: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Namespace:
     """The topics and groups of one namespace: one trust domain."""
 

@@ -37,6 +37,7 @@ from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid
 from anabranch.specs import AgentSpec
 from anabranch.topics import BODY_BYTES, partition_of
+from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ BUFFER_BYTES: Final = 1024 * 1024
 """How many bytes of them: they may be large."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class _Link:
     """A request that was taken up, and whose event is not read back yet: the lanes are at `reaches` once it counts."""
 

@@ -18,6 +18,8 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from anabranch.values import frozen
+
 State = Literal["closed", "half open", "open"]
 Verdict = Literal["well", "ill", "there", "unknown"]
 """What an attempt says of its model: it replied, it failed, it answered something else, or nobody waited for it."""
@@ -29,7 +31,7 @@ LONGEST: Final = 3
 """How many times `open_s` it stays open at most, however many probes have failed."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Rules:
     """When it opens, and for how many seconds: see the module."""
 
@@ -39,7 +41,7 @@ class Rules:
     lasting_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class Pass:
     """What a call that goes out shows when it is back."""
 

@@ -10,12 +10,12 @@ have four; those that the user has placed count, and win. `conversation.py` asks
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
 from anabranch.specs import AgentSpec
+from anabranch.values import frozen
 
 MOST: Final = 4
 """How many breakpoints the provider takes in one request."""
@@ -28,7 +28,7 @@ Mark = dict[str, str]
 """What a block says to be a breakpoint."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Breakpoints:
     """Those that we place; None: none there. `system` is behind tools and system prompt, `anchor` where the request
     before had its last one, `tail` behind all that is said.

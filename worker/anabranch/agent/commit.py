@@ -8,13 +8,12 @@ bulk lane's partition its own, and the *low* that it is as of: so a worker of be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from anabranch.agent.state import Nexts
 from anabranch.kafka.seam import Committed
+from anabranch.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Commit:
     """Where a fold has to begin, and what it then must know; `next_request` or `next_bulk` -1: the log has to tell.
 

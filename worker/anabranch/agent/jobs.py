@@ -21,9 +21,10 @@ from anabranch.agent.lanes import Lane, steady_time
 from anabranch.agent.large import Incomplete
 from anabranch.agent.plan import BatchContext
 from anabranch.agent.retrying import Tries
+from anabranch.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Request:
     """A model call, ready to be made, or `incomplete`. `deadline` is epoch seconds. `body` is for the agent's own
     model, and `build` makes one, of what is found in the store, for any; without it they are the same.
@@ -38,7 +39,7 @@ class Request:
     fitting: Fitting | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class Job:
     """A model call that is due, since `due_at` by the loop's clock. `prepare` is asked when its time has come, and may
     say that it no longer is. `fallback` may be asked instead of `model`. `on_event` hears each attempt speak, and
@@ -59,7 +60,7 @@ class Job:
         return self.fallback if model == self.model else self.model
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Clockwork:
     """What is not pure: the time in epoch seconds, ids, chance, what this process is called. A simulation puts in its
     own."""
@@ -72,7 +73,7 @@ class Clockwork:
     """A time that is never set back, in seconds: the loop's."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class Grant:
     """The right to one attempt, of a model's limits and of its breaker."""
 

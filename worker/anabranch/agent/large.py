@@ -11,7 +11,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -26,6 +25,7 @@ from anabranch.errors import Forgotten, InvalidRequest, StoreError
 from anabranch.sealing import NO_SEALING, Fields, Sealing, size_of
 from anabranch.store import Store
 from anabranch.topics import BODY_BYTES
+from anabranch.values import frozen
 
 if TYPE_CHECKING:
     from anabranch.seals import Sealer, What
@@ -40,7 +40,7 @@ ANSWER_S: Final = 30.0
 """How long an answer is tried; its owner tries again, for as long as it owns the run."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Incomplete:
     """A model call that is not all in the log: its body is made of what `references` name and `sealed` holds."""
 

@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import orjson
 
+from anabranch.values import frozen
+
 PieceKind = Literal["text", "thinking", "tool_use", "tool_input"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Piece:
     """A piece of text or thinking; a call that has begun (`tool_use`), or is complete (`tool_input`).
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from anabranch.agent.reply import Reply
+from anabranch.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Quota:
     """One of a model's limits a minute, and what is left of it now, for the whole organisation; None: not said."""
 
@@ -20,7 +21,7 @@ class Quota:
     remaining: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Left:
     """What a provider said with one response."""
 

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Final, NamedTuple
 
@@ -39,6 +38,7 @@ from anabranch.codec import Record, decode
 from anabranch.errors import WireError
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.topics import partition_of
+from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class _Acknowledged(NamedTuple):
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Hooks:
     """What an owner tells its worker: that it is live, that it must know the log's end to go on, that it waits for a
     commit. `may_act` says whether the group still counts us in, as far as we know.

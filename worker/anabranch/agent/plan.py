@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jsonschema_rs
@@ -21,6 +21,7 @@ from anabranch.agent.reply import RequestedCall
 from anabranch.agent.tokens import derived
 from anabranch.messages import SEALED, PlannedCall
 from anabranch.specs import AgentSpec, ToolSpec
+from anabranch.values import frozen
 
 if TYPE_CHECKING:
     from anabranch.seals import Sealer
@@ -38,7 +39,7 @@ def by_key(spec: ToolSpec, key: str, tenant: str | None) -> int | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class BatchContext:
     """What a plan depends on. `tool` finds a registered tool by name; `used` are the ids of the run's earlier calls,
     and `sealer` is that of a run that is sealed.

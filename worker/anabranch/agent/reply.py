@@ -8,7 +8,6 @@ whole, and no call of it is ever run. `anthropic_model.py` feeds it; `plan.py` r
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -17,6 +16,7 @@ from anabranch.agent.blocks import Block, Misfit, Whole, text_of
 from anabranch.agent.verbatim import items, member, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of
 from anabranch.messages import Json, ReplyOutcome
+from anabranch.values import frozen
 
 FINAL = frozenset({"end_turn", "stop_sequence"})
 
@@ -39,7 +39,7 @@ class ProviderError(Exception):
         self.kind, self.message, self.usage = kind, message, usage
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class RequestedCall:
     """A call as the model asked for it. `refused` says why its input cannot be one."""
 
@@ -49,7 +49,7 @@ class RequestedCall:
     refused: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Reply:
     """A whole reply. `body` is the message in JSON, its content last."""
 
@@ -254,7 +254,7 @@ def _error(event: dict[str, Any], usage: dict[str, Any]) -> Exception:
     return ProviderError(error["type"], str(error.get("message"))[:2000], usage)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class _Head:
     """A message but for its content; `fields` and `written_usage` are JSON as it was written."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 from typing import Final, Literal
 
@@ -23,6 +23,7 @@ from anabranch import messages as m
 from anabranch.agent.breaker import Verdict
 from anabranch.agent.model import Failure, Transient
 from anabranch.config import AgentSettings
+from anabranch.values import frozen
 
 RECENT_S: Final = 60.0
 REPLY: Final = 2.0
@@ -42,7 +43,7 @@ Nothing = Failure | Literal["rejected", "ended", "unusable"]
 """Why an attempt came to nothing: beside the failures, nothing cures it, nobody wanted it, it does not fit the log."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Rule:
     """What follows from a class of error. The first pause is so many times `model_backoff_s`; `charged`: trying again
     takes from the budget.

@@ -21,6 +21,7 @@ from anabranch.agent.inflow import Inflow
 from anabranch.messages import Lane
 from anabranch.registry import DEAD_S, Registry, is_alive
 from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
+from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ SOON_S: Final = 0.02
 """How long what comes in is collected before those that wait look again."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Threshold:
     """How long the oldest call of a queue may have waited, in seconds, and how many it is trusted with unseen."""
 

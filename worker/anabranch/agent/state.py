@@ -24,6 +24,7 @@ from anabranch.messages import (
     Status,
     Usage,
 )
+from anabranch.values import frozen
 
 
 class Nexts(NamedTuple):
@@ -48,7 +49,7 @@ class Nexts(NamedTuple):
         return all(other is None or (own is not None and own >= other) for own, other in zip(self, others, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Cancel:
     """A cancel that stands `before` some requests, of which not all are taken up: its run's may be among them.
 
@@ -66,7 +67,7 @@ class Cancel:
         return before is not None and request_offset < before
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Result:
     """What a call came to: a tool's `body`, or a `text` that the fold gives in a tool's stead."""
 
@@ -80,7 +81,7 @@ class Result:
         return self.outcome != "ok"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class HandOff:
     """Somebody who lost a partition goes on with a call for `for_s` seconds from the event at `offset`."""
 
@@ -128,7 +129,7 @@ class Turn:
         return all(call.result is not None for call in self.calls.values())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Ending:
     """How a run ended, and where. Without an error a failed run's code is in its last reply's stop reason."""
 
@@ -138,7 +139,7 @@ class Ending:
     error: RunError | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Address:
     """Somebody who wants the answer. `cause` is the offset that made it due, once the run has ended."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 from anabranch import messages as m
@@ -30,6 +30,7 @@ from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.signing import NO_SIGNER, Signer
 from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace
+from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Fate:
             raise self._error
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Station:
     """`worker_id` is unique to this process; `source` is what its events carry as `ce_source`."""
 

@@ -12,11 +12,12 @@ run has the same partition in all of them, so their counts agree, and are fixed 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from anabranch.kafka.seam import Lack
 from anabranch.topics import BULK_REQUESTS, LOG, REQUESTS, TopicSpec
+from anabranch.values import frozen
 
 APPLY: Final = "`anabranch topics apply APP`"
 REPLICAS: Final = 3
@@ -31,7 +32,7 @@ _UNLIMITED: Final = "-1"
 _DANGEROUS: Final = {"cleanup.policy", "message.timestamp.type", "max.message.bytes"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Configs:
     """A topic's settings as reported, and those among them that were set for this topic (None: kept secret)."""
 
@@ -39,7 +40,7 @@ class Configs:
     overrides: Mapping[str, str | None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Seen:
     """A topic as the broker has it. `configs` is None if we may not read them; `replicas` is the lowest count."""
 
@@ -49,7 +50,7 @@ class Seen:
     configs: Configs | None = field(default_factory=Configs)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Cluster:
     """The brokers' number, and the topics that exist, by name."""
 

@@ -19,9 +19,10 @@ from anabranch.kafka.memory_link import Link
 from anabranch.kafka.memory_log import MemoryLog, Partition
 from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Acked, Sent
+from anabranch.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class _Item:
     record: Outgoing
     sent_ms: int

@@ -16,12 +16,13 @@ from typing import Final, NamedTuple, Protocol
 
 from anabranch.kafka.memory_log import MemoryLog
 from anabranch.kafka.seam import Committed, Place
+from anabranch.values import frozen
 
 METADATA_BYTES: Final = 4096
 """The broker's `offset.metadata.max.bytes`."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Timing:
     """How patient the cluster and its clients are, in seconds.
 

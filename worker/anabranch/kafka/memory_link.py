@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
+
+from anabranch.values import frozen
 
 
 def _never() -> bool:
@@ -22,7 +23,7 @@ def _at_once() -> float:
     return 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Faults:
     """What goes wrong; each is asked anew for every request.
 

@@ -18,12 +18,13 @@ from anabranch.errors import BrokerError, TooLarge, TopicsError
 from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Acked
 from anabranch.topics import TopicSpec, partition_of
+from anabranch.values import frozen
 
 DEFAULT_RECORD_BYTES: Final = 1_048_588
 """Kafka's own default of `max.message.bytes`."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class MemoryRecord:
     """A record as read. `timestamp` is milliseconds, the producer's or, with `LogAppendTime`, ours."""
 

@@ -14,7 +14,6 @@ import logging
 import ssl
 import time
 from base64 import b64encode, urlsafe_b64decode
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote_plus, urlsplit
 
@@ -27,6 +26,7 @@ from aiokafka.errors import KafkaError, SaslAuthenticationFailed
 
 from anabranch.config import KafkaSettings, without_secrets
 from anabranch.errors import ConfigError
+from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class NoToken(KafkaError):  # type: ignore[misc]  # aiokafka has no types
     retriable = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class _Token:
     """`fresh_until` and `valid_until` are epoch seconds."""
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from anabranch.codec import Outgoing, Record
 from anabranch.kafka.sent import Sent
 from anabranch.topics import TopicSpec
+from anabranch.values import frozen
 
 
 class Place(NamedTuple):
@@ -24,7 +24,7 @@ class Place(NamedTuple):
     partition: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Committed:
     """A committed offset with its metadata (empty on a broker that keeps none)."""
 
@@ -32,7 +32,7 @@ class Committed:
     metadata: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Lack:
     """One deviation of a topic from its spec: one line, with the value, what is wanted, and what mends it.
 

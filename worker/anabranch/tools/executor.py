@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -32,6 +32,7 @@ from anabranch.messages import Content, ResultOutcome
 from anabranch.schema import ArgumentsError
 from anabranch.tools.contained import Escaped, contained
 from anabranch.tools.slots import Slots, Whose
+from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ RETRIED: Final = 100
 """How many pauses of a call are remembered: its API may ask for them until its deadline."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Execution:
     """What a call came to. Times are epoch seconds; `tries` counts from 1.
 

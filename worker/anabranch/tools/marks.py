@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
 from anabranch.errors import WireError
+from anabranch.values import frozen
 
 FULL: Final = 3000
 """Bytes that may be used."""
@@ -22,7 +22,7 @@ PAUSE: Final = 2250
 _VERSION: Final = "1"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class ShareMark:
     """What a home's owner leaves of a budget (a hash of its name; `*` for all that are not named).
 
@@ -36,7 +36,7 @@ class ShareMark:
     until: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Marks:
     """Offsets above the committed one. `finished` are over; `begun` may have been started, and must not be again.
 

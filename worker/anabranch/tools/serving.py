@@ -38,6 +38,7 @@ from anabranch.tools.slots import Slots, Whose
 from anabranch.tools.traces import ToolTraces
 from anabranch.tools.turns import Paced
 from anabranch.topics import Namespace
+from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ REMEMBERED: Final = 50_000
 SPARE_S: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen()
 class Bench:
     """What a tool worker works with. `namespace` and `worker_id` name it to others.
 
