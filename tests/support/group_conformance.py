@@ -151,6 +151,19 @@ class PositionConformance:
             await until(lambda: member.positions.get(other) == 4, SOON_S)
         assert member.offsets(other) == [2, 3]
 
+    async def test_behind_what_is_known_everything_is_delivered(self, world: World, group: str) -> None:
+        name, one, other = await two_places(world, 2)
+        member = Member(begin={one: 0, other: 0})
+        async with joined(world, member, [name], group):
+            await has_read(member, other, 2)
+            member.knows = {other: 4}
+            await write(world, other, numbers(5))
+            await write(world, one, numbers(1))
+            await until(lambda: 6 in member.offsets(other), SOON_S)
+            await has_read(member, one, 3)
+        behind = [offset for offset in member.offsets(other) if offset >= 4]
+        assert behind == [4, 5, 6], "and what is known may come all the same"
+
     async def test_ends_and_begins_are_the_offsets_of_what_is_there(self, world: World, group: str) -> None:
         name, one, other = await two_places(world, 0)
         await write(world, one, numbers(4))

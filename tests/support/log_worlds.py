@@ -77,7 +77,7 @@ class Member:
     """A listener that writes down what it hears, in `events` too: `assigned`, `revoked`, `records`, in order.
 
     `begin` are the offsets that it seeks with each assignment: of these places, or of none. `on_revoked` is awaited
-    before `revoked` returns.
+    before `revoked` returns. `knows` are the offsets below which nothing needs to be delivered.
     """
 
     def __init__(self, name: str = "a", begin: dict[Place, int] | None = None) -> None:
@@ -87,6 +87,7 @@ class Member:
         self.revocations: list[tuple[frozenset[Place], bool]] = []
         self.got: dict[Place, list[Record]] = {}
         self.positions: dict[Place, int] = {}
+        self.knows: dict[Place, int] = {}
         self.on_revoked: Callable[[], Awaitable[None]] | None = None
         self._subscription: Subscription | None = None
 
@@ -124,6 +125,13 @@ class Member:
 
     def position(self, place: Place, offset: int) -> None:
         self.positions[place] = offset
+
+    def known(self, place: Place) -> int:
+        return self.knows.get(place, 0)
+
+    @property
+    def is_answering(self) -> bool:
+        return False
 
 
 @asynccontextmanager

@@ -199,3 +199,32 @@ async def test_a_fetch_follows_at_once_unless_the_last_one_has_brought_something
     assert pauses[2] >= PAUSE_S, "what is answered to it goes first"
     assert pauses[3] >= LONGEST_PAUSE_S, "and more comes together"
     assert min(pauses[:2]) < PAUSE_S
+
+
+async def test_a_fetch_begins_behind_what_is_known_meanwhile() -> None:
+    broker, known = Broker(), {("log", 0): 3}
+    sessions = FetchSessions(broker.send, lambda topic, partition: known.get((topic, partition), 0))
+    await sessions.send(1, fetch({"log": {0: 5, 1: 6}}))
+    known["log", 0] = 8
+    await sessions.send(1, fetch({"log": {0: 5, 1: 6}}))
+    assert [named[2] for named in broker.named] == [{"log": {0: 5, 1: 6}}, {"log": {0: 8}}]
+
+
+async def test_a_fetch_that_has_brought_something_is_answered_before_the_next_one() -> None:
+    broker, answered_at = Broker(), 0.0
+    broker.brings = b"x"
+    sessions = FetchSessions(broker.send, is_answering=lambda: time.monotonic() < answered_at)
+    await sessions.send(1, fetch({"log": {0: 5}}))
+    answered_at = time.monotonic() + 2 * PAUSE_S
+    await sessions.send(1, fetch({"log": {0: 6}}))
+    assert broker.asked_at[1] >= answered_at
+
+
+async def test_nobody_waits_long_for_what_takes_long_to_answer() -> None:
+    broker = Broker()
+    broker.brings = b"x"
+    sessions = FetchSessions(broker.send, is_answering=lambda: True)
+    async with asyncio.timeout(20):
+        await sessions.send(1, fetch({"log": {0: 5}}))
+        await sessions.send(1, fetch({"log": {0: 6}}))
+    assert broker.asked_at[1] - broker.asked_at[0] >= LONGEST_PAUSE_S

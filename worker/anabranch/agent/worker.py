@@ -189,6 +189,15 @@ class AgentWorker:
         else:
             owner.caught_up(offset)
 
+    def known(self, place: Place) -> int:
+        """Events of our own are folded at their acknowledgement: see `Owner.acknowledged`."""
+        owner = self._owners.get(place.partition) if place.topic == self._log else None
+        return 0 if owner is None else owner.state.position
+
+    @property
+    def is_answering(self) -> bool:
+        return self._station.appender.outstanding > 0
+
     def _feed_again(self, partition: int, admission: Admission) -> None:
         for lane, topic in self._topics.items():
             if (place := Place(topic, partition)) in self._admitting and admission.lanes[lane].hungry:

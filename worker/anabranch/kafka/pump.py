@@ -90,7 +90,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             fetch_max_wait_ms=100,
             max_partition_fetch_bytes=PREFETCH_BYTES,
         )
-        keep_sessions(self._consumer)
+        keep_sessions(self._consumer, lambda *where: listener.known(Place(*where)), lambda: listener.is_answering)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:

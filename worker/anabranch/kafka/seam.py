@@ -91,6 +91,15 @@ class Listener(Protocol):
         """Everything below `offset` has been delivered."""
         ...
 
+    def known(self, place: Place) -> int:
+        """What lies below this offset need not be delivered, for it is known already; it may be, all the same."""
+        ...
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether we are writing records that would be read back if we read on at once."""
+        ...
+
 
 class Subscription(Protocol):
     """Membership in a consumer group."""

@@ -5,11 +5,13 @@ So what a fetch costs, here and there, follows from the records and no longer fr
 was a third of what a worker spent on a lone run.
 
 And a fetch that has brought something is followed by the next one a moment later: what we append in answer goes first,
-for its sender waits and a reader does not, and what comes meanwhile is fetched together.
+for its sender waits and a reader does not, and what comes meanwhile is fetched together. Where an acknowledgement is a
+reading, the next one begins behind what was acknowledged meanwhile: our own events would come back one by one, each for
+the price of a fetch, which is more than half of those that a lone run needs.
 
-Responsible for: turning each whole fetch into what changed since the last one, a session for each broker, and beginning
-anew whenever it is not certain what the broker remembers. Must never: know what is read, or keep a broker without
-sessions from being read. Called by: `pump.py`, `reader.py`.
+Responsible for: when to fetch; turning each whole fetch into what changed since the last one, a session a broker;
+and beginning anew whenever it is not certain what the broker remembers. Must never: know what is read, or keep a broker
+without sessions from being read. Called by: `pump.py`, `reader.py`.
 """
 
 from __future__ import annotations
@@ -31,8 +33,14 @@ LEADER_EPOCH_SINCE: Final = 9
 UNKNOWN: Final = -1
 LAST_EPOCH: Final = 2**31 - 1
 PAUSE_S, PAUSE_PER_BYTE_S, LONGEST_PAUSE_S = 0.001, 20e-9, 0.005
-"""Between what a fetch has brought and the next one: longer the more it was, for then there is more to come."""
+"""Between what a fetch has brought and the next one: longer the more it was, for then there is more to come, and the
+longest while it is still being answered."""
+ANSWERING_S: Final = 0.0005
+CALM_TURNS: Final = 6
+"""Turns of the loop without a record under way, after which what was fetched counts as answered."""
 
+Known = Callable[[str, int], int]
+"""Where to read on in a partition at the earliest, by topic and partition: what lies below is known."""
 Read = dict[tuple[str, int], tuple[int, int]]
 """What is read: by topic and partition, the offset to go on at and how many bytes at most."""
 
@@ -45,6 +53,7 @@ class _Session:
     epoch: int = 0
     known: Read = field(default_factory=dict)
     next_at: float = 0.0
+    latest_at: float = 0.0
 
     def begin_anew(self) -> None:
         self.epoch, self.known = 0, {}
@@ -104,8 +113,13 @@ def _by_topic(pairs: Any) -> list[tuple[str, list[Any]]]:
 class FetchSessions:
     """A consumer's way to its brokers, `send` in between: see the module."""
 
-    def __init__(self, send: Callable[..., Awaitable[Any]]) -> None:
-        self._send = send
+    def __init__(
+        self,
+        send: Callable[..., Awaitable[Any]],
+        known: Known = lambda topic, partition: 0,
+        is_answering: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._send, self._known, self._is_answering = send, known, is_answering
         self._of: dict[Any, _Session] = {}
 
     async def send(self, node_id: Any, request: Any, **more: Any) -> Any:
@@ -114,8 +128,9 @@ class FetchSessions:
         session = self._of.setdefault(node_id, _Session())
         if (pause := session.next_at - time.monotonic()) > 0:
             await asyncio.sleep(pause)
+            await self._until_answered(session.latest_at)
         read = {
-            (topic, partition): (offset, max_bytes)
+            (topic, partition): (max(offset, self._known(topic, partition)), max_bytes)
             for topic, partitions in request.topics
             for partition, offset, max_bytes in partitions
         }
@@ -128,8 +143,17 @@ class FetchSessions:
             raise error()
         session.stands(response.session_id if response.API_VERSION >= SESSIONS_SINCE else 0, read)
         if size := sum(len(records) for _, partitions in response.topics for *_, records in partitions):
-            session.next_at = time.monotonic() + min(PAUSE_S + size * PAUSE_PER_BYTE_S, LONGEST_PAUSE_S)
+            now = time.monotonic()
+            session.next_at = now + min(PAUSE_S + size * PAUSE_PER_BYTE_S, LONGEST_PAUSE_S)
+            session.latest_at = now + LONGEST_PAUSE_S
         return response
+
+    async def _until_answered(self, latest_at: float) -> None:
+        """What was fetched makes us write, and what is written then may make us write again."""
+        calm = 0
+        while calm < CALM_TURNS and time.monotonic() < latest_at:
+            calm = 0 if self._is_answering() else calm + 1
+            await asyncio.sleep(0.0 if calm else ANSWERING_S)
 
     async def _fetch(self, node_id: Any, whole: Any, session: _Session, read: Read, more: dict[str, Any]) -> Any:
         try:
@@ -146,7 +170,14 @@ def _refused(response: Any) -> type[Exception] | None:
     return error if code else None
 
 
-def keep_sessions(consumer: AIOKafkaConsumer) -> None:
-    """Let `consumer` fetch in sessions; to be called before it is started. There is no public way to do it."""
+def keep_sessions(
+    consumer: AIOKafkaConsumer,
+    known: Known = lambda topic, partition: 0,
+    is_answering: Callable[[], bool] = lambda: False,
+) -> None:
+    """Let `consumer` fetch in sessions; to be called before it is started. There is no public way to do it.
+
+    What `known` says may grow at any time; a fetch waits, for some milliseconds, while `is_answering`.
+    """
     client = consumer._client
-    client.send = FetchSessions(client.send).send
+    client.send = FetchSessions(client.send, known, is_answering).send

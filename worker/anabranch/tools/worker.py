@@ -158,6 +158,14 @@ class ToolWorker:
     def position(self, place: Place, offset: int) -> None:
         """Nothing to do: what was delivered has been taken in."""
 
+    def known(self, place: Place) -> int:
+        """Nothing that was not delivered: we write to none of the topics that we read."""
+        return 0
+
+    @property
+    def is_answering(self) -> bool:
+        return False
+
     def _committed(self) -> None:
         self._pace_all()
         for place, lane in self._lanes.items():
