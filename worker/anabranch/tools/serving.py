@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from anabranch.about import Fields, about_record, place_of, traced
-from anabranch.app import App, Call, Tool
+from anabranch.app import App, Tool
 from anabranch.bodies import dump, read
 from anabranch.codec import Outgoing, Record, cloud_event, header
 from anabranch.config import ToolSettings
@@ -31,7 +31,7 @@ from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid
 from anabranch.store import NO_STORE, Store
 from anabranch.tools import large
-from anabranch.tools.executor import OPEN, Execution, Executor
+from anabranch.tools.executor import Execution, Executor
 from anabranch.tools.meters import ToolMeters
 from anabranch.tools.shares import Shares
 from anabranch.tools.slots import Slots, Whose
@@ -316,22 +316,12 @@ class Service:
         if tool is None:
             text = f"there is no tool {call.tool[:128]!r} on the workers of queue {self._bench.queue!r}"
             return self._without_tool("error", text)
-        told = Call(
-            id=call.call_id,
-            run_id=call.run_id,
-            tool=tool.name,
-            dispatch=call.dispatch,
-            deadline=call.deadline,
-            tenant=call.tenant,
-            idempotency_key=call.idempotency_key,
-            lane=call.lane or "interactive",
-        )
         try:
             arguments = await large.input_of(self._bench.store, call, self._bench.now(), self._bench.sealing)
         except (StoreError, WireError) as error:
             return self._without_tool("error", f"{tool.name} was not run: its input cannot be had: {error}")
         try:
-            return await self._bench.executor.execute(tool, arguments, told, job.gate or OPEN)
+            return await self._bench.executor.execute(tool, arguments, call, job.gate)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if job.dropped or task is None or (self.owner is not None and self.owner.cancelling()):
