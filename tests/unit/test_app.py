@@ -83,7 +83,7 @@ def test_a_tool_keeps_what_it_declares(app: App) -> None:
     assert (spec.timeout_s, spec.deadline_s, spec.max_result) == (60.0, 3600.0, 32_768)
     assert (spec.after, spec.on_error, spec.read_only) == (["weather"], "abort", True)
     assert (tool.run_in, tool.retries, tool.concurrency, tool.limit) == ("loop", 3, 4, crm)
-    assert tool.bind({"customer_id": 1, "cents": 2}, CALL) == {"customer_id": 1, "cents": 2, "call": CALL}
+    assert tool.bind({"customer_id": 1, "cents": 2}, lambda: CALL) == {"customer_id": 1, "cents": 2, "call": CALL}
 
 
 def test_a_call_that_must_not_be_repeated_has_a_deadline_a_minute_after_its_timeout(app: App) -> None:
@@ -111,7 +111,7 @@ def test_a_model_defined_next_to_a_tool_in_a_function_is_found(app: App) -> None
     def use(local: Local) -> None:
         """Use."""
 
-    assert app.tools["use"].bind({"local": {"x": 1}}, CALL) == {"local": Local(x=1)}
+    assert app.tools["use"].bind({"local": {"x": 1}}, lambda: CALL) == {"local": Local(x=1)}
 
 
 def test_an_unknown_keyword_is_a_type_error(app: App) -> None:

@@ -232,7 +232,7 @@ def shop(example: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.Monk
 async def execute(app: App, call: Json) -> Json:
     """What a tool worker does with a call: typed arguments in, JSON out."""
     tool = app.tools[call["name"]]
-    arguments = tool.bind(call["input"], Call(id="run/1.0/0", run_id="run", tool=tool.name))
+    arguments = tool.bind(call["input"], lambda: Call(id="run/1.0/0", run_id="run", tool=tool.name))
     return (await tool.function(**arguments)).model_dump(mode="json")
 
 

@@ -21,6 +21,7 @@ from tests.support.wait import until
 
 from anabranch.app import App, Call, RateLimited, Retryable, Tool
 from anabranch.config import ToolSettings
+from anabranch.messages import ReplyTopic, ToolCall
 from anabranch.tools import executor as module
 from anabranch.tools.executor import Execution, Executor
 
@@ -39,8 +40,12 @@ def tool(function: Callable[..., Any], **options: Any) -> Tool:
     return made
 
 
-def call(**fields: Any) -> Call:
-    return Call(**{"id": "r/1.a/0", "run_id": "r", "tool": "t", **fields})
+def call(deadline: float = float("inf")) -> ToolCall:
+    call_id, reply = "r/1.a/0", ReplyTopic("t.agent.log", 0)
+    return ToolCall(
+        call_id=call_id, run_id="r", agent="a", tool="t", dispatch=1, deadline=deadline, idempotency_key=call_id,
+        reply=reply,
+    )  # fmt: skip
 
 
 async def run(executor: Executor, function: Callable[..., Any], arguments: Any = None, **options: Any) -> Execution:

@@ -1,6 +1,6 @@
 """Timers, in virtual time: each rings once, at its time, whatever another one does.
 
-Responsible for: `agent/timers.py`.
+Responsible for: `timers.py`.
 Must never: wait for real time.
 Called by: pytest.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 
 from tests.support.virtual import now, virtually
 
-from anabranch.agent.timers import SLACK, Timers
+from anabranch.timers import SLACK, Timers
 
 Rung = list[tuple[Hashable, float]]
 

@@ -96,7 +96,7 @@ def job(worker: ToolWorker, tool: str = "refund") -> Job:
         call_id="r/1.a/0", run_id="r", agent="a", tenant=None, tool=tool, input={}, dispatch=1,
         deadline=NOW + 60, idempotency_key="k", reply=ReplyTopic(b.LOG, 0),
     )  # fmt: skip
-    return Job(b.Read(*PLACE, 0, 0, b"key", b""), call, "0", NOW, worker._tools[tool])
+    return Job(b.Read(*PLACE, 0, 0, b"key", b""), PLACE, 0, call, "0", NOW, worker._tools[tool])
 
 
 async def test_a_worker_that_stops_while_a_call_waits_for_its_commit_lets_others_act() -> None:

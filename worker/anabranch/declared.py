@@ -146,10 +146,15 @@ class Tool:
     def name(self) -> str:
         return self.spec.name
 
-    def bind(self, input: Mapping[str, Json], call: Call) -> dict[str, Any]:
-        """The function's keyword arguments, typed. Raises `ArgumentsError` with a message for the model."""
+    def bind(self, input: Mapping[str, Json], call: Callable[[], Call]) -> dict[str, Any]:
+        """The function's keyword arguments, typed; `call` makes the `Call` of a tool that takes one.
+
+        Raises `ArgumentsError` with a message for the model.
+        """
         bound = self.arguments.bind(input)
-        return {**bound, self.call_parameter: call} if self.call_parameter else bound
+        if self.call_parameter:
+            bound[self.call_parameter] = call()
+        return bound
 
 
 @dataclass(frozen=True, slots=True)

@@ -348,7 +348,7 @@ class Serially:
     """One at a time for each key, in the order of arrival."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # behind whoever has the key
+        self._waiting: dict[str, deque[asyncio.Future[None]] | None] = {}  # behind whoever has the key
 
     @asynccontextmanager
     async def turn(self, key: str) -> AsyncIterator[None]:
@@ -358,13 +358,19 @@ class Serially:
         finally:
             self.release(key)
 
+    def take(self, key: str) -> bool:
+        """Take the turn if nobody has it. It has to be given back with `release`."""
+        if key in self._waiting:
+            return False
+        self._waiting[key] = None
+        return True
+
     async def acquire(self, key: str) -> None:
-        """Wait for the turn. It has to be given back with `release`."""
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            self._waiting[key] = deque()
+        """Take the turn, or wait for it."""
+        if self.take(key):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting[key] = self._waiting[key] or deque()
         waiting.append(turn)
         try:
             await turn

@@ -48,7 +48,7 @@ class Arguments:
     def bind(self, input: Mapping[str, Json]) -> dict[str, Any]:
         """Typed keyword arguments, those left out by their defaults. Raises `ArgumentsError`."""
         try:
-            bound = self.model.model_validate_json(to_json(input))
+            bound = self.model.__pydantic_validator__.validate_json(to_json(input))
         except PydanticSerializationError as error:
             raise ArgumentsError(f"the input of {self.tool} cannot be read as JSON: {error}") from error
         except ValidationError as error:

@@ -32,11 +32,11 @@ from anabranch.agent.state import Call, Nexts, Partition, Run
 from anabranch.agent.station import Station
 from anabranch.agent.tally import Tally
 from anabranch.agent.telling import Telling
-from anabranch.agent.timers import Timers
 from anabranch.bodies import without_given
 from anabranch.codec import Record, decode
 from anabranch.errors import WireError
 from anabranch.kafka.sent import Acked, Sent
+from anabranch.timers import Timers
 from anabranch.topics import partition_of
 from anabranch.values import frozen
 

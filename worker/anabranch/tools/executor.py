@@ -13,9 +13,8 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import copy_context
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -28,8 +27,9 @@ from anabranch.config import ToolSettings
 from anabranch.content import cut, to_content
 from anabranch.errors import AnabranchError
 from anabranch.limits import ShareLost
-from anabranch.messages import Content, ResultOutcome
+from anabranch.messages import Content, Json, ResultOutcome, ToolCall
 from anabranch.schema import ArgumentsError
+from anabranch.timers import Timers
 from anabranch.tools.contained import Escaped, contained
 from anabranch.tools.slots import Slots, Whose
 from anabranch.values import frozen
@@ -40,6 +40,14 @@ BACKOFF_S: Final = (0.2, 10.0)
 SHOWN: Final = 4000
 RETRIED: Final = 100
 """How many pauses of a call are remembered: its API may ask for them until its deadline."""
+
+
+class Retried(NamedTuple):
+    """A try that was not the last: "retry" or "paused", when that was said (epoch seconds), and by what error."""
+
+    name: str
+    at: float
+    error: str
 
 
 @frozen()
@@ -62,25 +70,6 @@ class Execution:
     retried: tuple[Retried, ...] = ()
 
 
-class Retried(NamedTuple):
-    """A try that was not the last: "retry" or "paused", when that was said (epoch seconds), and by what error."""
-
-    name: str
-    at: float
-    error: str
-
-
-class _Watch:
-    """When the function of a call began, how long it ran, and which tries were not its last."""
-
-    __slots__ = ("began_at", "ran_s", "retried")
-
-    def __init__(self) -> None:
-        self.began_at: float | None = None
-        self.ran_s = 0.0
-        self.retried: tuple[Retried, ...] = ()
-
-
 class Gate(Protocol):
     """What each try of a call has to wait for."""
 
@@ -97,20 +86,70 @@ class Gate(Protocol):
         ...
 
 
-class _Open:
-    """The gate of a tool without a limit."""
+class _Work:
+    """One call while it is executed: when its function began, how long its tries ran, which were not the last.
 
-    def a_try(self) -> AbstractAsyncContextManager[None]:
-        return nullcontext()
+    As a context it is the timeout of a try: only its own expiry is a `TimeoutError`, a tool's own is an error like any.
+    """
 
-    async def start(self) -> None:
-        return
+    __slots__ = (
+        *("arguments", "began_at", "call", "gate", "number", "ran_s", "retried", "time_s", "tool"),
+        *("_cancelling", "_is_late", "_since", "_task", "_timeouts"),
+    )  # fmt: skip
 
-    async def pause(self, seconds: float) -> None:
-        await asyncio.sleep(max(seconds, BACKOFF_S[0]))
+    def __init__(
+        self, tool: Tool, arguments: dict[str, Json], call: ToolCall, gate: Gate | None, timeouts: Timers[_Work]
+    ) -> None:
+        self.tool, self.arguments, self.call, self.gate = tool, arguments, call, gate
+        self.number = 1  # of this try
+        self.time_s = 0.0  # of this try, at most
+        self.began_at: float | None = None
+        self.ran_s = 0.0
+        self.retried: tuple[Retried, ...] = ()
+        self._timeouts = timeouts
+        self._task: asyncio.Task[Any] | None = None
 
+    def function(self) -> Callable[[], Any]:
+        """What is to be called. Raises `ArgumentsError`."""
+        return partial(self.tool.function, **self.tool.bind(self.arguments, self.told))
 
-OPEN: Final = _Open()
+    def told(self) -> Call:
+        """What the tool itself may know."""
+        call = self.call
+        return Call(
+            id=call.call_id,
+            run_id=call.run_id,
+            tool=self.tool.name,
+            dispatch=call.dispatch,
+            attempt=self.number,
+            deadline=call.deadline,
+            tenant=call.tenant,
+            idempotency_key=call.idempotency_key,
+            lane=call.lane or "interactive",
+        )
+
+    def __enter__(self) -> None:
+        self._task = task = asyncio.current_task()
+        assert task is not None, "calls are executed in tasks"
+        self._cancelling, self._is_late = task.cancelling(), False
+        self._timeouts.arm(self, _loop_now() + self.time_s)
+        self._since = time.perf_counter()
+
+    def ring(self) -> None:
+        """Its time is up."""
+        if self._task is not None:
+            self._is_late = True
+            self._task.cancel()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.ran_s += time.perf_counter() - self._since
+        self._timeouts.disarm(self)
+        task, self._task = self._task, None
+        was_us = self._is_late and task is not None and task.uncancel() <= self._cancelling
+        if isinstance(error, TimeoutError):
+            raise _ToolsOwn(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error
+        if was_us and isinstance(error, asyncio.CancelledError):
+            raise TimeoutError from error
 
 
 class Executor:
@@ -118,28 +157,33 @@ class Executor:
 
     def __init__(self, settings: ToolSettings, now: Callable[[], float] = time.time) -> None:
         self._now = now
+        self._timeouts: Timers[_Work] = Timers(_loop_now, _Work.ring)
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="tool")
         self._thread_slots = Slots(settings.threads, settings.interactive_weight)
         self._process_slots = Slots(settings.processes, settings.interactive_weight)
         self._process_limit = anyio.CapacityLimiter(settings.processes)
+        self._run_in = {"loop": self._in_loop, "thread": self._in_thread, "process": self._in_process}
         self.busy_threads = 0
 
     def close(self) -> None:
         """A thread that hangs cannot be stopped, and is not waited for."""
+        self._timeouts.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def execute(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate = OPEN) -> Execution:
-        """Run the call, with the retries that its tool asks for; `gate` is passed before each try."""
-        started, watch = self._now(), _Watch()
-        tries, kind = 0, None
+    async def execute(
+        self, tool: Tool, arguments: dict[str, Json], call: ToolCall, gate: Gate | None = None
+    ) -> Execution:
+        """Run the call, with the retries that its tool asks for; a `gate` is passed before each try."""
+        started, kind = self._now(), None
+        work = _Work(tool, arguments, call, gate, self._timeouts)
         try:
             if tool.retries == 0:  # the common case, and retrying costs more than a quick tool
-                value = await self._tried(tool, arguments, call, gate, watch)
+                value = await self._tried(work)
             else:
-                async for attempt in self._retrying(tool, call, watch):
-                    tries = attempt.retry_state.attempt_number
+                async for attempt in self._retrying(work):
+                    work.number = attempt.retry_state.attempt_number
                     with attempt:
-                        value = await self._tried(tool, arguments, replace(call, attempt=tries), gate, watch)
+                        value = await self._tried(work)
             outcome, content = self._success(tool, value)
         except TimeoutError:
             outcome, kind = "timeout", "timeout"
@@ -151,10 +195,11 @@ class Executor:
                 raise
             kind, said = _kind_of(error), _described(error)
             outcome, content = "error", f"{tool.name} failed: {said}"
-            call.log.warning("%s failed: %s", tool.name, kind, exc_info=error, extra={"content": said})
-        kind = kind or ("unsendable" if outcome == "error" else None)
+            work.told().log.warning("%s failed: %s", tool.name, kind, exc_info=error, extra={"content": said})
+        if outcome == "error" and kind is None:
+            kind = "unsendable"
         return Execution(
-            outcome, content, started, self._now(), max(1, tries), watch.began_at, watch.ran_s, kind, watch.retried
+            outcome, content, started, self._now(), work.number, work.began_at, work.ran_s, kind, work.retried
         )
 
     def _success(self, tool: Tool, value: Any) -> tuple[ResultOutcome, Content]:
@@ -163,73 +208,73 @@ class Executor:
         except AnabranchError as error:
             return "error", f"{tool.name} returned what cannot be sent to the model: {error}"
 
-    def _retrying(self, tool: Tool, call: Call, watch: _Watch) -> AsyncRetrying:
+    def _retrying(self, work: _Work) -> AsyncRetrying:
         return AsyncRetrying(
             retry=retry_if_exception_type(Retryable),
-            stop=partial(self._is_over, stop_after_attempt(tool.retries + 1), call),
+            stop=partial(self._is_over, stop_after_attempt(work.tool.retries + 1), work.call),
             wait=_wait,
-            before_sleep=partial(self._note_retry, watch),
+            before_sleep=partial(self._note_retry, work),
             reraise=True,
         )
 
-    def _note_retry(self, watch: _Watch, state: RetryCallState) -> None:
+    def _note_retry(self, work: _Work, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
-        watch.retried += (Retried("retry", self._now(), type(error).__name__),)
+        work.retried += (Retried("retry", self._now(), type(error).__name__),)
 
-    def _is_over(self, enough: Callable[[RetryCallState], bool], call: Call, state: RetryCallState) -> bool:
+    def _is_over(self, enough: Callable[[RetryCallState], bool], call: ToolCall, state: RetryCallState) -> bool:
         """No retry begins past the call's deadline."""
         return enough(state) or self._now() + state.upcoming_sleep >= call.deadline
 
-    async def _tried(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate, watch: _Watch) -> Any:
+    async def _tried(self, work: _Work) -> Any:
         """One try. What the API refuses for being too much is none: the call waits, and goes on as if nothing was."""
+        gate, run = work.gate, self._run_in[work.tool.run_in]
         while True:
             try:
+                if gate is None:
+                    return await run(work, work.function())
                 async with gate.a_try():
-                    return await self._try(tool, arguments, call, gate, watch)
+                    return await run(work, work.function())
             except RateLimited as error:
-                if self._now() + error.after >= call.deadline:
+                if self._now() + error.after >= work.call.deadline:
                     raise
-                watch.retried = (*watch.retried[-RETRIED:], Retried("paused", self._now(), type(error).__name__))
+                work.retried = (*work.retried[-RETRIED:], Retried("paused", self._now(), type(error).__name__))
                 said = {"content": _text_of(error)}
-                call.log.info("%s is paused for %g s: its API asks for that", tool.name, error.after, extra=said)
-                await gate.pause(error.after)
-
-    async def _try(self, tool: Tool, arguments: dict[str, Any], call: Call, gate: Gate, watch: _Watch) -> Any:
-        function = partial(tool.function, **tool.bind(arguments, call))
-        match tool.run_in:
-            case "thread":
-                return await self._in_thread(tool, function, call, gate, watch)
-            case "process":
-                return await self._in_process(tool, function, call, gate, watch)
-            case _:
-                await gate.start()
-                async with self._timed(tool, call, watch):
-                    value = function()
-                    return await value if inspect.isawaitable(value) else value
+                asks = "%s is paused for %g s: its API asks for that"
+                work.told().log.info(asks, work.tool.name, error.after, extra=said)
+                await (asyncio.sleep(max(error.after, BACKOFF_S[0])) if gate is None else gate.pause(error.after))
 
     def _given(self, tool: Tool, started: float) -> str:
         if self._now() - started < tool.spec.timeout_s * 0.99:
             return f"the {self._now() - started:.1f} s that were left until its deadline"
         return f"{tool.spec.timeout_s:g} s"
 
-    def _timed(self, tool: Tool, call: Call, watch: _Watch) -> _Timeout:
+    def _timed(self, work: _Work) -> _Work:
         """Around the function itself, in all three places where it may run."""
         now = self._now()
-        if watch.began_at is None:
-            watch.began_at = now
-        return _Timeout(min(tool.spec.timeout_s, max(0.0, call.deadline - now)), watch)
+        if work.began_at is None:
+            work.began_at = now
+        work.time_s = min(work.tool.spec.timeout_s, max(0.0, work.call.deadline - now))
+        return work
 
-    async def _slot(self, slots: Slots, call: Call) -> None:
+    async def _in_loop(self, work: _Work, function: Callable[[], Any]) -> Any:
+        if work.gate is not None:
+            await work.gate.start()
+        with self._timed(work):
+            value = function()
+            return await value if inspect.isawaitable(value) else value
+
+    async def _slot(self, slots: Slots, call: ToolCall) -> None:
         """Wait for a place: as long as the call has, and without counting it as the tool's time."""
         left = max(0.0, call.deadline - self._now())
         async with asyncio.timeout(left if math.isfinite(left) else None):
-            await slots.acquire(Whose(call.tenant, call.run_id, call.lane))
+            await slots.acquire(Whose(call.tenant, call.run_id, call.lane or "interactive"))
 
-    async def _in_thread(self, tool: Tool, function: Callable[[], Any], call: Call, gate: Gate, watch: _Watch) -> Any:
+    async def _in_thread(self, work: _Work, function: Callable[[], Any]) -> Any:
         """A thread that outlives its timeout keeps its slot: it is as busy as before."""
-        await self._slot(self._thread_slots, call)
+        await self._slot(self._thread_slots, work.call)
         try:
-            await gate.start()
+            if work.gate is not None:
+                await work.gate.start()
         except BaseException:
             self._thread_slots.release()
             raise
@@ -237,7 +282,7 @@ class Executor:
         loop = asyncio.get_running_loop()
         running = self._threads.submit(copy_context().run, contained, function)
         running.add_done_callback(lambda _: self._tell(loop))
-        async with self._timed(tool, call, watch):
+        with self._timed(work):
             value = await asyncio.wrap_future(running)
             return await value if inspect.isawaitable(value) else value
 
@@ -249,12 +294,13 @@ class Executor:
         self.busy_threads -= 1
         self._thread_slots.release()
 
-    async def _in_process(self, tool: Tool, function: Callable[[], Any], call: Call, gate: Gate, watch: _Watch) -> Any:
+    async def _in_process(self, work: _Work, function: Callable[[], Any]) -> Any:
         """A process that outlives its timeout is killed."""
-        await self._slot(self._process_slots, call)
+        await self._slot(self._process_slots, work.call)
         try:
-            await gate.start()
-            async with self._timed(tool, call, watch):
+            if work.gate is not None:
+                await work.gate.start()
+            with self._timed(work):
                 return await anyio.to_process.run_sync(
                     contained, function, cancellable=True, limiter=self._process_limit
                 )
@@ -262,21 +308,8 @@ class Executor:
             self._process_slots.release()
 
 
-class _Timeout:
-    """`asyncio.timeout`, but only its own expiry is a `TimeoutError` to us: a tool's own is an error like any."""
-
-    def __init__(self, seconds: float, watch: _Watch) -> None:
-        self._timeout, self._watch, self._began = asyncio.timeout(seconds), watch, time.perf_counter()
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._watch.ran_s += time.perf_counter() - self._began
-        if isinstance(error, TimeoutError):
-            await self._timeout.__aexit__(None, None, None)
-            raise _ToolsOwn(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error
-        await self._timeout.__aexit__(kind, error, trace)
+def _loop_now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _ends_us(error: BaseException) -> bool:

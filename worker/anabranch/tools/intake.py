@@ -24,7 +24,7 @@ class Intake:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._jobs: set[Job] = set()
+        self._jobs: dict[Job, int] = {}
         self._used = 0
         self._of: dict[Place, int] = {}
 
@@ -33,36 +33,30 @@ class Intake:
         return self._used
 
     def take(self, job: Job) -> None:
-        self._jobs.add(job)
-        self._change(job.place, _weight(job))
+        weight = self._jobs[job] = CALL_BYTES + BODY_TIMES * len(job.record.value or b"")
+        self._used += weight
+        self._of[job.place] = self._of.get(job.place, 0) + weight
 
     def free(self, job: Job) -> bool:
         """Whether there is now room for all partitions, and was not before."""
-        if job not in self._jobs:
+        weight = self._jobs.pop(job, None)
+        if weight is None:
             return False
-        self._jobs.remove(job)
         had_room = self._has_room_for_all
-        self._change(job.place, -_weight(job))
-        return self._has_room_for_all and not had_room
+        self._used -= weight
+        self._of[job.place] -= weight
+        return not had_room and self._has_room_for_all
 
     def keep_only(self, jobs: Iterable[Job]) -> None:
         """All others were dropped: those in the line of a limit have no task whose end would tell."""
         kept = [job for job in jobs if job in self._jobs]
-        self._jobs, self._used, self._of = set(), 0, {}
+        self._jobs, self._used, self._of = {}, 0, {}
         for job in kept:
             self.take(job)
 
     @property
     def _has_room_for_all(self) -> bool:
         return 4 * self._used <= self._limit
-
-    def _change(self, place: Place, by: int) -> None:
-        self._used += by
-        left = self._of.get(place, 0) + by
-        if left:
-            self._of[place] = left
-        else:
-            self._of.pop(place, None)
 
     def full(self, place: Place, partitions: int) -> bool:
         """Whether this one of so many partitions has to pause."""
@@ -74,7 +68,3 @@ class Intake:
 
     def _own(self, partitions: int) -> float:
         return self._limit / 2 / max(1, partitions)
-
-
-def _weight(job: Job) -> int:
-    return CALL_BYTES + BODY_TIMES * len(job.record.value or b"")

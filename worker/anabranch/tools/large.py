@@ -37,13 +37,14 @@ async def input_of(store: Store, call: ToolCall, now: float, sealing: Sealing = 
         arguments = read(dict[str, Json], data)
     except WireError as error:
         raise WireError(f"{where} is not a JSON object: {error}") from None
-    refuse_depth(arguments)
+    refuse_depth(arguments, data)
     return arguments
 
 
-def refuse_depth(arguments: dict[str, Json] | None) -> None:
-    """Raises `WireError` for arguments that nest too deeply to be read by others."""
-    if depth_of(arguments, MAX_INPUT_DEPTH) > MAX_INPUT_DEPTH:
+def refuse_depth(arguments: dict[str, Json] | None, said: bytes | None) -> None:
+    """Raises `WireError` for arguments that nest too deeply to be read by others. They stand in `said`."""
+    brackets = said.count(b"{") + said.count(b"[") if said is not None else 0
+    if brackets > MAX_INPUT_DEPTH and depth_of(arguments, MAX_INPUT_DEPTH) > MAX_INPUT_DEPTH:
         raise WireError(f"input: nests deeper than {MAX_INPUT_DEPTH} levels")
 
 

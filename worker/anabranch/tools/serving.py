@@ -11,13 +11,13 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from anabranch.about import Fields, about_record, place_of, traced
-from anabranch.app import App, Call, Tool
+from anabranch.app import App, Tool
 from anabranch.bodies import dump, read
-from anabranch.codec import Outgoing, Record, cloud_event, header
+from anabranch.codec import Outgoing, Record, cloud_event
 from anabranch.config import ToolSettings
 from anabranch.deadletters import dead_letter
 from anabranch.errors import AnabranchError, Forbidden, StoreError, TooLarge, TopicsError, WireError
@@ -31,7 +31,7 @@ from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid
 from anabranch.store import NO_STORE, Store
 from anabranch.tools import large
-from anabranch.tools.executor import OPEN, Execution, Executor
+from anabranch.tools.executor import Execution, Executor
 from anabranch.tools.meters import ToolMeters
 from anabranch.tools.shares import Shares
 from anabranch.tools.slots import Slots, Whose
@@ -78,10 +78,13 @@ class Job:
     """
 
     record: Record
+    place: Place  # the partition that it was read from
+    offset: int
     call: ToolCall
     life: str
     arrived_at: float
     tool: Tool | None
+    started: bool = False  # its task
     begun: bool = False
     behind_its_key: bool = False
     dropped: bool = False
@@ -92,15 +95,6 @@ class Job:
     gone: bool = False  # handed off, and a commit says so: nobody reads it again
     stays: asyncio.Future[bool] | None = None  # of one that starts here after a revoke: whether the commit says so
     trace: str | None = None  # the `traceparent` that its result gets: what it came with, or one of ours below that
-
-    @property
-    def offset(self) -> int:
-        return self.record.offset
-
-    @property
-    def place(self) -> Place:
-        """The partition that it was read from."""
-        return Place(self.record.topic, self.record.partition)
 
     @property
     def whose(self) -> Whose:
@@ -145,26 +139,25 @@ class Job:
     def drop(self) -> None:
         """End it: it will be read again, or its hand-off's time is up."""
         self.dropped = True
-        if self.task is not None:
-            self.task.cancel()
+        if self.started and self.task is not None:
+            self.task.cancel()  # one that has not started yet finds it out
         elif self.gate is not None:
             self.gate.quit()
 
 
-def read_job(record: Record, tools: dict[str, Tool], now: float) -> Job:
+def read_job(record: Record, place: Place, tools: dict[str, Tool], now: float) -> Job:
     """Raises `WireError` if the record is no call that can be answered."""
-    call = read(ToolCall, record.value)
-    if sum(each is not None for each in (call.input, call.input_ref, call.input_sealed)) != 1:
+    call, headers = read(ToolCall, record.value), dict(record.headers)
+    if (call.input is not None) + (call.input_ref is not None) + (call.input_sealed is not None) != 1:
         raise WireError("input: is missing, and so are input_ref and input_sealed, or several are there")
-    large.refuse_depth(call.input)
-    life = header(record.headers, "ce_life")
+    large.refuse_depth(call.input, record.value)
+    life = headers.get("ce_life")
     if life is None:
         raise WireError("header ce_life is missing: a result could not name the run's life")
-    return Job(record, call, life, now, tools.get(call.tool), trace=valid(header(record.headers, TRACE)))
-
-
-def _copies(job: Job) -> str:
-    return f"call {job.call.call_id}"
+    job = Job(record, place, record.offset, call, life.decode("utf-8", "replace"), now, tools.get(call.tool))
+    if (trace := headers.get(TRACE)) is not None:
+        job.trace = valid(trace.decode("utf-8", "replace"))
+    return job
 
 
 class Service:
@@ -177,7 +170,7 @@ class Service:
         weight = bench.settings.interactive_weight
         self._slots = Slots(bench.settings.concurrency, weight)
         self._per_tool = {t.name: Slots(t.concurrency, weight) for t in tools.values() if t.concurrency}
-        self._serially = Serially()
+        self._copies, self._keys = Serially(), Serially()  # by the call's id, and by its serial key
         self._seen: OrderedDict[str, int] = OrderedDict()  # call id -> the dispatch that was answered
         self.owner: asyncio.Task[object] | None = None  # who runs the jobs: when it is cancelled, they are
 
@@ -192,17 +185,20 @@ class Service:
 
     async def enter(self, job: Job) -> AsyncExitStack | None:
         """Wait for everything that this call has to wait for, and hold it until `leave` is told what this says."""
-        await self._serially.acquire(_copies(job))  # a copy waits behind it
+        call_id = job.call.call_id
+        if not self._copies.take(call_id):
+            await self._copies.acquire(call_id)  # a copy waits behind it
         try:
             if job.tool is None or self._is_free(job.tool):
-                await self._slots.acquire(job.whose)
+                if not self._slots.take():
+                    await self._slots.acquire(job.whose)
                 return None
             stack = AsyncExitStack()
             if self._home_of(job) is None:
                 await stack.enter_async_context(self._queued(job, job.tool))
             return stack
         except BaseException:
-            self._serially.release(_copies(job))
+            self._copies.release(call_id)
             raise
 
     async def leave(self, job: Job, held: AsyncExitStack | None) -> None:
@@ -212,7 +208,7 @@ class Service:
             else:
                 await held.aclose()
         finally:
-            self._serially.release(_copies(job))
+            self._copies.release(job.call.call_id)
 
     def _is_free(self, tool: Tool) -> bool:
         """Whether its calls wait for nothing but a place: most do, and for them no context is made."""
@@ -223,7 +219,7 @@ class Service:
         async with AsyncExitStack() as stack:
             if (key := job.serial_key) is not None:
                 job.behind_its_key = True
-                await stack.enter_async_context(self._serially.turn(f"key {key}"))
+                await stack.enter_async_context(self._keys.turn(key))
                 while (left := self._hold_until(job) - self._bench.now()) > 0:  # noqa: ASYNC110 - for time itself
                     await asyncio.sleep(left)
                 job.behind_its_key = False
@@ -316,22 +312,12 @@ class Service:
         if tool is None:
             text = f"there is no tool {call.tool[:128]!r} on the workers of queue {self._bench.queue!r}"
             return self._without_tool("error", text)
-        told = Call(
-            id=call.call_id,
-            run_id=call.run_id,
-            tool=tool.name,
-            dispatch=call.dispatch,
-            deadline=call.deadline,
-            tenant=call.tenant,
-            idempotency_key=call.idempotency_key,
-            lane=call.lane or "interactive",
-        )
         try:
             arguments = await large.input_of(self._bench.store, call, self._bench.now(), self._bench.sealing)
         except (StoreError, WireError) as error:
             return self._without_tool("error", f"{tool.name} was not run: its input cannot be had: {error}")
         try:
-            return await self._bench.executor.execute(tool, arguments, told, job.gate or OPEN)
+            return await self._bench.executor.execute(tool, arguments, call, job.gate)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if job.dropped or task is None or (self.owner is not None and self.owner.cancelling()):
@@ -365,12 +351,14 @@ class Service:
             self._seen.popitem(last=False)
 
     async def _send(self, job: Job, execution: Execution) -> None:
+        bench, call = self._bench, job.call
         try:
-            await self._bench.appender.append(await self._result(job, execution))
+            body = await large.body_of(bench.store, self._result(execution), call, bench.now(), bench.sealing)
+            await bench.appender.append(self._record(job, execution.outcome, body))
         except (StoreError, TooLarge, WireError) as error:
-            text = f"the result of {job.call.tool[:128]} cannot be sent: {error}"
-            shorter = Execution("error", text, execution.started_at, execution.finished_at, execution.tries)
-            await self._bench.appender.append(await self._result(job, shorter, plain=True))
+            text = f"the result of {call.tool[:128]} cannot be sent: {error}"
+            shorter = replace(execution, outcome="error", content=text)  # of nothing that has to be sealed
+            await bench.appender.append(self._record(job, "error", dump(self._result(shorter))))
 
     async def bury(self, record: Record, kind: str, reason: str) -> None:
         """Keep a record as a dead letter; returns when the broker has it, or never will."""
@@ -380,15 +368,15 @@ class Service:
         except AnabranchError as error:
             log.error("%s is not kept: %s", place_of(record), error, extra=about_record(record))
 
-    async def _result(self, job: Job, execution: Execution, plain: bool = False) -> Outgoing:
-        """`plain`: it says nothing of what the call said, and so need not be sealed."""
-        call, worker = job.call, self._bench.worker_id
-        result = ToolResult(execution.content, execution.started_at, execution.finished_at, execution.tries, worker)
-        bench = self._bench
-        body = dump(result) if plain else await large.body_of(bench.store, result, call, bench.now(), bench.sealing)
-        pairs = [("ce_runid", call.run_id), ("ce_life", job.life), ("ce_callid", call.call_id)]
-        pairs.append(("ce_outcome", execution.outcome))
+    def _result(self, execution: Execution) -> ToolResult:
+        return ToolResult(
+            execution.content, execution.started_at, execution.finished_at, execution.tries, self._bench.worker_id
+        )
+
+    def _record(self, job: Job, outcome: ResultOutcome, body: bytes) -> Outgoing:
+        call = job.call
+        pairs = [("ce_runid", call.run_id), ("ce_life", job.life), ("ce_callid", call.call_id), ("ce_outcome", outcome)]
         if job.trace is not None:
             pairs.append((TRACE, job.trace))
-        reply = call.reply
-        return cloud_event(reply.topic, "tool.returned", worker, call.run_id, body, pairs, reply.partition)
+        source, reply = self._bench.worker_id, call.reply
+        return cloud_event(reply.topic, "tool.returned", source, call.run_id, body, pairs, reply.partition)

@@ -50,11 +50,10 @@ class _Line:
     def __init__(self) -> None:
         self._taken = 0  # of the turn of whoever is first
         self._tenants: dict[str, dict[str, deque[Place]]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._tenants)
+        self.waits = False
 
     def add(self, whose: Whose, place: Place) -> None:
+        self.waits = True
         runs = self._tenants.setdefault(whose.tenant or NOBODY, {})
         runs.setdefault(whose.run_id, deque()).append(place)
 
@@ -68,6 +67,7 @@ class _Line:
             del self._tenants[tenant][run_id]
         if not self._tenants[tenant]:
             del self._tenants[tenant]
+        self.waits = bool(self._tenants)
 
     def take(self) -> Place:
         """The first of the run and the tenant whose turn it is; after its turn both go to the end of their lines."""
@@ -83,6 +83,7 @@ class _Line:
             runs[run_id] = calls
         if runs:
             self._tenants[tenant] = runs
+        self.waits = bool(self._tenants)
         return place
 
 
@@ -109,10 +110,16 @@ class Slots:
         finally:
             self.release()
 
+    def take(self) -> bool:
+        """Take a place if one is free. Each has to be given back with `release`."""
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
+
     async def acquire(self, whose: Whose) -> None:
-        """Wait for a place. Each has to be given back with `release`."""
-        if self._free:
-            self._free -= 1
+        """Take a place, or wait for it."""
+        if self.take():
             return
         place = self._stand_in_line(whose)
         try:
@@ -141,8 +148,9 @@ class Slots:
         return self._bulk if lane == "bulk" else self._interactive
 
     def _next(self) -> Place | None:
-        lane = self._weights.next(bool(self._interactive), bool(self._bulk))
+        interactive, bulk = self._interactive.waits, self._bulk.waits
+        lane = self._weights.next(interactive, bulk) if interactive or bulk else None
         if lane is None:
             return None
-        self._weights.took(lane, bool(self._interactive and self._bulk))
+        self._weights.took(lane, interactive and bulk)
         return self._line(lane).take()

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from anabranch.about import TOPIC, about_record, place_of
@@ -34,6 +35,8 @@ from anabranch.tools.shares import Shares
 
 log = logging.getLogger(__name__)
 
+_Work = Callable[[Lane, Job], Awaitable[None]]
+
 
 class ToolWorker:
     """See the module; also the `Listener` of its subscription, which `attach` names."""
@@ -47,10 +50,11 @@ class ToolWorker:
         )
         self._service = Service(bench, self._tools, self._shares, self._held_until)
         self._at_most_once = any(tool.spec.delivery == "at_most_once" for tool in self._tools.values())
+        self._careful = {t.name for t in self._tools.values() if t.spec.serial_key or t.spec.delivery == "at_most_once"}
         self._membership = Membership(self, bench.settings.hand_off_s, bench.meters)
         self._tasks: Group | None = None
         self._lanes: dict[Place, Lane] = {}
-        self._executing: dict[Place, dict[int, Job]] = {}
+        self._executing: defaultdict[Place, dict[int, Job]] = defaultdict(dict)
         self._intake = Intake(bench.settings.max_taken_bytes)
         self._commits = Commits(bench, self._membership, self._lanes, commit_s, self._committed)
         self._hand_offs = HandOffs(bench)
@@ -149,10 +153,11 @@ class ToolWorker:
         lane = self._lanes.get(place)
         if lane is None or self._membership.stopping:
             return
+        take, now = lane.progress.take, self._bench.now()
         for record in records:
-            taken = lane.progress.take(record.offset)
+            taken = take(record.offset)
             if taken != "known":
-                self._take_in(lane, record, was_begun=taken == "begun")
+                self._take_in(place, lane, record, now, was_begun=taken == "begun")
         self._pace(place, lane)
 
     def position(self, place: Place, offset: int) -> None:
@@ -286,10 +291,10 @@ class ToolWorker:
 
     # --- taking calls in -------------------------------------------------------------------------------------------
 
-    def _take_in(self, lane: Lane, record: Record, was_begun: bool) -> None:
+    def _take_in(self, place: Place, lane: Lane, record: Record, now: float, was_begun: bool) -> None:
         assert self._tasks is not None, "records come only while running"
         try:
-            job = read_job(record, self._tools, self._bench.now())
+            job = read_job(record, place, self._tools, now)
         except WireError as error:
             why = without_given(str(error))
             log.error("%s is not a call: %s", place_of(record), why, extra=about_record(record, str(error)))
@@ -298,12 +303,14 @@ class ToolWorker:
         lane.jobs[job.offset] = job
         self._intake.take(job)
         if was_begun:
-            self._start(lane, job, self._tell_unknown(lane, job))
+            self._start(lane, job, self._tell_unknown)
         elif not self._joins(lane, job):
-            self._serve_now(lane, job)
+            self._start(lane, job, self._serve)
 
     def _joins(self, lane: Lane, job: Job) -> bool:
         """Whether it waits in a line, until its turn has come."""
+        if job.tool is None or job.tool.limit is None:
+            return False
         try:
             return self._service.join(job, partial(self._serve_now, lane, job))
         except ShareLost:
@@ -311,20 +318,32 @@ class ToolWorker:
 
     def _serve_now(self, lane: Lane, job: Job) -> None:
         if job.task is None and not job.dropped and not self._over.is_set():
-            self._start(lane, job, self._serve(lane, job))
+            self._start(lane, job, self._serve)
 
-    def _start(self, lane: Lane, job: Job, work: Coroutine[None, None, None]) -> None:
+    def _start(self, lane: Lane, job: Job, work: _Work) -> None:
         assert self._tasks is not None, "calls are served only while running"
-        job.task = self._tasks.create_task(work, name=f"call {job.call.call_id}")
-        job.task.add_done_callback(lambda task: self._left(lane, job, task))
+        job.task = self._tasks.create_task(self._see_to(lane, job, work), name=f"call {job.call.call_id}")
+
+    async def _see_to(self, lane: Lane, job: Job, work: _Work) -> None:
+        TOPIC.set(job)
+        job.started = True
+        try:
+            if not job.dropped:
+                await work(lane, job)
+        except Exception as error:
+            self.on_failure(error)  # now: those that the group cancels may take long to end
+            raise
+        finally:
+            executing = self._executing[job.place].pop(job.offset, None) is not None
+            if executing and job.dropped:
+                self._read_again(job)
+            self._left(lane, job)
 
     async def _bury(self, lane: Lane, record: Record, reason: str) -> None:
         await self._service.bury(record, "unreadable", reason)
         lane.progress.finish(record.offset)
 
-    def _left(self, lane: Lane, job: Job, task: asyncio.Task[None]) -> None:
-        assert self._tasks is not None
-        self._tasks.see(task)
+    def _left(self, lane: Lane, job: Job) -> None:
         lane.forget(job)
         if self._intake.free(job):
             self._pace_all()
@@ -334,11 +353,10 @@ class ToolWorker:
     # --- one call ---------------------------------------------------------------------------------------------------
 
     async def _serve(self, lane: Lane, job: Job) -> None:
-        TOPIC.set(job)
         try:
             held = await self._service.enter(job)
             try:
-                if not await self._may_begin(lane, job):
+                if (job.stays is not None or job.call.tool in self._careful) and not await self._may_begin(lane, job):
                     return
                 if self._service.is_idle(job.call):
                     self._service.skip(job)
@@ -346,21 +364,18 @@ class ToolWorker:
                     self._goes_on(job)
                     await self._service.answer(job)
                 self._finish(job)
-                self._hand_offs.free(self._lanes.get(job.place), job)
+                if job.held_until:
+                    self._hand_offs.free(self._lanes.get(job.place), job)
             finally:
                 await self._service.leave(job, held)
         except ShareLost:  # its home's next owner reads it, or is sent it anew
             job.dropped = True
             if job.gone:
                 await self._service.send_home(job, job.record.partition)
-        finally:
-            executing = self._executing.get(job.place, {}).pop(job.offset, None) is not None
-            if executing and job.dropped:
-                self._read_again(job)
 
     def _goes_on(self, job: Job) -> None:
         """From here on it runs, whatever the group does."""
-        self._executing.setdefault(job.place, {})[job.offset] = job
+        self._executing[job.place][job.offset] = job
         job.begun = True
 
     async def _tell_unknown(self, lane: Lane, job: Job) -> None:

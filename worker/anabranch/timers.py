@@ -1,4 +1,8 @@
-"""Deadlines of one owner: what is to be looked at again, and when. Rebuilt from the fold, never stored."""
+"""Many times to wait for, with one timer of the loop: what is to be looked at again, and when.
+
+A timer of the loop costs more than most calls of a quick tool, and nearly all of them are disarmed. Must never: keep a
+time beyond the process; an owner rebuilds its own from the fold. Called by: `agent/owner.py`, `tools/executor.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Timers(Generic[Key]):
-    """Calls `ring(key)` once the time of `key` has come. Times are epoch seconds, by the clock given."""
+    """Calls `ring(key)` once the time of `key` has come. Times are seconds, by the clock given."""
 
     def __init__(self, now: Callable[[], float], ring: Callable[[Key], None]) -> None:
         self._now, self._ring = now, ring
