@@ -34,18 +34,22 @@ class Held:
 
     def account(self, run: Run) -> None:
         """It may have grown, or ended."""
-        life = (run.run_id, run.life)
-        before, lane = self._sizes.get(life), m.lane_of(run.life)
-        if run.open and before != run.size:
-            self._sizes[life] = run.size
-            self._resize(run.size - (before or 0), RUN_BYTES if before is None else 0, lane)
-        elif not run.open and before is not None:
-            del self._sizes[life]
-            self._resize(-before, -RUN_BYTES, lane)
-
-    def _resize(self, change: int, beside: int, lane: m.Lane) -> None:
+        life, sizes = (run.run_id, run.life), self._sizes
+        before, beside = sizes.get(life), 0
+        if run.ending is None:
+            change = run.size - (before or 0)
+            if before is None:
+                beside = RUN_BYTES
+            elif not change:
+                return
+            sizes[life] = run.size
+        elif before is not None:
+            del sizes[life]
+            change, beside = -before, -RUN_BYTES
+        else:
+            return
         self.open_bytes += change
-        self.change(change + beside, lane)
+        self.change(change + beside, m.lane_of(run.life))
 
     def change(self, size: int, lane: m.Lane) -> None:
         """So many bytes more are held, or fewer."""
