@@ -47,6 +47,8 @@ class Room:
         """Whether one more run of this lane may be opened."""
         if lane == "bulk":
             kept = KEPT["interactive"] * self.limit - (self.used - self.used_by_bulk)
+        elif self.bulk_waits:
+            kept = KEPT["bulk"] * self.limit - self.used_by_bulk
         else:
-            kept = KEPT["bulk"] * self.limit - self.used_by_bulk if self.bulk_waits else 0.0
+            return self.used < self.limit
         return self.used + max(0.0, kept) < self.limit
