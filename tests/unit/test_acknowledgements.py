@@ -291,13 +291,13 @@ def same_ids() -> Iterator[None]:
 
 def acts_on_all(owner: Owner) -> None:
     """The owner acts on every run of which it reads anything."""
-    account = owner._account
+    folded = owner._needed.folded
 
     def stirring(run: Run) -> None:
         run.stirred = owner.state.position - 1
-        account(run)
+        folded(run)
 
-    owner._account = stirring  # type: ignore[method-assign]
+    owner._needed.folded = stirring  # type: ignore[method-assign]
 
 
 def both_ways(drive: Callable[[Desk], Coroutine[Any, Any, None]]) -> None:

@@ -173,7 +173,7 @@ class Admission:
             self._read_again()
 
     def _read_back(self, link: _Link) -> None:
-        self._owner.held.change(-link.size, link.lane)
+        self._owner.held.room.change(-link.size, link.lane)
         if link.opens is not None and (others := self._opened.pop(link.opens) - 1):
             self._opened[link.opens] = others
 
@@ -236,7 +236,7 @@ class Admission:
 
     def _remember(self, link: _Link) -> None:
         self._links.append(link)
-        self._owner.held.change(link.size, link.lane)
+        self._owner.held.room.change(link.size, link.lane)
         if link.opens is not None:
             self._opened[link.opens] = self._opened.get(link.opens, 0) + 1
 

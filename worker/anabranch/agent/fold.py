@@ -325,7 +325,7 @@ def _expired(call: Call, reason: str, at: float) -> Result:
 
 def _settle(run: Run, call: Call, result: Result, offset: int, at: float) -> None:
     call.result, call.hand_off = result, None
-    if call.failed and call.planned.on_error == "abort":
+    if call.planned.on_error == "abort" and result.failed:
         _abort(run, call, offset, at)
     else:
         _advance(run, offset, at)

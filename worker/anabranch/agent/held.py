@@ -1,6 +1,6 @@
 """What the open runs of one partition take in memory, about, and the room that is left for more.
 
-Responsible for: the count, in the partition's own room and in that of the whole worker. Must never: decide who gets
+Responsible for: the count, in the partition's room, which is within the whole worker's. Must never: decide who gets
 room; `Admission` does. Called by: `owner.py`, `admission.py`, `sampling.py`.
 """
 
@@ -19,8 +19,8 @@ RUN_BYTES: Final = 12_000
 class Held:
     """See the module. `open_bytes` are those of the bodies alone."""
 
-    def __init__(self, own: Room, workers: Room) -> None:
-        self.room, self._workers = own, workers
+    def __init__(self, room: Room) -> None:
+        self.room = room
         self._sizes: dict[tuple[str, str], int] = {}
         self.open_bytes = 0
 
@@ -49,16 +49,11 @@ class Held:
         else:
             return
         self.open_bytes += change
-        self.change(change + beside, m.lane_of(run.life))
-
-    def change(self, size: int, lane: m.Lane) -> None:
-        """So many bytes more are held, or fewer."""
-        self.room.change(size, lane)
-        self._workers.change(size, lane)
+        self.room.change(change + beside, m.lane_of(run.life))
 
     def clear(self) -> None:
         """Give the room back."""
         for life, size in self._sizes.items():
-            self.change(-(size + RUN_BYTES), m.lane_of(life[1]))
+            self.room.change(-(size + RUN_BYTES), m.lane_of(life[1]))
         self._sizes.clear()
         self.open_bytes = 0

@@ -94,7 +94,8 @@ class Owner:
         self._telling = None if station.traces is None else Telling(partition, station.traces, station.registry)
         self._parked: set[Life] = set()
         self._low_at = self.low_at = math.inf  # when the event at low was written, and at the one that is committed
-        self.held = Held(Room(station.settings.max_partition_bytes, freed=station.room.freed), station.room)
+        room = Room(station.settings.max_partition_bytes, freed=station.room.freed, within=station.room)
+        self.held = Held(room)
 
     # --- assignment -----------------------------------------------------------------------------------------
 
@@ -242,7 +243,10 @@ class Owner:
         if not is_result:
             self._heed(event, run, offset, touched)
         if run is not None:
-            self._account(run)
+            self._needed.folded(run)
+            if run.parked:
+                self._parked.add((run.run_id, run.life))
+            self.held.account(run)
             if run.stirred >= offset or not is_result:  # else its siblings are waited for
                 touched[run.run_id, run.life] = run
 
@@ -320,14 +324,6 @@ class Owner:
         self._publisher.early.drop(life)
         self._calls.drop(life)
 
-    def _account(self, run: Run) -> None:
-        """Keep count of the bytes of open runs."""
-        life = (run.run_id, run.life)
-        self._needed.folded(run)
-        if run.parked:
-            self._parked.add(life)
-        self.held.account(run)
-
     @property
     def parked_runs(self) -> int:
         return len(self._parked)
@@ -336,11 +332,14 @@ class Owner:
 
     def _act(self, run: Run) -> None:
         """Whatever the fold wants of this run, and nobody here is doing yet."""
+        call = effects.model_due(run)
         if not self._giving_up:
             self._calls.tell_surplus(run)
-            self._call_model(run)
-        for due in effects.publications(run):
-            self._publisher.publish(due, may_dispatch=not self._giving_up)
+            if call is None or not run.hand_offs or self._is_called(run) or self._may_call(run):
+                self._calls.want(run, call)
+        if call is None:
+            for due in effects.publications(run):
+                self._publisher.publish(due, may_dispatch=not self._giving_up)
         if self._publisher.early.speaking:
             self._publisher.early.look_at(run)
         if run.ending is not None:
@@ -350,10 +349,8 @@ class Owner:
                 if self._timers.arm(moment, when) and moment.what == "lost":
                     self._station.meters.hand_offs.count("call", "waited")
 
-    def _call_model(self, run: Run) -> None:
-        due = effects.model_due(run)
-        if due is None or not run.hand_offs or self._calls.has((run.run_id, run.life), due.turn) or self._may_call(run):
-            self._calls.want(run, due)
+    def _is_called(self, run: Run) -> bool:
+        return self._calls.has((run.run_id, run.life), run.turn)
 
     def _may_call(self, run: Run) -> bool:
         """Somebody who handed the call off may still be on it: wait, and then read on to the log's end."""
