@@ -31,7 +31,7 @@ from anabranch.agent import fold
 from anabranch.agent.held import RUN_BYTES
 from anabranch.agent.jobs import Job
 from anabranch.agent.owner import HEADERS, Owner
-from anabranch.agent.state import Partition
+from anabranch.agent.state import Partition, Run
 from anabranch.codec import decode, encode
 from anabranch.errors import BrokerError
 from anabranch.kafka.sent import Acked
@@ -232,7 +232,7 @@ async def test_an_admitted_run_takes_room_once() -> None:
 async def test_the_log_is_measured_alike() -> None:
     desk = replied().hear().read()
     total = sum(len(record.value or b"") + HEADERS for record in desk.log.records)
-    assert desk.owner._cleaner._size.total == total
+    assert desk.owner._cleaner.size.total == total
 
 
 # --- any log ------------------------------------------------------------------------------------------------------
@@ -291,15 +291,13 @@ def same_ids() -> Iterator[None]:
 
 def acts_on_all(owner: Owner) -> None:
     """The owner acts on every run of which it reads anything."""
-    fold_one = owner._fold_one
+    folded = owner._needed.folded
 
-    def stirring(event: m.Event | None, offset: int, at: float) -> Any:
-        runs = fold_one(event, offset, at)
-        for run in runs:
-            run.stirred = offset
-        return runs
+    def stirring(run: Run) -> None:
+        run.stirred = owner.state.position - 1
+        folded(run)
 
-    owner._fold_one = stirring  # type: ignore[method-assign]
+    owner._needed.folded = stirring  # type: ignore[method-assign]
 
 
 def both_ways(drive: Callable[[Desk], Coroutine[Any, Any, None]]) -> None:

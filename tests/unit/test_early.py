@@ -147,7 +147,7 @@ async def test_of_an_attempt_that_did_not_win_nothing_is_used() -> None:
     stage.desk.write(stage.returned(broken, 0), other, stage.returned(broken, 1))
     assert stage.published[2:] == [(entry.call_id, 1, {"n": n}) for n, entry in enumerate(other.plan, 1)]
     assert (stage.copies, stage.results) == ([], [])
-    assert not stage.desk.owner._publisher.early
+    assert not stage.desk.owner._publisher.early.speaking
 
 
 async def test_a_reply_that_asks_for_something_else_under_the_same_id_gets_nothing_of_it() -> None:
@@ -251,7 +251,7 @@ async def test_a_run_that_ends_leaves_nothing_behind() -> None:
     stage.say(*TWO)
     stage.desk.write(stage.returned(stage.reply({"n": 1})), b.cancelled())
     kept = stage.desk.owner._publisher.early
-    assert (bool(kept), kept._bytes) == (False, 0)
+    assert (bool(kept.speaking), kept._bytes) == (False, 0)
 
 
 # --- which may begin ----------------------------------------------------------------------------------------------

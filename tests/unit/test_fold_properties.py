@@ -155,7 +155,7 @@ def test_a_run_that_goes_on_has_one_result_for_each_call(log: Log) -> None:
     for run in whole(log).runs.values():
         for turn in run.turns[:-1] if run.turns and not run.owed else run.turns:
             if run.open:
-                assert turn.complete
+                assert all(call.result is not None for call in turn.calls.values())
                 assert [call.planned.call_id for call in turn.calls.values()] == list(turn.calls)
 
 

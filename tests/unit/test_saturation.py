@@ -91,6 +91,18 @@ async def test_the_oldest_call_of_any_living_worker_counts() -> None:
     assert not await waits(asked)
 
 
+async def test_what_was_told_counts_no_more_once_its_worker_counts_as_dead() -> None:
+    clock = [0.0]
+    asked = saturation(lambda: clock[0])
+    tells(asked.registry, 100, worker="t1", at=0.0)
+    tells(asked.registry, 40, worker="t2", at=10.0)
+    found = []
+    for clock[0] in (DEAD_S, DEAD_S + 5, DEAD_S + 11):
+        oldest = asked._told_of("q")
+        found.append((oldest.oldest_s, oldest.serve, await waits(asked)))
+    assert found == [(100.0, True, True), (40.0, True, True), (0.0, False, False)]
+
+
 async def test_a_wait_ends_with_the_word_that_the_queue_has_caught_up() -> None:
     asked = saturation(lambda: 0.0)
     tells(asked.registry, 31)

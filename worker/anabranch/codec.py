@@ -295,7 +295,8 @@ def _parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
     """Type, further headers and body of an event."""
     match event:
         case m.RunRequested():
-            return "run.requested", [*_link(event), (TRACE, event.trace)], dump(event.opening)
+            body = event.opening_json if event.opening_json is not None else dump(event.opening)
+            return "run.requested", [*_link(event), (TRACE, event.trace)], body
         case m.RequestNoted():
             pairs: _Pairs = [*_link(event), ("ce_code", event.code), (TRACE, event.trace)]
             return "request.noted", pairs, dump(_Note(event.error, event.reply_to))

@@ -193,7 +193,8 @@ class PlannedCall:
 class RunRequested:
     """`after` and `after_bulk` are the lanes' next requests that it presumes; None: whatever the bulk lane's is.
 
-    `trace` is the `traceparent` of the run's trace, if it has one.
+    `trace` is the `traceparent` of the run's trace, if it has one. `opening_json` is the opening as it is written, if
+    whoever made the event has just done so; it does not travel, and `size` is its length in bytes.
     """
 
     run_id: str
@@ -205,6 +206,7 @@ class RunRequested:
     lane: Lane = "interactive"
     after_bulk: int | None = None
     trace: str | None = None
+    opening_json: bytes | None = field(default=None, compare=False)
 
 
 @frozen()

@@ -28,7 +28,7 @@ DEAD_S: Final = 30.0
 
 class Registry:
     """Tools and limits by name, agents by name and revision, workers by id. `on_workers` are called when one tells of
-    itself, or is gone. Agents that `signer` does not vouch for are not taken.
+    itself, or is gone. Agents that `signer` does not vouch for are not taken. `version` changes with all but workers.
     """
 
     def __init__(self, signer: Signer = NO_SIGNER) -> None:
@@ -39,6 +39,7 @@ class Registry:
         self.revisions: dict[tuple[str, str], AgentSpec] = {}
         self.workers: dict[str, WorkerInfo] = {}
         self.on_workers: list[Callable[[], None]] = []
+        self.version = 0
 
     def tool(self, name: str) -> ToolSpec | None:
         return self.tools.get(name)
@@ -51,6 +52,7 @@ class Registry:
         self, tools: Iterable[ToolSpec] = (), agents: Iterable[AgentSpec] = (), limits: Iterable[LimitSpec] = ()
     ) -> None:
         """What this process declares itself is known at once."""
+        self.version += 1
         self.tools.update({tool.name: tool for tool in tools})
         self.limits.update({limit.name: limit for limit in limits})
         for agent in agents:
@@ -75,14 +77,16 @@ class Registry:
     def _take_tool(self, name: str, value: bytes | None) -> None:
         if value is None:
             self.tools.pop(name, None)
+            self.version += 1
             return
         spec = read(ToolSpec, value)
         if self.tools.get(spec.name) != spec:  # the same spec keeps its identity, and its compiled schema
-            self.tools[spec.name] = spec
+            self.add([spec])
 
     def _take_limit(self, name: str, value: bytes | None) -> None:
         if value is None:
             self.limits.pop(name, None)
+            self.version += 1
         else:
             self.add(limits=[read(LimitSpec, value)])
 
@@ -92,6 +96,7 @@ class Registry:
             gone = self.revisions.pop((name, revision), None)
             if gone is not None and self.agents.get(name) is gone:
                 del self.agents[name]
+            self.version += 1
             return
         self.add(agents=[read(AgentSpec, value)])
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -87,7 +87,8 @@ class Waiting:
 
     def feed(self, records: Sequence[Record]) -> None:
         self.records.extend(records)
-        self.bytes += sum(len(record.value or b"") for record in records)
+        for record in records:
+            self.bytes += len(record.value or b"")
         self.wake.set()
 
     async def first(self) -> None:
@@ -115,7 +116,7 @@ class Admission:
         self._owner, self._station, self._read_again = owner, station, read_again
         self.lanes: dict[m.Lane, Waiting] = {lane: Waiting(lane) for lane in m.LANES}
         self._links: deque[_Link] = deque()
-        self._opened: Counter[str] = Counter()  # the runs that `_links` open
+        self._opened: dict[str, int] = {}  # the runs that `_links` open, and how often
         self._starts = 0  # how often we have started over
         self._astray = False  # whether we have to
         owner.on_link = self._follow
@@ -172,11 +173,9 @@ class Admission:
             self._read_again()
 
     def _read_back(self, link: _Link) -> None:
-        self._owner.held.change(-link.size, link.lane)
-        if link.opens is not None and self._opened[link.opens] > 1:
-            self._opened[link.opens] -= 1
-        elif link.opens is not None:
-            del self._opened[link.opens]
+        self._owner.held.room.change(-link.size, link.lane)
+        if link.opens is not None and (others := self._opened.pop(link.opens) - 1):
+            self._opened[link.opens] = others
 
     async def run(self, lane: m.Lane = "interactive") -> None:
         """Take the requests of a lane up for ever."""
@@ -185,7 +184,8 @@ class Admission:
         for taken in count():
             if taken % at_once == 0:
                 await asyncio.sleep(0)  # a flood must not keep the loop from everything else
-            await waiting.first()
+            if not waiting.records:
+                await waiting.first()
             await self._until_there_is_room(lane)
             if waiting.records:
                 record = waiting.take()
@@ -196,7 +196,7 @@ class Admission:
 
     async def _until_there_is_room(self, lane: m.Lane) -> None:
         rooms = (self._station.room, self._owner.held.room)
-        if all(room.takes(lane) for room in rooms):
+        if rooms[0].takes(lane) and rooms[1].takes(lane):
             return
         for room in rooms:
             room.waits(lane, 1)
@@ -208,23 +208,14 @@ class Admission:
             for room in rooms:
                 room.waits(lane, -1)
 
-    async def _until_queues_keep_up(self, request: m.RunRequest, run_id: str, lane: m.Lane) -> None:
-        """What opens no run adds no calls, and waits for no queue."""
-        saturation, agent = self._station.saturation, self._station.registry.agent(request.agent or "")
-        if agent is None or request.cancel:
-            return
-        if self._is_here(run_id) and not self._is_known(run_id):
-            await saturation.until_kept_up(agent, _time_s(request, agent), lane)
-
     # --- one request -----------------------------------------------------------------------------------------
 
     async def _take_up(self, record: Record, lane: m.Lane) -> None:
-        run_id, starts = _fallback_id(record), self._starts
+        starts = self._starts
         try:
             request = read_request(record.value)
-            run_id = request.run_id or run_id
-            await self._until_queues_keep_up(request, run_id, lane)
-            request = request if request.run_id else replace(request, run_id=run_id)
+            if request.run_id is None:
+                request = replace(request, run_id=_fallback_id(record))
             event = await self._decide(record, lane, request)
             outgoing = self._station.encoded(self._owner.partition, event)
             if (size := len(outgoing.value or b"")) > BODY_BYTES:
@@ -232,25 +223,22 @@ class Admission:
                 raise InvalidRequest(f"the request is too large: {size} bytes, of {BODY_BYTES} at most; {mend}")
         except InvalidRequest as error:
             named, reply_to = sender_of(record.value)
-            run_id = named or run_id
-            event = await self._refuse(record, lane, run_id, reply_to, error)
+            event = await self._refuse(record, lane, named or _fallback_id(record), reply_to, error)
             outgoing = self._station.encoded(self._owner.partition, event)
         if record.offset < self.position(lane) or self._starts != starts:
             return  # while we waited, somebody's event of it was folded: ours would be counted after that
-        size, opens = len(outgoing.value or b""), None
-        if isinstance(event, m.RunRequested):
-            event, opens = replace(event, size=size), run_id
-            size += RUN_BYTES
-        after = self._nexts
+        size, opens, after = len(outgoing.value or b""), None, self._nexts
+        if type(event) is m.RunRequested:
+            size, opens = size + RUN_BYTES, event.run_id
         self._remember(_Link(lane, after, after.after(lane, record.offset), opens, size))
         sent = self._station.append_encoded(self._owner.partition, event, outgoing)
         sent.add_done_callback(self._appended)
 
     def _remember(self, link: _Link) -> None:
         self._links.append(link)
-        self._owner.held.change(link.size, link.lane)
+        self._owner.held.room.change(link.size, link.lane)
         if link.opens is not None:
-            self._opened[link.opens] += 1
+            self._opened[link.opens] = self._opened.get(link.opens, 0) + 1
 
     def _appended(self, _: Sent) -> None:
         self.folded()  # the acknowledgement may have been enough
@@ -282,9 +270,16 @@ class Admission:
             raise InvalidRequest("run_id: is missing: name the run that is to be cancelled")
         if request.cancel:
             return self._note(record, lane, run_id, "cancelled")
+        if not self._is_known(run_id):
+            await self._until_queues_keep_up(request, lane)
         if self._is_known(run_id):
             return await self._duplicate(record, lane, run_id, request.reply_to)
         return self._opening(record, lane, request)
+
+    async def _until_queues_keep_up(self, request: m.RunRequest, lane: m.Lane) -> None:
+        """What opens no run adds no calls, and waits for no queue."""
+        if (agent := self._station.registry.agent(request.agent or "")) is not None and agent.tools:
+            await self._station.saturation.until_kept_up(agent, _time_s(request, agent), lane)
 
     def _is_known(self, run_id: str) -> bool:
         return run_id in self._owner.state.runs or run_id in self._opened
@@ -324,7 +319,7 @@ class Admission:
         """The event that opens the run, with everything decided that depends on configuration or a clock."""
         agent = self._agent_of(request)
         limits = agent.limits
-        cost = min((c for c in (request.max_cost_usd, limits.max_cost_usd) if c is not None), default=None)
+        cost = _lower(request.max_cost_usd, limits.max_cost_usd)
         for model in agent.models if cost is not None else ():
             if price_of(model, self._station.prices) is None:
                 raise InvalidRequest(
@@ -337,16 +332,18 @@ class Admission:
             limits=m.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), cost),
             requested_at=record.timestamp / 1000,
         )
-        after, life = self._nexts, m.life_of(lane, record.offset)
+        after, life, written = self._nexts, m.life_of(lane, record.offset), dump(opening)
         return m.RunRequested(
             request.run_id or "",
             life,
             after.interactive or 0,
             record.offset,
             opening,
-            lane=lane,
-            after_bulk=after.bulk,
-            trace=self._trace_of(record, request, life),
+            len(written),
+            lane,
+            after.bulk,
+            self._trace_of(record, request, life),
+            written,
         )
 
     def _trace_of(self, record: Record, request: m.RunRequest, life: str) -> str | None:
@@ -364,7 +361,7 @@ class Admission:
             known = ", ".join(sorted(self._station.registry.agents)) or "none"
             raise InvalidRequest(f"there is no agent {request.agent!r}; the agents are: {known}", "unknown_agent")
         given = (request.input, request.messages, request.messages_ref, request.messages_sealed)
-        if sum(each is not None for each in given) != 1:
+        if given.count(None) != len(given) - 1:
             raise InvalidRequest(
                 "give either input or messages: the first user message, or a conversation to go on with"
             )
@@ -397,6 +394,13 @@ class Admission:
             self._station.sealing.refuse(sealed)
         except StoreError as error:
             raise InvalidRequest(f"messages_sealed: {error}") from None
+
+
+def _lower(one: float | None, other: float | None) -> float | None:
+    """Of two limits, None being none."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 def _time_s(request: m.RunRequest, agent: AgentSpec) -> float:

@@ -92,19 +92,16 @@ def cancels(state: Partition, since: float) -> Iterator[m.RunCancelled]:
 
 
 class Cleaner:
-    """Measures the log of one partition as it is read, and chooses the runs to be said again."""
+    """Chooses the runs of one partition to be said again; `size` is that of its log, as it is read."""
 
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
-        self._size = LogSize(max(1, settings.clean_bytes // FINE))
+        self.size = LogSize(max(1, settings.clean_bytes // FINE))
         self._cleaned = 0  # the log's size at the last cleaning
-
-    def read(self, offset: int, size: int) -> None:
-        self._size.add(offset, size)
 
     def committed(self, low: int) -> None:
         """What lies below is of no interest any more."""
-        self._size.forget_before(low)
+        self.size.forget_before(low)
 
     def choose(
         self, runs: Iterable[Run], low: int, open_bytes: int, now: float, age_s: float
@@ -113,8 +110,8 @@ class Cleaner:
         be eaten by retention.
         """
         runs, settings = list(runs), self._settings
-        since_low, since_cleaning = self._size.since(low), self._size.total - self._cleaned
+        since_low, since_cleaning = self.size.since(low), self.size.total - self._cleaned
         if is_due(since_low, open_bytes, since_cleaning, settings.clean_bytes):
-            self._cleaned = self._size.total
+            self._cleaned = self.size.total
             return oldest(runs, settings.clean_at_once_bytes), True
         return aged(runs, now, age_s), False

@@ -6,7 +6,6 @@ rebuilt from the fold, never stored: `Owner` arms a timer for each, and asks her
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from anabranch import messages as m
@@ -29,26 +28,28 @@ class Moment(NamedTuple):
     hand_off: int | None = None
 
 
-def moments(run: Run, now: float) -> Iterator[tuple[Moment, float]]:
+def moments(run: Run, now: float) -> list[tuple[Moment, float]]:
     """What is to be looked at again, and when, in epoch seconds; hand-offs that were just read count from now."""
-    yield Moment("run", run.run_id, run.life), run.opening.deadline + _LATE
+    found = [(Moment("run", run.run_id, run.life), run.opening.deadline + _LATE)]
     if (batch := run.batch) is None:
-        return
+        return found
     for call_id, call in batch.calls.items():
         if call.due is None or call.result is not None:
             continue
         if call.planned.deadline_s is not None:
-            yield Moment("call", run.run_id, run.life, call_id), run.deadline_of(call) + _LATE
+            found.append((Moment("call", run.run_id, run.life, call_id), run.deadline_of(call) + _LATE))
         if call.hand_off is not None:
-            yield Moment("lost", run.run_id, run.life, call_id, call.hand_off.offset), now + call.hand_off.for_s
+            lost = Moment("lost", run.run_id, run.life, call_id, call.hand_off.offset)
+            found.append((lost, now + call.hand_off.for_s))
+    return found
 
 
-def closed(run: Run) -> Iterator[Moment]:
+def closed(run: Run) -> list[Moment]:
     """The moments that are of no interest any more when the run is over."""
-    yield Moment("run", run.run_id, run.life)
-    for turn in run.turns:
-        for call_id in turn.calls:
-            yield Moment("call", run.run_id, run.life, call_id)
+    timed = [
+        call_id for turn in run.turns for call_id, call in turn.calls.items() if call.planned.deadline_s is not None
+    ]
+    return [Moment("run", run.run_id, run.life), *(Moment("call", run.run_id, run.life, call_id) for call_id in timed)]
 
 
 def event_at(run: Run, moment: Moment) -> m.Event | None:

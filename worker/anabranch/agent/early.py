@@ -66,15 +66,12 @@ class _Speaking:
 
 
 class Early:
-    """One fold's; see the module. False while it knows of nothing, so that it costs a look."""
+    """One fold's; see the module. While `speaking` is empty it knows of nothing, and need not be told or asked."""
 
     def __init__(self, partition: int, station: Station, state: Partition) -> None:
         self._partition, self._station, self._state = partition, station, state
-        self._speaking: dict[Life, _Speaking] = {}
+        self.speaking: dict[Life, _Speaking] = {}
         self._bytes = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._speaking)
 
     def begin(self, run: Run, context: BatchContext, piece: Piece) -> None:
         """A call is complete while its model speaks on: publish it, if it may begin now. `run` owes this turn."""
@@ -90,10 +87,10 @@ class Early:
             return
         given = call.input if context.sealer is None else context.sealer.seal("input", json.dumps(call.input).encode())
         record = early_record(self._station, self._partition, run, planned, given)
-        speaking = self._speaking.get((run.run_id, run.life))
+        speaking = self.speaking.get((run.run_id, run.life))
         if speaking is None or speaking.turn != run.turn:
             self.drop((run.run_id, run.life))
-            speaking = self._speaking[run.run_id, run.life] = _Speaking(run.turn)
+            speaking = self.speaking[run.run_id, run.life] = _Speaking(run.turn)
         if planned.call_id not in speaking.calls:
             speaking.calls[planned.call_id] = _Begun(spec.queue, self._station.send(record))
             self._station.saturation.published(spec.queue)
@@ -125,18 +122,18 @@ class Early:
 
     def look_at(self, run: Run) -> None:
         """What was started for a turn that the run no longer owes has been claimed, or is of no use."""
-        speaking = self._speaking.get((run.run_id, run.life))
+        speaking = self.speaking.get((run.run_id, run.life))
         if speaking is not None and not (run.owed and run.turn == speaking.turn):
             self.drop((run.run_id, run.life))
 
     def drop(self, life: Life) -> None:
         """Nothing of this run is of use any more."""
-        if (speaking := self._speaking.pop(life, None)) is not None:
+        if (speaking := self.speaking.pop(life, None)) is not None:
             kept = [begun.returned for begun in speaking.calls.values() if begun.returned is not None]
             self._bytes -= sum(len(returned.body) for returned in kept)
 
     def _begun(self, run_id: str, life: str, call_id: str) -> _Begun | None:
-        speaking = self._speaking.get((run_id, life))
+        speaking = self.speaking.get((run_id, life))
         return speaking.calls.get(call_id) if speaking is not None else None
 
     def _is_unknown(self, run_id: str, call_id: str) -> bool:

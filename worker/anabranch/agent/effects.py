@@ -7,7 +7,7 @@ is not made again. Every effect's key derives from the run, so doing one twice i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from anabranch.agent.state import Run
@@ -51,21 +51,25 @@ Publication = CallDue | AnswerDue | NoteDue
 
 
 def model_due(run: Run) -> ModelDue | None:
-    return ModelDue(run.run_id, run.life, run.turn) if run.owed and run.open and not run.parked else None
+    if not run.owed or run.ending is not None or run.parked:
+        return None
+    return ModelDue(run.run_id, run.life, run.turn)
 
 
-def publications(run: Run) -> Iterator[Publication]:
+def publications(run: Run) -> Sequence[Publication]:
     """Every publication that the fold wants made for this run, done before or not: none while it is parked."""
-    return iter(()) if run.parked else wanted(run)
+    return () if run.parked else wanted(run)
 
 
-def wanted(run: Run) -> Iterator[Publication]:
+def wanted(run: Run) -> Sequence[Publication]:
     """Those of a parked run too: whoever goes on with it wants them still."""
+    run_id, life = run.run_id, run.life
     if run.ending is not None:
-        for number, address in enumerate(run.addresses):
-            yield AnswerDue(run.run_id, run.life, number, address.cause or 0)
-    elif (batch := run.batch) is not None:
-        for call_id, call in batch.calls.items():
-            if call.due is not None and call.result is None:
-                amo = call.planned.delivery == "at_most_once"
-                yield CallDue(run.run_id, run.life, call_id, call.dispatch, call.due, amo)
+        return [AnswerDue(run_id, life, number, address.cause or 0) for number, address in enumerate(run.addresses)]
+    if run.owed or not run.turns:
+        return ()
+    return [
+        CallDue(run_id, life, call_id, call.dispatch, call.due, call.planned.delivery == "at_most_once")
+        for call_id, call in run.turns[-1].calls.items()
+        if call.due is not None and call.result is None
+    ]

@@ -11,6 +11,7 @@ A defect in here fails the run whose event showed it, and nothing else.
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from anabranch import messages as m
 from anabranch.agent import snapshot
@@ -60,6 +61,11 @@ def _fail_for_defect(state: Partition, run_id: str | None, offset: int, at: floa
 
 
 def _dispatch(state: Partition, event: m.Event, offset: int, at: float) -> None:
+    if type(event) in _OF_OPEN_RUNS:
+        run = _spoken_of(state, event.run_id, event.life)  # type: ignore[union-attr]  # mypy does not know the set
+        if run is not None:
+            _fold_event(run, event, offset, at)
+        return
     match event:
         case m.RunRequested() | m.RequestNoted():
             _fold_link(state, event, offset, at)
@@ -76,15 +82,20 @@ def _dispatch(state: Partition, event: m.Event, offset: int, at: float) -> None:
         case m.RunCancelled():
             _fold_cancel(state, event, offset, at)
         case _:
-            run = _spoken_of(state, event.run_id, event.life)
-            if run is not None:
-                _fold_event(run, event, offset, at)
+            raise TypeError(f"the fold has no rule for {type(event).__name__}")
+
+
+_OF_OPEN_RUNS: Final = frozenset(
+    {m.ModelReplied, m.ModelFailed, m.ModelDiscarded, m.ModelHandedOff}
+    | {m.ToolReturned, m.CallExpired, m.CallLost, m.CallDispatched, m.RunExpired}
+)
+"""They count for an open run alone, if they name its life."""
 
 
 def _spoken_of(state: Partition, run_id: str | None, life: str | None) -> Run | None:
     """The open run, if the event names this very life of it."""
     run = state.runs.get(run_id) if run_id is not None else None
-    return run if run is not None and run.open and not run.parked and run.life == life else None
+    return run if run is not None and run.ending is None and not run.parked and run.life == life else None
 
 
 # --- what came from the lanes of requests: each counts once and in order -------------------------------------
@@ -189,6 +200,10 @@ def _end_if_cancelled(state: Partition, event: m.RunRequested | m.RequestNoted, 
 
 def _fold_event(run: Run, event: m.Event, offset: int, at: float) -> None:
     match event:
+        case m.ToolReturned() | m.CallExpired() | m.CallLost() | m.CallDispatched():
+            call = run.call(event.call_id)
+            if call is not None and call.result is None:
+                _fold_call(run, call, event, offset, at)
         case m.ModelReplied():
             _fold_reply(run, event, offset, at)
         case m.ModelFailed():
@@ -206,12 +221,6 @@ def _fold_event(run: Run, event: m.Event, offset: int, at: float) -> None:
                     _discard(run, event.attempt, event.usage)
                 message = event.reason or "the run's deadline has passed"
                 _finish(run, Ending("expired", offset, at, m.RunError("deadline", message)))
-        case m.ToolReturned() | m.CallExpired() | m.CallLost() | m.CallDispatched():
-            call = run.call(event.call_id)
-            if call is not None and call.result is None:
-                _fold_call(run, call, event, offset, at)
-        case _:
-            raise TypeError(f"the fold has no rule for {type(event).__name__}")
 
 
 def _discard(run: Run, attempt: str, usage: m.Usage) -> None:
@@ -316,7 +325,7 @@ def _expired(call: Call, reason: str, at: float) -> Result:
 
 def _settle(run: Run, call: Call, result: Result, offset: int, at: float) -> None:
     call.result, call.hand_off = result, None
-    if call.failed and call.planned.on_error == "abort":
+    if call.planned.on_error == "abort" and result.failed:
         _abort(run, call, offset, at)
     else:
         _advance(run, offset, at)
@@ -327,12 +336,14 @@ def _advance(run: Run, offset: int, at: float) -> None:
     batch = run.turns[-1]
     moved = True
     while moved:
-        moved = False
+        moved, complete = False, True
         for call in batch.calls.values():
-            if call.due is None and call.result is None:
-                moved |= _release(batch, call, offset, at)
-                run.stirred = offset
-    if batch.complete:
+            if call.result is None:
+                complete = False
+                if call.due is None:
+                    moved |= _release(batch, call, offset, at)
+                    run.stirred = offset
+    if complete:
         batch.finished_at, batch.inputs = at, None
         run.tools_s += at - batch.replied_at
         _owe(run, offset, at)
@@ -340,13 +351,14 @@ def _advance(run: Run, offset: int, at: float) -> None:
 
 def _release(batch: Turn, call: Call, offset: int, at: float) -> bool:
     """Decide a call that waits for others, if they are all in. True if it got a result by that."""
-    before = [batch.calls[call_id] for call_id in call.planned.after if call_id in batch.calls]
-    if any(other.result is None for other in before):
-        return False
-    if failed := sorted({other.planned.tool for other in before if other.failed}):
-        names = ", ".join(failed)
-        call.result = Result("error", at, text=f"not run: it comes after {names}, which failed")
-        return True
+    if call.planned.after:
+        before = [batch.calls[call_id] for call_id in call.planned.after if call_id in batch.calls]
+        if any(other.result is None for other in before):
+            return False
+        if failed := sorted({other.planned.tool for other in before if other.failed}):
+            names = ", ".join(failed)
+            call.result = Result("error", at, text=f"not run: it comes after {names}, which failed")
+            return True
     call.due, call.due_at = offset, at
     return False
 

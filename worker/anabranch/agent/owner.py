@@ -30,7 +30,7 @@ from anabranch.agent.publishing import Publisher
 from anabranch.agent.room import Room
 from anabranch.agent.state import Call, Nexts, Partition, Run
 from anabranch.agent.station import Station
-from anabranch.agent.tally import Tally
+from anabranch.agent.tally import Tally, waiting_call
 from anabranch.agent.telling import Telling
 from anabranch.bodies import without_given
 from anabranch.codec import Record, decode
@@ -94,7 +94,8 @@ class Owner:
         self._telling = None if station.traces is None else Telling(partition, station.traces, station.registry)
         self._parked: set[Life] = set()
         self._low_at = self.low_at = math.inf  # when the event at low was written, and at the one that is committed
-        self.held = Held(Room(station.settings.max_partition_bytes, freed=station.room.freed), station.room)
+        room = Room(station.settings.max_partition_bytes, freed=station.room.freed, within=station.room)
+        self.held = Held(room)
 
     # --- assignment -----------------------------------------------------------------------------------------
 
@@ -192,8 +193,10 @@ class Owner:
         """Fold what was read, then act on the runs that it spoke of."""
         touched: dict[Life, Run] = {}
         for record in records:
-            if record.offset >= self.state.position:
-                self._fold_record(record, touched)
+            if (offset := record.offset) >= self.state.position:
+                known = self._acked.pop(offset, None) if self._acked else None
+                event = known.event if known is not None else self._decode(record)
+                self._fold_event(event, offset, record.timestamp / 1000, len(record.value or b""), touched)
         self._fold_acknowledged(touched)
         self._act_on(touched)
 
@@ -201,12 +204,13 @@ class Owner:
         """The broker has an event of ours, of `size` bytes. If it is the very next to be read, it counts as read."""
         if not self.live or self._giving_up or acked.offset is None or acked.at_ms is None:
             return
-        if acked.offset >= self.state.position:
+        if acked.offset == self.state.position:
+            touched: dict[Life, Run] = {}
+            self._fold_event(event, acked.offset, acked.at_ms / 1000, size, touched)
+            self._fold_acknowledged(touched)
+            self._act_on(touched)
+        elif acked.offset > self.state.position:
             self._acked[acked.offset] = _Acknowledged(event, size, acked.at_ms / 1000)
-            if acked.offset == self.state.position:
-                touched: dict[Life, Run] = {}
-                self._fold_acknowledged(touched)
-                self._act_on(touched)
 
     def _act_on(self, touched: dict[Life, Run]) -> None:
         if self._asked:
@@ -215,7 +219,8 @@ class Owner:
         if self.live:
             for run in touched.values():
                 self._act(run)
-            self._go_on_after_time_up()
+            if self._read_on:
+                self._go_on_after_time_up()
         else:
             self.caught_up(self.state.position)
 
@@ -223,68 +228,76 @@ class Owner:
         while self._acked and (known := self._acked.pop(self.state.position, None)) is not None:
             self._fold_event(known.event, self.state.position, known.at, known.size, touched)
 
-    def _fold_record(self, record: Record, touched: dict[Life, Run]) -> None:
-        known = self._acked.pop(record.offset, None) if self._acked else None
-        event = known.event if known is not None else self._decode(record)
-        self._fold_event(event, record.offset, record.timestamp / 1000, len(record.value or b""), touched)
-
     def _fold_event(self, event: m.Event | None, offset: int, at: float, size: int, touched: dict[Life, Run]) -> None:
-        """Fold it, and note which runs are to be acted on then."""
-        self._cleaner.read(offset, size + HEADERS)
-        for run in self._fold_one(event, offset, at):
-            if run.stirred >= offset or not isinstance(event, m.ToolReturned):  # else its siblings are waited for
-                touched[run.run_id, run.life] = run
-
-    def _fold_one(self, event: m.Event | None, offset: int, at: float) -> list[Run]:
-        before = self.state.runs.get(getattr(event, "run_id", None) or "")
-        waiting = self._tally.waiting_call(before, event)
+        """Fold it, tell whoever has to know, and note which runs are to be acted on then."""
+        self._cleaner.size.add(offset, size + HEADERS)
+        before = self.state.runs.get(getattr(event, "run_id", ""))
+        waiting = waiting_call(before, event) if before is not None else None
         run = fold.apply(self.state, event, offset, at)
-        self._tally.folded(run, event, waiting, offset, at)
-        if self.live:
-            self._tell_of_queues(run, waiting, offset)
-        if self._telling is not None:
-            self._telling.folded(run, event, offset, at)
+        if event is None:
+            return
+        self._tell(event, run, waiting, offset, at)
         if before is not None and before is not run:
             self._replaced(before)
-        if self._publisher.early and event is not None:
+        is_result = type(event) is m.ToolReturned
+        if not is_result:
+            self._heed(event, run, offset, touched)
+        if run is not None:
+            self._needed.folded(run)
+            if run.parked:
+                self._parked.add((run.run_id, run.life))
+            self.held.account(run)
+            if run.stirred >= offset or not is_result:  # else its siblings are waited for
+                touched[run.run_id, run.life] = run
+
+    def _tell(self, event: m.Event, run: Run | None, waiting: Call | None, offset: int, at: float) -> None:
+        """Whoever counts, traces or waits for what the event at `offset` has brought."""
+        self._tally.folded(run, event, waiting, offset, at)
+        if self.live:
+            if waiting is not None and waiting.result is not None and waiting.planned.queue is not None:
+                self._station.saturation.returned(waiting.planned.queue)
+            if run is not None and run.ending is not None and run.ending.offset == offset:
+                self._tell_of_end(run)
+        if self._telling is not None:
+            self._telling.folded(run, event, offset, at)
+        if self._publisher.early.speaking:
             self._publisher.early.read(event)
-        for defect in self.state.defects:
-            log.critical("partition %d: %s", self.partition, defect, extra=self._about(event))
-        self.state.defects.clear()
-        if isinstance(event, m.RunRequested | m.RequestNoted):
-            self.on_link()
+        if self.state.defects:
+            for defect in self.state.defects:
+                log.critical("partition %d: %s", self.partition, defect, extra=self._about(event))
+            self.state.defects.clear()
+
+    def _tell_of_end(self, run: Run) -> None:
+        """It puts no more into any queue."""
+        if (agent := self._station.registry.agent(run.opening.request.agent or "")) is not None:
+            self._station.saturation.ended(agent)
+
+    def _heed(self, event: m.Event, run: Run | None, offset: int, touched: dict[Life, Run]) -> None:
+        """What its kind asks for."""
         match event:
             case m.ModelReplied() | m.ModelFailed():
                 self._calls.read_back(event, run)
+            case m.RunRequested():
+                self.on_link()
+            case m.RequestNoted():
+                self.on_link()
+                if self.live and event.code == "rejected":
+                    self._publisher.publish(NoteDue(offset))
             case m.CallDispatched():
                 self._publisher.read_back(event)
-            case m.RequestNoted() if self.live and event.code == "rejected":
-                self._publisher.publish(NoteDue(offset))
             case m.CallsHandedOff():
-                return [run for call in event.calls if (run := self.state.runs.get(fold.run_of(call))) is not None]
+                held = [run for call in event.calls if (run := self.state.runs.get(fold.run_of(call))) is not None]
+                touched.update({(run.run_id, run.life): run for run in held})
             case m.UnknownEvent():
                 what = self._about(event)
                 log.error("offset %d: %s: run %s is parked", offset, event.reason, event.run_id, extra=what)
-        if run is None:
-            return []
-        self._account(run)
-        return [run]
-
-    def _tell_of_queues(self, run: Run | None, waiting: Call | None, offset: int) -> None:
-        """What the event at `offset` took out of a queue, or will not be put into one any more."""
-        saturation = self._station.saturation
-        if waiting is not None and waiting.result is not None and waiting.planned.queue is not None:
-            saturation.returned(waiting.planned.queue)
-        if run is None or run.ending is None or run.ending.offset != offset:
-            return
-        if (agent := self._station.registry.agent(run.opening.request.agent or "")) is not None:
-            saturation.ended(agent)
 
     def _decode(self, record: Record) -> m.Event | None:
         try:
             self._station.signer.check(record)
             event = decode(record)
-            self._check_place(event)
+            if getattr(event, "run_id", None) not in self.state.runs:
+                self._check_place(event)
             return event
         except WireError as error:
             if record.offset >= self._done:
@@ -300,11 +313,7 @@ class Owner:
     def _check_place(self, event: m.Event) -> None:
         """A copy on a wrong partition could open its run there, and skip a request. A note may be of any run."""
         run_id = None if isinstance(event, m.RequestNoted) else getattr(event, "run_id", None)
-        if (
-            run_id is not None
-            and run_id not in self.state.runs
-            and (own := partition_of(run_id, self._station.partitions)) != self.partition
-        ):
+        if run_id is not None and (own := partition_of(run_id, self._station.partitions)) != self.partition:
             raise WireError(f"run {run_id} belongs to partition {own}: it was written to the wrong one")
 
     def _replaced(self, run: Run) -> None:
@@ -315,14 +324,6 @@ class Owner:
         self._publisher.early.drop(life)
         self._calls.drop(life)
 
-    def _account(self, run: Run) -> None:
-        """Keep count of the bytes of open runs."""
-        life = (run.run_id, run.life)
-        self._needed.folded(run)
-        if run.parked:
-            self._parked.add(life)
-        self.held.account(run)
-
     @property
     def parked_runs(self) -> int:
         return len(self._parked)
@@ -331,23 +332,25 @@ class Owner:
 
     def _act(self, run: Run) -> None:
         """Whatever the fold wants of this run, and nobody here is doing yet."""
+        call = effects.model_due(run)
         if not self._giving_up:
             self._calls.tell_surplus(run)
-            self._call_model(run)
-        for due in effects.publications(run):
-            self._publisher.publish(due, may_dispatch=not self._giving_up)
-        self._publisher.early.look_at(run)
-        if not run.open:
+            if call is None or not run.hand_offs or self._is_called(run) or self._may_call(run):
+                self._calls.want(run, call)
+        if call is None:
+            for due in effects.publications(run):
+                self._publisher.publish(due, may_dispatch=not self._giving_up)
+        if self._publisher.early.speaking:
+            self._publisher.early.look_at(run)
+        if run.ending is not None:
             self._close(run)
         elif not run.parked:
             for moment, when in deadlines.moments(run, self._station.clockwork.now()):
                 if self._timers.arm(moment, when) and moment.what == "lost":
                     self._station.meters.hand_offs.count("call", "waited")
 
-    def _call_model(self, run: Run) -> None:
-        due = effects.model_due(run)
-        if due is None or self._calls.has((run.run_id, run.life), due.turn) or self._may_call(run):
-            self._calls.want(run, due)
+    def _is_called(self, run: Run) -> bool:
+        return self._calls.has((run.run_id, run.life), run.turn)
 
     def _may_call(self, run: Run) -> bool:
         """Somebody who handed the call off may still be on it: wait, and then read on to the log's end."""
@@ -377,11 +380,11 @@ class Owner:
     # --- the end of a run -------------------------------------------------------------------------------------------
 
     def _unanswered(self, run: Run) -> bool:
-        return any(not self._publisher.is_settled(due) for due in effects.publications(run))
+        return not all(map(self._publisher.is_settled, effects.publications(run)))
 
     def _close(self, run: Run) -> None:
         """Once it is answered, keep no more of a run than its answer, and of those not too many."""
-        if run.open or self._unanswered(run):
+        if run.ending is None or self._unanswered(run):
             return
         life = (run.run_id, run.life)
         self._needed.drop(life)

@@ -104,7 +104,7 @@ class Publisher:
             return
         if isinstance(due, CallDue) and due.at_most_once and not self._may_publish(due, may_dispatch):
             return
-        early = self.early.claim(due) if self.early and isinstance(due, CallDue) else None
+        early = self.early.claim(due) if self.early.speaking and isinstance(due, CallDue) else None
         sent = early or self._sent(due)
         if sent is not None:
             self._sending[due] = sent

@@ -19,8 +19,9 @@ KEPT: Final[dict[Lane, float]] = {"interactive": 1 / 4, "bulk": 1 / 16}
 
 @dataclass(slots=True)
 class Room:
-    """Bytes of open runs, and of those that are being opened: of a worker, or of one of its partitions. `freed` is set
-    whenever some of it becomes free; `waiting` is how many requests wait for that, `bulk_waits` those of the bulk lane.
+    """Bytes of open runs, and of those that are being opened: of a worker, or of a partition `within` the worker's.
+    `freed` is set whenever some of it becomes free; `waiting` is how many requests wait for that, `bulk_waits` those of
+    the bulk lane.
     """
 
     limit: int
@@ -29,6 +30,7 @@ class Room:
     used_by_bulk: int = 0
     waiting: int = 0
     bulk_waits: int = 0
+    within: Room | None = None
 
     def waits(self, lane: Lane, change: int) -> None:
         """So many requests more wait, or fewer."""
@@ -37,16 +39,22 @@ class Room:
             self.bulk_waits += change
 
     def change(self, size: int, lane: Lane) -> None:
-        self.used += size
-        if lane == "bulk":
-            self.used_by_bulk += size
-        if size < 0:
-            self.freed.set()
+        """So many bytes more are held, or fewer, here and in what this is within."""
+        room: Room | None = self
+        while room is not None:
+            room.used += size
+            if lane == "bulk":
+                room.used_by_bulk += size
+            if size < 0:
+                room.freed.set()
+            room = room.within
 
     def takes(self, lane: Lane) -> bool:
         """Whether one more run of this lane may be opened."""
         if lane == "bulk":
             kept = KEPT["interactive"] * self.limit - (self.used - self.used_by_bulk)
+        elif self.bulk_waits:
+            kept = KEPT["bulk"] * self.limit - self.used_by_bulk
         else:
-            kept = KEPT["bulk"] * self.limit - self.used_by_bulk if self.bulk_waits else 0.0
+            return self.used < self.limit
         return self.used + max(0.0, kept) < self.limit

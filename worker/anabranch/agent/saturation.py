@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from anabranch.agent.inflow import Inflow
 from anabranch.messages import Lane
@@ -49,6 +50,22 @@ class Threshold:
     first: float
 
 
+class _Use(NamedTuple):
+    """What an agent's tools make of a queue. Its calls have `time_s` seconds, and `rate` a second are trusted to it."""
+
+    queue: str
+    time_s: float
+    rate: float
+
+
+class _Told(NamedTuple):
+    """What the living workers of a queue say, of whom the one heard of least lately was so at `seen_at`."""
+
+    oldest_s: float
+    seen_at: float
+    serve: bool
+
+
 @dataclass(slots=True)
 class Saturation:
     """See the module. `hold_after_s` is the threshold of calls with time enough; `now` is epoch seconds."""
@@ -57,6 +74,9 @@ class Saturation:
     hold_after_s: float
     now: Callable[[], float]
     _over: dict[Threshold, bool] = field(default_factory=dict)
+    _uses: dict[tuple[str, ...], tuple[_Use, ...]] = field(default_factory=dict)
+    _version: int = 0  # of what is registered, that `_uses` are of
+    _told: dict[str, _Told] = field(default_factory=dict)
     _waiters: set[asyncio.Future[None]] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
     _soon: asyncio.TimerHandle | None = None
@@ -72,13 +92,15 @@ class Saturation:
     def returned(self, queue: str) -> None:
         """A call that was in it has its result."""
         self._inflow(queue).returned += 1
-        self._wake_soon()
+        if self._waiters:
+            self._wake_soon()
 
     def ended(self, agent: AgentSpec) -> None:
         """A run of this agent is over, and puts no more into any queue."""
-        for queue in self._queues(agent):
-            self._inflow(queue).ended += 1
-        self._wake_soon()
+        for use in self._uses_of(agent):
+            self._inflow(use.queue).ended += 1
+        if self._waiters:
+            self._wake_soon()
 
     def is_behind(self, queue: str) -> bool:
         """Whether requests wait in Kafka because of this queue."""
@@ -93,12 +115,6 @@ class Saturation:
         """Wait until no queue of the agent's tools is too far behind for a run that has `deadline_s` seconds, which is
         opened then.
         """
-        if agent.tools:
-            await self._until_kept_up(agent, deadline_s, lane)
-            for queue in self._queues(agent):
-                self._inflow(queue).opened += 1
-
-    async def _until_kept_up(self, agent: AgentSpec, deadline_s: float, lane: Lane) -> None:
         while self._is_over(agent, deadline_s, lane):
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
@@ -107,13 +123,21 @@ class Saturation:
                 await waiter
             finally:
                 self._waiters.discard(waiter)
+        for use in self._uses_of(agent):
+            self._inflow(use.queue).opened += 1
 
     def _is_over(self, agent: AgentSpec, deadline_s: float, lane: Lane) -> bool:
-        return any(self._look(t) or self._is_full(t) for t in self._thresholds(agent, deadline_s, lane))
+        part = OF_LANE[lane]
+        for use in self._uses_of(agent):
+            time_s = max(LEAST_S, OF_DEADLINE * min(use.time_s, deadline_s))
+            threshold = Threshold(use.queue, part * min(self.hold_after_s, time_s), part * (time_s * use.rate))
+            told = self._told_of(use.queue)
+            if self._look(threshold, told.oldest_s) or (self._is_full(threshold) and told.serve):
+                return True
+        return False
 
     def _is_full(self, threshold: Threshold) -> bool:
-        full = self._inflow(threshold.queue).is_full(threshold.first, threshold.age_s)
-        return full and any(worker.queue == threshold.queue for worker in self._alive())
+        return self._inflow(threshold.queue).is_full(threshold.first, threshold.age_s)
 
     def _inflow(self, queue: str) -> Inflow:
         if (found := self._inflows.get(queue)) is None:
@@ -121,24 +145,35 @@ class Saturation:
             self._hear()
         return found
 
-    def _thresholds(self, agent: AgentSpec, deadline_s: float, lane: Lane) -> Iterator[Threshold]:
-        tools, part = self._tools(agent), OF_LANE[lane]
-        for queue in sorted({spec.queue for spec in tools}):
-            ours = [spec for spec in tools if spec.queue == queue]
-            time_s = max(LEAST_S, OF_DEADLINE * min(_time_of(spec, deadline_s) for spec in ours))
-            rates = [limit.per_second for s in ours if (limit := self.registry.limits.get(s.limit or "")) is not None]
-            first = time_s * min([TRUSTED, *rates])
-            yield Threshold(queue, part * min(self.hold_after_s, time_s), part * first)
+    def _uses_of(self, agent: AgentSpec) -> tuple[_Use, ...]:
+        """In the order of the queues; kept until something else is registered."""
+        if self._version != self.registry.version:
+            self._version = self.registry.version
+            self._uses.clear()
+        names = tuple(agent.tools)
+        if (found := self._uses.get(names)) is None:
+            tools = [spec for name in names if (spec := self.registry.tool(name)) is not None]
+            found = self._uses[names] = tuple(self._use(queue, tools) for queue in sorted({t.queue for t in tools}))
+        return found
 
-    def _queues(self, agent: AgentSpec) -> set[str]:
-        return {spec.queue for spec in self._tools(agent)}
+    def _use(self, queue: str, tools: Iterable[ToolSpec]) -> _Use:
+        ours = [spec for spec in tools if spec.queue == queue]
+        rates = [limit.per_second for s in ours if (limit := self.registry.limits.get(s.limit or "")) is not None]
+        time_s = min(math.inf if spec.deadline_s is None else spec.deadline_s for spec in ours)
+        return _Use(queue, time_s, min([TRUSTED, *rates]))
 
-    def _tools(self, agent: AgentSpec) -> list[ToolSpec]:
-        return [spec for name in agent.tools if (spec := self.registry.tool(name)) is not None]
+    def _told_of(self, queue: str) -> _Told:
+        """Kept until a worker tells something, or dies."""
+        if (found := self._told.get(queue)) is None or self.now() - found.seen_at > DEAD_S:
+            alive = [worker for worker in self._alive() if worker.queue == queue]
+            seen_at = min((worker.seen_at for worker in alive), default=math.inf)
+            found = self._told[queue] = _Told(oldest_waiting_s(alive, queue), seen_at, bool(alive))
+        return found
 
-    def _look(self, threshold: Threshold) -> bool:
+    def _look(self, threshold: Threshold, age_s: float) -> bool:
         """Whether the queue is over it: from there on until it has fallen well below."""
-        age_s = oldest_waiting_s(self._alive(), threshold.queue)
+        if not self._over and age_s < threshold.age_s:
+            return False
         was_over = self._over.get(threshold, False)
         is_over = age_s >= threshold.age_s * (GO_ON_AT if was_over else 1) and age_s > 0
         if is_over and not was_over:
@@ -160,7 +195,8 @@ class Saturation:
 
     def _look_again(self) -> None:
         """A worker has told something, or has died."""
-        still_over = [self._look(threshold) for threshold in list(self._over)]
+        self._told.clear()
+        still_over = [self._look(threshold, self._told_of(threshold.queue).oldest_s) for threshold in list(self._over)]
         if self._hear() or not all(still_over):
             self._wake()
         self._watch()
@@ -171,7 +207,7 @@ class Saturation:
                 waiter.set_result(None)
 
     def _wake_soon(self) -> None:
-        if self._waiters and self._soon is None:
+        if self._soon is None:
             self._soon = asyncio.get_running_loop().call_later(SOON_S, self._wake_now)
 
     def _wake_now(self) -> None:
@@ -203,8 +239,3 @@ class Saturation:
 def oldest_waiting_s(workers: Iterable[WorkerInfo], queue: str) -> float:
     """How long the oldest call of a queue has waited, by what these workers say; 0 if none of them serves it."""
     return max((worker.oldest_waiting_s for worker in workers if worker.queue == queue), default=0.0)
-
-
-def _time_of(spec: ToolSpec, deadline_s: float) -> float:
-    """How long a call of this tool has, from its publication."""
-    return deadline_s if spec.deadline_s is None else min(spec.deadline_s, deadline_s)

@@ -38,15 +38,20 @@ class Nexts(NamedTuple):
 
     def after(self, lane: Lane, request_offset: int) -> Nexts:
         """Once this request has been taken up."""
-        return self._replace(**{lane: request_offset + 1})
+        reached = request_offset + 1
+        return Nexts(self.interactive, reached) if lane == "bulk" else Nexts(reached, self.bulk)
 
     def or_else(self, told: Nexts) -> Nexts:
         """What is not told here, from there."""
-        return Nexts(*(other if own is None else own for own, other in zip(self, told, strict=True)))
+        (interactive, bulk), (other, other_bulk) = self, told
+        return Nexts(other if interactive is None else interactive, other_bulk if bulk is None else bulk)
 
     def is_past(self, others: Nexts) -> bool:
         """Whether no request below `others` is still to come."""
-        return all(other is None or (own is not None and own >= other) for own, other in zip(self, others, strict=True))
+        (interactive, bulk), (other, other_bulk) = self, others
+        return (other is None or (interactive is not None and interactive >= other)) and (
+            other_bulk is None or (bulk is not None and bulk >= other_bulk)
+        )
 
 
 @frozen()
@@ -124,10 +129,6 @@ class Turn:
     usage: Usage = field(default_factory=Usage)
     model: str | None = None
 
-    @property
-    def complete(self) -> bool:
-        return all(call.result is not None for call in self.calls.values())
-
 
 @frozen()
 class Ending:
@@ -188,12 +189,13 @@ class Run:
     @property
     def batch(self) -> Turn | None:
         """The turn whose calls are out, if any."""
-        return self.turns[-1] if self.turns and not self.owed and self.open else None
+        return self.turns[-1] if self.turns and not self.owed and self.ending is None else None
 
     def call(self, call_id: str) -> Call | None:
         """The call of that id in the batch that is out."""
-        batch = self.batch
-        return batch.calls.get(call_id) if batch else None
+        if self.owed or self.ending is not None or not self.turns:
+            return None
+        return self.turns[-1].calls.get(call_id)
 
     def deadline_of(self, call: Call) -> float:
         """When a published call is past its time, in epoch seconds."""
@@ -254,5 +256,7 @@ class Partition:
 
     def tell(self, nexts: Nexts) -> None:
         """What the lanes' next requests are, as far as that is not known."""
+        if self.next_request is not None and self.next_bulk is not None and None not in self.told:
+            return
         self.told = self.told.or_else(nexts)
         self.next_request, self.next_bulk = self.nexts.or_else(nexts)

@@ -18,6 +18,14 @@ from anabranch.registry import Registry
 _RESULTS: Final = frozenset({m.ToolReturned, m.CallExpired, m.CallLost})
 
 
+def waiting_call(run: Run, event: m.Event | None) -> Call | None:
+    """Before the fold: the call of `run` that this event may give its result."""
+    if type(event) not in _RESULTS:
+        return None
+    call = run.call(event.call_id)  # type: ignore[union-attr]  # mypy does not see what `_RESULTS` are
+    return call if call is not None and call.result is None else None
+
+
 class Tally:
     """See the module."""
 
@@ -25,14 +33,7 @@ class Tally:
         self._meters, self._registry = meters, registry
         self.begins = 0
 
-    def waiting_call(self, run: Run | None, event: m.Event | None) -> Call | None:
-        """Before the fold: the call that this event may give its result."""
-        if run is None or type(event) not in _RESULTS:
-            return None
-        call = run.call(event.call_id)  # type: ignore[union-attr]  # mypy does not see what `_RESULTS` are
-        return call if call is not None and call.result is None else None
-
-    def folded(self, run: Run | None, event: m.Event | None, waiting: Call | None, offset: int, at: float) -> None:
+    def folded(self, run: Run | None, event: m.Event, waiting: Call | None, offset: int, at: float) -> None:
         """After the fold of the event at `offset`, with the broker's time `at`."""
         if offset < self.begins:
             return
@@ -67,7 +68,7 @@ class Tally:
         self._meters.runs_ended.count(agent, status, code)
         self._meters.run_duration.observe(at - run.opened_at, agent, status)
 
-    def _call(self, call: Call, event: m.Event | None, at: float) -> None:
+    def _call(self, call: Call, event: m.Event, at: float) -> None:
         if isinstance(event, m.CallLost):
             self._meters.hand_offs.count("call", "lost")
         if call.result is None:
