@@ -169,8 +169,8 @@ def result_of(body: bytes) -> ToolResult | None:
     return result if _one_of(result.content, result.content_ref, result.content_sealed) else None
 
 
-def _one_of(*given: object) -> bool:
-    return sum(each is not None for each in given) == 1
+def _one_of(content: object, ref: object, sealed: object) -> bool:
+    return (content is not None) + (ref is not None) + (sealed is not None) == 1
 
 
 def result_ref_of(body: bytes) -> str | None:

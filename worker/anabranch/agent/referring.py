@@ -21,6 +21,7 @@ Input = dict[str, Json] | str
 """The arguments of a call, or what stands in their place."""
 
 _FIRST: Final = re.compile(rb'\{"content_ref":"(sha256:[0-9a-f]{64};[0-9]{1,12})"')
+_REF: Final = b'{"content_ref":"'
 _SEALED: Final = b'{"content_sealed":"'
 _KNOWN: Final = ("id", "type", "role", "model", "stop_reason", "stop_sequence", "usage")
 """What of a sealed message stays readable. Other fields may come to hold texts, so they are not kept."""
@@ -28,7 +29,7 @@ _KNOWN: Final = ("id", "type", "role", "model", "stop_reason", "stop_sequence", 
 
 def content_ref_of(body: bytes) -> str | None:
     """Where the content of a reply lies, if it is not in its body."""
-    found = _FIRST.match(body)
+    found = _FIRST.match(body) if body.startswith(_REF) else None
     return found.group(1).decode() if found is not None else None
 
 
