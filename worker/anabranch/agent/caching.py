@@ -73,7 +73,9 @@ def marks_in(messages: Sequence[dict[str, Any]]) -> list[Any]:
 
 def _marks_of(content: Any) -> list[Any]:
     found: list[Any] = []
-    for block in content if isinstance(content, list) else ():
+    if not isinstance(content, list):
+        return found
+    for block in content:
         if isinstance(block, dict):
             if block.get("cache_control") is not None:
                 found.append(block["cache_control"])

@@ -74,7 +74,8 @@ def _messages(
     messages = marked(opening, first) if points.anchor is not None and is_worth(opening) else opening
     paused: list[bytes] = []
     last = len(run.turns) - 1
-    for number, (turn, content) in enumerate(zip(run.turns, contents, strict=True)):
+    for number, turn in enumerate(run.turns):
+        content = contents[number]
         paused.append(content if is_own(turn) and number >= out.thoughts else without_thinking(content))
         if turn.outcome == "pause" and number < last:
             continue

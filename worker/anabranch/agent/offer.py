@@ -98,11 +98,12 @@ class Offers:
 
     def of(self, name: str, revision: str) -> Offer | None:
         """None if the registry has no such agent."""
-        agent, key = self.registry.agent(name, revision), (name, revision)
+        key = (name, revision)
+        agent = self.registry.revisions.get(key)
         if agent is None:
             self._made.pop(key, None)
             return None
-        tools = list(map(self.registry.tool, agent.tools))
+        tools = list(map(self.registry.tools.get, agent.tools))
         if (made := self._made.get(key)) is None or made[0].agent is not agent or made[1] != tools:
             made = self._made[key] = Offer(agent, [tool for tool in tools if tool is not None]), tools
         return made[0]

@@ -21,6 +21,7 @@ Input = dict[str, Json] | str
 """The arguments of a call, or what stands in their place."""
 
 _FIRST: Final = re.compile(rb'\{"content_ref":"(sha256:[0-9a-f]{64};[0-9]{1,12})"')
+_ELSEWHERE: Final = b'{"content_'
 _REF: Final = b'{"content_ref":"'
 _SEALED: Final = b'{"content_sealed":"'
 _KNOWN: Final = ("id", "type", "role", "model", "stop_reason", "stop_sequence", "usage")
@@ -42,7 +43,7 @@ def content_sealed_of(body: bytes) -> str | None:
 
 def content_elsewhere(body: bytes) -> str | None:
     """What stands in the place of a reply's content, if it is not there."""
-    return content_sealed_of(body) or content_ref_of(body)
+    return content_sealed_of(body) or content_ref_of(body) if body.startswith(_ELSEWHERE) else None
 
 
 def referring(body: bytes, reference: str, inputs: Mapping[str, Input]) -> bytes:

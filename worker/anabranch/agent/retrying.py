@@ -117,10 +117,12 @@ class RetryBudget:
 
     def _fill(self, now: float, more: float = 0.0, first_tries: int = 0) -> None:
         """What has come until now, and so much more."""
-        passed = max(0.0, now - self._at)
-        self._at = now
-        self._recent = self._recent * math.exp(-passed / RECENT_S) + first_tries
-        self._level = min(self._most, self._level + self._floor * passed + more)
+        if (passed := now - self._at) > 0:
+            self._at = now
+            self._recent *= math.exp(-passed / RECENT_S)
+            self._level += self._floor * passed
+        self._recent += first_tries
+        self._level = min(self._most, self._level + more)
 
 
 _TINY: Final = 1e-6
