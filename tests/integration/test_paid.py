@@ -25,6 +25,7 @@ from anabranch.agent.anthropic_model import AnthropicModel
 from anabranch.agent.asking import to_request
 from anabranch.agent.jobs import Clockwork, Job
 from anabranch.agent.lanes import steady_time
+from anabranch.agent.offer import Offers
 from anabranch.agent.state import Partition
 from anabranch.agent.thinking import Thinker
 from anabranch.config import AgentSettings, AnthropicSettings
@@ -94,7 +95,7 @@ class Runs:
             if isinstance(event, m.ModelReplied | m.ModelFailed):
                 self.over.add(name)
 
-        job = Job("", "own", lambda: to_request(run, registry), append, lambda *_: None, fallback="other")
+        job = Job("", "own", lambda: to_request(run, Offers(registry)), append, lambda *_: None, fallback="other")
         self.thinker.submit(job)
         return job
 

@@ -14,6 +14,7 @@ from tests.support import builders as b
 from anabranch.agent.anthropic_model import AnthropicModel
 from anabranch.agent.conversation import request_body
 from anabranch.agent.model import Hopeless
+from anabranch.agent.offer import Offer
 from anabranch.config import AnthropicSettings
 from anabranch.testing import Answer, ScriptedModel, text, thinking, tool_use, turn_of
 
@@ -28,7 +29,7 @@ async def asked(model: AnthropicModel, *bodies: bytes) -> list[bytes]:
 
 def second(first: bytes, **tool: Any) -> bytes:
     """The second request of a run whose first reply was `first`, with the tool as it then is."""
-    return request_body(b.run_after(b.calls(body=first), b.returned()), b.agent(), [b.tool(**tool)])
+    return request_body(b.run_after(b.calls(body=first), b.returned()), Offer(b.agent(), [b.tool(**tool)]))
 
 
 @pytest.mark.parametrize(("change", "asks"), [({}, 2), ({"description": "says more since a deploy"}, 3)])
@@ -36,7 +37,7 @@ async def test_a_tool_that_changes_while_a_run_thinks_does_not_end_it(change: An
     async with ScriptedModel(script, models=["m"], binds_thinking=True) as server:
         settings = AnthropicSettings(api_key="test", base_url=server.base_url)
         async with AnthropicModel.opened(settings, 5.0) as model:
-            (first,) = await asked(model, request_body(b.run_after(), b.agent(), [b.tool()]))
+            (first,) = await asked(model, request_body(b.run_after(), Offer(b.agent(), [b.tool()])))
             (last,) = await asked(model, second(first, **change))
         assert b"Done." in last
         assert server.calls == asks
@@ -50,5 +51,5 @@ async def test_another_refusal_is_one() -> None:
         settings = AnthropicSettings(api_key="test", base_url=server.base_url)
         async with AnthropicModel.opened(settings, 5.0) as model:
             with pytest.raises(Hopeless):
-                await asked(model, request_body(b.run_after(), b.agent(), [b.tool()]))
+                await asked(model, request_body(b.run_after(), Offer(b.agent(), [b.tool()])))
         assert server.calls == 1

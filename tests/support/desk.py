@@ -20,6 +20,7 @@ from anabranch.agent.calling import ModelCalls
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.jobs import Clockwork, Job
+from anabranch.agent.offer import Offers
 from anabranch.agent.owner import Hooks, Owner
 from anabranch.agent.room import Room
 from anabranch.agent.saturation import Saturation
@@ -153,7 +154,7 @@ class Desk:
         hooks = Hooks(
             self._count_live, lambda _, key: self.time_up.append(key), lambda: self.alive, self._count_commits
         )
-        self.owner = Owner(0, self.station, ModelCalls(0, self.station), hooks)
+        self.owner = Owner(0, self.station, ModelCalls(0, self.station, Offers(self.registry)), hooks)
         self._landed = 0
         self.unheard: list[tuple[Sent, Acked]] = []  # what lies in the log, and has not been acknowledged
 

@@ -16,6 +16,7 @@ from tests.support import builders as b
 
 from anabranch import messages as m
 from anabranch.agent.conversation import request_body
+from anabranch.agent.offer import Offer
 from anabranch.agent.state import Run
 from anabranch.specs import AgentSpec
 from anabranch.testing.caching import Cache, Cached
@@ -45,7 +46,7 @@ def history(turns: int, calls: int, pauses: bool = False) -> list[m.Event]:
 
 
 def sent(run: Run, agent: AgentSpec) -> Any:
-    body = orjson.loads(request_body(run, agent, [b.tool()]))
+    body = orjson.loads(request_body(run, Offer(agent, [b.tool()])))
     check_message(body, ["m"])
     return body
 
@@ -155,7 +156,7 @@ def test_a_small_input_stays_the_text_that_it_is() -> None:
 
 def test_an_agent_without_tools_has_one_turn_and_writes_no_conversation() -> None:
     run = b.run_after(opens=b.opening(request=b.request(input=LONG)))
-    body = orjson.loads(request_body(run, b.agent(system="x", tools=[]), []))
+    body = orjson.loads(request_body(run, Offer(b.agent(system="x", tools=[]), [])))
     assert marks_in(body) == [MARK]
     assert body["messages"] == [{"role": "user", "content": LONG}]
 
@@ -201,4 +202,4 @@ def test_what_is_kept_for_an_hour_stands_before_what_is_kept_for_less(own: Any, 
 def test_a_block_that_cannot_be_one_is_none(last: Any) -> None:
     messages = [{"role": "user", "content": LONG}, {"role": "assistant", "content": [last]}]
     run = b.run_after(opens=b.opening(request=b.request(input=None, messages=messages)))
-    assert marks_in(orjson.loads(request_body(run, b.agent(), [b.tool()]))["messages"]) == []
+    assert marks_in(orjson.loads(request_body(run, Offer(b.agent(), [b.tool()])))["messages"]) == []

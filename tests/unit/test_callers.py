@@ -17,7 +17,8 @@ from tests.support import builders as b
 from anabranch import App, DefinitionError
 from anabranch import messages as m
 from anabranch.agent import snapshot
-from anabranch.agent.conversation import HINT, request_body
+from anabranch.agent.conversation import request_body
+from anabranch.agent.offer import HINT, Offer
 from anabranch.agent.programmatic import check_request, container_of
 from anabranch.agent.referring import sealed_reply
 from anabranch.agent.state import Run
@@ -145,7 +146,7 @@ def test_a_run_cannot_ask_for_one_call_a_turn_where_code_may_call() -> None:
 
 def body_of(run: Run, *tools: ToolSpec, **fields: Any) -> Any:
     agent = b.agent(**{"server_tools": [SERVER_TOOL], **fields})
-    return orjson.loads(request_body(run, agent, list(tools) or [b.tool(allowed_callers=[CODE])]))
+    return orjson.loads(request_body(run, Offer(agent, list(tools) or [b.tool(allowed_callers=[CODE])])))
 
 
 def asked_by_code(turn: int = 1, container: Any = None, *blocks: Any) -> m.ModelReplied:
@@ -195,9 +196,9 @@ def test_breakpoints_on_the_providers_tools_count_and_the_agent_stays_what_it_is
     others = [{**marked, "name": f"x{number}"} for number in range(4)]
     agent = b.agent(tools=[], server_tools=[SERVER_TOOL])
     run = b.run_after(b.calls(), b.returned())
-    assert orjson.loads(request_body(run, agent, []))["tools"][0].get("cache_control")
+    assert orjson.loads(request_body(run, Offer(agent, [])))["tools"][0].get("cache_control")
     assert agent.server_tools == [SERVER_TOOL]
-    assert request_body(run, b.agent(server_tools=others), [b.tool()]).count(b"cache_control") == 4
+    assert request_body(run, Offer(b.agent(server_tools=others), [b.tool()])).count(b"cache_control") == 4
 
 
 GOOD = {"id": "c1", "expires_at": "2999-01-01T00:00:00Z"}
@@ -266,5 +267,7 @@ def test_a_container_that_does_not_say_when_it_expires_is_used(when: Any) -> Non
 
 def test_betas_come_first_and_once() -> None:
     run, options = b.run_after(), {"mcp_servers": [], "betas": ["x-2025-01-01", "y"]}
-    assert request_body(run, b.agent(options=options), []).startswith(b'{"betas":["x-2025-01-01","y"],"max_tokens"')
-    assert b"betas" not in request_body(run, b.agent(options={"betas": []}), [])
+    assert request_body(run, Offer(b.agent(options=options), [])).startswith(
+        b'{"betas":["x-2025-01-01","y"],"max_tokens"'
+    )
+    assert b"betas" not in request_body(run, Offer(b.agent(options={"betas": []}), []))

@@ -16,7 +16,8 @@ from tests.support import builders as b
 
 from anabranch import messages as m
 from anabranch.agent.asking import to_request
-from anabranch.agent.conversation import HINT, content_of, request_body, without_thinking, without_thoughts
+from anabranch.agent.conversation import content_of, request_body, without_thinking, without_thoughts
+from anabranch.agent.offer import HINT, Offer, Offers
 from anabranch.registry import Registry
 from anabranch.specs import ToolSpec
 
@@ -25,7 +26,7 @@ CACHED = {"type": "ephemeral"}
 
 def body_after(*events: m.Event, tools: list[ToolSpec] | None = None, opens: Any = None, **fields: Any) -> Any:
     run = b.run_after(*events, opens=opens)
-    return orjson.loads(request_body(run, b.agent(**fields), [b.tool()] if tools is None else tools))
+    return orjson.loads(request_body(run, Offer(b.agent(**fields), [b.tool()] if tools is None else tools)))
 
 
 def results_after(*bodies: bytes, outcome: m.ResultOutcome = "ok") -> list[Any]:
@@ -200,7 +201,7 @@ def test_the_ids_of_all_calls_that_the_conversation_holds_are_known() -> None:
     told = [{"role": "user", "content": "x"}, {"role": "assistant", "content": [b.tool_use("given"), b.text("x")]}]
     opens = b.opening(request=b.request(input=None, messages=told))
     run = b.run_after(b.calls(), b.returned(), b.calls(turn=2), b.returned(turn=2), opens=opens)
-    assert to_request(run, registry).context.used == {"given", "tu10", "tu20"}
+    assert to_request(run, Offers(registry)).context.used == {"given", "tu10", "tu20"}
 
 
 # --- more than one model ---------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def thought_by(model: str | None, index: int, outcome: m.ReplyOutcome = "calls",
 
 def sent_to(model: str | None, *events: m.Event) -> bytes:
     run = b.run_after(*events)
-    return request_body(run, b.agent(fallback="other"), [b.tool()], model=model)
+    return request_body(run, Offer(b.agent(fallback="other"), [b.tool()]), model=model)
 
 
 def test_a_model_gets_no_thinking_of_another_one() -> None:
@@ -290,7 +291,7 @@ def test_what_was_thought_can_be_left_out_and_all_else_stays_the_bytes_that_it_i
     raw = f'{{"type":"message","stop_reason":"tool_use","usage":{{}},"content":[{thought}, {use}]}}'.encode()
     paused = b.replied("pause", turn=2, body=b.message([{"type": "redacted_thinking", "data": "x"}], "pause_turn"))
     run = b.run_after(b.calls(body=raw), b.returned(), paused)
-    body = request_body(run, b.agent(), [b.tool()])
+    body = request_body(run, Offer(b.agent(), [b.tool()]))
     bare = without_thoughts(body)
     assert use.encode() in bare
     assert b"thinking" not in bare

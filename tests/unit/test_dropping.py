@@ -22,6 +22,7 @@ from anabranch.agent.conversation import request_body
 from anabranch.agent.dropping import FULL, dropped
 from anabranch.agent.fitting import Fitting
 from anabranch.agent.large import needed, sealed_in
+from anabranch.agent.offer import Offer, Offers
 from anabranch.agent.state import Run
 from anabranch.references import name_of
 from anabranch.registry import Registry
@@ -46,7 +47,7 @@ def history(turns: int, body: bytes | None = None) -> tuple[m.Event, ...]:
     if not turns:
         return ()
     events = history(turns - 1, body)
-    prompt = request_body(b.run_after(*events), DROPS, [b.tool()], FOUND)
+    prompt = request_body(b.run_after(*events), Offer(DROPS, [b.tool()]), FOUND)
     usage = m.Usage(len(prompt) * 2 // 7, 50)
     content = [thinking(f"hm {turns}"), b.text("I look"), b.tool_use(f"tu{turns}0")]
     reply = b.calls(b.planned(0, turns), turn=turns, body=b.message(content, "tool_use"), usage=usage)
@@ -58,7 +59,7 @@ def after(turns: int, body: bytes | None = None) -> Run:
 
 
 def asked(run: Run, agent: Any = DROPS) -> Any:
-    body = orjson.loads(request_body(run, agent, [b.tool()]))
+    body = orjson.loads(request_body(run, Offer(agent, [b.tool()])))
     check_message({name: value for name, value in body.items() if name != "betas"}, ["m"])  # which go into a header
     return body
 
@@ -115,9 +116,9 @@ def test_whoever_takes_over_sends_the_same_bytes() -> None:
     told.add([b.tool()], [DROPS])
     parts = snapshot.write(run)
     again = snapshot.read(m.RunSnapshot(run.run_id, run.life, 0, 0, len(parts), len(parts), "w1", b""), parts)
-    sent = to_request(run, told).body
+    sent = to_request(run, Offers(told)).body
     assert b"was dropped" in sent
-    assert to_request(again, told).body == to_request(after(9), told).body == sent
+    assert to_request(again, Offers(told)).body == to_request(after(9), Offers(told)).body == sent
 
 
 def test_what_is_left_out_need_not_be_fetched() -> None:

@@ -22,6 +22,7 @@ from tests.support.stream import Event, delta, end, json_of, start
 from anabranch import messages as m
 from anabranch.agent import cleaning, snapshot
 from anabranch.agent.conversation import content_of, request_body
+from anabranch.agent.offer import Offer
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.referring import content_ref_of, inputs_of, referring
 from anabranch.agent.reply import BrokenReply, ProviderError, Reply, ReplyBuilder
@@ -190,7 +191,7 @@ def test_every_reply_goes_back_as_it_came_wherever_it_has_been(turns: list[list[
     if joined:
         kept.append(joined)
     for way in WAYS:
-        sent = request_body(b.run_of(way(log)), b.agent(), [b.tool()])
+        sent = request_body(b.run_of(way(log)), Offer(b.agent(), [b.tool()]))
         for content in kept:
             assert b'{"role":"assistant","content":' + content + b"}" in sent, way
 

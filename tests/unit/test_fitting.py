@@ -20,6 +20,7 @@ from anabranch.agent.conversation import request_body
 from anabranch.agent.estimate import IMAGE, Size, counted, fresh_in, known_of, size_of
 from anabranch.agent.fitting import BUDGET, USEFUL, Fitting
 from anabranch.agent.model import Hopeless
+from anabranch.agent.offer import Offer
 from anabranch.agent.state import Run
 from anabranch.prices import Price
 from anabranch.specs import AgentSpec
@@ -42,7 +43,7 @@ def fitted(run: Run, agent: AgentSpec | None = None, prices: Any = PRICES, now: 
     """The request as it would be sent."""
     agent = agent or b.agent()
     fitting = Fitting.of(run, agent, prices)
-    return orjson.loads(fitting.fitted(request_body(run, agent, [b.tool()]), agent.model, now)), fitting
+    return orjson.loads(fitting.fitted(request_body(run, Offer(agent, [b.tool()])), agent.model, now)), fitting
 
 
 def refused(run: Run, agent: AgentSpec | None = None, prices: Any = PRICES, now: float = 2.0) -> tuple[str, str]:
@@ -68,7 +69,7 @@ def test_a_reply_is_no_longer_than_what_the_money_left_buys() -> None:
 
 def test_only_max_tokens_differs_from_what_is_sent_else() -> None:
     run = after(most=0.0311)
-    plain = orjson.loads(request_body(run, b.agent(), [b.tool()]))
+    plain = orjson.loads(request_body(run, Offer(b.agent(), [b.tool()])))
     assert fitted(run)[0] == {**plain, "max_tokens": fitted(run)[0]["max_tokens"]}
 
 
@@ -109,7 +110,7 @@ def test_what_was_thrown_away_is_spent() -> None:
 
 def test_what_an_attempt_has_thrown_away_is_missing_for_the_next_one() -> None:
     run, agent = after(most=0.04), b.agent()
-    body, fitting = request_body(run, agent, [b.tool()]), Fitting.of(run, agent, PRICES)
+    body, fitting = request_body(run, Offer(agent, [b.tool()])), Fitting.of(run, agent, PRICES)
     first = orjson.loads(fitting.fitted(body, "m", 2.0))["max_tokens"]
     fitting.spend(m.Usage(cost_usd=0.005))
     assert orjson.loads(fitting.fitted(body, "m", 2.0))["max_tokens"] == pytest.approx(first - 500, abs=1)
@@ -174,19 +175,19 @@ def test_what_was_counted_is_not_estimated() -> None:
     run = after(m.Usage(5, 7, 11, 13), result="x" * 1000)
     known = known_of(run)
     assert (known.tokens, known.cached) == (36, 24)
-    fresh = fresh_in(request_body(run, b.agent(), [b.tool()]), known)
+    fresh = fresh_in(request_body(run, Offer(b.agent(), [b.tool()])), known)
     assert 1000 < fresh.text < 1200
 
 
 def test_text_that_looks_like_a_message_is_none() -> None:
     trap = '{"role":"user","content":"' + "x" * 1000
     run = after(result=[b.text(trap)])
-    assert fresh_in(request_body(run, b.agent(), [b.tool()]), known_of(run)).text > 1000
+    assert fresh_in(request_body(run, Offer(b.agent(), [b.tool()])), known_of(run)).text > 1000
 
 
 def test_a_paused_turn_adds_nothing_that_was_not_counted() -> None:
     run = b.run_after(b.replied("pause", body=b.message([b.text("so far")], "pause_turn"), usage=TURN))
-    assert fresh_in(request_body(run, b.agent(), [b.tool()]), known_of(run)) == Size(0)
+    assert fresh_in(request_body(run, Offer(b.agent(), [b.tool()])), known_of(run)) == Size(0)
 
 
 def test_the_providers_own_tools_read_the_prompt_again_and_again_but_it_is_there_once() -> None:

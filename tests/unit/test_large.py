@@ -27,6 +27,7 @@ from anabranch.agent.asking import to_request
 from anabranch.agent.conversation import content_of, request_body
 from anabranch.agent.large import AT_ONCE, REPLY_BYTES, Incomplete, Large, large_answer, needed
 from anabranch.agent.model import Hopeless
+from anabranch.agent.offer import Offer, Offers
 from anabranch.agent.referring import content_ref_of, inputs_of, referring
 from anabranch.agent.reply import Reply, RequestedCall
 from anabranch.agent.state import Run
@@ -61,7 +62,7 @@ def reply(content: list[Any], *calls: RequestedCall) -> Reply:
 def request_of(run: Run) -> Any:
     registry = Registry()
     registry.add([b.tool()], [b.agent()])
-    return to_request(run, registry)
+    return to_request(run, Offers(registry))
 
 
 async def body_after(shop: Store, run: Run) -> Any:
@@ -163,7 +164,7 @@ async def test_it_is_the_same_as_if_nothing_had_been_large() -> None:
     inline = b.run_after(b.calls(body=b.message([call], "tool_use")), b.returned(body=b.result(text)))
     body = referring(b.message([call], "tool_use"), await put(shop, [call]), {"tu10": {}})
     referred = b.run_after(b.calls(body=body), b.returned(body=b.result(None, content_ref=await put(shop, text))))
-    assert await body_after(shop, referred) == orjson.loads(request_body(inline, b.agent(), [b.tool()]))
+    assert await body_after(shop, referred) == orjson.loads(request_body(inline, Offer(b.agent(), [b.tool()])))
 
 
 def test_a_run_that_refers_to_nothing_needs_no_store() -> None:

@@ -20,6 +20,7 @@ from tests.support import builders as b
 from tests.support.stream import Event, block, called, end, json_of, said, start
 
 from anabranch.agent.conversation import content_of, request_body
+from anabranch.agent.offer import Offer
 from anabranch.agent.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
 
 EXACT = '{"price": 1.10, "id":12345678901234567890123,\n "s":"\\u00e9\\ud83d\\ude00"}'
@@ -118,7 +119,7 @@ def test_an_input_goes_back_to_the_provider_as_it_came() -> None:
     found = reply(start(), *called(0, EXACT[:20], EXACT[20:], tool_use_id="tu10"), *end("tool_use"))
     assert found.calls[0].input == json.loads(EXACT)
     run = b.run_after(b.calls(body=found.body), b.returned())
-    sent = request_body(run, b.agent(), [b.tool()])
+    sent = request_body(run, Offer(b.agent(), [b.tool()]))
     assert EXACT.encode() in sent
     assert content_of(found.body) in sent
 

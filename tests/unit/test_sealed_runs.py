@@ -29,6 +29,7 @@ from anabranch.agent.conversation import content_of, request_body
 from anabranch.agent.jobs import Clockwork, Job, Request
 from anabranch.agent.large import Large, is_for_the_store, sealed_in
 from anabranch.agent.model import Hopeless, Transient
+from anabranch.agent.offer import Offer, Offers
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply, RequestedCall
 from anabranch.agent.speaking import Said
@@ -103,13 +104,13 @@ async def body_of(request: Request) -> bytes:
 
 
 async def test_the_model_gets_the_very_bytes_that_it_gets_of_a_run_that_is_not_sealed() -> None:
-    body = await body_of(to_request(await a_turn(), registry()))
+    body = await body_of(to_request(await a_turn(), Offers(registry())))
     plain = b.run_after(
         b.calls(body=reply(SAID).body),
         b.returned(body=b.result([b.text(SECRET)])),
         opens=b.opening(request=b.request(input=MESSAGES[0]["content"], tenant="acme")),
     )
-    assert body == request_body(plain, b.agent(), [b.tool()])
+    assert body == request_body(plain, Offer(b.agent(), [b.tool()]))
     assert body.count(SECRET.encode()) == 4
 
 
@@ -125,7 +126,7 @@ async def test_a_snapshot_says_seals_again() -> None:
 async def test_a_model_call_of_a_forgotten_tenant_ends_its_run_as_forgotten() -> None:
     keys = Keys()
     keys.forgotten.add("acme")
-    incomplete = to_request(await a_turn(), registry()).incomplete
+    incomplete = to_request(await a_turn(), Offers(registry())).incomplete
     assert incomplete is not None
     with pytest.raises(Hopeless) as caught:
         async with large(keys).completed(incomplete, 5.0):
@@ -136,7 +137,7 @@ async def test_a_model_call_of_a_forgotten_tenant_ends_its_run_as_forgotten() ->
 async def test_a_request_that_was_sealed_with_another_key_is_a_bad_one() -> None:
     moved = sealer(run_id="other").seal("messages", orjson.dumps(MESSAGES))
     run = b.run_after(opens=b.opening(request=b.request(input=None, messages_sealed=moved, tenant="acme")))
-    incomplete = to_request(run, registry()).incomplete
+    incomplete = to_request(run, Offers(registry())).incomplete
     assert incomplete is not None
     with pytest.raises(Hopeless) as caught:
         async with large().completed(incomplete, 5.0):
@@ -148,13 +149,13 @@ async def test_a_result_that_does_not_open_is_told_to_the_model_as_such() -> Non
     body = await sealed_reply(SAID, RequestedCall("tu10", "t", {}))
     moved = sealer(run_id="other").seal("result", b'"x"')
     run = b.run_after(b.calls(body=body), b.returned(body=b.result(None, content_sealed=moved)), opens=asked())
-    block = orjson.loads(await body_of(to_request(run, registry())))["messages"][-1]["content"][0]
+    block = orjson.loads(await body_of(to_request(run, Offers(registry()))))["messages"][-1]["content"][0]
     assert (block["is_error"], "cannot be read" in block["content"]) == (True, True)
 
 
 async def test_a_seal_in_a_run_that_is_not_sealed_is_not_opened_for_anybody() -> None:
     run = b.run_after(b.calls(), b.returned(body=b.result(None, content_sealed=sealed("result", SECRET))))
-    request = to_request(run, registry())
+    request = to_request(run, Offers(registry()))
     assert request.incomplete is None
     assert b"cannot be read" in request.body
 
@@ -258,7 +259,7 @@ async def test_the_model_is_told_why_its_call_was_rejected() -> None:
     spec = b.tool(input_schema={"type": "object", "required": ["card"]})
     planned = plan([RequestedCall("tu10", "t", {})], context(spec))
     run = b.run_after(b.calls(*planned, body=await sealed_reply([b.tool_use()])), opens=asked())
-    block = orjson.loads(await body_of(to_request(run, registry(spec))))["messages"][-1]["content"][0]
+    block = orjson.loads(await body_of(to_request(run, Offers(registry(spec)))))["messages"][-1]["content"][0]
     assert (block["is_error"], "card" in block["content"]) == (True, True)
 
 
@@ -296,7 +297,7 @@ async def test_what_a_provider_says_of_an_error_is_sealed() -> None:
     model = Fails(Transient(f"broke off at {SECRET}", usage=usage), Hopeless("model_rejected", f"bad {SECRET}", usage))
     clockwork = Clockwork(lambda: 0.0, lambda: "id", random.Random(1))
     thinker = Thinker(model, AgentSettings(model_backoff_s=0.0), {}, clockwork, {}, sealing=sealing(Keys()))
-    request, events = to_request(b.run_after(opens=asked()), registry()), asyncio.Queue[m.Event]()
+    request, events = to_request(b.run_after(opens=asked()), Offers(registry())), asyncio.Queue[m.Event]()
     job = Job("acme", "m", lambda: replace(request, deadline=60.0), events.put_nowait, lambda *_: None)
     running = asyncio.create_task(thinker.run())
     thinker.submit(job)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -169,19 +169,28 @@ def result_of(body: bytes) -> ToolResult | None:
     return result if _one_of(result.content, result.content_ref, result.content_sealed) else None
 
 
-def _one_of(*given: object) -> bool:
-    return sum(each is not None for each in given) == 1
+def _one_of(content: object, ref: object, sealed: object) -> bool:
+    return (content is not None) + (ref is not None) + (sealed is not None) == 1
+
+
+def _lies_here(body: bytes) -> bool:
+    """Whether a result begins with its content, as those of our workers do: then nothing stands in its place."""
+    return body.startswith(_CONTENT)
+
+
+_CONTENT: Final = (b'{"content":"', b'{"content":[')
 
 
 def result_ref_of(body: bytes) -> str | None:
     """Where the content of a tool's result lies, if it is not in its body."""
-    told = result_of(body) if b'"content_ref"' in body else None
+    told = result_of(body) if not _lies_here(body) and b'"content_ref"' in body else None
     return told.content_ref if told is not None else None
 
 
 def result_elsewhere(body: bytes) -> str | None:
     """What stands in the place of a tool's result, if it is not in its body: a reference, or a seal."""
-    told = result_of(body) if b'"content_ref"' in body or b'"content_sealed"' in body else None
+    is_named = not _lies_here(body) and (b'"content_ref"' in body or b'"content_sealed"' in body)
+    told = result_of(body) if is_named else None
     return (told.content_ref or told.content_sealed) if told is not None else None
 
 

@@ -48,7 +48,8 @@ def share_of(owned: int, partitions: int) -> float:
 class Bucket:
     """One limit. Its level rises with the share's pace, and falls below nothing when more was used than was there.
 
-    A call may start at `least`; `unit` is what a typical one takes.
+    A call may start at `least`; `unit` is what a typical one takes. `rate` is a second's, on this worker; None: nothing
+    is known that would limit it.
     """
 
     def __init__(self, declared: float | None, least: float) -> None:
@@ -56,16 +57,12 @@ class Bucket:
         self._named: float | None = None
         self._share = 0.0
         self._level, self._at = least, 0.0
-
-    @property
-    def rate(self) -> float | None:
-        """A second, on this worker; None: nothing is known that would limit it."""
-        limits = [limit for limit in (self._declared, self._named) if limit is not None]
-        return min(limits) / MINUTE_S * self._share if limits else None
+        self.rate = None if declared is None else 0.0
 
     def set_share(self, share: float, now: float) -> None:
         self._fill(now)
         self._share = share
+        self._set_rate(now)
 
     def spend(self, amount: float, now: float) -> None:
         """What was not needed is given back by a negative amount."""
@@ -73,8 +70,10 @@ class Bucket:
             self._level -= amount
 
     def correct(self, quota: Quota, on_its_way: float, now: float) -> None:
-        if quota.limit:
+        if quota.limit and quota.limit != self._named:
+            self._fill(now)
             self._named = quota.limit
+            self._set_rate(now)
         if self._fill(now) is not None and quota.remaining is not None:
             self._level = min(self._level, self._share * quota.remaining - on_its_way)
 
@@ -87,11 +86,16 @@ class Bucket:
             return now
         return now + (self._least - self._level) / rate
 
+    def _set_rate(self, now: float) -> None:
+        limits = [limit for limit in (self._declared, self._named) if limit is not None]
+        if self.rate is None:
+            self._at = now  # it fills from now on
+        self.rate = min(limits) / MINUTE_S * self._share if limits else None
+
     def _fill(self, now: float) -> float | None:
-        rate = self.rate
-        if rate is not None:
+        if (rate := self.rate) is not None:
             self._level = min(self._level + rate * (now - self._at), self.unit + rate * BURST_S)
-        self._at = now
+            self._at = now
         return rate
 
 
@@ -183,10 +187,15 @@ class Budget:
         self._input = Bucket(limits.input_tokens_per_minute, least=0.0)
         self._output = Bucket(limits.output_tokens_per_minute, least=0.0)
         self._buckets = {"requests": self._requests, "input tokens": self._input, "output tokens": self._output}
+        self._limited = self._which_limit()
         self._window, self._experience = Window(ceiling), Experience()
         self._on_its_way = 0.0  # input tokens of requests that the provider may not have counted yet
         self.paused_until = 0.0
         self._share = 0.0
+
+    def _which_limit(self) -> list[Bucket]:
+        """Those of a limit that is known: the others hold no call, and count none."""
+        return [bucket for bucket in self._buckets.values() if bucket.rate is not None]
 
     @property
     def open_part(self) -> float:
@@ -205,9 +214,10 @@ class Budget:
         """
         if not self._window.is_open:
             return math.inf
-        limited = self._share > 0 or not again
-        opens = [bucket.opens_at(now) for bucket in self._buckets.values()] if limited else []
-        return max(now, self.paused_until, *opens)
+        opens = max(now, self.paused_until)
+        if self._limited and (self._share > 0 or not again):
+            return max(opens, *[bucket.opens_at(now) for bucket in self._limited])
+        return opens
 
     def held_by(self, now: float) -> str:
         """Why the next call may not start, in words; "" if it may."""
@@ -228,10 +238,14 @@ class Budget:
         known = self._experience
         attempt = Attempt(size, known.input_of(size), known.output_of(max_tokens), self._window.send())
         self._on_its_way += attempt.input
-        self._requests.spend(1.0, now)
-        self._input.spend(attempt.input, now)
-        self._output.spend(attempt.output, now)
+        self._spend(1.0, attempt.input, attempt.output, now)
         return attempt
+
+    def _spend(self, requests: float, input_tokens: float, output_tokens: float, now: float) -> None:
+        if self._limited:
+            self._requests.spend(requests, now)
+            self._input.spend(input_tokens, now)
+            self._output.spend(output_tokens, now)
 
     def told(self, attempt: Attempt, left: Left, now: float) -> None:
         """The provider has said what is left; `attempt` it has counted, others of ours perhaps not."""
@@ -239,6 +253,8 @@ class Budget:
         self._requests.correct(left.requests, self._window.unanswered, now)
         self._input.correct(left.input_tokens, self._on_its_way, now)
         self._output.correct(left.output_tokens, 0.0, now)  # while it is being produced, as much comes back
+        if len(self._limited) < len(self._buckets):
+            self._limited = self._which_limit()
 
     def accepted(self, attempt: Attempt) -> None:
         """The provider answers. Said more than once it counts once."""
@@ -253,7 +269,7 @@ class Budget:
         A refused request is given back; if the provider counts it, what it says is left will tell.
         """
         self._window.refused(attempt.round)
-        self._requests.spend(-1.0, now)
+        self._spend(-1.0, 0.0, 0.0, now)
         self.paused_until = max(self.paused_until, now + min(retry_after or 0.0, PAUSE_MAX_S))
 
     def ended(self, attempt: Attempt, usage: Mapping[str, Any] | None, now: float) -> None:
@@ -262,8 +278,7 @@ class Budget:
         if usage is None:
             return
         used_input, used_output = self._input_of(usage), count(usage.get("output_tokens"))
-        self._input.spend(used_input - attempt.input, now)
-        self._output.spend(used_output - attempt.output, now)
+        self._spend(0.0, used_input - attempt.input, used_output - attempt.output, now)
         if used_input or used_output:
             self._experience.learn(attempt.size, used_input, used_output)
             self._input.unit, self._output.unit = self._experience.typical
@@ -275,9 +290,8 @@ class Budget:
             self._on_its_way = max(0.0, self._on_its_way - attempt.input)
 
     def _input_of(self, usage: Mapping[str, Any]) -> int:
-        names = ["input_tokens", "cache_creation_input_tokens"]
-        names += ["cache_read_input_tokens"] if self._count_cache_reads else []
-        return sum(count(usage.get(name)) for name in names)
+        used = count(usage.get("input_tokens")) + count(usage.get("cache_creation_input_tokens"))
+        return used + count(usage.get("cache_read_input_tokens")) if self._count_cache_reads else used
 
 
 def count(value: Any) -> int:

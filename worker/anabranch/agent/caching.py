@@ -9,8 +9,8 @@ have four; those that the user has placed count, and win. `conversation.py` asks
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -22,10 +22,11 @@ MOST: Final = 4
 WORTH: Final = 2048
 """Bytes of a first message below which it is not worth a breakpoint: it would rarely be kept."""
 _MARKABLE: Final = frozenset({"text", "image", "document", "search_result", "tool_result", "tool_use"})
-_HOUR: Final = "1h"
-
 Mark = dict[str, str]
 """What a block says to be a breakpoint."""
+Kept = Literal["5m", "1h"]
+"""How long the provider keeps what it has read up to a breakpoint."""
+MARKS: Final[Mapping[Kept, Mark]] = {"5m": {"type": "ephemeral"}, "1h": {"type": "ephemeral", "ttl": "1h"}}
 
 
 @frozen()
@@ -34,52 +35,52 @@ class Breakpoints:
     before had its last one, `tail` behind all that is said.
     """
 
-    system: Mark | None = None
-    anchor: Mark | None = None
-    tail: Mark | None = None
+    system: Kept | None = None
+    anchor: Kept | None = None
+    tail: Kept | None = None
 
 
 NONE: Final = Breakpoints()
 
 
-def breakpoints(agent: AgentSpec, opening: Sequence[dict[str, Any]], goes_on: bool) -> Breakpoints:
-    """For a request that begins with the messages `opening`; `goes_on`: further turns are to be expected."""
+def breakpoints(agent: AgentSpec, own: Sequence[Any], goes_on: bool) -> Breakpoints:
+    """For a request whose first messages have breakpoints of their `own`; `goes_on`: more turns are to be expected."""
     if agent.caching == "off":
         return NONE
-    own, top = list(_marks_in(opening)), agent.options.get("cache_control")
+    top = agent.options.get("cache_control")
     others = [*_marks_of(agent.options.get("system")), *_marks_of(agent.server_tools)]
     left = MOST - len(own) - len(others) - (top is not None)
     # A longer one may not come behind a shorter one: the user's decide for those in front of them and behind them.
-    before = _HOUR if any(map(_is_hour, [*own, top])) else agent.caching
-    behind = agent.caching if all(map(_is_hour, own)) else "5m"
-    behind = _HOUR if _is_hour(top) else behind
+    before: Kept = "1h" if any(map(_is_hour, [*own, top])) else agent.caching
+    behind: Kept = agent.caching if all(map(_is_hour, own)) else "5m"
+    behind = "1h" if _is_hour(top) else behind
     marks = {"tail": behind, "anchor": behind, "system": before}
     if not goes_on:
         del marks["tail"], marks["anchor"]
     elif top is not None:
         del marks["tail"]  # the provider sets it by itself
-    return Breakpoints(**{name: _mark(marks[name]) for name in list(marks)[: max(0, left)]})
-
-
-def _mark(ttl: str) -> Mark:
-    return {"type": "ephemeral"} if ttl == "5m" else {"type": "ephemeral", "ttl": ttl}
+    return Breakpoints(**{name: marks[name] for name in list(marks)[: max(0, left)]})
 
 
 def _is_hour(mark: Any) -> bool:
-    return isinstance(mark, dict) and mark.get("ttl") == _HOUR
+    return isinstance(mark, dict) and mark.get("ttl") == "1h"
 
 
-def _marks_in(messages: Sequence[dict[str, Any]]) -> Iterator[Any]:
-    for message in messages:
-        yield from _marks_of(message.get("content"))
+def marks_in(messages: Sequence[dict[str, Any]]) -> list[Any]:
+    """The breakpoints that the user has placed in messages."""
+    return [mark for message in messages for mark in _marks_of(message.get("content"))]
 
 
-def _marks_of(content: Any) -> Iterator[Any]:
-    for block in content if isinstance(content, list) else ():
+def _marks_of(content: Any) -> list[Any]:
+    found: list[Any] = []
+    if not isinstance(content, list):
+        return found
+    for block in content:
         if isinstance(block, dict):
             if block.get("cache_control") is not None:
-                yield block["cache_control"]
-            yield from _marks_of(block.get("content"))
+                found.append(block["cache_control"])
+            found += _marks_of(block.get("content"))
+    return found
 
 
 def is_worth(messages: Sequence[dict[str, Any]]) -> bool:
@@ -96,13 +97,13 @@ def is_worth(messages: Sequence[dict[str, Any]]) -> bool:
     return len(orjson.dumps(messages)) >= WORTH
 
 
-def marked(messages: Sequence[dict[str, Any]], mark: Mark | None) -> list[dict[str, Any]]:
+def marked(messages: Sequence[dict[str, Any]], kept: Kept | None) -> list[dict[str, Any]]:
     """The messages with their last block as a breakpoint. A text becomes a block in any case: it must look the same
     in the turns after this one, which do not mark it.
     """
     last = messages[-1]
     content = last["content"]
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-    if mark is not None:
-        blocks[-1] = {**blocks[-1], "cache_control": mark}
+    if kept is not None:
+        blocks[-1] = {**blocks[-1], "cache_control": MARKS[kept]}
     return [*messages[:-1], {**last, "content": blocks}]

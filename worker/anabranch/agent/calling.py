@@ -21,6 +21,7 @@ from anabranch.agent.effects import ModelDue
 from anabranch.agent.hearing import Hearing
 from anabranch.agent.jobs import Job, Request
 from anabranch.agent.listening import Piece
+from anabranch.agent.offer import Offers
 from anabranch.agent.plan import BatchContext
 from anabranch.agent.speaking import Outlet, Speech
 from anabranch.agent.state import Run
@@ -58,8 +59,8 @@ class ModelCalls:
     told of a call of it that is complete while the model speaks.
     """
 
-    def __init__(self, partition: int, station: Station) -> None:
-        self._partition, self._station = partition, station
+    def __init__(self, partition: int, station: Station, offers: Offers) -> None:
+        self._partition, self._station, self._offers = partition, station, offers
         self._calls: dict[Life, _Call] = {}
         self._unread: dict[Life, _Unread] = {}
         self._surplus: dict[Life, list[m.ModelDiscarded]] = {}  # replies of which another one came first
@@ -181,7 +182,7 @@ class ModelCalls:
             self._calls.pop(life, None)
             return None
         try:
-            request = to_request(run, self._station.registry, self._station.place, self._station.prices)
+            request = to_request(run, self._offers, self._station.place, self._station.prices)
         except Exception as error:  # noqa: BLE001 - whatever it was, only this run may suffer
             self._append(life, self._failure(life, turn, f"the model call could not be prepared: {error}"))
             return None

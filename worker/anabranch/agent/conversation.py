@@ -9,29 +9,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any, Final
 
 import orjson
 
 from anabranch.agent.answer import UNREADABLE, last_words, result_of
-from anabranch.agent.caching import Breakpoints, Mark, breakpoints, is_worth, marked
-from anabranch.agent.dropping import FULL, STEP, Dropped, dropped, is_small, words_for
-from anabranch.agent.programmatic import called_by_code, container_of, direct, offered
+from anabranch.agent.caching import MARKS, Breakpoints, Kept, is_worth, marked
+from anabranch.agent.dropping import Dropped, dropped, is_small, words_for
+from anabranch.agent.offer import Kind, Offer
+from anabranch.agent.programmatic import called_by_code, container_of
 from anabranch.agent.referring import content_elsewhere
 from anabranch.agent.state import Call, Result, Run, Turn
 from anabranch.agent.verbatim import items, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of, read
 from anabranch.errors import InvalidRequest, WireError
 from anabranch.messages import Content, RunRequest, ToolResult
-from anabranch.specs import AgentSpec, ToolSpec
 
-HINT = (
-    "When you need several tools and none of them needs another's result, "
-    "call them all together in one turn: they run in parallel."
-)
 _MARK = b',"content":['
-_EDITING = "context-management-2025-06-27"
 _THINKING = ("thinking", "redacted_thinking")
 
 
@@ -40,87 +34,26 @@ Found = Mapping[str, bytes]
 _NOTHING: Final[Found] = {}
 
 
-def request_body(
-    run: Run, agent: AgentSpec, tools: list[ToolSpec], found: Found = _NOTHING, model: str | None = None
-) -> bytes:
+def request_body(run: Run, offer: Offer, found: Found = _NOTHING, model: str | None = None) -> bytes:
     """The JSON of `POST /v1/messages` for the turn that the run owes, as a stream; for `model`, or the agent's own.
 
     `betas`, if there are any, come first: `anthropic_model.py` makes a header of them.
     Raises `InvalidRequest` if the messages that the request refers to cannot be any.
     """
-    request = run.opening.request
-    parallel = agent.parallel_tool_calls and request.parallel_tool_calls is not False
+    request, agent = run.opening.request, offer.agent
     opening, asked = _opening(request, found), model or agent.model
-    told, called = offered(agent, tools), direct(agent, tools)
-    points = breakpoints(agent, opening, goes_on=bool(told))
-    options = {name: value for name, value in agent.options.items() if name != "betas"}
-    body: dict[str, Any] = {"max_tokens": agent.max_tokens, **_editing(run, agent), **options}
-    if betas := _betas(agent, body):
-        body = {"betas": betas, **body}
-    body |= {"model": asked, "stream": True}
-    if told:
-        body["tools"] = told
-        if choice := _tool_choice(agent, called, run.turn, parallel):
-            body["tool_choice"] = choice
-    if system := _system(agent, bool(called) and parallel):
-        body["system"] = system
-    if points.system is not None and (system or told):
-        (system or told)[-1]["cache_control"] = points.system
-    if (container := container_of(run, body.get("container"), partial(_last_said, run, found))) is not None:
-        body["container"] = container
-    body.pop("messages", None)
-    out = dropped(run, agent)
+    points, out = offer.points(opening), dropped(run, agent)
+    calls = len(run.turns[-1].calls) if run.turns and agent.context == "provider" else 0
+    kind = Kind(asked, run.turn == 1, offer.is_parallel(request), points.system, calls)
+    head = offer.head(kind, container_of(run, offer.container, partial(_last_said, run, found)))
     # last: what was sent before is how the next one begins
-    body["messages"] = _messages(run, opening, points, out, found, lambda turn: (turn.model or agent.model) == asked)
-    return orjson.dumps(body)
+    messages = _messages(run, opening, points, out, found, lambda turn: (turn.model or agent.model) == asked)
+    return b"%b%b}" % (head, orjson.dumps(messages))
 
 
 def _last_said(run: Run, found: Found) -> list[bytes]:
     """The content of the last assistant message, a reply each."""
     return [content_of(turn.body, found) for turn in last_words(run)] if run.turns else []
-
-
-def _system(agent: AgentSpec, hint: bool) -> list[dict[str, Any]]:
-    parts = [agent.system] if agent.system else []
-    if hint and agent.parallel_hint:
-        parts.append(HINT)
-    return [{"type": "text", "text": "\n\n".join(parts)}] if parts else []
-
-
-def _tool_choice(agent: AgentSpec, tools: set[str], turn: int, parallel: bool) -> dict[str, Any] | None:
-    """A forced choice holds for the first turn: after that the model must be free to answer.
-
-    A tool that nobody has registered cannot be forced: the provider would refuse the request.
-    """
-    wanted = agent.tool_choice
-    if wanted == "none":
-        return {"type": "none"}
-    choice: dict[str, Any] = {"type": "auto"}
-    if turn == 1 and wanted == "any":
-        choice = {"type": "any"}
-    elif turn == 1 and wanted in tools:
-        choice = {"type": "tool", "name": wanted}
-    if not parallel:
-        choice["disable_parallel_tool_use"] = True
-    return None if choice == {"type": "auto"} else choice
-
-
-def _editing(run: Run, agent: AgentSpec) -> dict[str, Any]:
-    """What asks the provider to leave out old results, but none of the last batch."""
-    if agent.context != "provider":
-        return {}
-    calls = max((len(turn.calls) for turn in run.turns[-1:]), default=0)
-    edit: dict[str, Any] = {"type": "clear_tool_uses_20250919", "keep": {"type": "tool_uses", "value": max(3, calls)}}
-    if (window := agent.context_window) is not None:
-        edit["trigger"] = {"type": "input_tokens", "value": int(FULL * window)}
-        edit["clear_at_least"] = {"type": "input_tokens", "value": int(STEP * window)}
-    return {"context_management": {"edits": [edit]}}
-
-
-def _betas(agent: AgentSpec, body: Mapping[str, Any]) -> list[str]:
-    """The agent's own, and those without which the provider refuses what the request holds. They stand first in it."""
-    betas = list(agent.options.get("betas") or [])
-    return betas if "context_management" not in body or _EDITING in betas else [*betas, _EDITING]
 
 
 def _messages(
@@ -137,11 +70,12 @@ def _messages(
     otherwise. See decision 15. What is left `out` is decided by decision 16.
     """
     contents = [content_of(turn.body, found) for turn in run.turns]
-    marks = _marks(run, points, contents)
-    messages = marked(opening, marks.get(_OPENING)) if points.anchor is not None and is_worth(opening) else opening
+    marks, first = _marks(run, points, contents)
+    messages = marked(opening, first) if points.anchor is not None and is_worth(opening) else opening
     paused: list[bytes] = []
     last = len(run.turns) - 1
-    for number, (turn, content) in enumerate(zip(run.turns, contents, strict=True)):
+    for number, turn in enumerate(run.turns):
+        content = contents[number]
         paused.append(content if is_own(turn) and number >= out.thoughts else without_thinking(content))
         if turn.outcome == "pause" and number < last:
             continue
@@ -149,26 +83,34 @@ def _messages(
             messages.append({"role": "assistant", "content": orjson.Fragment(joined)})
         paused = []
         if turn.calls:
-            results = _results(turn, content, found, marks.get(number), number < out.results)
+            results = _results(turn, found, marks.get(number), number < out.results)
             messages.append({"role": "user", "content": results})
     return messages
 
 
-_OPENING: Final = -1
+def _marks(run: Run, points: Breakpoints, contents: Sequence[bytes]) -> tuple[dict[int, tuple[str, Kept]], Kept | None]:
+    """By turn, of which call the result is a breakpoint, and which one; and that of the run's first messages, as if
+    they were a turn before the first.
+    """
+    placed: dict[int, tuple[str, Kept]] = {}
+    kept, then = points.tail, points.anchor
+    for number in range(len(run.turns) - 1, -1, -1):
+        if kept is None and then is None:
+            break
+        if (tool_use_id := _last_markable(run.turns[number], contents[number])) is not None:
+            if kept is not None:
+                placed[number] = tool_use_id, kept
+            kept, then = then, None
+    return placed, kept
 
 
-def _marks(run: Run, points: Breakpoints, contents: Sequence[bytes]) -> dict[int, Mark]:
-    """By turn, those whose results end in a breakpoint; as if the run's first messages were a turn before the first."""
-    batches = (number for number in reversed(range(len(run.turns))) if _markable(run.turns[number], contents[number]))
-    placed = zip(chain(batches, [_OPENING]), (points.tail, points.anchor), strict=False)
-    return {number: mark for number, mark in placed if mark is not None}
-
-
-def _markable(turn: Turn, content: bytes) -> list[str]:
-    """The ids of the calls whose results may be a breakpoint: not those that code has made."""
-    ids = [call.planned.tool_use_id for call in turn.calls.values()]
-    by_code = called_by_code(content) if ids else ()
-    return [tool_use_id for tool_use_id in ids if tool_use_id not in by_code]
+def _last_markable(turn: Turn, content: bytes) -> str | None:
+    """The id of the last call whose result may be a breakpoint: none that code has made."""
+    if not turn.calls:
+        return None
+    by_code = called_by_code(content)
+    ids = (call.planned.tool_use_id for call in reversed(turn.calls.values()))
+    return next((tool_use_id for tool_use_id in ids if tool_use_id not in by_code), None)
 
 
 def _opening(request: RunRequest, found: Found) -> list[dict[str, Any]]:
@@ -198,9 +140,9 @@ def content_of(body: bytes, found: Found = _NOTHING) -> bytes:
     """The content of a reply, as the bytes of a JSON list."""
     if (elsewhere := content_elsewhere(body)) is not None:
         return found[elsewhere]
-    head, mark, tail = body.partition(_MARK)
-    if mark and tail.endswith(b"]}") and _is_whole(head + b"}"):
-        return b"[" + tail[:-1]
+    at = body.find(_MARK)
+    if at >= 0 and body.endswith(b"]}") and _is_whole(body[:at] + b"}"):
+        return body[at + len(_MARK) - 1 : -1]
     return members(body.decode())["content"].encode()
 
 
@@ -243,10 +185,11 @@ def _joined(lists: list[bytes]) -> bytes:
     return lists[0] if len(lists) == 1 else b"[" + b",".join(part[1:-1] for part in lists if part != b"[]") + b"]"
 
 
-def _results(turn: Turn, content: bytes, found: Found, mark: Mark | None, left_out: bool) -> list[dict[str, Any]]:
+def _results(turn: Turn, found: Found, mark: tuple[str, Kept] | None, left_out: bool) -> list[dict[str, Any]]:
     blocks = [_result(call, found, left_out) for call in turn.calls.values()]
-    if mark is not None and (markable := _markable(turn, content)):
-        next(block for block in blocks if block["tool_use_id"] == markable[-1])["cache_control"] = mark
+    if mark is not None:
+        tool_use_id, kept = mark
+        next(block for block in blocks if block["tool_use_id"] == tool_use_id)["cache_control"] = MARKS[kept]
     return blocks
 
 

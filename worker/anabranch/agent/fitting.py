@@ -110,6 +110,11 @@ class Fitting:
         return min(self.agent.max_tokens, USEFUL + (budget if isinstance(budget, int) else 0))
 
 
+def is_bounded(run: Run, agent: AgentSpec) -> bool:
+    """Whether there is anything that a call of the run has to fit."""
+    return run.opening.limits.max_cost_usd is not None or agent.context_window is not None
+
+
 def _with_max_tokens(body: bytes, tokens: int) -> bytes:
     """The request with another `max_tokens`, which it begins with: the rest stays byte for byte what it was."""
     found = _START.match(body)

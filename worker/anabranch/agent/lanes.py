@@ -58,7 +58,8 @@ class Lane(Generic[Call]):
 
     def opens_at(self, now: float, again: bool = False) -> float:
         """When the next call may start; see `Budget.opens_at`."""
-        return max(self.budget.opens_at(now, again), self.breaker.opens_at(now))
+        opens, closed_until = self.budget.opens_at(now, again), self.breaker.opens_at(now)
+        return opens if opens >= closed_until else closed_until
 
     def away_for(self, now: float) -> float:
         """How long nobody may ask the model, whoever it is: its breaker is open, or the provider wants a pause."""
@@ -168,7 +169,8 @@ class Lanes(Generic[Call]):
         """A call that may start now, and is to. The lanes take turns, and in each its tenants."""
         now = self._steady()
         for model, lane in self._lanes.items():
-            lane.let_retries_go(now)
+            if lane.kept:
+                lane.let_retries_go(now)
             if (call := self._next_of(lane, now)) is not None:
                 del self._lanes[model]
                 self._lanes[model] = lane
@@ -176,10 +178,12 @@ class Lanes(Generic[Call]):
         return None
 
     def _next_of(self, lane: Lane[Call], now: float) -> Call | None:
-        if lane.begun < self._ceiling and len(lane.line) and lane.opens_at(now) <= now:
-            return lane.line.take()
-        if lane.line.begun and lane.opens_at(now, again=True) <= now:
-            return lane.line.take(only_begun=True)
+        if not len(line := lane.line):
+            return None
+        if lane.begun < self._ceiling and lane.opens_at(now) <= now:
+            return line.take()
+        if line.begun and lane.opens_at(now, again=True) <= now:
+            return line.take(only_begun=True)
         return None
 
     def watch(self) -> None:

@@ -68,9 +68,9 @@ def needed(run: Run, left_out: int = 0) -> tuple[str, ...]:
     for number, turn in enumerate(run.turns):
         named.append(content_ref_of(turn.body))
         for call in turn.calls.values() if number >= left_out else ():
-            if call.result is not None and call.result.body is not None:
-                named.append(answer.result_ref_of(call.result.body))
-    return tuple(dict.fromkeys(name for name in named if name is not None))
+            if (result := call.result) is not None and result.body is not None:
+                named.append(answer.result_ref_of(result.body))
+    return tuple(dict.fromkeys(name for name in named if name is not None)) if any(named) else ()
 
 
 def sealed_in(run: Run, left_out: int = 0) -> Fields:

@@ -32,15 +32,20 @@ class _Tenants(Generic[Call]):
         self._tenants: dict[str, _Tenant[Call]] = {}
         self.begun = self.fresh = 0
 
-    def __len__(self) -> int:
-        return self.begun + self.fresh
+    def has(self, only_begun: bool) -> bool:
+        return self.begun > 0 or (self.fresh > 0 and not only_begun)
+
+    def _queue(self, tenant: str) -> _Tenant[Call]:
+        if (queue := self._tenants.get(tenant)) is None:
+            queue = self._tenants[tenant] = _Tenant()
+        return queue
 
     def add(self, tenant: str, call: Call) -> None:
-        self._tenants.setdefault(tenant, _Tenant()).fresh.append(call)
+        self._queue(tenant).fresh.append(call)
         self.fresh += 1
 
     def add_begun(self, tenant: str, call: Call) -> None:
-        self._tenants.setdefault(tenant, _Tenant()).begun.append(call)
+        self._queue(tenant).begun.append(call)
         self.begun += 1
 
     def remove(self, tenant: str, call: Call) -> None:
@@ -57,9 +62,8 @@ class _Tenants(Generic[Call]):
             del self._tenants[tenant]
 
     def take(self, only_begun: bool) -> Call:
-        waiting = self._tenants.items()
-        tenant, queue = next((name, queue) for name, queue in waiting if queue.begun or not only_begun)
-        del self._tenants[tenant]
+        tenant = self._with_begun() if only_begun else next(iter(self._tenants))
+        queue = self._tenants.pop(tenant)
         if queue.begun:
             call = queue.begun.popleft()
             self.begun -= 1
@@ -69,6 +73,9 @@ class _Tenants(Generic[Call]):
         if queue.begun or queue.fresh:
             self._tenants[tenant] = queue
         return call
+
+    def _with_begun(self) -> str:
+        return next(tenant for tenant, queue in self._tenants.items() if queue.begun)
 
     def all(self) -> Iterator[tuple[str, Call]]:
         for tenant, queue in self._tenants.items():
@@ -89,7 +96,7 @@ class Line(Generic[Call]):
         self._weights = Weights(weight)
 
     def __len__(self) -> int:
-        return len(self._interactive) + len(self._bulk)
+        return self._interactive.fresh + self._bulk.fresh + self.begun
 
     @property
     def begun(self) -> int:
@@ -111,11 +118,11 @@ class Line(Generic[Call]):
 
     def take(self, only_begun: bool = False) -> Call | None:
         """The next one, or the next one that has begun; None if there is none."""
-        here = {lane: bool(self._of(lane).begun if only_begun else self._of(lane)) for lane in LANES}
-        lane = self._weights.next(here["interactive"], here["bulk"])
+        interactive, bulk = self._interactive.has(only_begun), self._bulk.has(only_begun)
+        lane = self._weights.next(interactive, bulk)
         if lane is None:
             return None
-        self._weights.took(lane, all(here.values()))
+        self._weights.took(lane, interactive and bulk)
         return self._of(lane).take(only_begun)
 
     def all(self) -> Iterator[tuple[str, Call, Lane]]:

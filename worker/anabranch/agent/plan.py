@@ -57,6 +57,13 @@ class BatchContext:
     used: frozenset[str] = frozenset()
     sealer: Sealer | None = None
 
+    def of_attempt(self, attempt: str, agent: AgentSpec) -> BatchContext:
+        """The same for one attempt, of the model that `agent` names."""
+        run_id, turn, parallel, tenant, trace = self.run_id, self.turn, self.parallel, self.tenant, self.trace
+        return BatchContext(
+            run_id, turn, attempt, agent, parallel, self.tool, self.place, tenant, trace, self.used, self.sealer
+        )
+
     def about(self) -> Fields:
         """What its model call's log records are about."""
         return {"run_id": self.run_id, "turn": self.turn, "agent": self.agent.name, **traced(self.trace)}

@@ -58,7 +58,10 @@ def container_of(run: Run, given: Json, said: Callable[[], list[bytes]]) -> Json
     One that was past its time when the call became due is left out, for the provider would refuse it, unless code that
     waits is in it: then the provider says what becomes of that. `said` is the content of the last assistant message.
     """
-    found = next((known for turn in reversed(run.turns) if (known := _container(turn.body)) is not None), None)
+    found = None
+    for turn in reversed(run.turns):
+        if (found := _container(turn.body)) is not None:
+            break
     if found is None or (_expired(found, run.owed_at) and not any(map(_waits, said()))):
         return given
     return {**given, "id": found["id"]} if isinstance(given, Mapping) else found["id"]
@@ -67,9 +70,9 @@ def container_of(run: Run, given: Json, said: Callable[[], list[bytes]]) -> Json
 def _container(body: bytes) -> dict[str, Any] | None:
     """What a reply says of its container. Only what stands before the content is read: the field stands there."""
     end = body.find(_CONTENT)
-    head = body if end < 0 else body[:end] + b"}"
-    if b'"container"' not in head:
+    if body.find(b'"container"', 0, end if end >= 0 else None) < 0:
         return None
+    head = body if end < 0 else body[:end] + b"}"
     try:
         found = orjson.loads(members(head.decode()).get("container", "null"))
     except (ValueError, TypeError, IndexError):

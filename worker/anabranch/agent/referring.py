@@ -21,6 +21,8 @@ Input = dict[str, Json] | str
 """The arguments of a call, or what stands in their place."""
 
 _FIRST: Final = re.compile(rb'\{"content_ref":"(sha256:[0-9a-f]{64};[0-9]{1,12})"')
+_ELSEWHERE: Final = b'{"content_'
+_REF: Final = b'{"content_ref":"'
 _SEALED: Final = b'{"content_sealed":"'
 _KNOWN: Final = ("id", "type", "role", "model", "stop_reason", "stop_sequence", "usage")
 """What of a sealed message stays readable. Other fields may come to hold texts, so they are not kept."""
@@ -28,7 +30,7 @@ _KNOWN: Final = ("id", "type", "role", "model", "stop_reason", "stop_sequence", 
 
 def content_ref_of(body: bytes) -> str | None:
     """Where the content of a reply lies, if it is not in its body."""
-    found = _FIRST.match(body)
+    found = _FIRST.match(body) if body.startswith(_REF) else None
     return found.group(1).decode() if found is not None else None
 
 
@@ -41,7 +43,7 @@ def content_sealed_of(body: bytes) -> str | None:
 
 def content_elsewhere(body: bytes) -> str | None:
     """What stands in the place of a reply's content, if it is not there."""
-    return content_sealed_of(body) or content_ref_of(body)
+    return content_sealed_of(body) or content_ref_of(body) if body.startswith(_ELSEWHERE) else None
 
 
 def referring(body: bytes, reference: str, inputs: Mapping[str, Input]) -> bytes:

@@ -87,14 +87,11 @@ class RetryBudget:
 
     def called(self, now: float) -> None:
         """A first try goes out."""
-        self._fill(now)
-        self._recent += 1
-        self._level = min(self._most, self._level + self._ratio)
+        self._fill(now, self._ratio, first_tries=1)
 
     def replied(self, now: float) -> None:
         """An attempt was answered: the model works."""
-        self._fill(now)
-        self._level = min(self._most, self._level + REPLY)
+        self._fill(now, REPLY)
 
     def spend(self, now: float) -> None:
         """A retry goes out; `opens_at` has allowed it."""
@@ -118,11 +115,14 @@ class RetryBudget:
     def _most(self) -> float:
         return BURST + self._ratio * self._recent
 
-    def _fill(self, now: float) -> None:
-        passed = max(0.0, now - self._at)
-        self._at = now
-        self._recent *= math.exp(-passed / RECENT_S)
-        self._level = min(self._most, self._level + self._floor * passed)
+    def _fill(self, now: float, more: float = 0.0, first_tries: int = 0) -> None:
+        """What has come until now, and so much more."""
+        if (passed := now - self._at) > 0:
+            self._at = now
+            self._recent *= math.exp(-passed / RECENT_S)
+            self._level += self._floor * passed
+        self._recent += first_tries
+        self._level = min(self._most, self._level + more)
 
 
 _TINY: Final = 1e-6

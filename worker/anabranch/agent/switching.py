@@ -30,6 +30,8 @@ class Switching:
     def first(self, job: Job) -> Lane[Call]:
         """Where a new call waits."""
         lane = self._lanes.of(job.model)
+        if job.fallback is None:
+            return lane
         if (away := self.away(lane)) is not None and (other := self._other(job, lane)) is not None:
             self._meters.model_fallbacks.count(lane.model, other.model, away)
             return other

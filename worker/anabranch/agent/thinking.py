@@ -142,8 +142,9 @@ class Thinker:
             if isinstance(call, Job):
                 self._begin(lane, call, tasks)
             elif call.granted is not None and not call.granted.done():
-                call.grant = self._grant(lane, call.request)
-                self._asks(call, lane)
+                now = self._steady()
+                call.grant = self._grant(lane, call.request, now)
+                self._asks(call, lane, now)
                 call.granted.set_result(None)
         self._lanes.watch()
 
@@ -151,26 +152,26 @@ class Thinker:
         request = job.prepare()
         if request is None:
             return
-        untold = Tries(self._steady())
-        trying = Trying(job, lane, request, self._grant(lane, request), untold, request.context, body_for=job.model)
-        self._asks(trying, lane)
-        self._meters.model_wait.observe(self._steady() - job.due_at, lane.model)
+        now = self._steady()
+        grant = self._grant(lane, request, now)
+        trying = Trying(job, lane, request, grant, Tries(now), request.context, body_for=job.model)
+        self._asks(trying, lane, now)
+        self._meters.model_wait.observe(now - job.due_at, lane.model)
         lane.begun += 1
         self._begun[job] = trying
         task = self._running[job] = tasks.create_task(self._think(trying), name="model call")
         task.add_done_callback(partial(self._ended, trying))
 
-    def _asks(self, trying: Trying, lane: Lane[Job | Trying]) -> None:
+    def _asks(self, trying: Trying, lane: Lane[Job | Trying], now: float) -> None:
         if lane.model not in trying.asked:
             trying.asked.add(lane.model)
-            lane.retries.called(self._steady())
+            lane.retries.called(now)
 
-    def _grant(self, lane: Lane[Job | Trying], request: Request) -> Grant:
+    def _grant(self, lane: Lane[Job | Trying], request: Request, now: float) -> Grant:
         self._attempts += 1
         size = len(request.body)
         if request.incomplete is not None:
             size += request.incomplete.size
-        now = self._steady()
         return Grant(lane.budget.start(size, request.context.agent.max_tokens, now), lane.breaker.sent(now))
 
     def _settle(self, trying: Trying, usage: dict[str, Any] | None, verdict: Verdict) -> None:
@@ -252,7 +253,7 @@ class Thinker:
         trying.began = (self._clockwork.now(), self._steady())
         agent = request.context.agent
         agent = agent if agent.model == model else replace(agent, model=model)
-        trying.context = replace(request.context, attempt=self._clockwork.new_id(), agent=agent)
+        trying.context = request.context.of_attempt(self._clockwork.new_id(), agent)
         return trying.context
 
     async def _traced(self, traces: AgentTraces, trying: Trying, context: BatchContext) -> Reply:

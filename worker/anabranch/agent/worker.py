@@ -19,6 +19,7 @@ from anabranch.agent.admission import Admission
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.commit import read_commit
 from anabranch.agent.deadlines import Moment
+from anabranch.agent.offer import Offers
 from anabranch.agent.owner import Hooks, Owner
 from anabranch.agent.sampling import sample
 from anabranch.agent.state import Nexts
@@ -51,6 +52,7 @@ class AgentWorker:
         self._tasks: Group | None = None
         self._owners: dict[int, Owner] = {}
         self._calls: dict[int, ModelCalls] = {}
+        self._offers = Offers(station.registry)
         self._admissions: dict[int, Admission] = {}
         self._admitting: dict[Place, asyncio.Task[None]] = {}
         self._committed: dict[Place, Committed] = {}
@@ -297,7 +299,7 @@ class AgentWorker:
     def _new_owner(self, partition: int) -> Owner:
         calls = self._calls.get(partition)
         if calls is None:
-            calls = self._calls[partition] = ModelCalls(partition, self._station)
+            calls = self._calls[partition] = ModelCalls(partition, self._station, self._offers)
         hooks = Hooks(self._on_live, self._on_time_up, lambda: self.subscription.alive, self._commit_now.set)
         owner = Owner(partition, self._station, calls, hooks)
         self._owners[partition] = owner
