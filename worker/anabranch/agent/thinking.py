@@ -175,9 +175,9 @@ class Thinker:
 
     def _settle(self, trying: Trying, usage: dict[str, Any] | None, verdict: Verdict) -> None:
         """An attempt is over. Without `usage` nobody knows what it has used."""
-        grant, lane, now = trying.grant, trying.lane, self._steady()
-        if grant is None:
+        if (grant := trying.grant) is None:
             return
+        lane, now = trying.lane, self._steady()
         self._attempts -= 1
         trying.grant = None
         lane.budget.ended(grant.attempt, usage, now)
@@ -252,7 +252,7 @@ class Thinker:
         trying.began = (self._clockwork.now(), self._steady())
         agent = request.context.agent
         agent = agent if agent.model == model else replace(agent, model=model)
-        trying.context = replace(request.context, attempt=self._clockwork.new_id(), agent=agent)
+        trying.context = request.context.of_attempt(self._clockwork.new_id(), agent)
         return trying.context
 
     async def _traced(self, traces: AgentTraces, trying: Trying, context: BatchContext) -> Reply:
