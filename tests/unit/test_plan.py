@@ -7,6 +7,7 @@ Called by: pytest.
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 from tests.support import builders as b
@@ -44,6 +45,12 @@ def test_a_call_is_planned_with_all_that_depends_on_its_tool() -> None:
     assert planned(call(), tools=[spec]) == (
         PlannedCall(ID[0], "tu0", "t", "io", ID[0], "at_least_once", 7.0, "abort"),
     )
+
+
+def test_an_attempt_is_planned_with_all_that_its_call_is() -> None:
+    values = {field.name: object() for field in fields(BatchContext)}
+    context, agent = BatchContext(**values), b.agent()  # type: ignore[arg-type]
+    assert context.of_attempt("a1", agent) == replace(context, attempt="a1", agent=agent)
 
 
 def test_a_call_id_gives_away_neither_the_attempt_nor_the_ids_of_other_calls() -> None:

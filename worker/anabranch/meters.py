@@ -61,14 +61,19 @@ class Counter(Meter):
         try:
             self._values[key] += 1
         except KeyError:
-            self.add(1, *key)
+            self._open(key, 1)
 
     def add(self, amount: float, *key: str) -> None:
         """So many more; 0 makes the series known."""
-        values = self._values
-        if key not in values and len(values) >= SERIES:
+        try:
+            self._values[key] += amount
+        except KeyError:
+            self._open(key, amount)
+
+    def _open(self, key: Key, amount: float) -> None:
+        if len(self._values) >= SERIES:
             key = self._others()
-        values[key] = values.get(key, 0) + amount
+        self._values[key] = self._values.get(key, 0) + amount
 
     def copied(self) -> dict[Key, float]:
         return self._values.copy()

@@ -9,7 +9,7 @@ reads. It must never know a run.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import Field
@@ -139,44 +139,55 @@ def window_of(model: str) -> int | None:
 
 def usage_of(raw: Mapping[str, Any], price: Price | None) -> Usage:
     """The provider's usage of one reply, with its cost. What used nothing costs nothing, whatever the price."""
-    fresh, output, read, written = counts = _counts(raw)
-    cost = _cost(raw, price) if any(counts) else 0.0
+    fresh, output, read, written, _ = own = _tokens(raw)
+    parts = [own]
+    for part in map(_tokens, _compactions(raw)):
+        fresh, output, read, written = fresh + part[0], output + part[1], read + part[2], written + part[3]
+        parts.append(part)
+    if not (fresh or output or read or written):
+        return Usage(cost_usd=0.0)
+    cost = None if price is None else _cost(raw, parts, price)
     return Usage(fresh, output, read, written, None if cost is None else round(cost, 9))
 
 
-def _counts(raw: Mapping[str, Any]) -> list[int]:
-    """Input, output, cache read and written. Of a compaction, which the sums leave out, too."""
-    parts = [raw, *_compactions(raw)]
-    return [sum(_count(part.get(name)) for part in parts) for name in _COUNTED]
+_Tokens = tuple[int, int, int, int, int]
+"""Input, output, cache read and written, and of the latter what is kept for an hour."""
+
+
+def _tokens(raw: Mapping[str, Any]) -> _Tokens:
+    said = raw.get
+    written, kept = _count(said("cache_creation_input_tokens")), said("cache_creation")
+    hour = min(written, _count(kept.get("ephemeral_1h_input_tokens"))) if isinstance(kept, dict) else 0
+    fresh, output, read = said("input_tokens"), said("output_tokens"), said("cache_read_input_tokens")
+    return _count(fresh), _count(output), _count(read), written, hour
 
 
 def _compactions(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the provider's sums leave out."""
     iterations = raw.get("iterations")
     if not isinstance(iterations, list):
         return []
     return [part for part in iterations if isinstance(part, dict) and part.get("type") == "compaction"]
 
 
-def _cost(raw: Mapping[str, Any], price: Price | None) -> float | None:
+def _cost(raw: Mapping[str, Any], parts: Iterable[_Tokens], price: Price) -> float | None:
     """Dollars, or None if nobody knows."""
-    if price is None:
-        return None
     factor = price.us_factor if raw.get("inference_geo") == "us" else 1.0
     if raw.get("speed") == "fast":
         if price.fast_factor is None:
             return None
         factor *= price.fast_factor
-    tokens = sum(_cost_of_tokens(part, price) for part in (raw, *_compactions(raw)))
+    tokens = 0.0
+    for part in parts:
+        tokens += _cost_of_tokens(part, price)
     return tokens * factor + _searches(raw) * price.web_search / 1000
 
 
-def _cost_of_tokens(raw: Mapping[str, Any], price: Price) -> float:
-    fresh, output, read, written = (_count(raw.get(name)) for name in _COUNTED)
+def _cost_of_tokens(tokens: _Tokens, price: Price) -> float:
+    fresh, output, read, written, hour = tokens
     rates = price.rates(fresh + read + written)
-    kept = raw.get("cache_creation")
-    hour = min(written, _count(kept.get("ephemeral_1h_input_tokens"))) if isinstance(kept, dict) else 0
-    parts = (fresh, output, read, written - hour, hour)
-    return sum(count * rate for count, rate in zip(parts, rates, strict=True)) / 1e6
+    cost = fresh * rates.input + output * rates.output + read * rates.cache_read
+    return (cost + (written - hour) * rates.cache_creation + hour * rates.cache_creation_1h) / 1e6
 
 
 def _searches(raw: Mapping[str, Any]) -> int:
@@ -187,6 +198,3 @@ def _searches(raw: Mapping[str, Any]) -> int:
 def _count(value: Any) -> int:
     """A count of the provider's; what is none counts as nothing."""
     return value if isinstance(value, int) and 0 <= value < 2**53 else 0
-
-
-_COUNTED: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")

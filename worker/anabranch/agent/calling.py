@@ -130,7 +130,7 @@ class ModelCalls:
     def read_back(self, event: m.ModelReplied | m.ModelFailed, run: Run | None) -> None:
         """It was folded, whoever wrote it, and `run` is as it left it."""
         life = (event.run_id, event.life)
-        if isinstance(event, m.ModelReplied) and run is not None and _is_surplus(run, event):
+        if type(event) is m.ModelReplied and run is not None and _is_surplus(run, event):
             why = "another reply of the turn came first"
             paid = m.ModelDiscarded(*life, event.turn, event.attempt, event.usage, why, event.model, event.tried)
             self._surplus.setdefault(life, []).append(paid)
@@ -191,18 +191,18 @@ class ModelCalls:
 
     def _append(self, life: Life, event: m.Event) -> None:
         """A reply counts when it is read back; until then the call is not made again."""
-        if isinstance(event, m.ModelReplied | m.ModelFailed):
+        unread: _Unread | None = None
+        if type(event) is m.ModelReplied or type(event) is m.ModelFailed:
             self._calls.pop(life, None)
-            self._unread[life] = _Unread(event.turn, event.attempt)
-        self._station.append(self._partition, event).add_done_callback(partial(self._appended, life, event))
+            unread = self._unread[life] = _Unread(event.turn, event.attempt)
+        self._station.append(self._partition, event).add_done_callback(partial(self._appended, life, event, unread))
 
-    def _appended(self, life: Life, event: m.Event, sent: Sent) -> None:
-        if sent.cancelled():
-            return
-        unread, error = self._unread.get(life), sent.exception()
-        if error is None:
-            if unread is not None and unread.attempt == getattr(event, "attempt", None):
+    def _appended(self, life: Life, event: m.Event, unread: _Unread | None, sent: Sent) -> None:
+        if sent.is_written:
+            if unread is not None:
                 unread.acked = True
+            return
+        if (error := sent.exception()) is None:
             return
         what = {"run_id": life[0], "partition": self._partition}
         log.error("run %s: %s could not be appended: %s", life[0], type(event).__name__, error, extra=what)
@@ -219,5 +219,7 @@ class ModelCalls:
 
 def _is_surplus(run: Run, event: m.ModelReplied) -> bool:
     """Whether another reply than this one counts, of a run that is open still."""
-    counts = run.open and not run.parked and run.life == event.life
-    return counts and all(turn.attempt != event.attempt for turn in run.turns)
+    for turn in reversed(run.turns):
+        if turn.attempt == event.attempt:
+            return False
+    return run.open and not run.parked and run.life == event.life

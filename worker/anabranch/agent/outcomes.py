@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from anabranch import messages as m
 from anabranch.agent.fitting import BUDGET
@@ -30,8 +30,6 @@ from anabranch.specs import AgentSpec
 
 log = logging.getLogger(__name__)
 
-_KINDS: Final = ("input", "output", "cache_read", "cache_creation")
-
 
 def usage_in(event: Mapping[str, Any]) -> dict[str, Any]:
     """What an event of the provider's stream says of the usage so far."""
@@ -45,27 +43,27 @@ class Outcomes:
 
     def __init__(self, prices: Mapping[str, Price], meters: AgentMeters, large: Large, clockwork: Clockwork) -> None:
         self._prices, self._meters, self._large, self._clockwork = prices, meters, large, clockwork
-        self._unpriced: set[str] = set()
+        self._known: dict[str, Price | None] = {}  # by model, as far as one was asked for
 
     async def replied(self, trying: Trying, context: BatchContext, reply: Reply) -> m.ModelReplied:
         """The reply with its plan. What was read is paid for, whatever becomes of it; raises `Hopeless` if the log does
         not take it.
         """
-        own, others = self._tried(trying), trying.untold.all
+        others = trying.untold.all
         try:
-            return await self._replied(trying, context, reply, (*others, own) if others else ())
+            body = await self._large.body_of(reply, context.tenant or None, trying.request.deadline, context.sealer)
+            return self._replied(trying, context, reply, body, (*others, self._tried(trying)) if others else ())
         except BaseException as error:
             why = error.message if isinstance(error, Hopeless) else str(error) or type(error).__name__
             self.came_to_nothing(trying, context, reply.usage, why, "unusable")
             raise
 
-    async def _replied(
-        self, trying: Trying, context: BatchContext, reply: Reply, tried: tuple[m.Tried, ...]
+    def _replied(
+        self, trying: Trying, context: BatchContext, reply: Reply, body: bytes, tried: tuple[m.Tried, ...]
     ) -> m.ModelReplied:
         request = trying.request
         planned = plan(reply.calls, context)
         plan_json = dump(planned)
-        body = await self._large.body_of(reply, context.tenant or None, request.deadline, context.sealer)
         if len(body) > REPLY_BYTES or len(plan_json) > HEADER_BYTES:
             size = len(reply.body) + len(plan_json)
             mend = "lower the agent's max_tokens, or give the workers a store (ANABRANCH_STORE)"
@@ -132,10 +130,14 @@ class Outcomes:
     def _usage(self, agent: AgentSpec, raw: dict[str, Any], tokens: Counter) -> m.Usage:
         model = agent.model
         usage = usage_of(raw, self._price_of(model))
-        counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens)
-        for kind, number in zip(_KINDS, (*counts, usage.cache_creation_input_tokens), strict=True):
-            if number:
-                tokens.add(number, model, kind)
+        if usage.input_tokens:
+            tokens.add(usage.input_tokens, model, "input")
+        if usage.output_tokens:
+            tokens.add(usage.output_tokens, model, "output")
+        if usage.cache_read_input_tokens:
+            tokens.add(usage.cache_read_input_tokens, model, "cache_read")
+        if usage.cache_creation_input_tokens:
+            tokens.add(usage.cache_creation_input_tokens, model, "cache_creation")
         if usage.cost_usd is not None:
             self._meters.cost.add(usage.cost_usd, model)
             self._meters.agent_cost.add(usage.cost_usd, agent.name)
@@ -143,11 +145,11 @@ class Outcomes:
 
     def _price_of(self, model: str) -> Price | None:
         """None is said once: a cost that nobody knows is not to be taken for none."""
-        price = price_of(model, self._prices)
-        if price is None and model not in self._unpriced:
-            self._unpriced.add(model)
-            log.warning("model %r has no price, so nobody knows what its runs cost: set one in [prices]", model)
-        return price
+        if model not in self._known:
+            price = self._known[model] = price_of(model, self._prices)
+            if price is None:
+                log.warning("model %r has no price, so nobody knows what its runs cost: set one in [prices]", model)
+        return self._known[model]
 
 
 def _is_cut(request: Request) -> bool:

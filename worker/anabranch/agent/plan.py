@@ -71,16 +71,25 @@ class BatchContext:
 
 def used_again(calls: Sequence[RequestedCall], context: BatchContext) -> str | None:
     """The id of an earlier call that one of these has, too: the provider would refuse every later request."""
-    return next((call.tool_use_id for call in calls if call.tool_use_id in context.used), None)
+    used = context.used
+    if used:
+        for call in calls:
+            if call.tool_use_id in used:
+                return call.tool_use_id
+    return None
 
 
 def plan(calls: Sequence[RequestedCall], context: BatchContext) -> tuple[PlannedCall, ...]:
     """One entry a call, in the order of the calls."""
-    specs = [_offered(call, context) for call in calls]
-    planned = [
-        _planned(index, call, spec, context) for index, (call, spec) in enumerate(zip(calls, specs, strict=True))
-    ]
-    if not any(spec is not None and spec.after for spec in specs):
+    specs: list[ToolSpec | None] = []
+    planned: list[PlannedCall] = []
+    in_order = False
+    for index, call in enumerate(calls):
+        spec = _offered(call, context)
+        in_order = in_order or (spec is not None and bool(spec.after))
+        specs.append(spec)
+        planned.append(_planned(index, call, spec, context))
+    if not in_order:
         return tuple(planned)
     ordered = [replace(entry, after=_predecessors(i, specs, planned)) for i, entry in enumerate(planned)]
     return tuple(_without_cycles(ordered))
@@ -115,11 +124,13 @@ def _planned(index: int, call: RequestedCall, spec: ToolSpec | None, context: Ba
         text = f"not run: a turn may make {allowed} call{'s' if allowed != 1 else ''}, and this is number {index + 1}"
         return PlannedCall(call_id, call.tool_use_id, _name(call, context), rejected=text)
     if spec is None:
-        why = _rejected(_unknown(call.tool, context), context)
-        return PlannedCall(call_id, call.tool_use_id, _name(call, context), **why)
+        text, sealed = _rejected(_unknown(call.tool, context), context)
+        name = _name(call, context)
+        return PlannedCall(call_id, call.tool_use_id, name, rejected=text, rejected_sealed=sealed)
     refused = call.refused or unfit(spec, call.input)
     key = _key(call_id, spec, call.input, context)
-    why = _rejected(f"invalid arguments for {spec.name}: {refused}"[:SHOWN], context) if refused else {}
+    wrong = f"invalid arguments for {spec.name}: {refused}"[:SHOWN] if refused else None
+    why, sealed = (None, None) if wrong is None else _rejected(wrong, context)
     return PlannedCall(
         call_id,
         call.tool_use_id,
@@ -129,8 +140,9 @@ def _planned(index: int, call: RequestedCall, spec: ToolSpec | None, context: Ba
         delivery=spec.delivery,
         deadline_s=_deadline(spec),
         on_error=spec.on_error,
+        rejected=why,
         partition=None if refused else context.place(spec, key, context.tenant),
-        **why,
+        rejected_sealed=sealed,
     )
 
 
@@ -139,11 +151,11 @@ def _name(call: RequestedCall, context: BatchContext) -> str:
     return call.tool[:128] if context.sealer is None or call.tool in context.agent.tools else SEALED
 
 
-def _rejected(text: str, context: BatchContext) -> dict[str, Any]:
-    """Why a call is not run: the text may quote what the model has said."""
+def _rejected(text: str, context: BatchContext) -> tuple[str, str | None]:
+    """Why a call is not run, and the seal of that: the text may quote what the model has said."""
     if context.sealer is None:
-        return {"rejected": text}
-    return {"rejected": SEALED, "rejected_sealed": context.sealer.seal("rejected", orjson.dumps(text))}
+        return text, None
+    return SEALED, context.sealer.seal("rejected", orjson.dumps(text))
 
 
 def _unknown(name: str, context: BatchContext) -> str:

@@ -176,9 +176,9 @@ class Thinker:
 
     def _settle(self, trying: Trying, usage: dict[str, Any] | None, verdict: Verdict) -> None:
         """An attempt is over. Without `usage` nobody knows what it has used."""
-        grant, lane, now = trying.grant, trying.lane, self._steady()
-        if grant is None:
+        if (grant := trying.grant) is None:
             return
+        lane, now = trying.lane, self._steady()
         self._attempts -= 1
         trying.grant = None
         lane.budget.ended(grant.attempt, usage, now)
