@@ -39,6 +39,7 @@ def _call_record(
     station: Station, partition: int, run: Run, planned: PlannedCall, given: Input, dispatch: int, deadline: float
 ) -> Outgoing:
     call_id, request = planned.call_id, run.opening.request
+    plain, reference, sealed = _placed(given, run)
     body = ToolCall(
         call_id=call_id,
         run_id=run.run_id,
@@ -46,7 +47,9 @@ def _call_record(
         tenant=request.tenant,
         lane="bulk" if lane_of(run.life) == "bulk" else None,
         tool=planned.tool,
-        **_placed(given, run),
+        input=plain,
+        input_ref=reference,
+        input_sealed=sealed,
         dispatch=dispatch,
         deadline=deadline,
         idempotency_key=call_id,
@@ -67,13 +70,14 @@ def _call_record(
     )
 
 
-def _placed(given: Input, run: Run) -> dict[str, Any]:
-    """The arguments in the field where they belong. Raises `SealError` rather than say in plain what must be sealed."""
+def _placed(given: Input, run: Run) -> tuple[dict[str, Any] | None, str | None, str | None]:
+    """The arguments where they belong: plain, as a reference, or sealed. Raises `SealError` rather than say in plain
+    what must be sealed."""
     if run.opening.request.messages_sealed is not None:
         if not isinstance(given, str):
             raise SealError(f"run {run.run_id} is sealed, and the arguments of a call of it are not")
-        return {"input_sealed": given}
-    return {"input_ref": given} if isinstance(given, str) else {"input": given}
+        return None, None, given
+    return (None, given, None) if isinstance(given, str) else (given, None, None)
 
 
 def _inputs(turn: Turn) -> Mapping[str, Input]:
