@@ -8,7 +8,7 @@ from typing import Any
 
 from anabranch.agent.conversation import content_of
 from anabranch.agent.referring import Input, content_elsewhere, inputs_of
-from anabranch.agent.state import Run, Turn
+from anabranch.agent.state import Call, Run, Turn
 from anabranch.agent.station import Station
 from anabranch.agent.traces import call_header
 from anabranch.bodies import whole
@@ -18,15 +18,10 @@ from anabranch.messages import PlannedCall, ReplyTo, ReplyTopic, ToolCall, lane_
 from anabranch.spans import HEADER as TRACE
 
 
-def call_record(station: Station, partition: int, run: Run, call_id: str) -> Outgoing | None:
-    """The record for `tool.calls.<queue>`, or None if the call is no longer out."""
-    call, batch = run.call(call_id), run.batch
-    if call is None or batch is None:
-        return None
+def call_record(station: Station, partition: int, run: Run, call: Call) -> Outgoing:
+    """The record for `tool.calls.<queue>` of a call of the batch that is out."""
     planned = call.planned
-    if planned.queue is None:
-        return None
-    given = _inputs(batch).get(planned.tool_use_id, {})
+    given = _inputs(run.turns[-1]).get(planned.tool_use_id, {})
     return _call_record(station, partition, run, planned, given, call.dispatch, run.deadline_of(call))
 
 
