@@ -8,7 +8,8 @@ Called by: pytest.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import fields, replace
 from typing import Any
 
 import orjson
@@ -191,6 +192,13 @@ def refused(body: bytes | None) -> str:
 )  # fmt: skip
 def test_a_bad_request_is_told_what_is_wrong(body: bytes | None, told: str) -> None:
     assert told in refused(body)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(m.RunRequest)])
+@pytest.mark.parametrize("shape", [b"%d", b"[%d]", b'{"a":%d}', b'[{"a":%d}]', b'{"partition":%d}'])
+def test_a_request_with_a_huge_number_in_any_field_is_refused_or_can_be_written(name: str, shape: bytes) -> None:
+    with suppress(InvalidRequest):
+        dump(read_request(b'{"run_id":"r","%s":%s}' % (name.encode(), shape % 10**30)))
 
 
 def test_unknown_fields_of_a_request_are_ignored() -> None:

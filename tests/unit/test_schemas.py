@@ -242,8 +242,10 @@ def examples_of(*kinds: type) -> list[m.Event]:
 
 
 def test_a_tool_call_fits_its_schemas() -> None:
-    sent = call_record(STATION, 11, a_run(examples_of(m.RunRequested, m.ModelReplied)), CALL)
-    assert sent is not None
+    run = a_run(examples_of(m.RunRequested, m.ModelReplied))
+    call = run.call(CALL)
+    assert call is not None
+    sent = call_record(STATION, 11, run, call)
     assert_keeps_the_contract(BY_NAME["tool.call"], sent)
 
 

@@ -33,6 +33,11 @@ def test_the_hash_is_aiokafkas(data: bytes) -> None:
     assert murmur2(data) == aiokafkas(data) & 0xFFFFFFFF
 
 
+@given(st.binary(max_size=64), st.lists(st.binary(max_size=9), max_size=5))
+def test_the_hashes_of_keys_that_begin_alike_are_aiokafkas(head: bytes, tails: list[bytes]) -> None:
+    assert [murmur2(head + tail) for tail in tails] == [aiokafkas(head + tail) & 0xFFFFFFFF for tail in tails]
+
+
 @given(st.text(max_size=20), st.integers(1, 200))
 def test_a_partition_is_one_of_those_there_are(key: str, partitions: int) -> None:
     assert 0 <= partition_of(key, partitions) < partitions

@@ -28,15 +28,15 @@ T = TypeVar("T")
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _validator(kind: Any) -> Callable[..., Any]:
+    return TypeAdapter(kind).validator.validate_json
 
 
 def read(kind: type[T], body: bytes | None) -> T:
     """`body` as a `kind`. Raises `WireError` with the path of the first wrong field."""
-    adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
     try:
-        return adapter.validate_json(body or b"", strict=True)
+        value: T = _validator(kind)(body or b"", strict=True)  # type: ignore[arg-type]
+        return value
     except ValidationError as error:
         raise WireError(explain(error)) from None
     except RecursionError:
@@ -60,41 +60,38 @@ def without_given(explained: str) -> str:
 _GIVEN: Final = " (got "
 
 
-_PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None), dict})
-_FIELDS: Final[dict[type, tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]]] = {}
+@cache
+def _fields_of(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    """The names of a dataclass's fields, and what gets them all at once."""
+    if not is_dataclass(kind):
+        raise TypeError(f"{kind!r} is no JSON")
+    names = tuple(field.name for field in fields(kind))
+    get = attrgetter(*names)
+    return names, get if len(names) > 1 else lambda value: (get(value),)
+
+
+def _given(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not null: absent and null mean the same."""
+    names, values_of = _fields_of(value.__class__)
+    return {name: item for name, item in zip(names, values_of(value)) if item is not None}  # noqa: B905 - hot
+
+
+def _told(value: Any) -> dict[str, Any]:
+    names, values_of = _fields_of(value.__class__)
+    return dict(zip(names, values_of(value)))  # noqa: B905 - hot
 
 
 def lean(value: Any) -> Any:
-    """A dataclass as JSON-able data without the fields that are null: absent and null mean the same."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    if kind is list or kind is tuple:
+    """A dataclass as JSON-able data without the fields that are null, in the dataclasses within it too."""
+    if isinstance(value, list | tuple):
         return [lean(item) for item in value]
-    if (known := _FIELDS.get(kind)) is None:
-        if not is_dataclass(kind):
-            return value
-        known = _FIELDS[kind] = _fields_of(kind)
-    names, values_of = known
-    return {
-        name: item if type(item) in _PLAIN else lean(item)
-        for name, item in zip(names, values_of(value), strict=True)
-        if item is not None
-    }
-
-
-def _fields_of(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
-    """The names of a dataclass's fields, and what gets them all at once."""
-    names = tuple(field.name for field in fields(kind))
-    if len(names) == 1:
-        return names, lambda value: (getattr(value, names[0]),)
-    return names, attrgetter(*names)
+    return {name: lean(item) for name, item in _given(value).items()} if is_dataclass(value) else value
 
 
 def dump(value: Any) -> bytes:
     """JSON of a dataclass or of plain data, null fields of dataclasses left out."""
     try:
-        return orjson.dumps(lean(value))
+        return orjson.dumps(value, _given, orjson.OPT_PASSTHROUGH_DATACLASS)
     except (orjson.JSONEncodeError, RecursionError) as error:
         raise WireError(f"cannot be written as JSON: {error}") from None
 
@@ -104,14 +101,14 @@ def whole(value: Any, *but: str) -> bytes:
 
     Only the fields `but` are left out if they are null: they came later, and what was written before stays the same.
     """
-    named = {field.name: getattr(value, field.name) for field in fields(value)}
+    named = _told(value)
     if (error := named.get("error")) is not None:
-        named["error"] = lean(error)
+        named["error"] = _given(error)
     for name in but:
         if named[name] is None:
             del named[name]
     try:
-        return orjson.dumps(named)
+        return orjson.dumps(named, _told, orjson.OPT_PASSTHROUGH_DATACLASS)
     except orjson.JSONEncodeError:  # an integer of more than 64 bits
         return _slowly(named)
 
@@ -127,7 +124,7 @@ _NESTING: Final = (dict, list)
 
 
 def depth_of(value: Any, limit: int = MAX_DEPTH) -> int:
-    """How deep `value` nests; stops counting above `limit`."""
+    """How deep `value`, which a parser has made, nests; stops counting above `limit`."""
     level: list[Any] = [value]
     depth = 0
     while depth <= limit:
@@ -135,8 +132,15 @@ def depth_of(value: Any, limit: int = MAX_DEPTH) -> int:
         if not nested:
             return depth
         depth += 1
-        level = [child for item in nested for child in (item.values() if isinstance(item, dict) else item)]
+        level = []
+        for item in nested:
+            level += item.values() if type(item) is dict else item
     return depth
+
+
+def nests_deeper(value: Any, body: bytes, limit: int) -> bool:
+    """Whether `value`, read from `body`, nests deeper than `limit`: not, if the body opens no more than that."""
+    return body.count(b"{") + body.count(b"[") > limit and depth_of(value, limit) > limit
 
 
 def read_request(body: bytes | None) -> m.RunRequest:
@@ -147,10 +151,10 @@ def read_request(body: bytes | None) -> m.RunRequest:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {type(data).__name__}")
-    if depth_of(data) > MAX_DEPTH:
+    if nests_deeper(data, body or b"", MAX_DEPTH):
         raise InvalidRequest(f"the body nests deeper than {MAX_DEPTH} levels")
     try:
-        request: m.RunRequest = _adapter(m.RunRequest).validate_json(body or b"", strict=True)
+        request: m.RunRequest = _validator(m.RunRequest)(body or b"", strict=True)
     except ValidationError as error:
         raise InvalidRequest(explain(error)) from None
     _refuse_unwritable(request)
@@ -186,14 +190,17 @@ def _run_id_in(body: bytes) -> str | None:
     return None
 
 
+_numbers_of: Final = attrgetter("input", "messages", "max_turns", "metadata", "reply_to")
+"""The fields of a request in which an integer may be, of any size."""
+
+
 def _refuse_unwritable(request: m.RunRequest) -> None:
     """What is read here is written again, into the log and the answer: an integer beyond 64 bits could not be."""
     try:
-        size = len(orjson.dumps(request.metadata))
-        orjson.dumps(request)
+        orjson.dumps(_numbers_of(request), _given, orjson.OPT_PASSTHROUGH_DATACLASS)
+        if request.metadata is not None and len(orjson.dumps(request.metadata)) > METADATA_BYTES:
+            raise InvalidRequest(f"metadata: is larger than {METADATA_BYTES} bytes")
     except orjson.JSONEncodeError as error:
         raise InvalidRequest(f"the body cannot be kept: {error}") from None
-    if size > METADATA_BYTES:
-        raise InvalidRequest(f"metadata: is larger than {METADATA_BYTES} bytes")
     if request.metadata_sealed is not None and len(request.metadata_sealed) > 2 * METADATA_BYTES:
         raise InvalidRequest(f"metadata_sealed: is larger than {2 * METADATA_BYTES} bytes")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from itertools import count
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
@@ -49,9 +50,9 @@ class Outgoing(NamedTuple):
 
     @property
     def size(self) -> int:
-        size = len(self.key or b"") + len(self.value or b"") + 80
+        size = len(self.key or b"") + len(self.value or b"") + 80 + 4 * len(self.headers)
         for name, value in self.headers:
-            size += len(name) + len(value) + 4
+            size += len(name) + len(value)
         return size
 
 
@@ -128,26 +129,34 @@ class _Head:
             raise WireError(f"header {name}: {error}") from None
 
 
-_IDS: Final = map(f"{os.urandom(12).hex()}{{:x}}".format, count())
+_IDS: Final = map(f"{os.urandom(12).hex()}%x".encode().__mod__, count())
 """Ids of records: unique to this process, and within it. Asking the system for each would cost as much as the rest."""
 
 
-def _headers(kind: str, source: str, pairs: Iterable[tuple[str, str | int | None]]) -> tuple[tuple[str, bytes], ...]:
-    return (
-        ("ce_specversion", b"1.0"),
-        ("ce_id", next(_IDS).encode()),
-        ("ce_source", source.encode()),
-        ("ce_type", kind.encode()),
-        *[(name, str(value).encode()) for name, value in pairs if value is not None],
-    )
+_SPECVERSION: Final = ("ce_specversion", b"1.0")
+
+
+@lru_cache(maxsize=256)
+def _origin(source: str, kind: str) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
+    """What all records of a kind that a process writes have in common."""
+    return ("ce_source", source.encode()), ("ce_type", kind.encode())
+
+
+Pair = tuple[str, str | bytes | int | None]
+"""A header; none if it is null."""
 
 
 def cloud_event(
     topic: str, kind: str, source: str, key: str | None, value: bytes | None,
-    pairs: Iterable[tuple[str, str | int | None]] = (), partition: int | None = None,
+    pairs: Iterable[Pair] = (), partition: int | None = None,
 ) -> Outgoing:  # fmt: skip
     """A record with CloudEvents headers of `kind`, and `pairs` as further ones."""
-    return Outgoing(topic, key.encode() if key is not None else None, value, _headers(kind, source, pairs), partition)
+    headers = [_SPECVERSION, ("ce_id", next(_IDS)), *_origin(source, kind)]
+    for name, said in pairs:
+        if said is not None:
+            data = said if isinstance(said, bytes) else said.encode() if isinstance(said, str) else b"%d" % said
+            headers.append((name, data))
+    return Outgoing(topic, key.encode() if key is not None else None, value, tuple(headers), partition)
 
 
 # --- events of the run log ------------------------------------------------------------------------------
@@ -288,7 +297,7 @@ def decode(record: Record) -> m.Event:
     return m.UnknownEvent(kind, h.get("ce_runid"), h.get("ce_life"), f"event type {kind!r} is not known")
 
 
-_Pairs = list[tuple[str, str | int | None]]
+_Pairs = list[Pair]
 
 
 def _parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
@@ -303,7 +312,7 @@ def _parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
         case m.ModelReplied():
             pairs = [*_attempt(event), ("ce_outcome", event.outcome), ("ce_error", event.code)]
             plan = event.plan_json if event.plan_json is not None else dump(event.plan)
-            pairs += [("ce_plan", plan.decode()), ("ce_usage", _used(event.usage, event))]
+            pairs += [("ce_plan", plan), ("ce_usage", _used(event.usage, event))]
             return "model.replied", pairs, event.body
         case m.ModelFailed():
             error = event.error
@@ -356,10 +365,10 @@ def _link(event: m.RunRequested | m.RequestNoted) -> _Pairs:
     return [("ce_after", event.after), ("ce_afterbulk", event.after_bulk), ("ce_requestoffset", offset)]
 
 
-def _used(usage: m.Usage, event: m.ModelReplied | m.ModelDiscarded | m.RunExpired) -> str:
+def _used(usage: m.Usage, event: m.ModelReplied | m.ModelDiscarded | m.RunExpired) -> bytes:
     """A cost that is null stands there: nobody knows it."""
     used = m.AttemptUsage.of(usage, event.model, event.tried)
-    return whole(used, "model", "tried").decode()
+    return whole(used, "model", "tried")
 
 
 def _attempt(event: m.ModelReplied | m.ModelFailed | m.ModelDiscarded) -> _Pairs:
@@ -371,5 +380,5 @@ def encode(event: m.Event, topic: str, partition: int, source: str) -> Outgoing:
     kind, pairs, body = _parts(event)
     run_id: str | None = getattr(event, "run_id", None)
     life: str | None = getattr(event, "life", None)
-    ours: _Pairs = [("ce_runid", run_id), ("ce_life", life), *pairs]
-    return cloud_event(topic, kind, source, run_id, body, ours, partition)
+    pairs[:0] = (("ce_runid", run_id), ("ce_life", life))
+    return cloud_event(topic, kind, source, run_id, body, pairs, partition)

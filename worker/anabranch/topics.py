@@ -6,7 +6,8 @@ here and passed explicitly, so that no client library's own choice matters.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from struct import unpack_from
 from typing import Final
 
@@ -35,7 +36,7 @@ class TopicSpec:
     settings: dict[str, str]
 
 
-@frozen()
+@dataclass(frozen=True)
 class Namespace:
     """The topics and groups of one namespace: one trust domain."""
 
@@ -52,11 +53,11 @@ class Namespace:
     def topic(self, base: str) -> str:
         return f"{self.name}.{base}"
 
-    @property
+    @cached_property
     def requests(self) -> str:
         return self.topic(REQUESTS)
 
-    @property
+    @cached_property
     def bulk_requests(self) -> str:
         return self.topic(BULK_REQUESTS)
 
@@ -64,30 +65,30 @@ class Namespace:
         """The topic of a lane's requests."""
         return self.bulk_requests if lane == "bulk" else self.requests
 
-    @property
+    @cached_property
     def log(self) -> str:
         return self.topic(LOG)
 
-    @property
+    @cached_property
     def responses(self) -> str:
         return self.topic(RESPONSES)
 
-    @property
+    @cached_property
     def stream(self) -> str:
         return self.topic(STREAM)
 
-    @property
+    @cached_property
     def registry(self) -> str:
         return self.topic(REGISTRY)
 
-    @property
+    @cached_property
     def dead_letters(self) -> str:
         return self.topic(DEAD_LETTERS)
 
     def calls(self, queue: str) -> str:
         return self.topic(CALLS + queue)
 
-    @property
+    @cached_property
     def agents_group(self) -> str:
         return f"{self.name}.agents"
 
@@ -125,15 +126,28 @@ _SEED: Final = 0x9747B28C
 _MASK: Final = 0xFFFFFFFF
 
 
+def _stirred(h: int, words: bytes) -> int:
+    for k in unpack_from(f"<{len(words) >> 2}I", words):
+        k = k * _M & _MASK
+        h = h * _M & _MASK ^ (k ^ k >> 24) * _M & _MASK
+    return h
+
+
+@lru_cache(maxsize=256)
+def _begun(head: bytes, length: int) -> int:
+    """The hash of a key of so many bytes after its `head`, which is the same for all calls of a batch."""
+    return _stirred(_SEED ^ length, head)
+
+
 def murmur2(data: bytes) -> int:
     """32-bit murmur2 with the seed of Kafka's Java client (`org.apache.kafka.common.utils.Utils`)."""
     length = len(data)
-    h, whole = _SEED ^ length, length & ~3
-    for k in unpack_from(f"<{whole >> 2}I", data):
-        k = k * _M & _MASK
-        h = h * _M & _MASK ^ (k ^ k >> 24) * _M & _MASK
-    if whole < length:
-        h = (h ^ int.from_bytes(data[whole:], "little")) * _M & _MASK
+    cut = max(0, length - 1) & ~3  # before the last word, whole or not
+    h, rest = _begun(data[:cut], length), data[cut:]
+    if len(rest) == 4:
+        h = _stirred(h, rest)
+    elif rest:
+        h = (h ^ int.from_bytes(rest, "little")) * _M & _MASK
     h = (h ^ h >> 13) * _M & _MASK
     return h ^ h >> 15
 

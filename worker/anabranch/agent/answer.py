@@ -60,17 +60,21 @@ def response(run: Run) -> RunResponse:
     """What `agent.responses` says of a run that has ended."""
     assert run.ending is not None, "only a run that has ended has an answer"
     last = last_words(run)
-    stop = _said(last[-1].body)[0] if last else None
+    said = [_said(turn.body) for turn in last]
+    stop = said[-1][0] if said else None
     parts = [content_ref_of(turn.body) for turn in last]
     seals = [seal for turn in last if (seal := content_sealed_of(turn.body)) is not None]
-    blocks = [] if any(parts) or seals else [block for turn in last for block in _said(turn.body)[1]]
-    output, content = words_of(blocks, run.ending.status == "completed")
+    elsewhere = bool(seals) or any(parts)
+    output, content = words_of(
+        [] if elsewhere else [block for _, blocks in said for block in blocks], run.ending.status == "completed"
+    )
+    is_forgotten = run.ending.error is not None and run.ending.error.code == "forgotten"  # nobody can read it any more
     return RunResponse(
         run_id=run.run_id,
         agent=run.opening.request.agent,
         revision=run.opening.revision,
         status=run.ending.status,
-        output=output if not (any(parts) or seals) else None,
+        output=None if elsewhere else output,
         content=content,
         content_ref=parts[0] if len(parts) == 1 else None,
         stop_reason=stop,
@@ -80,14 +84,9 @@ def response(run: Run) -> RunResponse:
         calls=_counts(run),
         timing=_timing(run),
         metadata=run.opening.request.metadata,
-        content_sealed=None if _is_forgotten(run) else seals or None,
-        metadata_sealed=None if _is_forgotten(run) else run.opening.request.metadata_sealed,
+        content_sealed=None if is_forgotten else seals or None,
+        metadata_sealed=None if is_forgotten else run.opening.request.metadata_sealed,
     )
-
-
-def _is_forgotten(run: Run) -> bool:
-    """Nobody can read any more what the run has said."""
-    return run.ending is not None and run.ending.error is not None and run.ending.error.code == "forgotten"
 
 
 def error_of(run: Run) -> RunError | None:
@@ -214,22 +213,30 @@ def _usage(run: Run) -> TotalUsage:
 
 
 def _counts(run: Run) -> CallCounts:
-    batches = [turn.calls for turn in run.turns if turn.calls]
-    failed = sum(call.failed for calls in batches for call in calls.values())
-    sizes = [len(calls) for calls in batches]
-    return CallCounts(sum(sizes), failed, len(batches), max(sizes, default=0))
+    total = failed = batches = widest = 0
+    for turn in run.turns:
+        if calls := turn.calls:
+            batches, total, widest = batches + 1, total + len(calls), max(widest, len(calls))
+            failed += [call.failed for call in calls.values()].count(True)
+    return CallCounts(total, failed, batches, widest)
 
 
 def _timing(run: Run) -> Timing:
     assert run.ending is not None
     queued = max(0.0, run.opened_at - run.opening.requested_at)
     wall = max(0.0, run.ending.at - run.opened_at) + queued
-    return Timing(*(round(s, 6) for s in (queued, run.model_s, run.tools_s, wall, _sequential(run))))
+    return Timing(
+        round(queued, 6), round(run.model_s, 6), round(run.tools_s, 6), round(wall, 6), round(_sequential(run), 6)
+    )
 
 
 def _sequential(run: Run) -> float:
-    results = [call.result for turn in run.turns for call in turn.calls.values()]
-    return sum(_took(result.body) for result in results if result is not None and result.body is not None)
+    total: float = 0
+    for turn in run.turns:
+        for call in turn.calls.values():
+            if (result := call.result) is not None and result.body is not None:
+                total += _took(result.body)
+    return total
 
 
 def _took(body: bytes) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from anabranch.agent.conversation import content_of
 from anabranch.agent.referring import Input, content_elsewhere, inputs_of
-from anabranch.agent.state import Run, Turn
+from anabranch.agent.state import Call, Run, Turn
 from anabranch.agent.station import Station
 from anabranch.agent.traces import call_header
 from anabranch.bodies import whole
@@ -18,15 +18,10 @@ from anabranch.messages import PlannedCall, ReplyTo, ReplyTopic, ToolCall, lane_
 from anabranch.spans import HEADER as TRACE
 
 
-def call_record(station: Station, partition: int, run: Run, call_id: str) -> Outgoing | None:
-    """The record for `tool.calls.<queue>`, or None if the call is no longer out."""
-    call, batch = run.call(call_id), run.batch
-    if call is None or batch is None:
-        return None
+def call_record(station: Station, partition: int, run: Run, call: Call) -> Outgoing:
+    """The record for `tool.calls.<queue>` of a call of the batch that is out."""
     planned = call.planned
-    if planned.queue is None:
-        return None
-    given = _inputs(batch).get(planned.tool_use_id, {})
+    given = _inputs(run.turns[-1]).get(planned.tool_use_id, {})
     return _call_record(station, partition, run, planned, given, call.dispatch, run.deadline_of(call))
 
 
@@ -39,6 +34,7 @@ def _call_record(
     station: Station, partition: int, run: Run, planned: PlannedCall, given: Input, dispatch: int, deadline: float
 ) -> Outgoing:
     call_id, request = planned.call_id, run.opening.request
+    plain, reference, sealed = _placed(given, run)
     body = ToolCall(
         call_id=call_id,
         run_id=run.run_id,
@@ -46,7 +42,9 @@ def _call_record(
         tenant=request.tenant,
         lane="bulk" if lane_of(run.life) == "bulk" else None,
         tool=planned.tool,
-        **_placed(given, run),
+        input=plain,
+        input_ref=reference,
+        input_sealed=sealed,
         dispatch=dispatch,
         deadline=deadline,
         idempotency_key=call_id,
@@ -67,13 +65,14 @@ def _call_record(
     )
 
 
-def _placed(given: Input, run: Run) -> dict[str, Any]:
-    """The arguments in the field where they belong. Raises `SealError` rather than say in plain what must be sealed."""
+def _placed(given: Input, run: Run) -> tuple[dict[str, Any] | None, str | None, str | None]:
+    """The arguments where they belong: plain, as a reference, or sealed. Raises `SealError` rather than say in plain
+    what must be sealed."""
     if run.opening.request.messages_sealed is not None:
         if not isinstance(given, str):
             raise SealError(f"run {run.run_id} is sealed, and the arguments of a call of it are not")
-        return {"input_sealed": given}
-    return {"input_ref": given} if isinstance(given, str) else {"input": given}
+        return None, None, given
+    return (None, given, None) if isinstance(given, str) else (given, None, None)
 
 
 def _inputs(turn: Turn) -> Mapping[str, Input]:

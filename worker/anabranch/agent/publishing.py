@@ -26,7 +26,6 @@ from anabranch.bodies import dump
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, StoreUnavailable
 from anabranch.kafka.sent import Sent
-from anabranch.meters import OTHER
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +57,9 @@ class Publisher:
     def is_settled(self, due: Publication) -> bool:
         if not isinstance(due, NoteDue) and due in self._acked.get((due.run_id, due.life), ()):
             return True
-        amo = isinstance(due, CallDue) and due.at_most_once
-        return not amo and due.cause < max(self._done, self._state.done)
+        if due.cause >= self._done and due.cause >= self._state.done:
+            return False
+        return not (isinstance(due, CallDue) and due.at_most_once)
 
     def under_way(self) -> list[Sent]:
         """What has been sent, and not been acknowledged."""
@@ -115,20 +115,31 @@ class Publisher:
     def _sent(self, due: Publication) -> Sent | None:
         """Sent, or None if it is no longer wanted or cannot be made."""
         try:
-            if isinstance(due, AnswerDue) and (run := self._large(due)) is not None:
+            if isinstance(due, NoteDue):
+                note = self._state.notes[due.cause]
+                body = note_answer(note)
+                record = response_record(self._station, note.run_id, note.reply_to, body, note.trace)
+                return self._station.send(record)
+            run = self._state.runs.get(due.run_id)
+            if run is None or run.life != due.life:
+                return None
+            if isinstance(due, CallDue):
+                return self._call_sent(run, due)
+            if self._is_large(run):
                 return self._stored_and_sent(run, due)
-            record = self._made(due)
+            return self._station.send(self._response(run, due, self._answer(run)))
         except Exception as error:
             log.exception("%s cannot be made", due, extra=self._about(due))
             self._not_published(due, error)
             return None
-        if record is None:
+
+    def _call_sent(self, run: Run, due: CallDue) -> Sent | None:
+        call = run.call(due.call_id)
+        if call is None or (queue := call.planned.queue) is None:
             return None
-        if not isinstance(due, CallDue):
-            return self._station.send(record)
-        call = self._state.runs[due.run_id].call(due.call_id)
-        if call is not None and call.planned.queue is not None:
-            self._station.saturation.published(call.planned.queue)
+        record = call_record(self._station, self._partition, run, call)
+        self._station.meters.calls_published.count(queue)
+        self._station.saturation.published(queue)
         return self._station.send(record, due.at_most_once)
 
     def _may_publish(self, due: CallDue, may_dispatch: bool) -> bool:
@@ -148,31 +159,14 @@ class Publisher:
     def _settle(self, due: CallDue | AnswerDue) -> None:
         self._acked.setdefault((due.run_id, due.life), set()).add(due)
 
-    def _made(self, due: Publication) -> Outgoing | None:
-        if isinstance(due, NoteDue):
-            note = self._state.notes[due.cause]
-            return response_record(self._station, note.run_id, note.reply_to, note_answer(note), note.trace)
-        run = self._state.runs.get(due.run_id)
-        if run is None or run.life != due.life:
-            return None
-        if isinstance(due, CallDue):
-            record, call = call_record(self._station, self._partition, run, due.call_id), run.call(due.call_id)
-            if record is not None and call is not None:
-                self._station.meters.calls_published.count(call.planned.queue or OTHER)
-            return record
-        return self._response(run, due, self._answer(run))
-
     def _response(self, run: Run, due: AnswerDue, body: bytes) -> Outgoing:
         reply_to = run.addresses[due.address].reply_to
         trace = None if run.trace is None else answer_header(self._station.traces, run, due.address)
         return response_record(self._station, run.run_id, reply_to, body, trace)
 
-    def _large(self, due: AnswerDue) -> Run | None:
-        """The run, if its answer has to be put into the store, and is not known to be there."""
-        run = self._state.runs.get(due.run_id)
-        if run is None or run.life != due.life or self.has_answer((run.run_id, run.life)):
-            return None
-        return run if is_for_the_store(self._station.store, run) else None
+    def _is_large(self, run: Run) -> bool:
+        """Whether its answer has to be put into the store, and is not known to be there."""
+        return not self.has_answer((run.run_id, run.life)) and is_for_the_store(self._station.store, run)
 
     def _stored_and_sent(self, run: Run, due: AnswerDue) -> Sent:
         """What is large goes into the store, and the answer names it."""
@@ -198,10 +192,9 @@ class Publisher:
 
     def _published(self, due: Publication, sent: Sent) -> None:
         self._sending.pop(due, None)
-        if sent.cancelled():  # as good as lost: it may not count as published
-            return
-        if (error := sent.exception()) is not None:
-            self._not_published(due, error)
+        if not sent.is_written:  # or cancelled: as good as lost, and it may not count as published
+            if (error := sent.exception()) is not None:
+                self._not_published(due, error)
             return
         if isinstance(due, NoteDue):
             self._state.notes.pop(due.cause, None)

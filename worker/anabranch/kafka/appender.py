@@ -102,7 +102,9 @@ class KafkaAppender:
     def _close(self) -> None:
         """Nobody will send what is left, and whoever waits for it must not wait for ever."""
         self._closed = True
-        for item in [item for lane in self._lanes.values() for item in lane.take_all()]:
+        left = [item for lane in self._lanes.values() for item in lane.take_all()]
+        self._settled(len(left))
+        for item in left:
             item.sent.cancel()
 
     def append(self, record: Outgoing, once: bool = False) -> Sent:
@@ -113,9 +115,9 @@ class KafkaAppender:
         if record.size > RECORD_BYTES:
             sent.fail(TooLarge(f"a record of {record.size} bytes does not fit {record.topic} ({RECORD_BYTES})"))
             return sent
+        if not self._outstanding:
+            self._idle.clear()
         self._outstanding += 1
-        self._idle.clear()
-        sent.add_done_callback(self._settled)
         lane = self._lanes.get(record.topic)
         if lane is None:
             lane = self._lanes[record.topic] = Lane(record.topic)
@@ -123,9 +125,10 @@ class KafkaAppender:
         lane.push(Item(record, sent, once))
         return sent
 
-    def _settled(self, _: Sent) -> None:
-        self._outstanding -= 1
-        if self._outstanding == 0:
+    def _settled(self, records: int) -> None:
+        """So many are about to hear what became of them."""
+        self._outstanding -= records
+        if not self._outstanding:
             self._idle.set()
 
     @property
@@ -154,7 +157,9 @@ class KafkaAppender:
 
     def _rewind(self) -> None:
         """Those that hear of it may append: so nobody hears before all is in order again."""
-        for item in [item for lane in self._lanes.values() for item in lane.rewind()]:
+        spent = [item for lane in self._lanes.values() for item in lane.rewind()]
+        self._settled(len(spent))
+        for item in spent:
             where = item.record.topic
             item.sent.fail(BrokerError(f"a record for {where} may have been written, and is not sent again"))
 
@@ -290,8 +295,9 @@ class KafkaAppender:
         lane.see_to(line)
         told = acked.result()
         at_ms = told.timestamp if told.timestamp_type == LOG_APPEND_TIME else None
-        for number, item in enumerate(items):
-            item.sent.succeed(Acked(told.offset + number if told.offset >= 0 else None, at_ms))
+        self._settled(len(items))
+        for number, item in enumerate(items, told.offset):
+            item.sent.succeed(Acked(number if told.offset >= 0 else None, at_ms))
 
     def _refused(self, lane: Lane, line: Line, error: BaseException) -> None:
         """Nothing of the batch was sent, so the producer is as good as before."""
@@ -304,6 +310,7 @@ class KafkaAppender:
         """Records that no repetition writes. If that is for their topic, all that wait for it wait in vain."""
         if isinstance(error, _HOPELESS_TOPIC):
             items = [*items, *lane.take_waiting()]
+        self._settled(len(items))
         if items:
             log.error("%d records are given up: %s", len(items), self._explained(items[0].record, error))
         for item in items:

@@ -70,6 +70,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         self._stopped = False
         self._begun: dict[Place, int] = {}
         self._sought: dict[Place, int] = {}
+        self._told: dict[Place, int] = {}
         self._seeks = 0
         self._commits = asyncio.Lock()
         self._may_commit = True
@@ -161,8 +162,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
                 offset = await self._consumer.position(where)
             except IllegalStateError:
                 continue  # no longer ours
-            if place in self._begun and offset >= self._begun[place]:
-                self._begun[place] = offset
+            if place in self._begun and offset >= self._begun[place] and offset != self._told.get(place):
+                self._begun[place] = self._told[place] = offset
                 self._listener.position(place, offset)
 
     async def _see_topics(self) -> None:
@@ -180,6 +181,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         if self._is_ours(place):
             self._seeks += 1
             self._sought[place], self._begun[place] = self._seeks, offset
+            self._told.pop(place, None)
             self._consumer.seek(TopicPartition(*place), offset)
             self.resume(place)
 

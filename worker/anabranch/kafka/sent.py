@@ -24,20 +24,20 @@ class Acked(NamedTuple):
 class Sent:
     """See the module. It ends once: with `Acked`, with an error, or cancelled when its appender is closed."""
 
-    __slots__ = ("_acked", "_callbacks", "_cancelled", "_error", "_loop")
+    __slots__ = ("_acked", "_callbacks", "_error", "_is_over", "_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._loop = loop  # to ask for the running one costs as much as half of the waiting
         self._acked: Acked | None = None
         self._error: Exception | None = None
-        self._cancelled = False
+        self._is_over = False
         self._callbacks: list[Callable[[Sent], object]] = []
 
     def done(self) -> bool:
-        return self._acked is not None or self._error is not None or self._cancelled
+        return self._is_over
 
     def cancelled(self) -> bool:
-        return self._cancelled
+        return self._is_over and self._acked is None and self._error is None
 
     @property
     def is_written(self) -> bool:
@@ -53,11 +53,11 @@ class Sent:
             return self._acked
         if self._error is not None:
             raise self._error
-        raise asyncio.CancelledError if self._cancelled else asyncio.InvalidStateError
+        raise asyncio.CancelledError if self._is_over else asyncio.InvalidStateError
 
     def add_done_callback(self, callback: Callable[[Sent], object]) -> None:
         """Call it when this ends; soon, if it has ended already, so that nobody is called back while asking."""
-        if self.done():
+        if self._is_over:
             asyncio.get_running_loop().call_soon(callback, self)
         else:
             self._callbacks.append(callback)
@@ -66,22 +66,22 @@ class Sent:
         self._callbacks = [known for known in self._callbacks if known != callback]
 
     def succeed(self, acked: Acked) -> None:
-        if not self.done():
+        if not self._is_over:
             self._acked = acked
             self._tell()
 
     def fail(self, error: Exception) -> None:
-        if not self.done():
+        if not self._is_over:
             self._error = error
             self._tell()
 
     def cancel(self) -> None:
         """Nobody will ever know what became of it."""
-        if not self.done():
-            self._cancelled = True
+        if not self._is_over:
             self._tell()
 
     def _tell(self) -> None:
+        self._is_over = True
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             try:
@@ -91,7 +91,7 @@ class Sent:
                 asyncio.get_running_loop().call_exception_handler(told)
 
     def __await__(self) -> Generator[Any, None, Acked]:
-        if not self.done():
+        if not self._is_over:
             waiter: asyncio.Future[None] = (self._loop or asyncio.get_running_loop()).create_future()
 
             def wake(_: Sent) -> None:
@@ -101,8 +101,9 @@ class Sent:
             self._callbacks.append(wake)
             try:
                 yield from waiter
-            finally:
+            except BaseException:
                 self.remove_done_callback(wake)
+                raise
         return self.result()
 
 
