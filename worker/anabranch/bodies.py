@@ -120,15 +120,12 @@ def _slowly(named: dict[str, Any]) -> bytes:
         raise WireError(f"cannot be written as JSON: {error}") from None
 
 
-_NESTING: Final = (dict, list)
-
-
 def depth_of(value: Any, limit: int = MAX_DEPTH) -> int:
     """How deep `value`, which a parser has made, nests; stops counting above `limit`."""
     level: list[Any] = [value]
     depth = 0
     while depth <= limit:
-        nested = [item for item in level if isinstance(item, _NESTING)]
+        nested = [item for item in level if isinstance(item, dict | list)]
         if not nested:
             return depth
         depth += 1

@@ -129,10 +129,11 @@ class _Work:
         )
 
     def __enter__(self) -> None:
-        self._task = task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        self._task = task = asyncio.current_task(loop)
         assert task is not None, "calls are executed in tasks"
         self._cancelling, self._is_late = task.cancelling(), False
-        self._timeouts.arm(self, _loop_now() + self.time_s)
+        self._timeouts.arm(self, loop.time() + self.time_s)
         self._since = time.perf_counter()
 
     def ring(self) -> None:

@@ -58,7 +58,8 @@ class ToolWorker:
         self._intake = Intake(bench.settings.max_taken_bytes)
         self._commits = Commits(bench, self._membership, self._lanes, commit_s, self._committed)
         self._hand_offs = HandOffs(bench)
-        self._over = asyncio.Event()
+        self._serving: set[asyncio.Task[None]] = set()
+        self._over, self._failures = asyncio.Event(), list[BaseException]()
         self.on_failure: Callable[[BaseException], None] = lambda error: None
 
     def attach(self, subscription: Subscription) -> None:
@@ -113,11 +114,17 @@ class ToolWorker:
             self._tasks = tasks
             committing = tasks.watch(tasks.create_task(self._commits.run(), name="commits"))
             self._membership.enter(tasks)
-            await self._over.wait()
-            committing.cancel()
-            self._membership.forget()
-            for job in [*self._running(), *(job for lane in self._lanes.values() for job in lane.jobs.values())]:
-                job.drop()
+            try:
+                await self._over.wait()
+            finally:
+                committing.cancel()
+                self._membership.forget()
+                for job in [*self._running(), *(job for lane in self._lanes.values() for job in lane.jobs.values())]:
+                    job.drop()
+                while self._serving:
+                    await asyncio.wait(self._serving)
+            for error in self._failures:
+                raise error
 
     async def release(self, for_s: float) -> None:
         """Take nothing more, and give all partitions up; what runs goes on for `for_s` at most."""
@@ -151,7 +158,7 @@ class ToolWorker:
 
     def records(self, place: Place, records: Sequence[Record]) -> None:
         lane = self._lanes.get(place)
-        if lane is None or self._membership.stopping:
+        if lane is None or self._membership.stopping or self._over.is_set():
             return
         take, now = lane.progress.take, self._bench.now()
         for record in records:
@@ -321,8 +328,10 @@ class ToolWorker:
             self._start(lane, job, self._serve)
 
     def _start(self, lane: Lane, job: Job, work: _Work) -> None:
-        assert self._tasks is not None, "calls are served only while running"
-        job.task = self._tasks.create_task(self._see_to(lane, job, work), name=f"call {job.call.call_id}")
+        """In a task that `run` waits for: a task group would cost as much again as the task."""
+        name, loop = f"call {job.call.call_id}", asyncio.get_running_loop()
+        job.task = loop.create_task(self._see_to(lane, job, work), name=name)
+        self._serving.add(job.task)
 
     async def _see_to(self, lane: Lane, job: Job, work: _Work) -> None:
         TOPIC.set(job)
@@ -330,10 +339,12 @@ class ToolWorker:
         try:
             if not job.dropped:
                 await work(lane, job)
-        except Exception as error:
-            self.on_failure(error)  # now: those that the group cancels may take long to end
-            raise
+        except Exception as error:  # noqa: BLE001 - `run` raises it, and ends: but those that it drops may take long
+            self._failures.append(error)
+            self._over.set()
+            self.on_failure(error)
         finally:
+            self._serving.discard(job.task)
             executing = self._executing[job.place].pop(job.offset, None) is not None
             if executing and job.dropped:
                 self._read_again(job)
