@@ -382,7 +382,7 @@ def _unsafe(facts: Facts, sample: Sample, whole: Partition, events: list[Any]) -
     commit = read_commit(sample.committed, sample.bulk)
     assert commit is not None, "a sample has a commit"
     part = Partition(began=commit.low, position=commit.low)
-    part.tell(commit.nexts)
+    part.tell(*commit.nexts)
     for event, offset, at in events[commit.low : sample.end]:
         fold.apply(part, event, offset, at)
     where = f"partition {sample.partition} at {sample.at - EPOCH:.1f}, committed {sample.committed}"

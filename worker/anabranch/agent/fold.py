@@ -103,23 +103,23 @@ def _spoken_of(state: Partition, run_id: str | None, life: str | None) -> Run | 
 
 def _fold_link(state: Partition, event: m.RunRequested | m.RequestNoted, offset: int, at: float) -> None:
     """It presumes where both lanes are, and moves its own: so whoever appends it knows of all runs that were opened."""
-    state.tell(Nexts(event.after, event.after_bulk))
-    if event.after != state.next_request or event.after_bulk not in (None, state.next_bulk):
+    state.tell(event.after, event.after_bulk)
+    bulk = state.next_bulk
+    if event.after != state.next_request or event.after_bulk not in (None, bulk):
         return
-    nexts = state.nexts
     if event.lane == "bulk":
         state.next_bulk, state.bulk_link = event.request_offset + 1, offset
     else:
         state.next_request, state.link = event.request_offset + 1, offset
     if isinstance(event, m.RunRequested):
-        _open(state, event, nexts, offset, at)
+        _open(state, event, bulk, offset, at)
     else:
-        _note(state, event, nexts, offset, at)
+        _note(state, event, Nexts(event.after, bulk), offset, at)
     if state.cancels:
         _end_if_cancelled(state, event, offset, at)
 
 
-def _open(state: Partition, event: m.RunRequested, nexts: Nexts, offset: int, at: float) -> None:
+def _open(state: Partition, event: m.RunRequested, bulk: int | None, offset: int, at: float) -> None:
     known = state.runs.get(event.run_id)
     if known is not None and known.open:
         return
@@ -137,7 +137,7 @@ def _open(state: Partition, event: m.RunRequested, nexts: Nexts, offset: int, at
         stirred=offset,
         addresses=[Address(event.opening.request.reply_to)],
         size=event.size,
-        bulk_as_of_first=nexts.bulk,
+        bulk_as_of_first=bulk,
         trace=event.trace,
     )
 
@@ -200,12 +200,12 @@ def _end_if_cancelled(state: Partition, event: m.RunRequested | m.RequestNoted, 
 
 def _fold_event(run: Run, event: m.Event, offset: int, at: float) -> None:
     match event:
+        case m.ModelReplied():
+            _fold_reply(run, event, offset, at)
         case m.ToolReturned() | m.CallExpired() | m.CallLost() | m.CallDispatched():
             call = run.call(event.call_id)
             if call is not None and call.result is None:
                 _fold_call(run, call, event, offset, at)
-        case m.ModelReplied():
-            _fold_reply(run, event, offset, at)
         case m.ModelFailed():
             if run.owed and event.turn == run.turn:
                 run.model_s += at - run.owed_at
@@ -386,7 +386,7 @@ def _fold_snapshot(state: Partition, event: m.RunSnapshot, offset: int, at: floa
     if collecting is None or len(collecting.parts) < event.parts:
         return
     del state.collecting[event.run_id]
-    state.tell(Nexts(event.next_request, event.next_bulk))  # nothing since `as_of` has named them either
+    state.tell(event.next_request, event.next_bulk)  # nothing since `as_of` has named them either
     run = state.runs.get(event.run_id)
     if run is not None and (not run.open or run.life != event.life or run.parked):
         return

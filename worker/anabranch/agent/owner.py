@@ -110,7 +110,7 @@ class Owner:
             bulk = max(requests.bulk or 0, commit.bulk_reached, commit.next_bulk)
             self._first = Nexts(max(requests.interactive or 0, commit.next_request), bulk)
             if commit.low >= log_begin:  # else it was of a record that is gone: the log itself must tell
-                self.state.tell(commit.nexts)
+                self.state.tell(*commit.nexts)
         self._done = commit.done if commit is not None else 0
         self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._close)
         self._needed.begin()
@@ -156,7 +156,7 @@ class Owner:
 
     def _go_live(self) -> None:
         self.live = True
-        self.state.tell(self._first)
+        self.state.tell(*self._first)
         for run in list(self.state.runs.values()):
             self._act(run)
         for offset in list(self.state.notes):

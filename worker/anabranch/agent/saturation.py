@@ -87,11 +87,11 @@ class Saturation:
 
     def published(self, queue: str) -> None:
         """A call was put into it."""
-        self._inflow(queue).published += 1
+        (self._inflows.get(queue) or self._inflow(queue)).published += 1
 
     def returned(self, queue: str) -> None:
         """A call that was in it has its result."""
-        self._inflow(queue).returned += 1
+        (self._inflows.get(queue) or self._inflow(queue)).returned += 1
         if self._waiters:
             self._wake_soon()
 

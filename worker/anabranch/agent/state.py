@@ -254,9 +254,10 @@ class Partition:
     def nexts(self) -> Nexts:
         return Nexts(self.next_request, self.next_bulk)
 
-    def tell(self, nexts: Nexts) -> None:
+    def tell(self, interactive: int | None, bulk: int | None) -> None:
         """What the lanes' next requests are, as far as that is not known."""
         if self.next_request is not None and self.next_bulk is not None and None not in self.told:
             return
+        nexts = Nexts(interactive, bulk)
         self.told = self.told.or_else(nexts)
         self.next_request, self.next_bulk = self.nexts.or_else(nexts)

@@ -69,12 +69,12 @@ class Tally:
         self._meters.run_duration.observe(at - run.opened_at, agent, status)
 
     def _call(self, call: Call, event: m.Event, at: float) -> None:
-        if isinstance(event, m.CallLost):
+        if type(event) is m.CallLost:
             self._meters.hand_offs.count("call", "lost")
         if call.result is None:
             return
         queue, outcome = call.planned.queue or OTHER, call.result.outcome
-        late = isinstance(event, m.CallExpired) and outcome == "timeout"
+        late = outcome == "timeout" and type(event) is m.CallExpired
         self._meters.calls_answered.count(queue, "expired" if late else outcome)
         self._meters.call_turnaround.observe(at - call.due_at, queue)
 

@@ -55,6 +55,7 @@ class AgentWorker:
         self._offers = Offers(station.registry)
         self._admissions: dict[int, Admission] = {}
         self._admitting: dict[Place, asyncio.Task[None]] = {}
+        self._paused: set[Place] = set()  # those of requests that we paused, and have not resumed
         self._committed: dict[Place, Committed] = {}
         self._commit_now = asyncio.Event()
         self._gaps: dict[int, int] = {}  # where, in a partition's log, records seemed to be missing
@@ -171,6 +172,7 @@ class AgentWorker:
         if place.topic != self._log:
             waiting = admission.lanes[self._lanes[place.topic]]
             if waiting.full:  # it does not keep up: one delivery that it takes up at once is no reason to pause
+                self._paused.add(place)
                 self.subscription.pause(place)
             waiting.feed(records)
         elif self._misses(owner, records[0].offset):
@@ -201,8 +203,12 @@ class AgentWorker:
         return self._station.appender.outstanding > 0
 
     def _feed_again(self, partition: int, admission: Admission) -> None:
+        if not self._paused:
+            return
         for lane, topic in self._topics.items():
-            if (place := Place(topic, partition)) in self._admitting and admission.lanes[lane].hungry:
+            place = Place(topic, partition)
+            if place in self._paused and place in self._admitting and admission.lanes[lane].hungry:
+                self._paused.remove(place)
                 self.subscription.resume(place)
 
     def _misses(self, owner: Owner, offset: int) -> bool:
