@@ -258,8 +258,8 @@ class Budget:
 
     def accepted(self, attempt: Attempt) -> None:
         """The provider answers. Said more than once it counts once."""
-        self._heard_of(attempt)
         if not attempt.accepted:
+            self._heard_of(attempt)
             attempt.accepted = True
             self._window.accepted()
 

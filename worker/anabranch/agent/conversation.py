@@ -109,8 +109,10 @@ def _last_markable(turn: Turn, content: bytes) -> str | None:
     if not turn.calls:
         return None
     by_code = called_by_code(content)
-    ids = (call.planned.tool_use_id for call in reversed(turn.calls.values()))
-    return next((tool_use_id for tool_use_id in ids if tool_use_id not in by_code), None)
+    for call in reversed(turn.calls.values()):
+        if call.planned.tool_use_id not in by_code:
+            return call.planned.tool_use_id
+    return None
 
 
 def _opening(request: RunRequest, found: Found) -> list[dict[str, Any]]:
