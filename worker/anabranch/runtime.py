@@ -14,9 +14,10 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final, Literal, Protocol
 
@@ -61,6 +62,8 @@ log = logging.getLogger(__name__)
 READY_S: Final = 60.0
 REBALANCE_S: Final = 2.5
 """What a rebalance takes beside a heartbeat's interval, which is a quarter of the session's time."""
+_DRAWN: Final = 256
+"""How many ids are drawn at once."""
 
 
 class Shutdown:
@@ -462,7 +465,14 @@ def _info(
 def _clockwork() -> Clockwork:
     host = "".join(c if c.isalnum() or c in "._-" else "-" for c in socket.gethostname())[:60]
     process, steady = f"{host}-{os.getpid()}", asyncio.get_running_loop().time
-    return Clockwork(time.time, lambda: secrets.token_hex(8), random.Random(), process, steady)
+    return Clockwork(time.time, partial(next, _ids()), random.Random(), process, steady)
+
+
+def _ids() -> Iterator[str]:
+    """64 bits each, which nobody can guess. The system is asked for many at once: for one it takes about as long."""
+    while True:
+        drawn = secrets.token_hex(8 * _DRAWN)
+        yield from (drawn[at : at + 16] for at in range(0, len(drawn), 16))
 
 
 def _new_worker_id(role: str, clockwork: Clockwork) -> str:
