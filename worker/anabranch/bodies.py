@@ -131,7 +131,7 @@ def depth_of(value: Any, limit: int = MAX_DEPTH) -> int:
         depth += 1
         level = []
         for item in nested:
-            level += item.values() if type(item) is dict else item
+            level += item.values() if isinstance(item, dict) else item
     return depth
 
 

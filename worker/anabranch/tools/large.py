@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import orjson
 
-from anabranch.bodies import depth_of, dump, read
+from anabranch.bodies import dump, nests_deeper, read
 from anabranch.errors import TooLarge, WireError
 from anabranch.messages import Json, ToolCall, ToolResult
 from anabranch.sealing import NO_SEALING, Sealing
@@ -43,8 +43,7 @@ async def input_of(store: Store, call: ToolCall, now: float, sealing: Sealing = 
 
 def refuse_depth(arguments: dict[str, Json] | None, said: bytes | None) -> None:
     """Raises `WireError` for arguments that nest too deeply to be read by others. They stand in `said`."""
-    brackets = said.count(b"{") + said.count(b"[") if said is not None else 0
-    if brackets > MAX_INPUT_DEPTH and depth_of(arguments, MAX_INPUT_DEPTH) > MAX_INPUT_DEPTH:
+    if nests_deeper(arguments, said or b"", MAX_INPUT_DEPTH):
         raise WireError(f"input: nests deeper than {MAX_INPUT_DEPTH} levels")
 
 
