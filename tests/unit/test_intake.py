@@ -92,6 +92,20 @@ async def test_what_is_dropped_by_a_revoke_gives_its_room_back() -> None:
         await until(lambda: bench.worker._intake.used == 0, what="nothing is held")
 
 
+async def test_a_call_that_is_given_back_before_its_task_begins_is_not_executed_and_holds_nothing() -> None:
+    slow = Slow()
+    async with bench_of(slow, 10).running() as bench:
+        await bench.assign()
+        bench.deliver(small(0))
+        await bench.revoke()
+        await until(lambda: not bench.worker._serving, what="its task has ended")
+        assert (bench.worker.running, bench.sent.records, bench.worker._intake.used) == (0, [], 0)
+        slow.may_end.set()
+        await bench.assign()
+        bench.deliver(small(0))
+        await until(lambda: len(bench.sent.returned) == 1, what="it is executed when it comes again")
+
+
 async def test_the_oldest_call_that_waits_for_a_place_is_told_by_when_it_was_published() -> None:
     slow = Slow()
     async with bench_of(slow, 1000, concurrency=1).running() as bench:

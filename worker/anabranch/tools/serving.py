@@ -276,16 +276,16 @@ class Service:
             self._bench.traces.skipped(job, self._bench.now())
 
     def _count(self, job: Job, outcome: str) -> None:
-        self._bench.meters.calls.count(job.tool.name if job.tool is not None else OTHER, outcome)
+        self._bench.meters.calls.count(job.call.tool if job.tool is not None else OTHER, outcome)
 
     def _measure(self, job: Job, execution: Execution) -> None:
         """A call that never began has waited, too, but for nothing that is worth a place in the figures."""
         meters = self._bench.meters
         if job.tool is not None and execution.began_at is not None:
             meters.wait.observe(execution.began_at - job.since)
-            meters.duration.observe(execution.ran_s, job.tool.name)
+            meters.duration.observe(execution.ran_s, job.call.tool)
             if execution.tries > 1:
-                meters.retries.add(execution.tries - 1, job.tool.name)
+                meters.retries.add(execution.tries - 1, job.call.tool)
 
     async def send_home(self, job: Job, home: int) -> None:
         """As it is, and one of at most once a single time: whoever owns the home goes on with it."""
