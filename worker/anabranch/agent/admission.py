@@ -70,6 +70,7 @@ class Waiting:
     bytes: int = 0
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     taking: Record | None = None
+    paused: bool = False  # whether no more is read until it is hungry
 
     @property
     def waiting_since(self) -> float:
@@ -104,16 +105,22 @@ class Waiting:
 
     def clear(self) -> None:
         self.records.clear()
-        self.bytes, self.taking = 0, None
+        self.bytes, self.taking, self.paused = 0, None, False
 
 
 class Admission:
     """The requests of one partition. `run` is a task for each lane while the owner is live; `read_again` is called when
-    both are to be read from `position` on.
+    both are to be read from `position` on, `read_on` when one that was paused is hungry.
     """
 
-    def __init__(self, owner: Owner, station: Station, read_again: Callable[[], None] = lambda: None) -> None:
-        self._owner, self._station, self._read_again = owner, station, read_again
+    def __init__(
+        self,
+        owner: Owner,
+        station: Station,
+        read_again: Callable[[], None] = lambda: None,
+        read_on: Callable[[m.Lane], None] = lambda lane: None,
+    ) -> None:
+        self._owner, self._station, self._read_again, self._read_on = owner, station, read_again, read_on
         self.lanes: dict[m.Lane, Waiting] = {lane: Waiting(lane) for lane in m.LANES}
         self._links: deque[_Link] = deque()
         self._opened: dict[str, int] = {}  # the runs that `_links` open, and how often
@@ -189,6 +196,9 @@ class Admission:
             await self._until_there_is_room(lane)
             if waiting.records:
                 record = waiting.take()
+                if waiting.paused and waiting.hungry:
+                    waiting.paused = False
+                    self._read_on(lane)
                 if record.offset >= self.position(lane):
                     waiting.taking = record
                     await self._take_up(record, lane)

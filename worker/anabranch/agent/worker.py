@@ -55,7 +55,6 @@ class AgentWorker:
         self._offers = Offers(station.registry)
         self._admissions: dict[int, Admission] = {}
         self._admitting: dict[Place, asyncio.Task[None]] = {}
-        self._paused: set[Place] = set()  # those of requests that we paused, and have not resumed
         self._committed: dict[Place, Committed] = {}
         self._commit_now = asyncio.Event()
         self._gaps: dict[int, int] = {}  # where, in a partition's log, records seemed to be missing
@@ -172,7 +171,7 @@ class AgentWorker:
         if place.topic != self._log:
             waiting = admission.lanes[self._lanes[place.topic]]
             if waiting.full:  # it does not keep up: one delivery that it takes up at once is no reason to pause
-                self._paused.add(place)
+                waiting.paused = True
                 self.subscription.pause(place)
             waiting.feed(records)
         elif self._misses(owner, records[0].offset):
@@ -180,15 +179,12 @@ class AgentWorker:
         else:
             owner.fold(records)
             admission.folded()
-            self._feed_again(place.partition, admission)
 
     def position(self, place: Place, offset: int) -> None:
         owner = self._owners.get(place.partition)
-        if self._membership.stopping or self._membership.is_taking_over or owner is None:
+        if self._membership.stopping or self._membership.is_taking_over or owner is None or place.topic != self._log:
             return
-        if place.topic != self._log:
-            self._feed_again(place.partition, self._admissions[place.partition])
-        elif self._misses(owner, offset):
+        if self._misses(owner, offset):
             self._membership.take_over_again()
         else:
             owner.caught_up(offset)
@@ -201,15 +197,6 @@ class AgentWorker:
     @property
     def is_answering(self) -> bool:
         return self._station.appender.outstanding > 0
-
-    def _feed_again(self, partition: int, admission: Admission) -> None:
-        if not self._paused:
-            return
-        for lane, topic in self._topics.items():
-            place = Place(topic, partition)
-            if place in self._paused and place in self._admitting and admission.lanes[lane].hungry:
-                self._paused.remove(place)
-                self.subscription.resume(place)
 
     def _misses(self, owner: Owner, offset: int) -> bool:
         """Whether what is read next lies beyond what was folded: retention may have eaten what is in between.
@@ -309,7 +296,8 @@ class AgentWorker:
         hooks = Hooks(self._on_live, self._on_time_up, lambda: self.subscription.alive, self._commit_now.set)
         owner = Owner(partition, self._station, calls, hooks)
         self._owners[partition] = owner
-        self._admissions[partition] = Admission(owner, self._station, partial(self._read_again, partition))
+        read_again, read_on = partial(self._read_again, partition), partial(self._read_on, partition)
+        self._admissions[partition] = Admission(owner, self._station, read_again, read_on)
         return owner
 
     def _read_again(self, partition: int) -> None:
@@ -317,6 +305,10 @@ class AgentWorker:
         for lane, topic in self._topics.items():
             if (place := Place(topic, partition)) in self._admitting:
                 self.subscription.seek(place, self._admissions[partition].position(lane))
+
+    def _read_on(self, partition: int, lane: Lane) -> None:
+        """What is held ready of a lane has become less."""
+        self.subscription.resume(Place(self._topics[lane], partition))
 
     def _on_live(self, owner: Owner) -> None:
         """From here on requests are taken up, from where the fold says."""
