@@ -15,7 +15,7 @@ import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -119,18 +119,19 @@ def namespaces(bootstrap: str) -> Iterator[str]:
 
 
 async def _measure_all(plan: Plan, bootstrap: str, prefix: str) -> list[Figures]:
-    """One subject after the other, so that neither takes the other's time; all loads in the same processes."""
+    """Under each load one subject right after the other, for the machine's own speed changes; the others idle."""
     if plan.profiles is not None:
         plan.profiles.mkdir(parents=True, exist_ok=True)
     figures: list[Figures] = []
-    async with _stopped_by_sigterm():
+    async with _stopped_by_sigterm(), AsyncExitStack() as stack:
+        subjects: list[tuple[Subject, Scene]] = []
         for name in plan.subjects:
-            namespace = f"{prefix}-{name}"
-            scene = Scene(bootstrap, namespace, plan.effort, plan.profiles)
-            async with SUBJECTS[name](bootstrap, namespace) as subject:
-                for cell in plan.cells:
-                    sys.stderr.write(f"{name}: tools of {cell.tool_ms} ms, {cell.concurrency} runs in flight\n")
-                    figures.append(await measure(subject, cell, scene))
+            scene = Scene(bootstrap, f"{prefix}-{name}", plan.effort, plan.profiles)
+            subjects.append((await stack.enter_async_context(SUBJECTS[name](bootstrap, scene.namespace)), scene))
+        for cell in plan.cells:
+            for subject, scene in subjects:
+                sys.stderr.write(f"{subject.name}: tools of {cell.tool_ms} ms, {cell.concurrency} runs in flight\n")
+                figures.append(await measure(subject, cell, scene))
     return figures
 
 

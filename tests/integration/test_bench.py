@@ -86,6 +86,16 @@ async def test_a_benchmark_that_is_terminated_leaves_no_topic_and_no_process(kaf
     assert not (tmp_path / "bench.json").exists()
 
 
+async def test_how_often_each_function_is_called_for_a_run_can_be_asked() -> None:
+    command = [sys.executable, "-m", "tests.bench.instructions", "--functions", "--runs", "5"]
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE, stderr=PIPE)
+    shown, errors = await asyncio.wait_for(process.communicate(), END_S)
+    assert process.returncode == 0, errors.decode()
+    calls, unit = shown.decode().split(" ", 1)
+    assert int(calls) > 100
+    assert unit.startswith("calls a run\n")
+
+
 def test_a_percentile_is_a_value_that_was_measured() -> None:
     values = [float(number) for number in range(100, 0, -1)]
     assert (percentile(values, 0.50), percentile(values, 0.99)) == (50.0, 99.0)
