@@ -113,7 +113,7 @@ async def test_what_was_used_and_thrown_away_is_what_the_server_has_counted(seed
     script = Script(chance)
     async with ScriptedModel(script, models=("own", "other")) as server:
         access = AnthropicSettings(api_key="k", base_url=server.base_url)
-        async with AnthropicModel.opened(access, silence_s=0.25) as model, asyncio.timeout(50):
+        async with AnthropicModel.opened(access, silence_s=0.5) as model, asyncio.timeout(50):
             clockwork = Clockwork(lambda: 0.0, lambda: f"id{next(ids)}", chance, steady=steady_time)
             runs = Runs(Thinker(model, SETTINGS, PRICES, clockwork, {}))
             running = asyncio.create_task(runs.thinker.run())
