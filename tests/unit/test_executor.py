@@ -8,10 +8,12 @@ Called by: pytest.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -64,6 +66,21 @@ async def test_a_coroutine_runs_in_the_loop(executor: Executor) -> None:
     done = await run(executor, doubled, {"number": 4})
     assert (done.outcome, done.content, done.tries) == ("ok", "8", 1)
     assert done.started_at <= done.finished_at
+
+
+async def test_a_call_that_is_over_leaves_nothing_behind_until_its_time_would_have_come(executor: Executor) -> None:
+    class Arguments(dict[str, Any]):
+        """A dictionary of which it can be known whether anybody has it."""
+
+    async def doubled(number: int) -> int:
+        return number * 2
+
+    arguments = Arguments(number=4)
+    kept = weakref.ref(arguments)
+    assert (await run(executor, doubled, arguments, timeout=3600)).content == "8"
+    del arguments
+    gc.collect()
+    assert kept() is None
 
 
 async def test_a_plain_function_runs_in_a_thread(executor: Executor) -> None:

@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
+from weakref import ReferenceType, ref
 
 import anyio
 import anyio.to_process
@@ -94,11 +95,11 @@ class _Work:
 
     __slots__ = (
         *("arguments", "began_at", "call", "gate", "number", "ran_s", "retried", "time_s", "tool"),
-        *("_cancelling", "_is_late", "_since", "_task", "_timeouts"),
+        *("__weakref__", "_cancelling", "_is_late", "_since", "_task", "_timeouts"),
     )  # fmt: skip
 
     def __init__(
-        self, tool: Tool, arguments: dict[str, Json], call: ToolCall, gate: Gate | None, timeouts: Timers[_Work]
+        self, tool: Tool, arguments: dict[str, Json], call: ToolCall, gate: Gate | None, timeouts: _Timeouts
     ) -> None:
         self.tool, self.arguments, self.call, self.gate = tool, arguments, call, gate
         self.number = 1  # of this try
@@ -133,7 +134,7 @@ class _Work:
         self._task = task = asyncio.current_task(loop)
         assert task is not None, "calls are executed in tasks"
         self._cancelling, self._is_late = task.cancelling(), False
-        self._timeouts.arm(self, loop.time() + self.time_s)
+        self._timeouts.arm(ref(self), loop.time() + self.time_s)
         self._since = time.perf_counter()
 
     def ring(self) -> None:
@@ -144,7 +145,7 @@ class _Work:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.ran_s += time.perf_counter() - self._since
-        self._timeouts.disarm(self)
+        self._timeouts.disarm(ref(self))
         task, self._task = self._task, None
         was_us = self._is_late and task is not None and task.uncancel() <= self._cancelling
         if isinstance(error, TimeoutError):
@@ -153,12 +154,21 @@ class _Work:
             raise TimeoutError from error
 
 
+_Timeouts = Timers[ReferenceType[_Work]]
+"""A time that was disarmed is kept until it would have come: it must not keep the arguments of a call that is over."""
+
+
+def _ring(work: ReferenceType[_Work]) -> None:
+    if (late := work()) is not None:
+        late.ring()
+
+
 class Executor:
     """The places where tools run: the loop, a pool of threads, a pool of processes."""
 
     def __init__(self, settings: ToolSettings, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self._timeouts: Timers[_Work] = Timers(_loop_now, _Work.ring)
+        self._timeouts: _Timeouts = Timers(_loop_now, _ring)
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="tool")
         self._thread_slots = Slots(settings.threads, settings.interactive_weight)
         self._process_slots = Slots(settings.processes, settings.interactive_weight)
