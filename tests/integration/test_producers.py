@@ -6,19 +6,20 @@ Responsible for: `KafkaAppender` and the producers that it makes and ends. Must 
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
 from tests.support.kafka_admin import admin_of
 from tests.support.raw import read_until
 from tests.support.wait import until
 
 from anabranch.codec import Outgoing
-from anabranch.kafka import appender
+from anabranch.kafka import producing
 from anabranch.kafka.appender import KafkaAppender
-from anabranch.kafka.sent import Sent
+from anabranch.kafka.producing import Batch, Producer
+from anabranch.kafka.sent import Acked, Sent
 
 SOON_S = 30.0
 PARTITIONS = 6
@@ -53,22 +54,61 @@ async def test_what_comes_while_a_fresh_producer_looks_the_topic_up_lies_where_i
     assert lies == {(number % PARTITIONS, offset): str(number).encode() for number, offset in acked}
 
 
-async def test_a_producer_that_cannot_stop_is_ended_and_writes_nothing_more(
+async def test_whatever_breaks_the_connection_each_record_lies_there_once_and_in_order(
     kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A batch is sent again with the same sequence number, whether or not the broker had it: so it is there once."""
+    monkeypatch.setattr(producing, "AGAIN_S", 0.005)
+    records, cut = 3000, 0
+    chance = random.Random(random.randrange(2**32))
+    async with KafkaAppender.opened({"bootstrap_servers": kafka, "security_protocol": "PLAINTEXT"}, True) as opened:
+        sent: list[Sent] = []
+        producer: Any = opened._producer
+        for number in range(records):
+            sent.append(opened.append(Outgoing(topic, b"k", str(number).encode(), (), number % PARTITIONS)))
+            if chance.random() < 0.1:
+                await asyncio.sleep(0)
+            if chance.random() < 0.01 and producer._links:
+                next(iter(producer._links.values())).abort()
+                cut += 1
+                await asyncio.sleep(chance.random() * 0.01)
+        async with asyncio.timeout(SOON_S):
+            acked = [await each for each in sent]
+        assert opened._producer is producer, "none was given up"
+    assert cut > 5
+    found = await read_until(kafka, topic, lambda records_: len(records_) >= records)
+    for partition in range(PARTITIONS):
+        values = [int(record.value) for record in found if record.partition == partition]
+        assert values == list(range(partition, records, PARTITIONS))
+    lies = {(record.partition, record.offset): int(record.value) for record in found}
+    told = {(n % PARTITIONS, at.offset): n for n, at in enumerate(acked) if at.offset is not None}
+    assert told.items() <= lies.items()
+
+
+async def test_a_producer_that_is_stopped_with_batches_in_hand_writes_nothing_more(kafka: str, topic: str) -> None:
     """Else it would write what it has whenever the leader is back, long after its successor."""
-    monkeypatch.setattr(appender, "STOP_S", 0.5)
     before = asyncio.all_tasks()
-    producer: Any = AIOKafkaProducer(bootstrap_servers=kafka, enable_idempotence=True)
+    producer = Producer({"bootstrap_servers": kafka}, idempotent=True)
     await producer.start()
-    await producer.send_and_wait(topic, b"first", partition=0)
-    there = producer.client.cluster.leader_for_partition
-    monkeypatch.setattr(producer.client.cluster, "leader_for_partition", lambda _: -1)
-    batch = producer.create_batch()
-    batch.append(timestamp=None, key=b"k", value=b"late")
-    sent = await producer.send_batch(batch, topic, partition=0)
-    await appender._stop(producer)
-    monkeypatch.setattr(producer.client.cluster, "leader_for_partition", there)
-    assert there(TopicPartition(topic, 0)) is not None
-    assert sent.exception() is not None
+    await producer.look_up(topic)
+    told: list[Acked | Exception] = []
+
+    def send(value: bytes) -> None:
+        batch = Batch(topic, 0, told.append)
+        batch.append(Outgoing(topic, b"k", value))
+        producer.send([batch])
+
+    send(b"first")
+    await until(lambda: bool(told), SOON_S, "it is written")
+    cluster: Any = producer._client.cluster
+    there = cluster.leader_for_partition
+    cluster.leader_for_partition = lambda _: -1
+    send(b"late")
+    await producer.stop()
+    cluster.leader_for_partition = there
     await until(lambda: asyncio.all_tasks() <= before, SOON_S, "nothing of it is at work")
+    async with KafkaAppender.opened({"bootstrap_servers": kafka, "security_protocol": "PLAINTEXT"}, True) as opened:
+        await opened.append(Outgoing(topic, b"k", b"successor", (), 0))
+    found = await read_until(kafka, topic, lambda records: any(r.value == b"successor" for r in records))
+    assert [record.value for record in found] == [b"first", b"successor"]
+    assert len(told) == 1

@@ -7,16 +7,17 @@ part. Must never: reach a broker; tests/integration does. Called by: pytest.
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import UnknownTopicOrPartitionError
 
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError
 from anabranch.kafka import appender
 from anabranch.kafka.appender import KafkaAppender
+from anabranch.kafka.producing import Batch
 from anabranch.kafka.sent import Acked
 
 SOON_S = 10.0
@@ -28,35 +29,35 @@ class Producer:
 
     answers: list[str] | None
 
-    def __init__(self, **_: Any) -> None:
-        self.client = self
+    def __init__(self, arguments: dict[str, Any], idempotent: bool) -> None: ...
 
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
 
-    async def fetch_all_metadata(self) -> Any:
-        topics = type(self).answers
-        if topics is None:
-            type(self).answers = ["t.agent.log"]  # the broker comes back
-            raise KafkaError("Unable to get cluster metadata over all known brokers")
-        return SimpleNamespace(partitions_for_topic=lambda topic: {0} if topic in topics else None)
+    def partitions(self, topic: str) -> int | None:
+        return None
 
-    def create_batch(self) -> Any:
-        return SimpleNamespace(append=lambda **_: object())
-
-    async def send_batch(self, batch: Any, topic: str, *, partition: int) -> asyncio.Future[Any]:
+    async def look_up(self, topic: str, anew: bool = False) -> int:
         if topic not in (type(self).answers or []):
             raise UnknownTopicOrPartitionError
-        sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        sent.set_result(SimpleNamespace(offset=7, timestamp=1234, timestamp_type=1))
-        return sent
+        return 1
+
+    async def is_missing(self, topic: str) -> bool:
+        if type(self).answers is None:
+            type(self).answers = ["t.agent.log"]  # the broker comes back
+            return False
+        return True
+
+    def send(self, batches: Iterable[Batch]) -> None:
+        for batch in batches:
+            batch.then(Acked(7, 1234))
 
 
 async def appended(monkeypatch: pytest.MonkeyPatch, topics: list[str] | None) -> Acked:
     """What becomes of a record for `t.agent.log`."""
     monkeypatch.setattr(Producer, "answers", topics, raising=False)
-    monkeypatch.setattr(appender, "AIOKafkaProducer", Producer)
+    monkeypatch.setattr(appender, "Producer", Producer)
     async with KafkaAppender.opened({"bootstrap_servers": "nowhere"}, idempotent=True) as appending:
         return await asyncio.wait_for(appending.append(Outgoing("t.agent.log", b"r", b"{}", partition=0)), SOON_S)
 

@@ -1,8 +1,7 @@
 """What becomes of records on their way: their order, their batches, and what a producer's end does to them.
 
-Responsible for: `KafkaAppender` against producers that share a broker which only plays its part, and keeps the law of
-aiokafka: a second batch of a partition waits until the first is on its way. Must never: reach a broker;
-tests/integration does. Called by: pytest.
+Responsible for: `KafkaAppender` against producers that share a broker which only plays its part, and hold it to its
+promise: a partition has one batch under way. Must never: reach a broker; tests/integration does. Called by: pytest.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +21,7 @@ from anabranch.errors import BrokerError, TooLarge
 from anabranch.kafka import appender
 from anabranch.kafka.appender import KafkaAppender
 from anabranch.kafka.meters import RoleMeters
+from anabranch.kafka.producing import Batch
 from anabranch.kafka.sent import Acked, Sent, settled
 
 SOON_S = 10.0
@@ -40,80 +39,86 @@ class Broker:
         self.away: set[Where] = set()
         self.refuses: bytes | None = None
         self.unknown_topics: set[str] = set()
-        self.unreachable = 0  # how many batches find nobody to be sent to
-        self.batch_of = 1000
+        self.unreachable = 0  # how many questions for a topic find nobody to be asked
         self.batches = 0
         self.producers: list[Producer] = []
 
-    def make(self, **_: Any) -> Producer:
+    def make(self, arguments: dict[str, Any], idempotent: bool) -> Producer:
         self.producers.append(Producer(self))
         return self.producers[-1]
 
 
+class Packed(Batch):
+    """A batch that remembers its values, and takes no more than `room`."""
+
+    room = 1000
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.values: list[bytes] = []
+
+    def append(self, record: Outgoing) -> bool:
+        if self.count == self.room:
+            return False
+        self.values.append(record.value or b"")
+        return super().append(record)
+
+
 class Producer:
     def __init__(self, broker: Broker) -> None:
-        self.broker, self.client = broker, self
-        self.held: dict[Where, tuple[list[bytes], asyncio.Future[Any]]] = {}
+        self.broker = broker
+        self.held: dict[Where, Packed] = {}
+        self.stopped = False
 
     async def start(self) -> None: ...
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        self.stopped = True
 
-    async def fetch_all_metadata(self) -> Any:
-        return SimpleNamespace(partitions_for_topic=lambda topic: None if topic in self.broker.unknown_topics else {0})
+    def partitions(self, topic: str) -> int | None:
+        return 4 if self.broker.known.is_set() and topic not in self.broker.unknown_topics else None
 
-    async def partitions_for(self, topic: str) -> set[int]:
-        await self.broker.known.wait()
-        return {0, 1, 2, 3}
-
-    def create_batch(self) -> Any:
-        values: list[bytes] = []
-
-        def append(*, value: bytes, **_: Any) -> object | None:
-            if len(values) == self.broker.batch_of:
-                return None
-            values.append(value)
-            return object()
-
-        return SimpleNamespace(append=append, values=values)
-
-    async def send_batch(self, batch: Any, topic: str, *, partition: int) -> asyncio.Future[Any]:
+    async def look_up(self, topic: str, anew: bool = False) -> int:
         await self.broker.known.wait()
         if topic in self.broker.unknown_topics:
             raise UnknownTopicOrPartitionError
         if self.broker.unreachable:
             self.broker.unreachable -= 1
             raise KafkaTimeoutError
-        where = (topic, partition)
-        assert batch.values, "an empty batch: aiokafka settles it with nothing"
-        assert where not in self.held, "a second batch of a partition waits for the first"
-        self.broker.batches += 1
-        acked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.held[where] = batch.values, acked
-        if where not in self.broker.away:
-            asyncio.get_running_loop().call_soon(self.arrive, where)
-        return acked
+        return 4
+
+    async def is_missing(self, topic: str) -> bool:
+        return topic in self.broker.unknown_topics
+
+    def send(self, batches: Iterable[Any]) -> None:
+        for batch in batches:
+            where = batch.where
+            assert batch.values, "an empty batch: a broker refuses it"
+            assert where not in self.held, "a second batch of a partition waits for the first"
+            self.broker.batches += 1
+            self.held[where] = batch
+            batch.is_out = True
+            if where not in self.broker.away:
+                asyncio.get_running_loop().call_soon(self.arrive, where)
 
     def arrive(self, where: Where, error: Exception | None = None) -> None:
         """The broker has the batch, or refuses it, or says `error` although it has written it."""
-        values, acked = self.held.pop(where, ([], None))
-        if acked is None or acked.done():
-            return  # it has arrived already
-        if self.broker.refuses in values:
-            acked.set_exception(MessageSizeTooLargeError())
+        batch = self.held.pop(where, None)
+        if batch is None or self.stopped:
+            return  # it has arrived already, or nobody hears of it
+        if self.broker.refuses in batch.values:
+            batch.then(MessageSizeTooLargeError())
             return
         offset = len(self.broker.written[where])
-        self.broker.written[where] += values
-        if error is not None:
-            acked.set_exception(error)
-        else:
-            acked.set_result(SimpleNamespace(offset=offset, timestamp=1234, timestamp_type=1))
+        self.broker.written[where] += batch.values
+        batch.then(Acked(offset, 1234) if error is None else error)
 
 
 @pytest.fixture
 async def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     broker = Broker()
-    monkeypatch.setattr(appender, "AIOKafkaProducer", broker.make)
+    monkeypatch.setattr(appender, "Producer", broker.make)
+    monkeypatch.setattr(appender, "Batch", Packed)
     return broker
 
 
@@ -171,8 +176,10 @@ async def test_what_comes_while_a_batch_is_under_way_goes_in_one_batch(broker: B
     assert broker.written[TOPIC, 0] == [str(number).encode() for number in range(50)]
 
 
-async def test_what_does_not_fit_into_a_batch_follows_in_the_next_one(broker: Broker) -> None:
-    broker.batch_of = 7
+async def test_what_does_not_fit_into_a_batch_follows_in_the_next_one(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Packed, "room", 7)
     async with appending() as opened:
         acked = await all_of([opened.append(record(number)) for number in range(20)])
     assert [at.offset for at in acked] == list(range(20))
@@ -199,7 +206,7 @@ async def test_an_acknowledgement_without_a_place_or_the_brokers_time_says_so(br
     async with appending() as opened:
         sent = opened.append(record(0))
         await turns()
-        broker.producers[0].held[TOPIC, 0][1].set_result(SimpleNamespace(offset=-1, timestamp=-1, timestamp_type=0))
+        broker.producers[0].held.pop((TOPIC, 0)).then(Acked(None, None))
         assert await all_of([sent]) == [Acked(None, None)]
 
 
@@ -323,10 +330,12 @@ async def test_a_closing_appender_sends_what_it_was_given(broker: Broker) -> Non
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_whatever_fails_each_partition_keeps_its_order(broker: Broker, seed: int) -> None:
+async def test_whatever_fails_each_partition_keeps_its_order(
+    broker: Broker, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each record's first copy lies behind the first copy of the one before it."""
     chance = random.Random(seed)
-    broker.batch_of = chance.choice([1, 3, 1000])
+    monkeypatch.setattr(Packed, "room", chance.choice([1, 3, 1000]))
     sent: list[Sent] = []
     async with appending() as opened:
         for number in range(150):
@@ -342,8 +351,7 @@ async def test_whatever_fails_each_partition_keeps_its_order(broker: Broker, see
         broker.away.clear()
         broker.known.set()
         for where in list(broker.producers[-1].held):
-            if not broker.producers[-1].held[where][1].done():
-                broker.producers[-1].arrive(where)
+            broker.producers[-1].arrive(where)
         await all_of(sent)
     for values in broker.written.values():
         firsts = list(dict.fromkeys(int(value) for value in values))

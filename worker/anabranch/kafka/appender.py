@@ -2,9 +2,9 @@
 
 A send that fails (for whatever reason) may have been written. So the producer is replaced, and all that is
 not acknowledged is sent again in its order: the log's presumptions make the copy harmless. A topic that
-cannot be written holds up no other: each has a lane of its own. Batches are made here, one at a time for each
-partition, for a batch costs ten times what a record in it does. It never reads, and never drops a record
-without saying so to whoever gave it.
+cannot be written holds up no other: each has a lane of its own. What is appended in one turn of the loop goes out
+together in the next, one batch at a time for each partition, for a batch costs ten times what a record in it does.
+It never reads, and never drops a record without saying so to whoever gave it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     IncompatibleBrokerVersion,
     InvalidTopicError,
     KafkaError,
-    KafkaTimeoutError,
     MessageSizeTooLargeError,
-    ProducerClosed,
     TopicAuthorizationFailedError,
     UnknownError,
     UnknownTopicOrPartitionError,
@@ -35,6 +32,7 @@ from anabranch.errors import BrokerError, TooLarge
 from anabranch.kafka.batching import Item, Lane, Line
 from anabranch.kafka.login import unreachable
 from anabranch.kafka.meters import RoleMeters
+from anabranch.kafka.producing import Batch, Producer
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.tasks import alongside
@@ -44,21 +42,18 @@ log = logging.getLogger(__name__)
 
 STOP_S = 5.0
 BACKOFF_S = (0.05, 2.0)
-REQUEST_S = 15.0
 COUNT_AGAIN_S = 60.0
 """How often the partitions of a topic are counted that records go to by their keys."""
 STUCK_S = 40.0
 PAUSE_PER_RECORD_S = 20e-6
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.010
-"""Between two batches of a topic: nothing while little is under way, some milliseconds under load."""
-LOG_APPEND_TIME = 1
+"""Between two rounds of batches: nothing while little is under way, some milliseconds under load."""
 _HOPELESS = (
-    AssertionError,  # a partition that the topic does not have
     InvalidTopicError,
     MessageSizeTooLargeError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
-    ValueError,
+    ValueError,  # a partition that the topic does not have
 )
 _HOPELESS_TOPIC = (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
 # How brokers refuse InitProducerId; the embedded one says "unknown". Without it an append may be doubled, no more,
@@ -76,8 +71,13 @@ class KafkaAppender:
     def __init__(self, arguments: dict[str, Any], idempotent: bool, meters: RoleMeters) -> None:
         self._arguments, self._idempotent, self._meters = arguments, idempotent, meters
         self._loop = asyncio.get_running_loop()
+        self._producer: Producer | None = None
         self._lanes: dict[str, Lane] = {}
-        self._new_lane = asyncio.Event()
+        self._due: dict[str, Lane] = {}
+        self._round: asyncio.Handle | None = None
+        self._round_at = 0.0
+        self._unknown: dict[str, Lane] = {}
+        self._lacks = asyncio.Event()
         self._broken = asyncio.Event()
         self._outstanding = 0
         self._idle = asyncio.Event()
@@ -96,12 +96,14 @@ class KafkaAppender:
                 yield appender
                 await appender.flush(STOP_S)
         finally:
-            await _stop(appender._producer)
+            await appender._end_producer()
             appender._close()
 
     def _close(self) -> None:
         """Nobody will send what is left, and whoever waits for it must not wait for ever."""
         self._closed = True
+        if self._round is not None:
+            self._round.cancel()
         left = [item for lane in self._lanes.values() for item in lane.take_all()]
         self._settled(len(left))
         for item in left:
@@ -121,8 +123,8 @@ class KafkaAppender:
         lane = self._lanes.get(record.topic)
         if lane is None:
             lane = self._lanes[record.topic] = Lane(record.topic)
-            self._new_lane.set()
-        lane.push(Item(record, sent, once))
+        if lane.push(Item(record, sent, once)):
+            self._see_to(lane)
         return sent
 
     def _settled(self, records: int) -> None:
@@ -141,7 +143,7 @@ class KafkaAppender:
                 await self._idle.wait()
         return self._outstanding
 
-    # --- the task -----------------------------------------------------------------------------------------
+    # --- the task: what a producer needs -------------------------------------------------------------------
 
     async def _serve(self) -> None:
         while True:
@@ -151,9 +153,14 @@ class KafkaAppender:
                 log.warning("a send failed: replacing the producer, %d records go again", self._outstanding)
             _end_if_cancelled()
             self._meters.producer_replacements.count()
-            await _stop(self._producer)
+            await self._end_producer()
             self._rewind()
             await self._connect()
+
+    async def _end_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.stop()
 
     def _rewind(self) -> None:
         """Those that hear of it may append: so nobody hears before all is in order again."""
@@ -163,18 +170,21 @@ class KafkaAppender:
             where = item.record.topic
             item.sent.fail(BrokerError(f"a record for {where} may have been written, and is not sent again"))
 
-    async def _serve_with(self, producer: AIOKafkaProducer) -> None:
+    async def _serve_with(self, producer: Producer | None) -> None:
+        assert producer is not None
         self._broken.clear()
-        started: set[str] = set()
+        self._unknown.clear()
+        for lane in self._lanes.values():
+            self._see_to(lane)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._raise_when_broken())
             tasks.create_task(self._watch())
             while True:
-                self._new_lane.clear()
-                for topic in self._lanes.keys() - started:
-                    tasks.create_task(self._send_lane(producer, self._lanes[topic]), name=f"append {topic}")
-                    started.add(topic)
-                await self._new_lane.wait()
+                self._lacks.clear()
+                for lane in [lane for lane in self._unknown.values() if not lane.is_looked_up]:
+                    lane.is_looked_up = True
+                    tasks.create_task(self._look_up(producer, lane), name=f"look up {lane.topic}")
+                await self._lacks.wait()
 
     async def _raise_when_broken(self) -> None:
         await self._broken.wait()
@@ -199,29 +209,20 @@ class KafkaAppender:
         return sorted(
             lane.topic
             for lane in self._lanes.values()
-            if any(line.batch and line.sent_at < since for line in lane.lines.values())
+            if any(line.items and line.sent_at < since for line in lane.lines.values())
         )
 
     async def _connect(self, once: bool = False) -> None:
         pause, longest = BACKOFF_S
         while True:
-            producer = AIOKafkaProducer(
-                **self._arguments,
-                acks="all",
-                enable_idempotence=self._idempotent,
-                linger_ms=0,
-                max_batch_size=524_288,
-                max_request_size=RECORD_BYTES + 65_536,
-                request_timeout_ms=int(REQUEST_S * 1000),
-                metadata_max_age_ms=int(COUNT_AGAIN_S * 1000),
-            )
+            producer = Producer(self._arguments, self._idempotent)
             try:
                 await producer.start()
             except asyncio.CancelledError:
-                await _stop(producer)
+                await producer.stop()
                 raise
             except (KafkaError, OSError) as error:
-                await _stop(producer)
+                await producer.stop()
                 if once and self._idempotent and isinstance(error, _NOT_IDEMPOTENT):
                     log.info("this broker has no idempotent producers: doing without (%r)", error)
                     self._idempotent = False
@@ -237,74 +238,86 @@ class KafkaAppender:
                 self._producer = producer
                 return
 
-    async def _send_lane(self, producer: AIOKafkaProducer, lane: Lane) -> None:
-        """One batch at a time for each partition: what comes meanwhile makes the next one larger."""
-        loop = asyncio.get_running_loop()
-        while True:
-            lane.wake.clear()
-            if lane.unplaced or (lane.partitions is not None and loop.time() > lane.counted_at + COUNT_AGAIN_S):
-                lane.counted_at = loop.time()
-                await self._place(producer, lane)
-            await self._pace(lane.sent_at, loop)
-            lane.sent_at = loop.time()
-            for partition in list(lane.ready):
-                if (line := lane.ready.pop(partition, None)) is not None:
-                    await self._send_line(producer, lane, line)
-            if not lane.ready:
-                await lane.wake.wait()
-
-    async def _place(self, producer: AIOKafkaProducer, lane: Lane) -> None:
-        """Find out how many partitions there are, for what has none of its own."""
+    async def _look_up(self, producer: Producer, lane: Lane) -> None:
+        """How many partitions it has; once more, if a record is for one beyond."""
         try:
-            lane.place(len(await producer.partitions_for(lane.topic)))
+            partitions = await producer.look_up(lane.topic, anew=lane.partitions is not None)
         except (KafkaError, OSError) as error:
-            if (hopeless := await _hopeless(producer, lane.topic, error)) is None:
+            missing = isinstance(error, UnknownTopicOrPartitionError)
+            if not isinstance(error, _HOPELESS) or (missing and not await producer.is_missing(lane.topic)):
                 log.warning("the partitions of %s cannot be had: %r", lane.topic, error)
+                self._meters.send_failures.count()
                 self._broken.set()
-            else:
-                self._give_up(lane, [], hopeless)
-
-    async def _pace(self, sent_at: float, loop: asyncio.AbstractEventLoop) -> None:
-        """With much under way, a batch costs more than what is in it: let a few come together."""
-        pause = sent_at + min(LONGEST_PAUSE_S, self._outstanding * PAUSE_PER_RECORD_S) - loop.time()
-        if pause > SHORTEST_PAUSE_S:
-            await asyncio.sleep(pause)
-
-    async def _send_line(self, producer: AIOKafkaProducer, lane: Lane, line: Line) -> None:
-        batch = producer.create_batch()
-        items = line.next_batch(batch)
-        line.sent_at = lane.sent_at
-        try:
-            acked = await _send(producer, batch, lane.topic, line.partition)
-        except (KafkaError, OSError, ValueError, AssertionError) as error:
-            if (hopeless := await _hopeless(producer, lane.topic, error)) is None:
-                self._failed(lane, line, items, KafkaTimeoutError(f"no broker could be asked: {error!r}"))
-            else:
-                self._refused(lane, line, hopeless)
+                return
+            self._meters.send_failures.count()
+            self._give_up(lane, [], error)
         else:
-            line.is_out = True
-            acked.add_done_callback(partial(self._acked, lane, line, items))
+            self._place(lane, partitions)
+            for line in lane.take_beyond():
+                beyond = ValueError(f"it has {partitions} partitions, and this is for number {line.partition}")
+                self._give_up(lane, line.take_waiting(), beyond)
+        lane.is_looked_up = False
+        self._unknown.pop(lane.topic, None)
+        self._see_to(lane)
 
-    def _acked(self, lane: Lane, line: Line, items: list[Item], acked: asyncio.Future[Any]) -> None:
-        if acked.cancelled() or (error := acked.exception()) is not None:
-            self._failed(lane, line, items, None if acked.cancelled() else error)
-            return
-        if line.batch is not items:
+    def _place(self, lane: Lane, partitions: int) -> None:
+        lane.counted_at = self._loop.time()
+        lane.place(partitions)
+
+    # --- rounds: what is sent when ------------------------------------------------------------------------
+
+    def _see_to(self, lane: Lane) -> None:
+        """It has something to send. With much under way, a batch costs more than what is in it: let a few come
+        together."""
+        self._due[lane.topic] = lane
+        if self._round is None:
+            pause = self._round_at + min(LONGEST_PAUSE_S, self._outstanding * PAUSE_PER_RECORD_S) - self._loop.time()
+            if pause > SHORTEST_PAUSE_S:
+                self._round = self._loop.call_later(pause, self._send)
+            else:
+                self._round = self._loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        self._round = None
+        if (producer := self._producer) is None:
+            return  # its successor begins with all that there is
+        self._round_at = now = self._loop.time()
+        due, self._due = self._due, {}
+        batches: list[Batch] = []
+        for lane in due.values():
+            if lane.counted_at < now - COUNT_AGAIN_S and (partitions := producer.partitions(lane.topic)) is not None:
+                self._place(lane, partitions)
+            batches += [self._batch(lane, line, now) for line in lane.take_ready()]
+            if lane.lacks:
+                self._unknown[lane.topic] = lane
+                self._lacks.set()
+        if batches:
+            producer.send(batches)
+
+    def _batch(self, lane: Lane, line: Line, now: float) -> Batch:
+        items: list[Item] = []
+        batch = Batch(lane.topic, line.partition, partial(self._told, lane, line, items))
+        line.fill(batch, items)
+        line.sent_at = now
+        return batch
+
+    def _told(self, lane: Lane, line: Line, items: list[Item], what: Acked | Exception) -> None:
+        if line.items is not items:
             return  # sent again meanwhile, by a fresh producer
-        line.batch = []
-        lane.see_to(line)
-        told = acked.result()
-        at_ms = told.timestamp if told.timestamp_type == LOG_APPEND_TIME else None
+        if isinstance(what, Exception):
+            self._failed(lane, line, items, what)
+            return
+        line.end()
+        if lane.has_more(line):
+            self._see_to(lane)
         self._settled(len(items))
-        for number, item in enumerate(items, told.offset):
-            item.sent.succeed(Acked(number if told.offset >= 0 else None, at_ms))
-
-    def _refused(self, lane: Lane, line: Line, error: BaseException) -> None:
-        """Nothing of the batch was sent, so the producer is as good as before."""
-        self._meters.send_failures.count()
-        items, line.batch = line.batch, []
-        self._give_up(lane, items, error)
-        lane.see_to(line)
+        offset, at_ms = what
+        if offset is None:
+            for item in items:
+                item.sent.succeed(what)
+        else:
+            for number, item in enumerate(items, offset):
+                item.sent.succeed(Acked(number, at_ms))
 
     def _give_up(self, lane: Lane, items: Sequence[Item], error: BaseException) -> None:
         """Records that no repetition writes. If that is for their topic, all that wait for it wait in vain."""
@@ -316,17 +329,15 @@ class KafkaAppender:
         for item in items:
             item.sent.fail(self._explained(item.record, error))
 
-    def _failed(self, lane: Lane, line: Line, items: list[Item], error: BaseException | None) -> None:
+    def _failed(self, lane: Lane, line: Line, items: list[Item], error: Exception) -> None:
         """They may have been written. What cannot be cured fails alone; the rest goes again."""
-        if line.batch is not items:
-            return
         self._meters.send_failures.count()
         if isinstance(error, MessageSizeTooLargeError) and len(items) > 1:
             for item in items:  # the broker refused a batch: whose fault was it?
                 item.alone = True
-            line.is_out = False  # none of them was written
+            line.none_written()
         elif isinstance(error, _HOPELESS):
-            line.batch = []
+            line.end()
             self._give_up(lane, items, error)
         else:
             log.warning("a send to %s failed: %r", lane.topic, error)
@@ -343,52 +354,3 @@ def _end_if_cancelled() -> None:
     """Until Python 3.13 a task group that ends with errors of its own forgets that it was cancelled from outside."""
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-async def _send(producer: AIOKafkaProducer, batch: Any, topic: str, partition: int) -> Any:
-    try:
-        return await producer.send_batch(batch, topic, partition=partition)
-    except AssertionError:  # no such partition: it may have been added since the topic was looked at
-        await producer.client.force_metadata_update()
-        return await producer.send_batch(batch, topic, partition=partition)
-
-
-async def _hopeless(producer: AIOKafkaProducer, topic: str, error: BaseException) -> BaseException | None:
-    """The error, if no repetition cures it."""
-    if isinstance(error, UnknownTopicOrPartitionError) and not await _is_missing(producer, topic):
-        return None
-    return error if isinstance(error, _HOPELESS) else None
-
-
-async def _is_missing(producer: AIOKafkaProducer, topic: str) -> bool:
-    """Whether a broker says that there is no such topic. A new producer that has reached none for `REQUEST_S` says
-    so too, and then the broker is only away: its records must not be given up."""
-    try:
-        async with asyncio.timeout(REQUEST_S):
-            known = await producer.client.fetch_all_metadata()
-    except (KafkaError, OSError, TimeoutError):
-        return False
-    return known.partitions_for_topic(topic) is None
-
-
-async def _stop(producer: AIOKafkaProducer) -> None:
-    """Bounded: with idempotence, stopping can wait for a leader for ever."""
-    try:
-        async with asyncio.timeout(STOP_S):
-            await producer.stop()
-    except (TimeoutError, KafkaError, OSError) as error:
-        log.warning("a producer did not stop cleanly: %r", error)
-        await _end(producer)
-
-
-async def _end(producer: AIOKafkaProducer) -> None:
-    """aiokafka's `stop`, cut short, leaves the sender at work: it would keep its connections, and write what it has
-    whenever the leader is back. There is no public way to end it."""
-    sending: asyncio.Task[None] | None = producer._sender.sender_task if producer._sender is not None else None
-    producer._message_accumulator.fail_all(ProducerClosed())
-    if sending is not None:
-        sending.cancel()
-    closing = asyncio.create_task(producer.client.close(), name="close a producer's connections")
-    _, late = await asyncio.wait({closing, sending} if sending is not None else {closing}, timeout=STOP_S)
-    for task in late:
-        task.cancel()

@@ -1,17 +1,16 @@
 """What an appender has to send: a lane for each topic, in it a line for each partition, and their order.
 
-A line has one batch under way at a time; what comes meanwhile waits, and goes together. It sends nothing and knows
-no producer: `appender.py` does.
+A line has one batch under way at a time; what comes meanwhile waits, and goes together. It sends nothing:
+`appender.py` does.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 from anabranch.codec import Outgoing
+from anabranch.kafka.producing import Batch
 from anabranch.kafka.sent import Sent
 from anabranch.topics import partition_of
 
@@ -30,28 +29,39 @@ class Line:
 
     partition: int
     waiting: deque[Item] = field(default_factory=deque)
-    batch: list[Item] = field(default_factory=list)
-    is_out: bool = False  # whether a broker may have written the batch
+    items: list[Item] = field(default_factory=list)  # of the batch
+    batch: Batch | None = None
     sent_at: float = 0.0  # by the loop's clock
 
-    def next_batch(self, batch: Any) -> list[Item]:
-        """Fill `batch` with what waits, as far as it goes; returns what is in it. None may be under way."""
-        assert not self.batch, f"partition {self.partition} has a batch under way"
-        items: list[Item] = []
-        self.batch, self.is_out = items, False
+    def fill(self, batch: Batch, items: list[Item]) -> None:
+        """Fill `batch` with what waits, as far as it goes, and `items` with what is in it. None may be under way."""
+        assert not self.items, f"partition {self.partition} has a batch under way"
+        self.batch, self.items = batch, items
         while self.waiting and not (items and (items[0].alone or self.waiting[0].alone)):
-            r = self.waiting[0].record
-            if batch.append(timestamp=None, key=r.key, value=r.value, headers=list(r.headers)) is None:
+            if not batch.append(self.waiting[0].record):
                 break
             items.append(self.waiting.popleft())
-        return items
+
+    def end(self) -> None:
+        """The batch is over."""
+        self.items, self.batch = [], None
+
+    def none_written(self) -> None:
+        """The broker has refused the batch: whatever may be sent only once has not been spent by it."""
+        self.batch = None
 
     def rewind(self) -> list[Item]:
         """What is not acknowledged goes again, first and in order. Returns what must not: sent once, for only once."""
-        spent = [item for item in self.batch if item.once and self.is_out]
-        self.waiting.extendleft(item for item in reversed(self.batch) if not (item.once and self.is_out))
-        self.batch = []
+        is_out = self.batch is not None and self.batch.is_out
+        spent = [item for item in self.items if item.once and is_out]
+        self.waiting.extendleft(item for item in reversed(self.items) if not (item.once and is_out))
+        self.end()
         return spent
+
+    def take_waiting(self) -> list[Item]:
+        taken = list(self.waiting)
+        self.waiting.clear()
+        return taken
 
 
 @dataclass(slots=True, eq=False)
@@ -63,38 +73,57 @@ class Lane:
     lines: dict[int, Line] = field(default_factory=dict)
     ready: dict[int, Line] = field(default_factory=dict)
     unplaced: deque[Item] = field(default_factory=deque)  # until it is known how many partitions there are
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    sent_at: float = 0.0
     counted_at: float = 0.0
+    is_looked_up: bool = False  # somebody is finding out how many there are
 
-    def push(self, item: Item) -> None:
+    def push(self, item: Item) -> bool:
+        """Whether there is something to do now: else it waits for its line's batch."""
         partition = item.record.partition
         if partition is None and self.partitions is not None:
             partition = partition_of(item.record.key or b"", self.partitions)
         if partition is None:
             self.unplaced.append(item)
-        else:
-            line = self.lines.get(partition)
-            if line is None:
-                line = self.lines[partition] = Line(partition)
-            line.waiting.append(item)
-            if not line.batch:
-                self.ready[partition] = line
-        self.wake.set()
+            return True
+        line = self.lines.get(partition)
+        if line is None:
+            line = self.lines[partition] = Line(partition)
+        line.waiting.append(item)
+        return self.has_more(line)
 
-    def see_to(self, line: Line) -> None:
-        """Its batch is over: what has come meanwhile may go."""
-        if line.waiting:
+    def has_more(self, line: Line) -> bool:
+        """Whether a batch of it may go, as far as it alone is concerned."""
+        if line.waiting and not line.items:
             self.ready[line.partition] = line
-            self.wake.set()
+            return True
+        return False
+
+    def take_ready(self) -> list[Line]:
+        """Lines of which a batch may go; the others stay, for partitions that are not known."""
+        known = 0 if self.partitions is None else self.partitions
+        ready, self.ready = self.ready, {}
+        for line in ready.values():
+            if line.partition >= known:
+                self.ready[line.partition] = line
+        return [line for line in ready.values() if line.partition < known]
+
+    def take_beyond(self) -> list[Line]:
+        """Lines that are ready, of partitions that the topic does not have."""
+        known = 0 if self.partitions is None else self.partitions
+        beyond = [line for line in self.ready.values() if line.partition >= known]
+        for line in beyond:
+            del self.ready[line.partition]
+        return beyond
+
+    @property
+    def lacks(self) -> bool:
+        """Whether something waits for the partitions to be looked up."""
+        return bool(self.ready or self.unplaced)
 
     def take_waiting(self) -> list[Item]:
         """All that waits, which nobody will send."""
-        taken = [*self.unplaced, *(item for line in self.lines.values() for item in line.waiting)]
+        taken = [*self.unplaced, *(item for line in self.lines.values() for item in line.take_waiting())]
         self.unplaced.clear()
         self.ready.clear()
-        for line in self.lines.values():
-            line.waiting.clear()
         return taken
 
     def place(self, partitions: int) -> None:
@@ -106,15 +135,14 @@ class Lane:
 
     def rewind(self) -> list[Item]:
         """All of its lines are; returns what may not be sent again."""
-        self.partitions = None  # whoever comes next asks again
+        self.partitions, self.is_looked_up = None, False  # whoever comes next asks again
         spent = [item for line in self.lines.values() for item in line.rewind()]
         self.ready = {number: line for number, line in self.lines.items() if line.waiting}
-        self.wake.set()
         return spent
 
     def take_all(self) -> list[Item]:
         """What is under way and what waits: nobody will ever know."""
-        under_way = [item for line in self.lines.values() for item in line.batch]
+        under_way = [item for line in self.lines.values() for item in line.items]
         for line in self.lines.values():
-            line.batch = []
+            line.end()
         return under_way + self.take_waiting()

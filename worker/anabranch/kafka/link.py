@@ -101,6 +101,12 @@ class Link:
         except OSError as error:
             self._close(CloseReason.CONNECTION_BROKEN, error)
 
+    def abort(self) -> None:
+        """What is still to be written never is."""
+        if self._connection._writer is not None:
+            self._connection._writer.transport.abort()
+        self._close(CloseReason.SHUTDOWN, KafkaConnectionError(f"the connection to {self._name} was ended"))
+
     @property
     def _name(self) -> str:
         return f"{self._connection.host}:{self._connection.port}"
