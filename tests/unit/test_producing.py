@@ -15,6 +15,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     KafkaConnectionError,
+    KafkaError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
     NodeNotReadyError,
@@ -208,6 +209,21 @@ async def test_a_partition_that_is_not_in_the_answer_is_not_taken_for_written(cl
     _, then = (await asked(cluster)).asked.pop()
     then(struct.pack(">i", 1) + ProduceResponse_v7(topics=[], throttle_time_ms=0).encode())
     assert not any(isinstance(each, Acked) for each in told)
+
+
+async def test_an_answer_that_cannot_be_understood_is_told_to_all_that_wait_for_it(cluster: Cluster) -> None:
+    producer, told = await started(), Told()
+    producer.send([batch(told, 0), batch(told, 2)])
+    _, then = (await asked(cluster)).asked.pop()
+    then(struct.pack(">ii", 1, 5))
+    assert [type(each) for each in told] == [KafkaError, KafkaError]
+
+
+async def test_without_idempotence_a_batch_has_no_producer_and_no_number(cluster: Cluster) -> None:
+    producer, told = await started(idempotent=False), Told()
+    producer.send([batch(told)])
+    written = (await asked(cluster)).batches[LOG, 0]
+    assert (written.producer_id, written.producer_epoch, written.base_sequence) == (-1, -1, -1)
 
 
 async def test_a_few_requests_are_under_way_and_what_comes_meanwhile_goes_together(

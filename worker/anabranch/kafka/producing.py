@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -57,6 +58,7 @@ REQUEST_BYTES: Final = 16 * 1024 * 1024
 """In one request, about: a broker takes 100 MB (`socket.request.max.bytes`)."""
 _NEWEST_FORMAT: Final = 2
 _NOBODY: Final = (-1, -1)
+_NO_SEQUENCE: Final = -1
 _SEQUENCES: Final = 2**31
 _NOT_YET: Final = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError)
 
@@ -246,6 +248,8 @@ class Producer:
 
     def _number(self, batch: Batch) -> tuple[int, int, int]:
         """Who writes it, and where it stands among what is written to its partition."""
+        if not self._idempotent:
+            return *_NOBODY, _NO_SEQUENCE
         sequence = self._sequences.get(batch.where, 0)
         self._sequences[batch.where] = (sequence + batch.count) % _SEQUENCES
         return *self._identity, sequence
@@ -260,7 +264,12 @@ class Producer:
             for batch in batches:
                 self._failed(batch, answer)
             return
-        results = read_produced(answer, version)
+        try:
+            results = read_produced(answer, version)
+        except (struct.error, ValueError) as error:
+            for batch in batches:
+                batch.then(KafkaError(f"an answer to a request to write cannot be understood: {error}"))
+            return
         for batch in batches:
             code, offset, at_ms = results.get(batch.where, (UnknownError.errno, -1, -1))
             if code in (NoError.errno, DuplicateSequenceNumber.errno):
