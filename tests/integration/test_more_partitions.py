@@ -16,7 +16,7 @@ from tests.support.raw import read_until
 
 from anabranch import App, Limit
 from anabranch.agent import placing
-from anabranch.kafka import appender, pump
+from anabranch.kafka import appender, producing, pump
 from anabranch.testing import Answer, tool_use, turn_of
 
 FEW, MORE = 24, 36
@@ -49,7 +49,12 @@ def script(request: dict[str, Any]) -> Answer:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((pump, "COUNT_AGAIN_S"), (appender, "COUNT_AGAIN_S"), (placing, "AGAIN_S")):
+    for module, name in (
+        (pump, "COUNT_AGAIN_S"),
+        (appender, "COUNT_AGAIN_S"),
+        (producing, "METADATA_S"),
+        (placing, "AGAIN_S"),
+    ):
         monkeypatch.setattr(module, name, 1.0)
 
 

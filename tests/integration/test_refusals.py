@@ -7,15 +7,14 @@ can go on does, and costs only what needs the missing thing. Must never: run on 
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.client import AIOKafkaClient
-from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.produce import ProduceRequest_v7, ProduceResponse_v7
 from tests.support.acls import deny
 from tests.support.fleet import ANSWER_S, Fleet, fleet, settings_for
 from tests.support.kafka import Broker, launch
@@ -28,7 +27,9 @@ from tests.support.wait import until
 from anabranch import App
 from anabranch.config import AnthropicSettings, Settings
 from anabranch.errors import Forbidden, TopicsError
-from anabranch.kafka import appender
+from anabranch.kafka import appender, producing
+from anabranch.kafka.link import Link, Then
+from anabranch.kafka.produce_wire import PRODUCE
 from anabranch.runtime import Shutdown, broker_of, serve_agent, serve_tools, topic_specs
 from anabranch.testing import Answer, last_results, prompt_of, result_text, tool_use, turn_of
 
@@ -189,7 +190,7 @@ async def test_an_answer_that_may_not_be_written_is_kept_and_written_by_the_next
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A send waits for a topic that is not there for 3 s instead of 15 s."""
-    monkeypatch.setattr(appender, "REQUEST_S", 3.0)
+    monkeypatch.setattr(producing, "REQUEST_S", 3.0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -241,15 +242,15 @@ async def test_a_full_broker_is_named_and_when_it_has_room_again_nothing_is_lost
 ) -> None:
     """KAFKA_STORAGE_ERROR in the place of its answers: a broker with a full disk does not even live to say more."""
     full = asyncio.Event()
-    sent = AIOKafkaClient.send
+    asks = Link.ask
 
-    async def send(client: Any, node: Any, request: Any, **how: Any) -> Any:
-        if not full.is_set() or not isinstance(request, ProduceRequest):
-            return await sent(client, node, request, **how)
-        topics = [(topic, [_refused(partition) for partition, _ in batches]) for topic, batches in request._topics]
-        return SimpleNamespace(API_VERSION=8, topics=topics)
+    def ask(link: Link, api_key: int, version: int, body: bytes, then: Then) -> None:
+        if full.is_set() and api_key == PRODUCE:
+            asyncio.get_running_loop().call_soon(then, _refused(body))
+        else:
+            asks(link, api_key, version, body, then)
 
-    monkeypatch.setattr(AIOKafkaClient, "send", send)
+    monkeypatch.setattr(Link, "ask", ask)
     monkeypatch.setattr(appender, "STUCK_S", 5.0)
     async with fleet(app, script, settings_for(guarded.bootstrap, namespace)) as running:
         runs = [await running.client.submit("caller", "near far") for _ in range(5)]
@@ -264,6 +265,8 @@ async def test_a_full_broker_is_named_and_when_it_has_room_again_nothing_is_lost
         assert (await running.ask("caller", "far")).output == "far"
 
 
-def _refused(partition: int) -> tuple[Any, ...]:
-    """The part of a produce response for a partition whose disk is full."""
-    return partition, STORAGE_ERROR, -1, -1, -1, [], "full"
+def _refused(body: bytes) -> bytes:
+    """The answer to a request to write of a broker whose disk is full."""
+    asked = ProduceRequest_v7.decode(body).topics
+    topics = [(topic, [(partition, STORAGE_ERROR, -1, -1, -1) for partition, _ in parts]) for topic, parts in asked]
+    return struct.pack(">i", 0) + bytes(ProduceResponse_v7(topics=topics, throttle_time_ms=0).encode())
