@@ -9,6 +9,7 @@ is bounded and never crosses a generation. It decides nothing about runs or call
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -17,22 +18,20 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from anabranch.config import KafkaSettings
 from anabranch.errors import BrokerError
 from anabranch.kafka.admin import Admin
 from anabranch.kafka.assignor import Memory, make_assignor
-from anabranch.kafka.fetching import plan_fetches
+from anabranch.kafka.fetching import LOOK_S, Fetching
 from anabranch.kafka.liveness import Liveness
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Committed, Listener, Place
-from anabranch.kafka.sessions import keep_sessions
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.1
 COMMIT_S = 5.0
 GONE_S = 3.0
 STOP_S = 10.0
@@ -67,14 +66,11 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         self._arguments = arguments
         self._missing_since: float | None = None
         self._liveness = Liveness(settings.session_timeout_s, settings.session_timeout_s / HEARTBEATS, time.monotonic())
-        self._stopped = False
+        self._stopped = asyncio.Event()
         self._begun: dict[Place, int] = {}
-        self._sought: dict[Place, int] = {}
         self._told: dict[Place, int] = {}
-        self._seeks = 0
         self._commits = asyncio.Lock()
         self._may_commit = True
-        self._reported = 0.0
         self._consumer = AIOKafkaConsumer(
             **arguments,
             group_id=group,
@@ -91,14 +87,13 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             fetch_max_wait_ms=100,
             max_partition_fetch_bytes=PREFETCH_BYTES,
         )
-        keep_sessions(self._consumer, lambda *where: listener.known(Place(*where)), lambda: listener.is_answering)
+        self._fetching = Fetching(self._consumer, self._deliver, listener.known, lambda: listener.is_answering)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         self._consumer.subscribe(self._topics, listener=self)
         try:
             await self._consumer.start()
-            plan_fetches(self._consumer)
             yield
         except (KafkaError, OSError) as error:
             raise self._explained("cannot be joined", error) from error
@@ -120,51 +115,56 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
 
     async def run(self) -> None:
         try:
-            while not self._stopped:
-                batches = await self._consumer.getmany(timeout_ms=int(POLL_S * 1000), max_records=AT_ONCE)
+            self._fetching.begin()
+            while not self._stopped.is_set():
+                self._fetching.check()
+                self._fetching.look()
                 self._liveness.polled(time.monotonic())
-                asked = self._seeks
-                for where, records in batches.items():
-                    place = Place(where.topic, where.partition)
-                    if self._sought.get(place, 0) <= asked:  # else it was sought while others were delivered
-                        self._deliver(place, records)
-                await asyncio.sleep(0)  # what was fetched ahead comes without a wait, and may be a lot
-                if not batches or time.monotonic() - self._reported > POLL_S:
-                    await self._report()
-                    await self._see_topics()
+                self._report()
+                await self._see_topics()
+                await self._pause()
         except (KafkaError, OSError) as error:
             raise self._explained("cannot be read", error) from error
+        finally:
+            await self._fetching.end()
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await self._stopped.wait()
 
     def stop(self) -> None:
-        self._stopped = True
+        self._stopped.set()
 
     @property
     def alive(self) -> bool:
         """A process that was frozen finds out here, before its first heartbeat does."""
         return self._liveness.is_alive(time.monotonic())
 
-    def _deliver(self, place: Place, records: Sequence[Any]) -> None:
-        begun = self._begun.get(place)
-        if begun is None:
-            return  # fetched before the listener said where to begin
-        if records[0].offset < begun:
-            records = [record for record in records if record.offset >= begun]
-        if records:
-            self._begun[place] = records[-1].offset + 1
-            self._listener.records(place, records)
+    def _deliver(self) -> None:
+        """So much in this turn of the loop; what was fetched ahead may be a lot more."""
+        left = AT_ONCE
+        while left > 0 and not self._stopped.is_set() and (taken := self._fetching.take(left)) is not None:
+            place, records = taken
+            left -= len(records)
+            begun = self._begun.get(place)
+            if begun is None:
+                continue  # fetched before the listener said where to begin
+            if records[0].offset < begun:  # the log has lost what was sought, and was read from its beginning
+                records = [record for record in records if record.offset >= begun]
+            if records:
+                self._begun[place] = records[-1].offset + 1
+                self._listener.records(place, records)
+        self._fetching.tell_soon()
 
-    async def _report(self) -> None:
+    def _report(self) -> None:
         """Positions move past what is not delivered too (the markers of a transaction, say)."""
-        self._reported = time.monotonic()
         for place in list(self._begun):
-            where = TopicPartition(*place)
-            try:
-                offset = await self._consumer.position(where)
-            except IllegalStateError:
-                continue  # no longer ours
-            if place in self._begun and offset >= self._begun[place] and offset != self._told.get(place):
-                self._begun[place] = self._told[place] = offset
-                self._listener.position(place, offset)
+            offset = self._fetching.position(place)
+            if offset is None or offset == self._told.get(place) or offset < self._begun.get(place, offset + 1):
+                continue  # not known, not new, or no longer ours
+            self._begun[place] = self._told[place] = offset
+            self._listener.position(place, offset)
 
     async def _see_topics(self) -> None:
         """The group goes on without a topic that was deleted, and says nothing: nobody would be served, silently."""
@@ -179,11 +179,10 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
 
     def seek(self, place: Place, offset: int) -> None:
         if self._is_ours(place):
-            self._seeks += 1
-            self._sought[place], self._begun[place] = self._seeks, offset
+            self._begun[place] = offset
             self._told.pop(place, None)
-            self._consumer.seek(TopicPartition(*place), offset)
-            self.resume(place)
+            self._fetching.seek(place, offset)
+            self._fetching.resume(place)
 
     def pause(self, place: Place) -> None:
         if self._is_ours(place):
@@ -191,7 +190,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
 
     def resume(self, place: Place) -> None:
         if self._is_ours(place):
-            self._consumer.resume(TopicPartition(*place))
+            self._fetching.resume(place)
 
     def _is_ours(self, place: Place) -> bool:
         return TopicPartition(*place) in self._consumer.assignment()
@@ -208,6 +207,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         wheres = list(assigned)
+        self._fetching.keep_to_resets()  # aiokafka's fetcher knows no position yet
         self._begun.clear()
         self._may_commit = True
         if wheres:

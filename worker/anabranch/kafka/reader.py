@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,10 +14,10 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from anabranch.codec import Record
 from anabranch.errors import BrokerError
+from anabranch.kafka.fetching import LOOK_S, Fetching
 from anabranch.kafka.login import unreachable
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Place, Start
-from anabranch.kafka.sessions import keep_sessions
 
 
 class KafkaReader:
@@ -25,6 +27,8 @@ class KafkaReader:
         self._consumer = consumer
         self._places = [TopicPartition(*place) for place in places]
         self._positions: dict[Place, int] = {}
+        self._news = asyncio.Event()
+        self._fetching = Fetching(consumer, self._news.set)
 
     @classmethod
     @asynccontextmanager
@@ -39,10 +43,9 @@ class KafkaReader:
             max_partition_fetch_bytes=4 * 1024 * 1024,
             isolation_level="read_committed",
         )
-        keep_sessions(consumer)
+        reader = cls(consumer, places)
         try:
             await _start(consumer, arguments)
-            reader = cls(consumer, places)
             await reader._begin(start)
             yield reader
         except (KafkaError, OSError) as error:
@@ -50,10 +53,12 @@ class KafkaReader:
             refused = refusal(error, arguments, "Read", topic)
             raise refused or BrokerError(f"cannot read {topic} from Kafka at {where}: {error}") from error
         finally:
+            await reader._fetching.end()
             # As a task: if the broker is gone, `stop` lets the CancelledError of a fetch escape as if it were ours.
             await asyncio.wait([asyncio.ensure_future(consumer.stop())])
 
     async def _begin(self, start: Start) -> None:
+        self._fetching.keep_to_resets()
         self._consumer.assign(self._places)
         for topic in {place.topic for place in self._places}:  # else the offsets of a forbidden one are asked for long
             await self._consumer._client._wait_on_metadata(topic)
@@ -61,6 +66,7 @@ class KafkaReader:
         for place, offset in offsets.items():
             self._consumer.seek(place, offset)
             self._positions[Place(place.topic, place.partition)] = offset
+        self._fetching.begin()
 
     async def _offsets(self, start: Start) -> dict[TopicPartition, int]:
         if isinstance(start, Mapping):
@@ -74,13 +80,30 @@ class KafkaReader:
         return {place: at.offset if (at := found.get(place)) is not None else ends[place] for place in self._places}
 
     async def read(self, timeout_s: float) -> Sequence[Record]:
-        batches = await self._consumer.getmany(timeout_ms=int(timeout_s * 1000))
-        records = [record for batch in batches.values() for record in batch]
-        for record in records:
-            self._positions[Place(record.topic, record.partition)] = record.offset + 1
-        if not records:
-            for place in self._places:
-                self._positions[Place(place.topic, place.partition)] = await self._consumer.position(place)
+        until = time.monotonic() + timeout_s
+        while True:
+            self._news.clear()
+            self._fetching.check()
+            self._fetching.look()
+            records = self._taken()
+            left_s = until - time.monotonic()
+            if records or left_s <= 0:
+                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, LOOK_S)):
+                    await self._news.wait()
+        for place in self._positions:
+            if not records and (position := self._fetching.position(place)) is not None:
+                self._positions[place] = position
+        return records
+
+    def _taken(self) -> list[Any]:
+        """All that was fetched."""
+        records: list[Any] = []
+        while (taken := self._fetching.take()) is not None:
+            place, more = taken
+            self._positions[place] = more[-1].offset + 1
+            records += more
         return records
 
     async def ends(self) -> dict[Place, int]:

@@ -1,0 +1,104 @@
+"""One assigned partition: what is fetched of it next, and what was fetched and is not taken yet.
+
+aiokafka's state of the partition says where it is read on, and whether it is paused. It may change at any time: what
+was fetched for a position that is no longer the position is dropped, and what was fetched before a pause is kept.
+
+Responsible for: what of an answer counts, and the position. Must never: ask for anything. Called by: `fetching.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.consumer.fetcher import PartitionRecords
+from aiokafka.errors import RecordTooLargeError
+from aiokafka.record.memory_records import MemoryRecords
+
+from anabranch.kafka.fetch_wire import Bounds, Part
+from anabranch.kafka.seam import Place
+
+
+class Reading:
+    """See the module. `state` is aiokafka's. Until `barred_until` is 0 again, something is the matter with it."""
+
+    __slots__ = (
+        "_asked", "_asker", "_at", "_offset", "_records",
+        "barred_until", "is_ready", "is_warned", "leader", "place", "state",
+    )  # fmt: skip
+
+    def __init__(self, place: Place, state: Any) -> None:
+        self.place, self.state = place, state
+        self.leader: int | None = None
+        self.barred_until = 0.0
+        self.is_ready = self.is_warned = False
+        self._asker: object = None
+        self._asked = self._offset = self._at = 0
+        self._records: Any = None
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether there is something to be taken, now or once it is no longer paused."""
+        return self._records is not None
+
+    @property
+    def is_wanted(self) -> bool:
+        state = self.state
+        return state._position is not None and not state._paused and self._records is None and not self.barred_until
+
+    def ask(self, asker: object, known: int) -> int:
+        """The offset to fetch from, for `asker`, of what is wanted: the position, or what lies behind what is known."""
+        self._asker, self._asked = asker, self.state._position
+        self._offset = max(self._asked, known)
+        return self._offset
+
+    def forget(self) -> None:
+        """Nothing counts of what was fetched, or is on its way: it was sought, perhaps to where it was before."""
+        self._asker = self._records = None
+
+    @property
+    def asked(self) -> int:
+        """The offset that the last fetch began at."""
+        return self._offset
+
+    def is_asked(self, asker: object) -> bool:
+        """Whether an answer to `asker` is one to the last question, and the position still that of the question."""
+        return asker is self._asker and self.state._position == self._asked
+
+    def hear(self, part: Part, bounds: Bounds) -> None:
+        """Raises `RecordTooLargeError` for the beginning of a record that is larger than a fetch may be."""
+        self._asker = None
+        state = self.state
+        state.highwater, state.lso, state.timestamp = part.highwater, part.stable, int(time.time() * 1000)
+        self.is_warned = False
+        if not part.records:
+            return
+        records = MemoryRecords(part.records)
+        if not records.has_next():
+            at, most = self._offset, bounds.partition_bytes
+            raise RecordTooLargeError(f"the record at {at} of {self.place} is larger than a fetch may be: {most} bytes")
+        where = TopicPartition(*self.place)
+        self._at = self._asked
+        self._records = PartitionRecords(
+            where, records, part.aborted, self._offset, None, None, True, bounds.isolation_level
+        )
+
+    def take(self, most: int | None) -> list[Any]:
+        """The next records, `most` of them at most; the position is behind them. None while it is paused.
+
+        Raises `CorruptRecordException`. What has no records, like the end of a transaction, moves the position too.
+        """
+        state, records = self.state, self._records
+        if records is None or state._paused:
+            return []
+        if state._position != self._at:
+            self._records = None
+            return []
+        taken = list(islice(records, most))
+        self._at = records.next_fetch_offset
+        if most is None or len(taken) < most:
+            self._records = None
+        state.consumed_to(self._at)
+        return taken
