@@ -32,7 +32,8 @@ from anabranch.config import Settings, SigningSettings
 from anabranch.errors import Forbidden
 from anabranch.events import RunEvent, Text
 from anabranch.kafka.seam import Place
-from anabranch.messages import ModelFailed, RunError, RunExpired, ToolReturned
+from anabranch.log_events import ModelFailed, RunExpired, ToolReturned
+from anabranch.messages import RunError
 from anabranch.runtime import Shutdown, broker_of, serve_agent, serve_tools, topic_specs
 from anabranch.testing import Answer, last_results, prompt_of, result_text, tool_use, turn_of
 from anabranch.topics import Namespace, partition_of

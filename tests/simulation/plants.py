@@ -13,7 +13,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import conversation, fold
 from anabranch.agent.admission import Admission
 from anabranch.agent.answer import answer
@@ -22,7 +22,7 @@ from anabranch.agent.owner import Owner
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.state import Nexts
 from anabranch.kafka.membership import Membership
-from anabranch.messages import CallDispatched
+from anabranch.log_events import CallDispatched
 from anabranch.tools.commits import Commits
 from anabranch.tools.handing_off import HandOffs
 from anabranch.tools.progress import Progress
@@ -125,8 +125,8 @@ def a_begun_call_counts_as_ok(patch: Patch) -> None:
 def a_result_goes_to_the_next_call(patch: Patch) -> None:
     folded = fold._fold_call
 
-    def shifted(run: Any, call: Any, event: m.Event, offset: int, at: float) -> None:
-        if isinstance(event, m.ToolReturned):
+    def shifted(run: Any, call: Any, event: e.Event, offset: int, at: float) -> None:
+        if isinstance(event, e.ToolReturned):
             free = [other for other in run.batch.calls.values() if other.due is not None and other.result is None]
             call = free[0]
         folded(run, call, event, offset, at)
@@ -190,8 +190,8 @@ def a_release_does_not_say_what_is_done(patch: Patch) -> None:
 def any_dispatch_wins(patch: Patch) -> None:
     folded = fold._fold_call
 
-    def last_wins(run: Any, call: Any, event: m.Event, offset: int, at: float) -> None:
-        if isinstance(event, m.CallDispatched):
+    def last_wins(run: Any, call: Any, event: e.Event, offset: int, at: float) -> None:
+        if isinstance(event, e.CallDispatched):
             call.token = None
         folded(run, call, event, offset, at)
 
@@ -217,7 +217,7 @@ def a_call_begins_before_it_is_committed_as_begun(patch: Patch) -> None:
 def two_owners_ask_and_the_last_reply_wins(patch: Patch) -> None:
     folded = fold._fold_reply
 
-    def last_wins(run: Any, event: m.ModelReplied, offset: int, at: float) -> None:
+    def last_wins(run: Any, event: e.ModelReplied, offset: int, at: float) -> None:
         if not run.owed and run.batch is not None and event.turn == run.turn:
             run.turns.pop()
             run.owed = True

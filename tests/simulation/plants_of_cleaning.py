@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import cleaning, fold, snapshot
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.worker import AgentWorker
@@ -22,7 +22,7 @@ from tests.simulation.planting import Patch, plant
 
 @plant("a fold from a commit agrees", "long lives, crashes")
 def low_moves_before_the_snapshot_is_folded(patch: Patch) -> None:
-    def eager(state: Any, runs: Any, *args: Any) -> Iterator[m.RunSnapshot]:
+    def eager(state: Any, runs: Any, *args: Any) -> Iterator[e.RunSnapshot]:
         chosen = list(runs)
         yield from snapshots(state, chosen, *args)
         for run in chosen:
@@ -36,7 +36,7 @@ def low_moves_before_the_snapshot_is_folded(patch: Patch) -> None:
 def low_moves_above_as_of(patch: Patch) -> None:
     folded = fold._fold_snapshot
 
-    def beyond(state: Any, event: m.RunSnapshot, offset: int, at: float) -> None:
+    def beyond(state: Any, event: e.RunSnapshot, offset: int, at: float) -> None:
         folded(state, event, offset, at)
         run = state.runs.get(event.run_id)
         if run is not None and run.first == event.as_of:
@@ -49,7 +49,7 @@ def low_moves_above_as_of(patch: Patch) -> None:
 def what_was_said_of_a_run_since_does_not_matter(patch: Patch) -> None:
     collected = fold._collected
 
-    def deaf(state: Any, event: m.RunSnapshot, offset: int) -> Any:
+    def deaf(state: Any, event: e.RunSnapshot, offset: int) -> Any:
         if event.part == 1:
             state.last.pop(event.run_id, None)
         elif (found := state.collecting.get(event.run_id)) is not None:
@@ -63,7 +63,7 @@ def what_was_said_of_a_run_since_does_not_matter(patch: Patch) -> None:
 def parts_of_two_authors_make_one_snapshot(patch: Patch) -> None:
     collected = fold._collected
 
-    def mixing(state: Any, event: m.RunSnapshot, offset: int) -> Any:
+    def mixing(state: Any, event: e.RunSnapshot, offset: int) -> Any:
         found = state.collecting.get(event.run_id)
         if found is not None:
             event, state.last[event.run_id] = replace(event, author=found.author, as_of=found.as_of), found.offset

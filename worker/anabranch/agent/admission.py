@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.about import about_record, place_of
 from anabranch.agent.held import RUN_BYTES
@@ -31,6 +32,7 @@ from anabranch.agent.station import Station
 from anabranch.bodies import dump, read_request, sender_of, without_given
 from anabranch.codec import Record, cloud_event, header
 from anabranch.errors import AnabranchError, InvalidRequest, StoreError
+from anabranch.fields import LANES, Lane, is_name, life_of
 from anabranch.kafka.sent import Sent
 from anabranch.prices import price_of
 from anabranch.spans import HEADER as TRACE
@@ -54,7 +56,7 @@ BUFFER_BYTES: Final = 1024 * 1024
 class _Link:
     """A request that was taken up, and whose event is not read back yet: the lanes are at `reaches` once it counts."""
 
-    lane: m.Lane
+    lane: Lane
     after: Nexts
     reaches: Nexts
     opens: str | None  # the run that it opens
@@ -65,7 +67,7 @@ class _Link:
 class Waiting:
     """The requests of a lane that are held ready."""
 
-    lane: m.Lane
+    lane: Lane
     records: deque[Record] = field(default_factory=deque)
     bytes: int = 0
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -118,10 +120,10 @@ class Admission:
         owner: Owner,
         station: Station,
         read_again: Callable[[], None] = lambda: None,
-        read_on: Callable[[m.Lane], None] = lambda lane: None,
+        read_on: Callable[[Lane], None] = lambda lane: None,
     ) -> None:
         self._owner, self._station, self._read_again, self._read_on = owner, station, read_again, read_on
-        self.lanes: dict[m.Lane, Waiting] = {lane: Waiting(lane) for lane in m.LANES}
+        self.lanes: dict[Lane, Waiting] = {lane: Waiting(lane) for lane in LANES}
         self._links: deque[_Link] = deque()
         self._opened: dict[str, int] = {}  # the runs that `_links` open, and how often
         self._starts = 0  # how often we have started over
@@ -133,7 +135,7 @@ class Admission:
         """Of both lanes."""
         return min(waiting.waiting_since for waiting in self.lanes.values())
 
-    def position(self, lane: m.Lane) -> int:
+    def position(self, lane: Lane) -> int:
         """The next request of a lane to be taken up."""
         return self._nexts.of(lane) or 0
 
@@ -142,7 +144,7 @@ class Admission:
         """Where the lanes are: by the fold, or by our own unread events."""
         return self._links[-1].reaches if self._links else self._owner.state.nexts
 
-    def feed(self, records: Sequence[Record], lane: m.Lane = "interactive") -> None:
+    def feed(self, records: Sequence[Record], lane: Lane = "interactive") -> None:
         self.lanes[lane].feed(records)
 
     def suspend(self) -> None:
@@ -184,7 +186,7 @@ class Admission:
         if link.opens is not None and (others := self._opened.pop(link.opens) - 1):
             self._opened[link.opens] = others
 
-    async def run(self, lane: m.Lane = "interactive") -> None:
+    async def run(self, lane: Lane = "interactive") -> None:
         """Take the requests of a lane up for ever."""
         waiting, weight = self.lanes[lane], self._station.settings.interactive_weight
         at_once = AT_ONCE if lane == "interactive" else max(1, AT_ONCE // weight)
@@ -204,7 +206,7 @@ class Admission:
                     await self._take_up(record, lane)
                     waiting.taking = None
 
-    async def _until_there_is_room(self, lane: m.Lane) -> None:
+    async def _until_there_is_room(self, lane: Lane) -> None:
         rooms = (self._station.room, self._owner.held.room)
         if rooms[0].takes(lane) and rooms[1].takes(lane):
             return
@@ -220,7 +222,7 @@ class Admission:
 
     # --- one request -----------------------------------------------------------------------------------------
 
-    async def _take_up(self, record: Record, lane: m.Lane) -> None:
+    async def _take_up(self, record: Record, lane: Lane) -> None:
         starts = self._starts
         try:
             request = read_request(record.value)
@@ -238,7 +240,7 @@ class Admission:
         if record.offset < self.position(lane) or self._starts != starts:
             return  # while we waited, somebody's event of it was folded: ours would be counted after that
         size, opens, after = len(outgoing.value or b""), None, self._nexts
-        if type(event) is m.RunRequested:
+        if type(event) is e.RunRequested:
             size, opens = size + RUN_BYTES, event.run_id
         self._remember(_Link(lane, after, after.after(lane, record.offset), opens, size))
         sent = self._station.append_encoded(self._owner.partition, event, outgoing)
@@ -254,8 +256,8 @@ class Admission:
         self.folded()  # the acknowledgement may have been enough
 
     async def _refuse(
-        self, record: Record, lane: m.Lane, run_id: str, reply_to: m.ReplyTo | None, error: InvalidRequest
-    ) -> m.Event:
+        self, record: Record, lane: Lane, run_id: str, reply_to: m.ReplyTo | None, error: InvalidRequest
+    ) -> e.Event:
         """A bad request is refused where its run would be: only there it is known whether that is open."""
         if record.key is not None and not self._is_here(run_id):
             with suppress(InvalidRequest):  # it may be too large to be sent on: then it is refused here
@@ -271,7 +273,7 @@ class Admission:
     def _is_here(self, run_id: str) -> bool:
         return partition_of(run_id, self._station.partitions) == self._owner.partition
 
-    async def _decide(self, record: Record, lane: m.Lane, request: m.RunRequest) -> m.Event:
+    async def _decide(self, record: Record, lane: Lane, request: m.RunRequest) -> e.Event:
         run_id = request.run_id or ""
         if not self._is_here(run_id):
             await self._move(lane, run_id, record, dump(request))
@@ -286,7 +288,7 @@ class Admission:
             return await self._duplicate(record, lane, run_id, request.reply_to)
         return self._opening(record, lane, request)
 
-    async def _until_queues_keep_up(self, request: m.RunRequest, lane: m.Lane) -> None:
+    async def _until_queues_keep_up(self, request: m.RunRequest, lane: Lane) -> None:
         """What opens no run adds no calls, and waits for no queue."""
         if (agent := self._station.registry.agent(request.agent or "")) is not None and agent.tools:
             await self._station.saturation.until_kept_up(agent, _time_s(request, agent), lane)
@@ -294,11 +296,11 @@ class Admission:
     def _is_known(self, run_id: str) -> bool:
         return run_id in self._owner.state.runs or run_id in self._opened
 
-    async def _duplicate(self, record: Record, lane: m.Lane, run_id: str, reply_to: m.ReplyTo | None) -> m.Event:
+    async def _duplicate(self, record: Record, lane: Lane, run_id: str, reply_to: m.ReplyTo | None) -> e.Event:
         await self._owner.keep_within_reach(lane, record.offset, run_id)
         return self._note(record, lane, run_id, "duplicate", reply_to=reply_to)
 
-    async def _move(self, lane: m.Lane, run_id: str, record: Record, body: bytes | None) -> None:
+    async def _move(self, lane: Lane, run_id: str, record: Record, body: bytes | None) -> None:
         """Publish it to its own partition of the lane; only then may it be noted as moved."""
         topic, partition = self._station.namespace.requests_of(lane), partition_of(run_id, self._station.partitions)
         trace = [(TRACE, valid(header(record.headers, TRACE)))]
@@ -311,21 +313,21 @@ class Admission:
     def _note(
         self,
         record: Record,
-        lane: m.Lane,
+        lane: Lane,
         run_id: str,
-        code: m.NoteCode,
+        code: e.NoteCode,
         error: m.RunError | None = None,
         reply_to: m.ReplyTo | None = None,
-    ) -> m.Event:
-        after, life = self._nexts, m.life_of(lane, record.offset)
+    ) -> e.Event:
+        after, life = self._nexts, life_of(lane, record.offset)
         trace = valid(header(record.headers, TRACE)) if code == "rejected" else None  # the others have nothing to tell
-        return m.RequestNoted(
+        return e.RequestNoted(
             run_id, life, after.interactive or 0, record.offset, code, error, reply_to, lane, after.bulk, trace
         )
 
     # --- a run ---------------------------------------------------------------------------------------------------
 
-    def _opening(self, record: Record, lane: m.Lane, request: m.RunRequest) -> m.RunRequested:
+    def _opening(self, record: Record, lane: Lane, request: m.RunRequest) -> e.RunRequested:
         """The event that opens the run, with everything decided that depends on configuration or a clock."""
         agent = self._agent_of(request)
         limits = agent.limits
@@ -335,15 +337,15 @@ class Admission:
                 raise InvalidRequest(
                     f"max_cost_usd: no price is configured for model {model!r} ([prices] in the settings)"
                 )
-        opening = m.Opening(
+        opening = e.Opening(
             request=request,
             revision=agent.revision,
             deadline=self._station.clockwork.now() + _time_s(request, agent),
-            limits=m.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), cost),
+            limits=e.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), cost),
             requested_at=record.timestamp / 1000,
         )
-        after, life, written = self._nexts, m.life_of(lane, record.offset), dump(opening)
-        return m.RunRequested(
+        after, life, written = self._nexts, life_of(lane, record.offset), dump(opening)
+        return e.RunRequested(
             request.run_id or "",
             life,
             after.interactive or 0,
@@ -421,4 +423,4 @@ def _time_s(request: m.RunRequest, agent: AgentSpec) -> float:
 def _fallback_id(record: Record) -> str:
     """The key as the run's id, or `<partition>.<offset>` if it cannot be one."""
     key = (record.key or b"").decode("utf-8", "replace")
-    return key if m.is_name(key) else f"{record.partition}.{record.offset}"
+    return key if is_name(key) else f"{record.partition}.{record.offset}"

@@ -15,17 +15,9 @@ from anabranch.agent.referring import content_ref_of, content_sealed_of
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.bodies import read, whole
 from anabranch.errors import WireError
-from anabranch.messages import (
-    SEALED,
-    CallCounts,
-    Content,
-    RequestNoted,
-    RunError,
-    RunResponse,
-    Timing,
-    ToolResult,
-    TotalUsage,
-)
+from anabranch.fields import SEALED, Content
+from anabranch.log_events import RequestNoted, ToolResult
+from anabranch.messages import CallCounts, RunError, RunResponse, Timing, TotalUsage
 
 _STOPS = {
     "max_tokens": ("max_tokens", "the reply was cut off at its max_tokens"),

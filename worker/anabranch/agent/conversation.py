@@ -23,7 +23,9 @@ from anabranch.agent.state import Call, Result, Run, Turn
 from anabranch.agent.verbatim import items, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of, read
 from anabranch.errors import InvalidRequest, WireError
-from anabranch.messages import Content, RunRequest, ToolResult
+from anabranch.fields import Content
+from anabranch.log_events import ToolResult
+from anabranch.messages import RunRequest
 
 _MARK = b',"content":['
 _THINKING = ("thinking", "redacted_thinking")

@@ -22,7 +22,7 @@ from anabranch.agent.budget import MINUTE_S, Budget, limits_of, share_of
 from anabranch.agent.line import Line
 from anabranch.agent.retrying import RetryBudget
 from anabranch.config import AgentSettings, ModelLimits
-from anabranch.messages import Lane as By
+from anabranch.fields import Lane as By
 
 log = logging.getLogger(__name__)
 

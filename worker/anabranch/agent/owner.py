@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.about import about_record, place_of
 from anabranch.agent import cleaning, deadlines, effects, fold
 from anabranch.agent.answered import REMEMBERED, Answered
@@ -35,6 +35,7 @@ from anabranch.agent.telling import Telling
 from anabranch.bodies import without_given
 from anabranch.codec import Record, decode
 from anabranch.errors import WireError
+from anabranch.fields import Lane
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.timers import Timers
 from anabranch.topics import partition_of
@@ -52,7 +53,7 @@ Life = tuple[str, str]
 class _Acknowledged(NamedTuple):
     """An event of ours of which the broker has said where it lies, and when that was, in epoch seconds."""
 
-    event: m.Event
+    event: e.Event
     size: int
     at: float
 
@@ -83,7 +84,7 @@ class Owner:
         self._needed = Needed()
         self._answered = Answered()  # the runs that nobody waits for any more
         # The requests that are being noted as duplicates, and their runs
-        self._asked: dict[tuple[m.Lane, int], str] = {}
+        self._asked: dict[tuple[Lane, int], str] = {}
         self._reach = 0  # the highest low that may stand committed
         self._committed = asyncio.Event()
         self._acked: dict[int, _Acknowledged] = {}  # events of ours that have not been read back
@@ -184,7 +185,7 @@ class Owner:
         """Append who goes on with what, and how far the publications are done."""
         sent = self._calls.hand_off(for_s)
         if self.live:
-            sent.append(self._station.append(self.partition, m.PartitionReleased(self._done_now())))
+            sent.append(self._station.append(self.partition, e.PartitionReleased(self._done_now())))
         return sent
 
     # --- folding ----------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ class Owner:
         self._fold_acknowledged(touched)
         self._act_on(touched)
 
-    def acknowledged(self, event: m.Event, size: int, acked: Acked) -> None:
+    def acknowledged(self, event: e.Event, size: int, acked: Acked) -> None:
         """The broker has an event of ours, of `size` bytes. If it is the very next to be read, it counts as read."""
         if not self.live or self._giving_up or acked.offset is None or acked.at_ms is None:
             return
@@ -228,7 +229,7 @@ class Owner:
         while self._acked and (known := self._acked.pop(self.state.position, None)) is not None:
             self._fold_event(known.event, self.state.position, known.at, known.size, touched)
 
-    def _fold_event(self, event: m.Event | None, offset: int, at: float, size: int, touched: dict[Life, Run]) -> None:
+    def _fold_event(self, event: e.Event | None, offset: int, at: float, size: int, touched: dict[Life, Run]) -> None:
         """Fold it, tell whoever has to know, and note which runs are to be acted on then."""
         self._cleaner.size.add(offset, size + HEADERS)
         before = self.state.runs.get(getattr(event, "run_id", ""))
@@ -239,7 +240,7 @@ class Owner:
         self._tell(event, run, waiting, offset, at)
         if before is not None and before is not run:
             self._replaced(before)
-        is_result = type(event) is m.ToolReturned
+        is_result = type(event) is e.ToolReturned
         if not is_result:
             self._heed(event, run, offset, touched)
         if run is not None:
@@ -250,7 +251,7 @@ class Owner:
             if run.stirred >= offset or not is_result:  # else its siblings are waited for
                 touched[run.run_id, run.life] = run
 
-    def _tell(self, event: m.Event, run: Run | None, waiting: Call | None, offset: int, at: float) -> None:
+    def _tell(self, event: e.Event, run: Run | None, waiting: Call | None, offset: int, at: float) -> None:
         """Whoever counts, traces or waits for what the event at `offset` has brought."""
         self._tally.folded(run, event, waiting, offset, at)
         if self.live:
@@ -272,27 +273,27 @@ class Owner:
         if (agent := self._station.registry.agent(run.opening.request.agent or "")) is not None:
             self._station.saturation.ended(agent)
 
-    def _heed(self, event: m.Event, run: Run | None, offset: int, touched: dict[Life, Run]) -> None:
+    def _heed(self, event: e.Event, run: Run | None, offset: int, touched: dict[Life, Run]) -> None:
         """What its kind asks for."""
         match event:
-            case m.ModelReplied() | m.ModelFailed():
+            case e.ModelReplied() | e.ModelFailed():
                 self._calls.read_back(event, run)
-            case m.RunRequested():
+            case e.RunRequested():
                 self.on_link()
-            case m.RequestNoted():
+            case e.RequestNoted():
                 self.on_link()
                 if self.live and event.code == "rejected":
                     self._publisher.publish(NoteDue(offset))
-            case m.CallDispatched():
+            case e.CallDispatched():
                 self._publisher.read_back(event)
-            case m.CallsHandedOff():
+            case e.CallsHandedOff():
                 held = [run for call in event.calls if (run := self.state.runs.get(fold.run_of(call))) is not None]
                 touched.update({(run.run_id, run.life): run for run in held})
-            case m.UnknownEvent():
+            case e.UnknownEvent():
                 what = self._about(event)
                 log.error("offset %d: %s: run %s is parked", offset, event.reason, event.run_id, extra=what)
 
-    def _decode(self, record: Record) -> m.Event | None:
+    def _decode(self, record: Record) -> e.Event | None:
         try:
             self._station.signer.check(record)
             event = decode(record)
@@ -306,13 +307,13 @@ class Owner:
                 self._station.send_dead_letter(record, "unreadable", str(error))
             return None
 
-    def _about(self, event: m.Event | None) -> dict[str, object]:
+    def _about(self, event: e.Event | None) -> dict[str, object]:
         """What a log record of it is about."""
         return {"partition": self.partition, "run_id": getattr(event, "run_id", None)}
 
-    def _check_place(self, event: m.Event) -> None:
+    def _check_place(self, event: e.Event) -> None:
         """A copy on a wrong partition could open its run there, and skip a request. A note may be of any run."""
-        run_id = None if isinstance(event, m.RequestNoted) else getattr(event, "run_id", None)
+        run_id = None if isinstance(event, e.RequestNoted) else getattr(event, "run_id", None)
         if run_id is not None and (own := partition_of(run_id, self._station.partitions)) != self.partition:
             raise WireError(f"run {run_id} belongs to partition {own}: it was written to the wrong one")
 
@@ -411,7 +412,7 @@ class Owner:
 
     # --- a run that is asked for again ---------------------------------------------------------------------------
 
-    async def keep_within_reach(self, lane: m.Lane, request_offset: int, run_id: str) -> None:
+    async def keep_within_reach(self, lane: Lane, request_offset: int, run_id: str) -> None:
         """Before a request is noted as a duplicate: a successor has to know the run, or nobody would answer it.
 
         So low does not pass the run's first event until the note is folded; if it has passed it already, a lower
@@ -438,7 +439,7 @@ class Owner:
         elif moment.what == "model":
             self._hooks.on_time_up(self, moment)
         elif (event := deadlines.event_at(run, moment)) is not None:
-            if isinstance(event, m.RunExpired):
+            if isinstance(event, e.RunExpired):
                 event = self._calls.cut_short_by(event)
             if self._hooks.may_act():
                 self._station.append(self.partition, event)
@@ -521,5 +522,5 @@ class Owner:
             station.append(self.partition, cancel)
 
 
-def _of(nexts: Nexts, lane: m.Lane) -> int:
+def _of(nexts: Nexts, lane: Lane) -> int:
     return nexts.of(lane) or 0

@@ -18,7 +18,8 @@ from anabranch.agent.state import Run
 from anabranch.agent.verbatim import members
 from anabranch.callers import DIRECT, callers_of, is_direct
 from anabranch.errors import InvalidRequest
-from anabranch.messages import Json, RunRequest
+from anabranch.fields import Json
+from anabranch.messages import RunRequest
 from anabranch.specs import AgentSpec, ToolSpec
 
 _CONTENT: Final = b',"content":['

@@ -15,7 +15,8 @@ import orjson
 from anabranch.agent.blocks import Block, Misfit, Whole, text_of
 from anabranch.agent.verbatim import items, member, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of
-from anabranch.messages import Json, ReplyOutcome
+from anabranch.fields import Json
+from anabranch.log_events import ReplyOutcome
 from anabranch.values import frozen
 
 FINAL = frozenset({"end_turn", "stop_sequence"})

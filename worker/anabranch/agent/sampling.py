@@ -10,8 +10,8 @@ from anabranch.agent.admission import Admission
 from anabranch.agent.breaker import State
 from anabranch.agent.owner import Owner
 from anabranch.agent.station import Station
+from anabranch.fields import LANES
 from anabranch.kafka.seam import Place
-from anabranch.messages import LANES
 
 
 def sample(

@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 from pydantic import TypeAdapter
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.errors import WireError
 
@@ -44,7 +44,7 @@ def write(run: Run, part_bytes: int = PART) -> list[bytes]:
     return [b'{"pieces":[' + b",".join(part) + b"]}" for part in parts]
 
 
-def read(event: m.RunSnapshot, parts: Sequence[bytes]) -> Run:
+def read(event: e.RunSnapshot, parts: Sequence[bytes]) -> Run:
     """The run of a whole snapshot, its parts in order; `event` is the last of them. Raises `WireError`."""
     where = f"a snapshot of run {event.run_id} as of {event.as_of}"
     if event.schema is not None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.about import TOPIC
 from anabranch.agent.breaker import Verdict
 from anabranch.agent.jobs import Clockwork, Grant, Job, Request, Trying
@@ -103,7 +103,7 @@ class Thinker:
             for model in filter(None, (job.model, job.fallback)):
                 self._lanes.of(model).remove(job.tenant, job, job.lane)
 
-    def spent(self, job: Job) -> m.ModelDiscarded | None:
+    def spent(self, job: Job) -> e.ModelDiscarded | None:
         """What its attempt would be told to have used if it ended now, if anything."""
         trying = self._begun.get(job)
         return self._outcomes.so_far(trying) if trying is not None and trying.used else None
@@ -220,7 +220,7 @@ class Thinker:
             event = self._outcomes.failed(trying, "internal", f"{type(error).__name__}: {error}")
         trying.job.append(event)
 
-    async def _until_answered(self, trying: Trying) -> m.Event:
+    async def _until_answered(self, trying: Trying) -> e.Event:
         while True:
             context = self._ready(trying)
             try:

@@ -26,10 +26,10 @@ from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.codec import Record
 from anabranch.errors import AnabranchError, BrokerError
+from anabranch.fields import LANES, Lane
 from anabranch.kafka.membership import Membership
 from anabranch.kafka.seam import Broker, Committed, Place, Subscription
 from anabranch.kafka.sent import Sent, settled
-from anabranch.messages import LANES, Lane
 from anabranch.tasks import Group
 
 log = logging.getLogger(__name__)

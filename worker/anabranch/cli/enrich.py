@@ -26,7 +26,7 @@ from anabranch.cli.outfile import OutFile
 from anabranch.cli.progress import print_summary, screen_for
 from anabranch.cli.tally import Tally, as_json
 from anabranch.errors import AnabranchError
-from anabranch.messages import LANES, Lane, is_name
+from anabranch.fields import LANES, Lane, is_name
 
 HINT_S: Final = 15
 """After how many seconds without any answer the user is asked whether there are workers."""

@@ -23,7 +23,8 @@ from anabranch.cli.frame import printable
 from anabranch.cli.sealed import Told
 from anabranch.cli.tally import span
 from anabranch.cli.waterfall import Row, draw, legend, waterfall
-from anabranch.messages import RunResponse, Usage, lane_of
+from anabranch.fields import lane_of
+from anabranch.messages import RunResponse, Usage
 
 STATUS_STYLES = {"completed": "bold green", "failed": "bold red", "expired": "bold red", "cancelled": "bold yellow"}
 _OPEN_STYLE = "bold cyan"

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from anabranch.bodies import MAX_DEPTH, depth_of
 from anabranch.errors import AnabranchError
-from anabranch.messages import Json
+from anabranch.fields import Json
 
 CELL_BYTES: Final = 1_000_000
 """The largest cell of a CSV file: a record of Kafka takes no more."""
