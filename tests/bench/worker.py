@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Final
 
 from anabranch.config import Settings, load
-from anabranch.runtime import Shutdown, serve_agent, serve_tools
+from anabranch.roles import serve_agent, serve_tools
+from anabranch.runtime import Shutdown
 from tests.bench import floor, logged
 from tests.bench.app import LATER, QUEUE, SOON, InstantModel, app
 from tests.bench.settings import settings_for

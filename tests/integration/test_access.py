@@ -34,7 +34,8 @@ from anabranch.events import RunEvent, Text
 from anabranch.kafka.seam import Place
 from anabranch.log_events import ModelFailed, RunExpired, ToolReturned
 from anabranch.messages import RunError
-from anabranch.runtime import Shutdown, broker_of, serve_agent, serve_tools, topic_specs
+from anabranch.roles import broker_of, serve_agent, serve_tools, topic_specs
+from anabranch.runtime import Shutdown
 from anabranch.testing import Answer, last_results, prompt_of, result_text, tool_use, turn_of
 from anabranch.topics import Namespace, partition_of
 

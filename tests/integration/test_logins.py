@@ -31,7 +31,8 @@ from anabranch.config import KafkaSettings, Settings, WorkerSettings
 from anabranch.errors import BrokerError, ConfigError
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.oauth import NoToken, TokenSource
-from anabranch.runtime import Shutdown, serve_tools
+from anabranch.roles import serve_tools
+from anabranch.runtime import Shutdown
 from anabranch.testing import tool_use
 
 Way = Callable[[SecuredKafka], dict[str, Any]]

@@ -30,7 +30,8 @@ from anabranch.kafka.seam import Committed, Place
 from anabranch.kafka.sent import Sent
 from anabranch.log_events import RunCancelled
 from anabranch.messages import ReplyTo, RunRequest
-from anabranch.runtime import Shutdown, serve_agent, serve_tools
+from anabranch.roles import serve_agent, serve_tools
+from anabranch.runtime import Shutdown
 from anabranch.topics import partition_of
 from tests.simulation import conditions, faults, workload
 from tests.simulation.archive import GROUPS, Archive

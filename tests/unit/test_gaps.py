@@ -25,7 +25,8 @@ from anabranch.kafka.memory_append import MemoryAppender
 from anabranch.kafka.seam import Place
 from anabranch.log_events import RunCancelled
 from anabranch.messages import RunRequest
-from anabranch.runtime import Shutdown, serve_agent
+from anabranch.roles import serve_agent
+from anabranch.runtime import Shutdown
 from anabranch.topics import Namespace
 
 NAMES = Namespace("t")

@@ -113,7 +113,7 @@ class _Dev:
         return abandoned
 
     def _roles(self, settings: Settings, watch: Watch) -> list[Role]:
-        from anabranch.runtime import serve_agent, serve_tools
+        from anabranch.roles import serve_agent, serve_tools
 
         def tools(queue: str) -> Role:
             return lambda shutdown: serve_tools(self.app, queue, settings, shutdown, lenient=True, watch=watch)
