@@ -20,8 +20,9 @@ from tests.support.desk import NAMESPACE, Desk, Outbox
 from anabranch import log_events as e
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing, encode
-from anabranch.config import SigningSettings, load, shown
+from anabranch.config import SigningSettings
 from anabranch.contract_examples import EVENTS
+from anabranch.environment import load, shown
 from anabranch.errors import ConfigError, WireError
 from anabranch.kafka.seam import Appender
 from anabranch.registry import Registry, register

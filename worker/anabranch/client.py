@@ -21,7 +21,8 @@ from anabranch.bodies import dump, read, read_request
 from anabranch.client_seals import STORE_S, ClientSeals, is_sealed
 from anabranch.client_traces import ClientTraces
 from anabranch.codec import cloud_event, encode
-from anabranch.config import KafkaSettings, Settings, load
+from anabranch.config import KafkaSettings, Settings
+from anabranch.environment import load
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest, RunFailed, StoreError, WireError
 from anabranch.events import Answer, Event, RunEvent
 from anabranch.fields import LANES, Content, Json, Lane

@@ -203,6 +203,6 @@ def port_of(bootstrap: str) -> int | None:
 
 def _found_by_default(bootstrap: str) -> bool:
     """Whether a command in another terminal, with the same environment, finds the broker there."""
-    from anabranch.config import load
+    from anabranch.environment import load
 
     return port_of(load(environment=os.environ).kafka.bootstrap) == port_of(bootstrap)
