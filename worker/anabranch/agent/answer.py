@@ -166,10 +166,10 @@ def _one_of(content: object, ref: object, sealed: object) -> bool:
 
 def _lies_here(body: bytes) -> bool:
     """Whether a result begins with its content, as those of our workers do: then nothing stands in its place."""
-    return body.startswith(_CONTENT)
+    return body.startswith(_WITH_CONTENT)
 
 
-_CONTENT: Final = (b'{"content":"', b'{"content":[')
+_WITH_CONTENT: Final = (b'{"content":"', b'{"content":[')
 
 
 def result_ref_of(body: bytes) -> str | None:
