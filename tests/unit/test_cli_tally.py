@@ -36,7 +36,7 @@ def test_a_sum_is_told_of_what_is_known_alone(costs: tuple[float | None, ...], s
 
 
 def test_what_was_thrown_away_without_a_price_makes_the_sum_a_part() -> None:
-    assert told(0.25, discarded=None)["cost"] == "$0.2500, and of 1 runs it is not known"
+    assert told(0.25, discarded=None)["cost"] == "$0.2500, and of 1 run it is not known"
 
 
 def test_runs_that_cost_nothing_are_told_without_a_cost() -> None:

@@ -18,6 +18,7 @@ import click
 
 from anabranch.cli import frame
 from anabranch.errors import BrokerError, ConfigError, DefinitionError
+from anabranch.wording import counted
 
 if TYPE_CHECKING:
     from anabranch.app import App
@@ -58,7 +59,7 @@ def dev(common: frame.Frame, reference: str, port: int | None, script: str | Non
     work = _Dev(app, common, port, script)
     abandoned = frame.run_async(serve(work.run, common.settings.worker.drain_s))
     if abandoned:
-        frame.say(f"{abandoned} calls did not finish in time; they are gone with the broker")
+        frame.say(f"{counted(abandoned, 'call')} did not finish in time, and went with the broker")
     return 0
 
 

@@ -18,6 +18,7 @@ from anabranch.cli.frame import printable
 from anabranch.cli.tally import span
 from anabranch.events import RunEvent
 from anabranch.fields import Content
+from anabranch.wording import counted
 
 EXCERPT = 160
 """How many characters of a failed call's result are shown."""
@@ -93,7 +94,7 @@ def _discarded(event: e.ModelDiscarded) -> str:
     """Without usage it only names the attempts of the last minute."""
     times = sum(each.times for each in event.tried) or 1
     if event.usage == m.Usage():
-        return f"the model has failed {times} times more: {event.reason}"
+        return f"the model has failed {counted(times, 'time')} more: {event.reason}"
     return f"an attempt was paid for and thrown away: {event.reason}"
 
 
@@ -118,7 +119,7 @@ def _told_of_calls(event: e.Event) -> str:
         case e.ModelHandedOff():
             return f"turn {event.turn}: {event.worker} goes on with the model call for {event.for_s:g} s"
         case e.CallsHandedOff():
-            return f"{event.worker} goes on with {len(event.calls)} calls for {event.for_s:g} s"
+            return f"{event.worker} goes on with {counted(len(event.calls), 'call')} for {event.for_s:g} s"
         case e.RequestNoted():
             return f"a request was noted as {event.code}" + (f": {event.error.message}" if event.error else "")
         case _:

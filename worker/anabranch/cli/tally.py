@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from anabranch.messages import RunResponse
+from anabranch.wording import counted
 
 PACE_S: Final = 10.0
 """Over how long the pace is taken, in seconds: long enough to be calm, short enough to be true."""
@@ -140,7 +141,7 @@ def _cost(tally: Tally) -> str:
     """The sum of what is known, and of how many runs it is not."""
     if not tally.cost_usd:
         return "unknown"
-    beside = f", and of {tally.unpriced:,} runs it is not known" if tally.unpriced else ""
+    beside = f", and of {counted(tally.unpriced, 'run')} it is not known" if tally.unpriced else ""
     return f"${tally.cost_usd:,.4f}{beside}"
 
 
