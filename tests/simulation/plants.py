@@ -20,6 +20,7 @@ from anabranch.agent.answer import answer
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.owner import Owner
 from anabranch.agent.publishing import Publisher
+from anabranch.agent.reach import Reach
 from anabranch.agent.state import Nexts
 from anabranch.kafka.membership import Membership
 from anabranch.log_events import CallDispatched
@@ -183,7 +184,7 @@ def what_was_revoked_before_attach_is_taken_over(patch: Patch) -> None:
 
 @plant("a call is published once", "orderly")
 def a_release_does_not_say_what_is_done(patch: Patch) -> None:
-    patch.setattr(Owner, "_done_now", lambda self: 0)
+    patch.setattr(Reach, "done", lambda self: 0)
 
 
 @plant("a call is published once", "crashes and rebalances", start=18)
@@ -239,13 +240,13 @@ def the_next_owner_does_not_hold_the_key(patch: Patch) -> None:
 
 @plant("no lag is left", "orderly", start=38)
 def a_note_that_is_done_is_kept_for_ever(patch: Patch) -> None:
-    low = Owner._low
+    low = Reach.low
 
-    def keeping(self: Owner) -> tuple[int, Nexts, float]:
-        notes = [(offset, self.state.note_links[offset], math.inf) for offset in self.state.notes]
+    def keeping(self: Reach) -> tuple[int, Nexts, float]:
+        notes = [(offset, self._state.note_links[offset], math.inf) for offset in self._state.notes]
         return min([low(self), *notes], key=lambda first: first[0])
 
-    patch.setattr(Owner, "_low", keeping)
+    patch.setattr(Reach, "low", keeping)
 
 
 @plant("no lag is left", "crashes")
@@ -261,13 +262,13 @@ def a_call_is_never_finished(patch: Patch) -> None:
 
 @plant("a fold from a commit agrees", "crashes")
 def the_commit_is_the_position(patch: Patch) -> None:
-    patch.setattr(Owner, "_low", lambda self: (self.state.position, self.state.nexts, math.inf))
+    patch.setattr(Reach, "low", lambda self: (self._state.position, self._state.nexts, math.inf))
 
 
 @plant("a fold from a commit agrees", "orderly")
 def the_commit_says_what_is_next_now(patch: Patch) -> None:
-    low = Owner._low
-    patch.setattr(Owner, "_low", lambda self: (low(self)[0], self.state.nexts, math.inf))
+    low = Reach.low
+    patch.setattr(Reach, "low", lambda self: (low(self)[0], self._state.nexts, math.inf))
 
 
 @plant("every request is answered", "orderly")

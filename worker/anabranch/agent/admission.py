@@ -297,7 +297,7 @@ class Admission:
         return run_id in self._owner.state.runs or run_id in self._opened
 
     async def _duplicate(self, record: Record, lane: Lane, run_id: str, reply_to: m.ReplyTo | None) -> e.Event:
-        await self._owner.keep_within_reach(lane, record.offset, run_id)
+        await self._owner.reach.keep(lane, record.offset, run_id)
         return self._note(record, lane, run_id, "duplicate", reply_to=reply_to)
 
     async def _move(self, lane: Lane, run_id: str, record: Record, body: bytes | None) -> None:

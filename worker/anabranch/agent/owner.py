@@ -8,11 +8,9 @@ feeds it; `admission.py` takes the requests up, `calling.py` makes the model cal
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Final, NamedTuple
 
 from anabranch import log_events as e
@@ -25,8 +23,9 @@ from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.effects import NoteDue
 from anabranch.agent.held import Held
-from anabranch.agent.needed import Needed, causes
+from anabranch.agent.needed import Needed
 from anabranch.agent.publishing import Publisher
+from anabranch.agent.reach import Reach
 from anabranch.agent.room import Room
 from anabranch.agent.state import Call, Nexts, Partition, Run
 from anabranch.agent.station import Station
@@ -35,7 +34,6 @@ from anabranch.agent.telling import Telling
 from anabranch.bodies import without_given
 from anabranch.codec import Record, decode
 from anabranch.errors import WireError
-from anabranch.fields import Lane
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.timers import Timers
 from anabranch.topics import partition_of
@@ -82,11 +80,9 @@ class Owner:
         self._end = 0
         self._publisher = Publisher(partition, station, self.state, 0, self._close)
         self._needed = Needed()
+        age_s, now = station.settings.snapshot_age_s, station.clockwork.now
+        self.reach = Reach(self._needed, age_s, now, hooks.commit_soon)
         self._answered = Answered()  # the runs that nobody waits for any more
-        # The requests that are being noted as duplicates, and their runs
-        self._asked: dict[tuple[Lane, int], str] = {}
-        self._reach = 0  # the highest low that may stand committed
-        self._committed = asyncio.Event()
         self._acked: dict[int, _Acknowledged] = {}  # events of ours that have not been read back
         self._read_on: dict[Moment, int] = {}  # hand-offs whose time is up, and the log's end then
         self._timers: Timers[Moment] = Timers(station.clockwork.now, self._ring)
@@ -94,7 +90,6 @@ class Owner:
         self._tally = Tally(station.meters, station.registry)
         self._telling = None if station.traces is None else Telling(partition, station.traces, station.registry)
         self._parked: set[Life] = set()
-        self._low_at = self.low_at = math.inf  # when the event at low was written, and at the one that is committed
         room = Room(station.settings.max_partition_bytes, freed=station.room.freed, within=station.room)
         self.held = Held(room)
 
@@ -115,7 +110,8 @@ class Owner:
         self._done = commit.done if commit is not None else 0
         self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._close)
         self._needed.begin()
-        self._cleaner, self._reach = Cleaner(self._station.settings), low
+        self.reach.begin(self.state, self._publisher.is_settled)
+        self._cleaner = Cleaner(self._station.settings)
         self._calls.begin()
         position = self.resume(end)
         self._tally.begins = end  # what lies below was counted by others, if at all
@@ -185,7 +181,7 @@ class Owner:
         """Append who goes on with what, and how far the publications are done."""
         sent = self._calls.hand_off(for_s)
         if self.live:
-            sent.append(self._station.append(self.partition, e.PartitionReleased(self._done_now())))
+            sent.append(self._station.append(self.partition, e.PartitionReleased(self.reach.done())))
         return sent
 
     # --- folding ----------------------------------------------------------------------------------------------
@@ -214,9 +210,8 @@ class Owner:
             self._acked[acked.offset] = _Acknowledged(event, size, acked.at_ms / 1000)
 
     def _act_on(self, touched: dict[Life, Run]) -> None:
-        if self._asked:
-            reached = self.state.nexts
-            self._asked = {asked: run_id for asked, run_id in self._asked.items() if asked[1] >= _of(reached, asked[0])}
+        if self.reach.asked:
+            self.reach.let_go()
         if self.live:
             for run in touched.values():
                 self._act(run)
@@ -380,12 +375,9 @@ class Owner:
 
     # --- the end of a run -------------------------------------------------------------------------------------------
 
-    def _unanswered(self, run: Run) -> bool:
-        return not all(map(self._publisher.is_settled, effects.publications(run)))
-
     def _close(self, run: Run) -> None:
         """Once it is answered, keep no more of a run than its answer, and of those not too many."""
-        if run.ending is None or self._unanswered(run):
+        if run.ending is None or self.reach.is_unanswered(run):
             return
         life = (run.run_id, run.life)
         self._needed.drop(life)
@@ -405,27 +397,10 @@ class Owner:
         self._answered.forget(life)
         run = self.state.runs.get(life[0])
         if run is not None and run.life == life[1]:
-            if self._unanswered(run) or run.run_id in self._asked.values():
+            if self.reach.is_unanswered(run) or self.reach.is_asked_for(run.run_id):
                 return  # somebody has asked for it again: it comes back when that is answered
             del self.state.runs[life[0]]
         self._publisher.forget(life)
-
-    # --- a run that is asked for again ---------------------------------------------------------------------------
-
-    async def keep_within_reach(self, lane: Lane, request_offset: int, run_id: str) -> None:
-        """Before a request is noted as a duplicate: a successor has to know the run, or nobody would answer it.
-
-        So low does not pass the run's first event until the note is folded; if it has passed it already, a lower
-        one is committed first. A run that retention may have reached cannot be brought back.
-        """
-        run = self.state.runs.get(run_id)
-        if run is not None and self._station.clockwork.now() - run.first_at > self._station.settings.snapshot_age_s:
-            return
-        self._asked[lane, request_offset] = run_id
-        while (run := self.state.runs.get(run_id)) is not None and run.first < self._reach:
-            self._committed.clear()
-            self._hooks.commit_soon()
-            await self._committed.wait()
 
     # --- timers -------------------------------------------------------------------------------------------------------
 
@@ -466,44 +441,13 @@ class Owner:
         """What may be committed now; None while silent."""
         if not self.live or self.state.next_request is None:
             return None
-        low, as_of, self._low_at = self._low()
-        if not metadata_kept:
-            link = self.state.link if self.state.link is not None else self.state.began
-            low = min(low, link, self.state.bulk_link if self.state.bulk_link is not None else link)
-        low, as_of = self._not_after_cancels(low, as_of)
-        nexts, now = as_of.or_else(self.state.told), self.state.nexts
-        self._reach = max(self._reach, low)
-        return Commit(low, self._done_now(), _of(nexts, "interactive"), _of(nexts, "bulk"), _of(now, "bulk"))
-
-    def _low(self) -> tuple[int, Nexts, float]:
-        """The oldest event that is still needed, the next requests as of there, and its time, if it is of a run."""
-        state, oldest = self.state, self._needed.oldest(lambda run: run.open or self._unanswered(run))
-        needed = [oldest] if oldest is not None else []
-        needed += [state.runs[run_id] for run_id in self._asked.values() if run_id in state.runs]
-        firsts = [(run.first, run.nexts_as_of_first, run.first_at) for run in needed]
-        notes = [offset for offset in state.notes if not self._publisher.is_settled(NoteDue(offset))]
-        firsts += [(offset, state.note_links[offset], math.inf) for offset in notes]
-        firsts += [(cancel.offset, cancel.nexts, math.inf) for cancel in state.cancels.values()]
-        return min(firsts, key=itemgetter(0), default=(state.position, state.nexts, math.inf))
-
-    def _not_after_cancels(self, low: int, as_of: Nexts) -> tuple[int, Nexts]:
-        """No cancel may lie below the low, and the opening of the run that it ended not."""
-        for spent in sorted(self.state.spent, key=itemgetter(0), reverse=True):
-            if spent.offset < low <= spent.opened:
-                low, as_of = spent.offset, spent.nexts
-        return low, as_of
-
-    def _done_now(self) -> int:
-        first = self._needed.first_unsettled(self._publisher.is_settled)
-        notes = causes(map(NoteDue, self.state.notes), self._publisher.is_settled)
-        return min(notes if first is None else (first, *notes), default=self.state.position)
+        return self.reach.commit(metadata_kept)
 
     def committed(self, low: int) -> None:
         """The next owner will begin at `low`: what lies below is of interest to nobody any more."""
         state = self.state
         state.began = max(state.began, low)
-        self._reach, self.low_at = low, self._low_at
-        self._committed.set()
+        self.reach.committed(low)
         self._cleaner.committed(low)
         state.spent = [spent for spent in state.spent if spent.opened >= low]
         if len(state.last) > 2 * len(state.runs) + REMEMBERED:
@@ -514,13 +458,9 @@ class Owner:
         if not self.live or self._giving_up:
             return
         now, station = self._station.clockwork.now(), self._station
-        low, part_bytes = self._low()[0], station.settings.snapshot_part_bytes
+        low, part_bytes = self.reach.low()[0], station.settings.snapshot_part_bytes
         runs, is_due = self._cleaner.choose(self._needed, low, self.held.open_bytes, now, age_s)
         for event in cleaning.snapshots(self.state, runs, station.worker_id, part_bytes):
             station.append(self.partition, event)
         for cancel in cleaning.cancels(self.state, math.inf if is_due else now - age_s):
             station.append(self.partition, cancel)
-
-
-def _of(nexts: Nexts, lane: Lane) -> int:
-    return nexts.of(lane) or 0
