@@ -7,49 +7,44 @@ noted, and the fold of the note owes its answer. It folds nothing, and starts no
 There are two lanes, each with its own topic, room and waiting requests; one that waits holds the other up in nothing.
 An event presumes where both are, so that those of both are one sequence, and whoever appends one knows all runs that
 were opened before. When the log has taken another turn than ours, what we appended is nothing, and is read again.
+`waiting.py` holds the requests ready, and `opening.py` says what a run begins with.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count
 from typing import Final
 
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.about import about_record, place_of
+from anabranch.agent import opening
 from anabranch.agent.held import RUN_BYTES
 from anabranch.agent.owner import Owner
-from anabranch.agent.programmatic import check_request
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
+from anabranch.agent.waiting import Waiting
 from anabranch.bodies import dump, read_request, sender_of, without_given
 from anabranch.codec import Record, cloud_event, header
-from anabranch.errors import AnabranchError, InvalidRequest, StoreError
+from anabranch.errors import AnabranchError, InvalidRequest
 from anabranch.fields import LANES, Lane, is_name, life_of
 from anabranch.kafka.sent import Sent
-from anabranch.prices import price_of
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid
-from anabranch.specs import AgentSpec
 from anabranch.topics import BODY_BYTES, partition_of
 from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
 
-BUFFER: Final = 500
-"""How many requests of a lane are held ready; beyond it the partition pauses."""
 AT_ONCE: Final = 20
 """How many of the interactive lane are taken up before others have their turn; there may be as many of us as
 partitions."""
-BUFFER_BYTES: Final = 1024 * 1024
-"""How many bytes of them: they may be large."""
 
 
 @frozen()
@@ -61,53 +56,6 @@ class _Link:
     reaches: Nexts
     opens: str | None  # the run that it opens
     size: int
-
-
-@dataclass(slots=True)
-class Waiting:
-    """The requests of a lane that are held ready."""
-
-    lane: Lane
-    records: deque[Record] = field(default_factory=deque)
-    bytes: int = 0
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    taking: Record | None = None
-    paused: bool = False  # whether no more is read until it is hungry
-
-    @property
-    def waiting_since(self) -> float:
-        """Since when the oldest request that is here waits, in epoch seconds; `inf` if none does."""
-        first = self.taking or (self.records[0] if self.records else None)
-        return first.timestamp / 1000 if first is not None else math.inf
-
-    @property
-    def full(self) -> bool:
-        return len(self.records) >= BUFFER or self.bytes >= BUFFER_BYTES
-
-    @property
-    def hungry(self) -> bool:
-        return len(self.records) <= BUFFER // 2 and self.bytes <= BUFFER_BYTES // 2
-
-    def feed(self, records: Sequence[Record]) -> None:
-        self.records.extend(records)
-        for record in records:
-            self.bytes += len(record.value or b"")
-        self.wake.set()
-
-    async def first(self) -> None:
-        """Wait for one."""
-        while not self.records:
-            self.wake.clear()
-            await self.wake.wait()
-
-    def take(self) -> Record:
-        record = self.records.popleft()
-        self.bytes -= len(record.value or b"")
-        return record
-
-    def clear(self) -> None:
-        self.records.clear()
-        self.bytes, self.taking, self.paused = 0, None, False
 
 
 class Admission:
@@ -286,12 +234,12 @@ class Admission:
             await self._until_queues_keep_up(request, lane)
         if self._is_known(run_id):
             return await self._duplicate(record, lane, run_id, request.reply_to)
-        return self._opening(record, lane, request)
+        return opening.event_of(self._station, record, lane, request, self._nexts)
 
     async def _until_queues_keep_up(self, request: m.RunRequest, lane: Lane) -> None:
         """What opens no run adds no calls, and waits for no queue."""
         if (agent := self._station.registry.agent(request.agent or "")) is not None and agent.tools:
-            await self._station.saturation.until_kept_up(agent, _time_s(request, agent), lane)
+            await self._station.saturation.until_kept_up(agent, opening.time_s(request, agent), lane)
 
     def _is_known(self, run_id: str) -> bool:
         return run_id in self._owner.state.runs or run_id in self._opened
@@ -324,100 +272,6 @@ class Admission:
         return e.RequestNoted(
             run_id, life, after.interactive or 0, record.offset, code, error, reply_to, lane, after.bulk, trace
         )
-
-    # --- a run ---------------------------------------------------------------------------------------------------
-
-    def _opening(self, record: Record, lane: Lane, request: m.RunRequest) -> e.RunRequested:
-        """The event that opens the run, with everything decided that depends on configuration or a clock."""
-        agent = self._agent_of(request)
-        limits = agent.limits
-        cost = _lower(request.max_cost_usd, limits.max_cost_usd)
-        for model in agent.models if cost is not None else ():
-            if price_of(model, self._station.prices) is None:
-                raise InvalidRequest(
-                    f"max_cost_usd: no price is configured for model {model!r} ([prices] in the settings)"
-                )
-        opening = e.Opening(
-            request=request,
-            revision=agent.revision,
-            deadline=self._station.clockwork.now() + _time_s(request, agent),
-            limits=e.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), cost),
-            requested_at=record.timestamp / 1000,
-        )
-        after, life, written = self._nexts, life_of(lane, record.offset), dump(opening)
-        return e.RunRequested(
-            request.run_id or "",
-            life,
-            after.interactive or 0,
-            record.offset,
-            opening,
-            len(written),
-            lane,
-            after.bulk,
-            self._trace_of(record, request, life),
-            written,
-        )
-
-    def _trace_of(self, record: Record, request: m.RunRequest, life: str) -> str | None:
-        """The trace that the run belongs to: its client's, or one of its own where we tell of any."""
-        given, traces = valid(header(record.headers, TRACE)), self._station.traces
-        if traces is None:
-            return given
-        return traces.admitted(given, request.agent or "", request.run_id or "", life, record.timestamp / 1000)
-
-    def _agent_of(self, request: m.RunRequest) -> AgentSpec:
-        if request.agent is None:
-            raise InvalidRequest("agent: is missing: name the agent that is to run")
-        agent = self._station.registry.agent(request.agent)
-        if agent is None:
-            known = ", ".join(sorted(self._station.registry.agents)) or "none"
-            raise InvalidRequest(f"there is no agent {request.agent!r}; the agents are: {known}", "unknown_agent")
-        given = (request.input, request.messages, request.messages_ref, request.messages_sealed)
-        if given.count(None) != len(given) - 1:
-            raise InvalidRequest(
-                "give either input or messages: the first user message, or a conversation to go on with"
-            )
-        check_request(request, agent, self._station.registry.tool)
-        if request.messages_ref is not None:
-            self._refuse_beyond_store(request.messages_ref)
-        if request.messages_sealed is not None:
-            self._refuse_without_keys(request.messages_sealed)
-        if request.input == [] or request.messages == []:
-            raise InvalidRequest("input: is empty")
-        if isinstance(request.input, str) and not request.input.strip():
-            raise InvalidRequest("input: is blank, which no model takes")
-        if request.reply_to is not None and request.reply_to.partition >= self._station.response_partitions:
-            top = self._station.response_partitions - 1
-            raise InvalidRequest(
-                f"reply_to.partition: is {request.reply_to.partition}, and the last partition is {top}"
-            )
-        return agent
-
-    def _refuse_beyond_store(self, reference: str) -> None:
-        """Whether the object is there is seen when it is needed."""
-        try:
-            self._station.store.refuse(reference)
-        except StoreError as error:
-            raise InvalidRequest(f"messages_ref: {error}") from None
-
-    def _refuse_without_keys(self, sealed: str) -> None:
-        """Whether it opens is seen when it is needed."""
-        try:
-            self._station.sealing.refuse(sealed)
-        except StoreError as error:
-            raise InvalidRequest(f"messages_sealed: {error}") from None
-
-
-def _lower(one: float | None, other: float | None) -> float | None:
-    """Of two limits, None being none."""
-    if one is None or other is None:
-        return other if one is None else one
-    return min(one, other)
-
-
-def _time_s(request: m.RunRequest, agent: AgentSpec) -> float:
-    """How long the run has, from its admission on."""
-    return min(request.deadline_s or agent.limits.deadline_s, agent.limits.deadline_s)
 
 
 def _fallback_id(record: Record) -> str:
