@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from anabranch import log_events as e
-from anabranch.agent import cleaning, fold, snapshot
+from anabranch.agent import cleaning, collecting, snapshot
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.worker import AgentWorker
 from anabranch.kafka.memory import MemorySubscription
@@ -34,7 +34,7 @@ def low_moves_before_the_snapshot_is_folded(patch: Patch) -> None:
 
 @plant("a fold from a commit agrees", "long lives")
 def low_moves_above_as_of(patch: Patch) -> None:
-    folded = fold._fold_snapshot
+    folded = collecting.fold
 
     def beyond(state: Any, event: e.RunSnapshot, offset: int, at: float) -> None:
         folded(state, event, offset, at)
@@ -42,12 +42,12 @@ def low_moves_above_as_of(patch: Patch) -> None:
         if run is not None and run.first == event.as_of:
             run.first = offset
 
-    patch.setattr(fold, "_fold_snapshot", beyond)
+    patch.setattr(collecting, "fold", beyond)
 
 
 @plant("a fold from a commit agrees", "long lives")
 def what_was_said_of_a_run_since_does_not_matter(patch: Patch) -> None:
-    collected = fold._collected
+    collected = collecting._collected
 
     def deaf(state: Any, event: e.RunSnapshot, offset: int) -> Any:
         if event.part == 1:
@@ -56,12 +56,12 @@ def what_was_said_of_a_run_since_does_not_matter(patch: Patch) -> None:
             state.last[event.run_id] = found.offset
         return collected(state, event, offset)
 
-    patch.setattr(fold, "_collected", deaf)
+    patch.setattr(collecting, "_collected", deaf)
 
 
 @plant("a fold from a commit agrees", "long lives, crashes")
 def parts_of_two_authors_make_one_snapshot(patch: Patch) -> None:
-    collected = fold._collected
+    collected = collecting._collected
 
     def mixing(state: Any, event: e.RunSnapshot, offset: int) -> Any:
         found = state.collecting.get(event.run_id)
@@ -69,7 +69,7 @@ def parts_of_two_authors_make_one_snapshot(patch: Patch) -> None:
             event, state.last[event.run_id] = replace(event, author=found.author, as_of=found.as_of), found.offset
         return collected(state, event, offset)
 
-    patch.setattr(fold, "_collected", mixing)
+    patch.setattr(collecting, "_collected", mixing)
 
 
 @plant("a fold from a commit agrees", "long lives")

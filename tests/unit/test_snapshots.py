@@ -1,6 +1,6 @@
 """Snapshots and cleaning: a run said again is the run, it counts only when nothing lies between, and low moves on.
 
-Responsible for: `agent/snapshot.py`, `agent/cleaning.py`, and the fold's rule for `run.snapshot`.
+Responsible for: `agent/snapshot.py`, `agent/cleaning.py`, and `agent/collecting.py`, the fold's rule for them.
 Must never: run a broker. Called by: pytest.
 """
 

@@ -2,8 +2,8 @@
 
 A snapshot is written in parts of at most `PART` bytes, or fewer if a setting says so: the first holds the run
 without its replies and results, and these follow as pieces of text, byte for byte as they came. `owner.py`
-appends the parts when dead bytes outweigh live ones; the fold puts them together again, and decides whether
-the whole counts.
+appends the parts when dead bytes outweigh live ones; `collecting.py` puts them together again, and decides
+whether the whole counts.
 """
 
 from __future__ import annotations
