@@ -2,7 +2,7 @@
 
 Responsible for: that everything of ours (workers, client, commands) gets in by each of the ways that the settings
 offer, and that whoever does not is told within seconds what to mend, and never sees a secret.
-Must never: try what somebody may do once he is in (tests/integration/test_access).
+Must never: try what somebody may do once he is in (tests/integration/test_access*.py).
 """
 
 from __future__ import annotations
