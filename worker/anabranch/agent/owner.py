@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from anabranch import log_events as e
-from anabranch.about import about_record, place_of
 from anabranch.agent import cleaning, deadlines, effects, fold
 from anabranch.agent.answered import REMEMBERED, Answered
+from anabranch.agent.audience import Audience
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.cleaning import Cleaner
 from anabranch.agent.commit import Commit
@@ -26,17 +26,14 @@ from anabranch.agent.held import Held
 from anabranch.agent.needed import Needed
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.reach import Reach
+from anabranch.agent.reading import event_in
 from anabranch.agent.room import Room
-from anabranch.agent.state import Call, Nexts, Partition, Run
+from anabranch.agent.state import Nexts, Partition, Run
 from anabranch.agent.station import Station
-from anabranch.agent.tally import Tally, waiting_call
-from anabranch.agent.telling import Telling
-from anabranch.bodies import without_given
-from anabranch.codec import Record, decode
-from anabranch.errors import WireError
+from anabranch.agent.tally import waiting_call
+from anabranch.codec import Record
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.timers import Timers
-from anabranch.topics import partition_of
 from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
@@ -87,8 +84,7 @@ class Owner:
         self._read_on: dict[Moment, int] = {}  # hand-offs whose time is up, and the log's end then
         self._timers: Timers[Moment] = Timers(station.clockwork.now, self._ring)
         self._cleaner = Cleaner(station.settings)
-        self._tally = Tally(station.meters, station.registry)
-        self._telling = None if station.traces is None else Telling(partition, station.traces, station.registry)
+        self._audience = Audience(partition, station)
         self._parked: set[Life] = set()
         room = Room(station.settings.max_partition_bytes, freed=station.room.freed, within=station.room)
         self.held = Held(room)
@@ -114,16 +110,13 @@ class Owner:
         self._cleaner = Cleaner(self._station.settings)
         self._calls.begin()
         position = self.resume(end)
-        self._tally.begins = end  # what lies below was counted by others, if at all
-        if self._telling is not None:
-            self._telling.begins = end
+        self._audience.begin(end)
         return position
 
     def resume(self, end: int) -> int:
         """Go on with the fold there is; silent up to `end`. Returns the offset to read from."""
-        self._end, self._tally.begins = end, self.state.position
-        if self._telling is not None:
-            self._telling.begins = self.state.position
+        self._end = end
+        self._audience.begin(self.state.position)
         self.live = self._giving_up = False
         self._acked.clear()
         self._read_on.clear()
@@ -158,8 +151,7 @@ class Owner:
             self._act(run)
         for offset in list(self.state.notes):
             self._publisher.publish(NoteDue(offset))
-        if self._telling is not None:
-            self._telling.live()
+        self._audience.live()
         self._hooks.on_live(self)
 
     # --- giving the partition up: start nothing more, and tell the next owner what goes on ----------------------
@@ -189,10 +181,11 @@ class Owner:
     def fold(self, records: Sequence[Record]) -> None:
         """Fold what was read, then act on the runs that it spoke of."""
         touched: dict[Life, Run] = {}
+        station, partition, runs = self._station, self.partition, self.state.runs
         for record in records:
             if (offset := record.offset) >= self.state.position:
                 known = self._acked.pop(offset, None) if self._acked else None
-                event = known.event if known is not None else self._decode(record)
+                event = event_in(record, station, partition, runs, self._done) if known is None else known.event
                 self._fold_event(event, offset, record.timestamp / 1000, len(record.value or b""), touched)
         self._fold_acknowledged(touched)
         self._act_on(touched)
@@ -232,7 +225,11 @@ class Owner:
         run = fold.apply(self.state, event, offset, at)
         if event is None:
             return
-        self._tell(event, run, waiting, offset, at)
+        self._audience.folded(event, run, waiting, offset, at, self.live)
+        if self._publisher.early.speaking:
+            self._publisher.early.read(event)
+        if self.state.defects:
+            self._say_defects(event)
         if before is not None and before is not run:
             self._replaced(before)
         is_result = type(event) is e.ToolReturned
@@ -245,28 +242,6 @@ class Owner:
             self.held.account(run)
             if run.stirred >= offset or not is_result:  # else its siblings are waited for
                 touched[run.run_id, run.life] = run
-
-    def _tell(self, event: e.Event, run: Run | None, waiting: Call | None, offset: int, at: float) -> None:
-        """Whoever counts, traces or waits for what the event at `offset` has brought."""
-        self._tally.folded(run, event, waiting, offset, at)
-        if self.live:
-            if waiting is not None and waiting.result is not None and waiting.planned.queue is not None:
-                self._station.saturation.returned(waiting.planned.queue)
-            if run is not None and run.ending is not None and run.ending.offset == offset:
-                self._tell_of_end(run)
-        if self._telling is not None:
-            self._telling.folded(run, event, offset, at)
-        if self._publisher.early.speaking:
-            self._publisher.early.read(event)
-        if self.state.defects:
-            for defect in self.state.defects:
-                log.critical("partition %d: %s", self.partition, defect, extra=self._about(event))
-            self.state.defects.clear()
-
-    def _tell_of_end(self, run: Run) -> None:
-        """It puts no more into any queue."""
-        if (agent := self._station.registry.agent(run.opening.request.agent or "")) is not None:
-            self._station.saturation.ended(agent)
 
     def _heed(self, event: e.Event, run: Run | None, offset: int, touched: dict[Life, Run]) -> None:
         """What its kind asks for."""
@@ -288,29 +263,14 @@ class Owner:
                 what = self._about(event)
                 log.error("offset %d: %s: run %s is parked", offset, event.reason, event.run_id, extra=what)
 
-    def _decode(self, record: Record) -> e.Event | None:
-        try:
-            self._station.signer.check(record)
-            event = decode(record)
-            if getattr(event, "run_id", None) not in self.state.runs:
-                self._check_place(event)
-            return event
-        except WireError as error:
-            if record.offset >= self._done:
-                why = without_given(str(error))
-                log.error("%s cannot be read: %s", place_of(record), why, extra=about_record(record, str(error)))
-                self._station.send_dead_letter(record, "unreadable", str(error))
-            return None
+    def _say_defects(self, event: e.Event) -> None:
+        for defect in self.state.defects:
+            log.critical("partition %d: %s", self.partition, defect, extra=self._about(event))
+        self.state.defects.clear()
 
     def _about(self, event: e.Event | None) -> dict[str, object]:
         """What a log record of it is about."""
         return {"partition": self.partition, "run_id": getattr(event, "run_id", None)}
-
-    def _check_place(self, event: e.Event) -> None:
-        """A copy on a wrong partition could open its run there, and skip a request. A note may be of any run."""
-        run_id = None if isinstance(event, e.RequestNoted) else getattr(event, "run_id", None)
-        if run_id is not None and (own := partition_of(run_id, self._station.partitions)) != self.partition:
-            raise WireError(f"run {run_id} belongs to partition {own}: it was written to the wrong one")
 
     def _replaced(self, run: Run) -> None:
         """Another life of it was opened: whatever this one still wanted is wanted no more."""

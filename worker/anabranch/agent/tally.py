@@ -1,7 +1,7 @@
 """Counts what a partition's log says of runs and calls: each event once, by whoever is its live owner then.
 
 It reads the fold and changes nothing but the meters. An event below `begins` was folded by somebody else before. Called
-by: `Owner`, for each event.
+by: `audience.py`, for each event.
 """
 
 from __future__ import annotations

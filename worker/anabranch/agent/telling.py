@@ -3,7 +3,7 @@
 Responsible for: what of a predecessor's is told again. One that died may not have sent what it told of, so its
 successor repeats what ended in the last `AGAIN_S` seconds, under the same ids; of a predecessor that released the
 partition nothing is repeated, for it lives to send it. Must never: change the fold, or hold back more than `HELD`
-spans. Called by: `Owner`, for each event, where tracing is on.
+spans. Called by: `audience.py`, for each event, where tracing is on.
 """
 
 from __future__ import annotations
