@@ -41,6 +41,7 @@ from anabranch.kafka.embedded import EmbeddedBroker  # noqa: E402
 from anabranch.kafka.seam import Broker, Place  # noqa: E402
 from anabranch.registry import Registry  # noqa: E402
 from anabranch.topics import Namespace  # noqa: E402
+from anabranch.wording import counted  # noqa: E402
 
 NAMESPACE: Final = Namespace("shop")
 SCRIPTED: Final = "scripted"
@@ -158,7 +159,9 @@ def _start_afresh_if_complete(plan: Plan, source: Source) -> None:
     except AnabranchError:
         there = None  # of another model, or not ours
     if there is not None and there < (source.count() or 0):
-        frame.say(f"Going on with {_near(plan.out)}: {there} records are there." if there else "")
+        frame.say(
+            f"Going on with {_near(plan.out)}: {counted(there, 'record is', 'records are')} there." if there else ""
+        )
         return
     before = plan.out.with_suffix(".before.jsonl")
     plan.out.replace(before)

@@ -26,7 +26,7 @@ from tests.support import kafka as kafka_server
 from tests.support import tansu as tansu_server
 from tests.support.kafka import BOOTSTRAP_VARIABLE
 from tests.support.kafka_admin import answers, drop_topics
-from tests.support.kafka_secured import SecuredKafka, launch_secured
+from tests.support.kafka_secured import USERS, SecuredKafka, launch_secured
 from tests.support.kafka_sources import KafkaFailed, KafkaUnavailable, find_source
 from tests.support.need import unavailable
 
@@ -118,6 +118,12 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
         pytest.fail(str(error), pytrace=False)
     with kafka.broker:
         yield kafka
+
+
+@pytest.fixture(scope="session")
+def users() -> Iterator[str]:
+    """Names that nobody has been granted anything for."""
+    return iter(USERS)
 
 
 @pytest.fixture(scope="session")

@@ -138,7 +138,7 @@ async def test_a_second_ctrl_c_ends_it_at_once(kafka: str, namespace: str, tmp_p
                 _, stderr = await process.communicate()
         assert process.returncode == 130
         assert b"Stopping at once" in stderr
-        assert b"1 runs were not waited for" in stderr
+        assert b"1 run was not waited for" in stderr
 
 
 async def test_wrong_usage_is_told_before_anything_is_sent(tmp_path: Path) -> None:

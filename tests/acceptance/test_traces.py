@@ -24,7 +24,7 @@ from tests.support.wait import until
 
 from anabranch.client import Client
 from anabranch.config import Settings, TelemetrySettings
-from anabranch.runtime import broker_of, topic_specs
+from anabranch.roles import broker_of, topic_specs
 from anabranch.testing import ScriptedModel
 
 pytestmark = pytest.mark.timeout(240)  # the first build of the collector may have to fetch and compile its modules

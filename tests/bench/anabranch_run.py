@@ -15,7 +15,7 @@ from typing import Final
 
 from anabranch.client import Client, Run
 from anabranch.messages import RunResponse
-from anabranch.runtime import broker_of, topic_specs
+from anabranch.roles import broker_of, topic_specs
 from tests.bench import workload
 from tests.bench.app import AGENT, app
 from tests.bench.processes import Worker, fleet

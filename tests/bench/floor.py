@@ -23,7 +23,8 @@ import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from anabranch.config import Settings
-from anabranch.runtime import Shutdown, broker_of
+from anabranch.roles import broker_of
+from anabranch.runtime import Shutdown
 from anabranch.tasks import alongside
 from anabranch.topics import RECORD_BYTES, TopicSpec
 from tests.bench import workload

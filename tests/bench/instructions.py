@@ -29,7 +29,8 @@ from typing import Final
 
 from anabranch.client import Client
 from anabranch.kafka.memory import MemoryBroker
-from anabranch.runtime import Shutdown, serve_agent, serve_tools, topic_specs
+from anabranch.roles import serve_agent, serve_tools, topic_specs
+from anabranch.runtime import Shutdown
 from tests.bench import workload
 from tests.bench.app import AGENT, QUEUE, InstantModel, app
 from tests.bench.processes import ROOT

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from anabranch.client import Client, Run
-from anabranch.runtime import broker_of, topic_specs
+from anabranch.roles import broker_of, topic_specs
 from tests.bench import traffic, workload
 from tests.bench.__main__ import kafka, namespaces
 from tests.bench.app import AGENT, LATER, PATIENT, app

@@ -23,7 +23,7 @@ from typing import Final
 from rich.console import Console
 
 from anabranch.config import KafkaSettings, Settings, WorkerSettings
-from anabranch.runtime import broker_of, topic_specs
+from anabranch.roles import broker_of, topic_specs
 from anabranch.tasks import alongside
 from tests.chaos import evidence, ledger
 from tests.chaos.app import app

@@ -17,7 +17,7 @@ from typing import Final
 from anabranch.client import Client, Run
 from anabranch.config import Settings
 from anabranch.errors import AnabranchError, BrokerError
-from anabranch.messages import Lane
+from anabranch.fields import Lane
 from tests.chaos.app import app
 from tests.chaos.ledger import Submitted
 

@@ -13,6 +13,7 @@ from typing import Final
 import orjson
 
 from anabranch import contract_examples
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import cleaning, fold
 from anabranch.agent.referring import referring as stored
@@ -20,7 +21,7 @@ from anabranch.agent.state import Partition
 from anabranch.codec import Outgoing, cloud_event, decode, encode
 from tests.support import builders as b
 
-Entry = tuple[m.Event | Outgoing, float]
+Entry = tuple[e.Event | Outgoing, float]
 """An event, or a record that is none of ours, and the broker's time in epoch seconds."""
 
 
@@ -30,17 +31,17 @@ def records(name: str) -> list[b.Read]:
     return whole[BEGINS.get(name, 0) :]
 
 
-def _record(entry: m.Event | Outgoing, offset: int, at: float) -> b.Read:
+def _record(entry: e.Event | Outgoing, offset: int, at: float) -> b.Read:
     sent = entry if isinstance(entry, Outgoing) else encode(entry, b.LOG, 0, "w")
     return b.as_read(sent, offset, at)
 
 
-def _one_after_another(*events: m.Event | Outgoing, start: float = 1.0) -> Iterator[Entry]:
+def _one_after_another(*events: e.Event | Outgoing, start: float = 1.0) -> Iterator[Entry]:
     for index, event in enumerate(events):
         yield event, start + index
 
 
-def _opened(run_id: str, offset: int, **fields: object) -> m.RunRequested:
+def _opened(run_id: str, offset: int, **fields: object) -> e.RunRequested:
     """A run that opens with the request at `offset`, each request being followed by the next."""
     opens = b.opening(request=b.request(run_id=run_id), **fields)
     return b.requested(run_id, after=offset, offset=offset, opens=opens)
@@ -96,7 +97,7 @@ def handed_off() -> Iterable[Entry]:
         _opened("r", 0),
         b.model_handed_off(1, "w1"),
         b.model_handed_off(1, "w2"),
-        m.PartitionReleased(1),
+        e.PartitionReleased(1),
         b.calls(*plan),  # 4
         b.dispatched("mine", 1),
         b.dispatched("another's", 1),
@@ -109,8 +110,8 @@ def handed_off() -> Iterable[Entry]:
         b.lost(10),
         b.lost(8, 1),
         b.calls_handed_off(b.call_id(0), b.call_id(3), "s/1.att/0", worker="t3"),
-        m.PartitionReleased(9),
-        m.PartitionReleased(3),
+        e.PartitionReleased(9),
+        e.PartitionReleased(3),
         _opened("s", 1),
         replace(b.model_handed_off(1, "w1"), run_id="s", life="1"),
         b.model_handed_off(2, "w1"),
@@ -119,14 +120,14 @@ def handed_off() -> Iterable[Entry]:
 
 def ended() -> Iterable[Entry]:
     """Every way in which a run ends."""
-    few, cheap = m.RunLimits(1), m.RunLimits(20, 0.1)
+    few, cheap = e.RunLimits(1), e.RunLimits(20, 0.1)
     abort = b.planned(0, run_id="aborted", on_error="abort")
     refused = b.planned(0, run_id="refused", on_error="abort", rejected="no such tool")
     amo = b.planned(0, run_id="unknown", delivery="at_most_once", deadline_s=1.0)
     opened = ["stopped", "failed", "turns", "spent", "cancelled", "asked", "expired", "aborted", "refused", "unknown"]
     limits = {"turns": few, "spent": cheap}
     for offset, run_id in enumerate(opened):
-        yield _opened(run_id, offset, limits=limits.get(run_id, m.RunLimits(20))), 1.0
+        yield _opened(run_id, offset, limits=limits.get(run_id, e.RunLimits(20))), 1.0
     yield b.replied("stopped", run_id="stopped", life="0"), 2.0
     yield b.failed(run_id="failed", life="1"), 2.0
     yield b.calls(b.planned(run_id="turns"), run_id="turns", life="2"), 2.0
@@ -134,14 +135,14 @@ def ended() -> Iterable[Entry]:
     yield b.calls(b.planned(run_id="spent"), run_id="spent", life="3", usage=spent), 2.0
     yield b.cancelled(run_id="cancelled"), 2.0
     yield b.noted("cancelled", "asked", after=10, offset=10), 2.0
-    yield m.RunExpired("expired", "6", "not yet"), 999.0
-    yield m.RunExpired("expired", "6", ""), 1000.5
+    yield e.RunExpired("expired", "6", "not yet"), 999.0
+    yield e.RunExpired("expired", "6", ""), 1000.5
     yield b.calls(abort, run_id="aborted", life="7"), 3.0
     yield b.returned(0, "timeout", run_id="aborted", life="7"), 4.0
     yield b.calls(refused, run_id="refused", life="8"), 4.0
     yield b.calls(amo, run_id="unknown", life="9"), 5.0
-    yield m.CallDispatched("unknown", "9", amo.call_id, "tok"), 5.5
-    yield m.CallExpired("unknown", "9", amo.call_id, "too late"), 7.0
+    yield e.CallDispatched("unknown", "9", amo.call_id, "tok"), 5.5
+    yield e.CallExpired("unknown", "9", amo.call_id, "too late"), 7.0
 
 
 def requests() -> Iterable[Entry]:
@@ -188,7 +189,7 @@ def snapshots() -> Iterable[Entry]:
     """A run said again in two parts, in the middle of a batch; copies, and snapshots that do not count."""
     plan = (b.planned(0, 2), b.planned(1, 2, delivery="at_most_once"), b.planned(2, 2, after=[b.call_id(0, 2)]))
     usage = m.Usage(10, 20, 3, 4, 0.25)
-    opens = b.opening(request=b.request(metadata={"k": [1, None]}, reply_to=m.ReplyTo(2)), limits=m.RunLimits(9, 5.0))
+    opens = b.opening(request=b.request(metadata={"k": [1, None]}, reply_to=m.ReplyTo(2)), limits=e.RunLimits(9, 5.0))
     before = list(
         _one_after_another(
             b.requested(opens=opens),
@@ -196,7 +197,7 @@ def snapshots() -> Iterable[Entry]:
             b.discarded(),
             b.replied("pause", body=b.message([b.text("wait for the brücke")], "pause_turn"), usage=usage),
             b.replied("calls", 2, plan=(*plan, b.planned(3, 2)), usage=usage),
-            m.CallDispatched("r", "0", b.call_id(1, 2), "tok"),
+            e.CallDispatched("r", "0", b.call_id(1, 2), "tok"),
             b.returned(0, "error", turn=2, body=b.result("bröken", tries=3)),
             b.calls_handed_off(b.call_id(1, 2), b.call_id(3, 2)),
         )
@@ -208,12 +209,12 @@ def snapshots() -> Iterable[Entry]:
     yield from _one_after_another(*said_again, start=20.0)
     yield b.returned(3, turn=2), 30.0
     yield from _one_after_another(*(encode(part, b.LOG, 0, "w3") for part in said), start=31.0)  # void by now
-    yield m.CallLost("r", "0", b.call_id(1, 2), 7), 40.0
+    yield e.CallLost("r", "0", b.call_id(1, 2), 7), 40.0
     yield b.discarded(), 41.0
     yield b.requested("s", after=2, offset=2), 42.0
 
 
-def _in_two_parts(entries: Iterable[Entry]) -> Iterator[m.RunSnapshot]:
+def _in_two_parts(entries: Iterable[Entry]) -> Iterator[e.RunSnapshot]:
     """The run `r` after these, said again as if it were long."""
     state = Partition()
     for offset, (entry, at) in enumerate(entries):

@@ -129,7 +129,8 @@ def test_an_entry_says_how_to_see_it_what_it_means_and_what_to_do(name: str) -> 
 
 
 def test_settings_in_the_runbook_exist() -> None:
-    from anabranch.config import _PREFIXES, Settings, shown
+    from anabranch.config import Settings
+    from anabranch.environment import _PREFIXES, shown
 
     known = {_PREFIXES[section] + name.upper() for section, items in shown(Settings()).items() if section in _PREFIXES
              for name in items}  # fmt: skip

@@ -19,7 +19,7 @@ from anabranch import App
 from anabranch.agent import fold
 from anabranch.agent.state import Partition
 from anabranch.content import image, text
-from anabranch.messages import Event, ModelReplied
+from anabranch.log_events import Event, ModelReplied
 from anabranch.testing import Answer, last_results, prompt_of, result_text, tool_use, turn_of
 from anabranch.topics import partition_of
 

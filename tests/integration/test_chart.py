@@ -18,12 +18,13 @@ from tests.support.chart import CHART, MINIMAL, Values, render, value_sets
 
 from anabranch import config
 from anabranch.cli.worker import GRACE_S
+from anabranch.environment import _PREFIXES, load
 from anabranch.topics import Namespace
 
 SETS = value_sets()
 KNOWN = {
     prefix + item.name.upper()
-    for section, prefix in config._PREFIXES.items()
+    for section, prefix in _PREFIXES.items()
     for item in fields(get_type_hints(config.Settings)[section])
 }
 
@@ -134,7 +135,7 @@ def test_workers_understand_what_they_are_told(name: str, tmp_path: Path) -> Non
     for _, pod in rendered.pods():
         given = {variable: text for variable, text in environment(pod).items() if isinstance(text, str)}
         file = settings_file(rendered, pod, tmp_path)
-        settings = config.load(file, given)
+        settings = load(file, given)
         assert settings.kafka.bootstrap == SETS[name]["kafka"]["bootstrap"]
         if pod["metadata"]["labels"]["app.kubernetes.io/component"] != "topics":
             [port] = container(pod)["ports"]
@@ -158,7 +159,7 @@ def test_the_settings_arrive_as_they_were_written(tmp_path: Path) -> None:
     rendered = render(SETS["tls-sasl"])
     file = settings_file(rendered, dict(rendered.pods())["rel-anabranch-agents"], tmp_path)
 
-    settings = config.load(file, {})
+    settings = load(file, {})
 
     assert file is not None
     assert tomllib.loads(file.read_text()) == SETS["tls-sasl"]["settings"]

@@ -157,7 +157,8 @@ def test_no_object_takes_what_it_does_not_know() -> None:
 
 
 def test_settings_have_the_sections_that_a_settings_file_has() -> None:
-    from anabranch.config import Settings, shown
+    from anabranch.config import Settings
+    from anabranch.environment import shown
 
     assert SCHEMA["properties"]["settings"]["properties"].keys() == shown(Settings()).keys()
 

@@ -29,7 +29,7 @@ from tests.support.wait import until
 from anabranch.contract_examples import TRACE
 from anabranch.events import RunEvent
 from anabranch.loading import load_app
-from anabranch.messages import ToolReturned
+from anabranch.log_events import ToolReturned
 from anabranch.testing import last_results, result_text, text, tool_use, turn_of
 
 pytestmark = pytest.mark.timeout(300)  # the first build may have to fetch and compile its modules

@@ -2,7 +2,7 @@
 
 Responsible for: that everything of ours (workers, client, commands) gets in by each of the ways that the settings
 offer, and that whoever does not is told within seconds what to mend, and never sees a secret.
-Must never: try what somebody may do once he is in (tests/integration/test_access).
+Must never: try what somebody may do once he is in (tests/integration/test_access*.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from anabranch.config import KafkaSettings, Settings, WorkerSettings
 from anabranch.errors import BrokerError, ConfigError
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.oauth import NoToken, TokenSource
-from anabranch.runtime import Shutdown, serve_tools
+from anabranch.roles import serve_tools
+from anabranch.runtime import Shutdown
 from anabranch.testing import tool_use
 
 Way = Callable[[SecuredKafka], dict[str, Any]]

@@ -19,6 +19,7 @@ import pytest
 from tests.support import builders as b
 from tests.support.wait import until
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import fold
 from anabranch.agent.anthropic_model import AnthropicModel
@@ -90,9 +91,9 @@ class Runs:
         registry = Registry()
         registry.add([b.tool()], [b.agent(model="own", fallback="other")])
 
-        def append(event: m.Event) -> None:
+        def append(event: e.Event) -> None:
             fold.apply(state, event, state.position, 1.0)
-            if isinstance(event, m.ModelReplied | m.ModelFailed):
+            if isinstance(event, e.ModelReplied | e.ModelFailed):
                 self.over.add(name)
 
         job = Job("", "own", lambda: to_request(run, Offers(registry)), append, lambda *_: None, fallback="other")

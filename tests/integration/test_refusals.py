@@ -30,7 +30,8 @@ from anabranch.errors import Forbidden, TopicsError
 from anabranch.kafka import appender, producing
 from anabranch.kafka.link import Link, Then
 from anabranch.kafka.produce_wire import PRODUCE
-from anabranch.runtime import Shutdown, broker_of, serve_agent, serve_tools, topic_specs
+from anabranch.roles import broker_of, serve_agent, serve_tools, topic_specs
+from anabranch.runtime import Shutdown
 from anabranch.testing import Answer, last_results, prompt_of, result_text, tool_use, turn_of
 
 pytestmark = pytest.mark.timeout(120)

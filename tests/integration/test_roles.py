@@ -21,7 +21,8 @@ from anabranch import App
 from anabranch.config import AnthropicSettings
 from anabranch.errors import ConfigError, TopicsError
 from anabranch.messages import RunResponse
-from anabranch.runtime import Shutdown, serve_agent, serve_tools
+from anabranch.roles import serve_agent, serve_tools
+from anabranch.runtime import Shutdown
 from anabranch.testing import Answer, last_results, tool_use, turn_of
 
 tools_app = App("tools-of-another-team", namespace="shared")

@@ -21,7 +21,7 @@ from anabranch.bodies import read
 from anabranch.client import Client
 from anabranch.events import Answer, CallAsked, CallResult, CallStarted, Discarded, Event, RunEvent, Text, Turn
 from anabranch.messages import StreamDelta
-from anabranch.runtime import broker_of, topic_specs
+from anabranch.roles import broker_of, topic_specs
 from anabranch.testing import Answer as Said
 from anabranch.testing import Reply, ScriptedModel, prompt_of, text, tool_use
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import orjson
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import fold
 from anabranch.agent.commit import read_commit
 from anabranch.agent.state import Partition, Run
@@ -38,7 +38,7 @@ class Facts:
     lives: dict[tuple[str, str], Run] = field(default_factory=dict)
     won: set[str] = field(default_factory=set)
     answers: dict[str, list[tuple[float, int, bytes]]] = field(default_factory=lambda: defaultdict(list))
-    events: dict[int, list[tuple[m.Event | None, int, float]]] = field(default_factory=dict)
+    events: dict[int, list[tuple[e.Event | None, int, float]]] = field(default_factory=dict)
 
     @property
     def orderly(self) -> bool:
@@ -70,21 +70,21 @@ def _facts(evidence: Evidence) -> Facts:
     return facts
 
 
-def _event(record: Any) -> m.Event | None:
+def _event(record: Any) -> e.Event | None:
     try:
         return decode(record)
     except WireError:
         return None
 
 
-def _fold_all(facts: Facts, events: Iterable[tuple[m.Event | None, int, float]]) -> None:
+def _fold_all(facts: Facts, events: Iterable[tuple[e.Event | None, int, float]]) -> None:
     state = Partition(next_request=0, next_bulk=0)
     for event, offset, at in events:
         run = fold.apply(state, event, offset, at)
         if run is None:
             continue
         facts.lives[run.run_id, run.life] = run
-        if isinstance(event, m.ModelReplied) and run.turns and run.turns[-1].attempt == event.attempt:
+        if isinstance(event, e.ModelReplied) and run.turns and run.turns[-1].attempt == event.attempt:
             facts.won.update(call.tool_use_id for call in event.plan)
 
 
@@ -135,7 +135,7 @@ def _cancels_are_heard(facts: Facts) -> Iterator[str]:
         event.run_id: at
         for events in facts.events.values()
         for event, _, at in reversed(events)
-        if isinstance(event, m.RunCancelled)
+        if isinstance(event, e.RunCancelled)
     }
     again = {run.run_id for run in facts.evidence.workload.runs if run.again or run.misplaced}  # it comes after that
     begun: set[tuple[str, int, str]] = set()

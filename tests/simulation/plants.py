@@ -13,16 +13,17 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import conversation, fold
 from anabranch.agent.admission import Admission
 from anabranch.agent.answer import answer
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.owner import Owner
 from anabranch.agent.publishing import Publisher
+from anabranch.agent.reach import Reach
 from anabranch.agent.state import Nexts
 from anabranch.kafka.membership import Membership
-from anabranch.messages import CallDispatched
+from anabranch.log_events import CallDispatched
 from anabranch.tools.commits import Commits
 from anabranch.tools.handing_off import HandOffs
 from anabranch.tools.progress import Progress
@@ -125,8 +126,8 @@ def a_begun_call_counts_as_ok(patch: Patch) -> None:
 def a_result_goes_to_the_next_call(patch: Patch) -> None:
     folded = fold._fold_call
 
-    def shifted(run: Any, call: Any, event: m.Event, offset: int, at: float) -> None:
-        if isinstance(event, m.ToolReturned):
+    def shifted(run: Any, call: Any, event: e.Event, offset: int, at: float) -> None:
+        if isinstance(event, e.ToolReturned):
             free = [other for other in run.batch.calls.values() if other.due is not None and other.result is None]
             call = free[0]
         folded(run, call, event, offset, at)
@@ -183,15 +184,15 @@ def what_was_revoked_before_attach_is_taken_over(patch: Patch) -> None:
 
 @plant("a call is published once", "orderly")
 def a_release_does_not_say_what_is_done(patch: Patch) -> None:
-    patch.setattr(Owner, "_done_now", lambda self: 0)
+    patch.setattr(Reach, "done", lambda self: 0)
 
 
 @plant("a call is published once", "crashes and rebalances", start=18)
 def any_dispatch_wins(patch: Patch) -> None:
     folded = fold._fold_call
 
-    def last_wins(run: Any, call: Any, event: m.Event, offset: int, at: float) -> None:
-        if isinstance(event, m.CallDispatched):
+    def last_wins(run: Any, call: Any, event: e.Event, offset: int, at: float) -> None:
+        if isinstance(event, e.CallDispatched):
             call.token = None
         folded(run, call, event, offset, at)
 
@@ -217,7 +218,7 @@ def a_call_begins_before_it_is_committed_as_begun(patch: Patch) -> None:
 def two_owners_ask_and_the_last_reply_wins(patch: Patch) -> None:
     folded = fold._fold_reply
 
-    def last_wins(run: Any, event: m.ModelReplied, offset: int, at: float) -> None:
+    def last_wins(run: Any, event: e.ModelReplied, offset: int, at: float) -> None:
         if not run.owed and run.batch is not None and event.turn == run.turn:
             run.turns.pop()
             run.owed = True
@@ -239,13 +240,13 @@ def the_next_owner_does_not_hold_the_key(patch: Patch) -> None:
 
 @plant("no lag is left", "orderly", start=38)
 def a_note_that_is_done_is_kept_for_ever(patch: Patch) -> None:
-    low = Owner._low
+    low = Reach.low
 
-    def keeping(self: Owner) -> tuple[int, Nexts, float]:
-        notes = [(offset, self.state.note_links[offset], math.inf) for offset in self.state.notes]
+    def keeping(self: Reach) -> tuple[int, Nexts, float]:
+        notes = [(offset, self._state.note_links[offset], math.inf) for offset in self._state.notes]
         return min([low(self), *notes], key=lambda first: first[0])
 
-    patch.setattr(Owner, "_low", keeping)
+    patch.setattr(Reach, "low", keeping)
 
 
 @plant("no lag is left", "crashes")
@@ -261,13 +262,13 @@ def a_call_is_never_finished(patch: Patch) -> None:
 
 @plant("a fold from a commit agrees", "crashes")
 def the_commit_is_the_position(patch: Patch) -> None:
-    patch.setattr(Owner, "_low", lambda self: (self.state.position, self.state.nexts, math.inf))
+    patch.setattr(Reach, "low", lambda self: (self._state.position, self._state.nexts, math.inf))
 
 
 @plant("a fold from a commit agrees", "orderly")
 def the_commit_says_what_is_next_now(patch: Patch) -> None:
-    low = Owner._low
-    patch.setattr(Owner, "_low", lambda self: (low(self)[0], self.state.nexts, math.inf))
+    low = Reach.low
+    patch.setattr(Reach, "low", lambda self: (low(self)[0], self._state.nexts, math.inf))
 
 
 @plant("every request is answered", "orderly")

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from anabranch import messages as m
-from anabranch.agent import cleaning, fold, snapshot
+from anabranch import log_events as e
+from anabranch.agent import cleaning, collecting, snapshot
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.worker import AgentWorker
 from anabranch.kafka.memory import MemorySubscription
@@ -22,7 +22,7 @@ from tests.simulation.planting import Patch, plant
 
 @plant("a fold from a commit agrees", "long lives, crashes")
 def low_moves_before_the_snapshot_is_folded(patch: Patch) -> None:
-    def eager(state: Any, runs: Any, *args: Any) -> Iterator[m.RunSnapshot]:
+    def eager(state: Any, runs: Any, *args: Any) -> Iterator[e.RunSnapshot]:
         chosen = list(runs)
         yield from snapshots(state, chosen, *args)
         for run in chosen:
@@ -34,42 +34,42 @@ def low_moves_before_the_snapshot_is_folded(patch: Patch) -> None:
 
 @plant("a fold from a commit agrees", "long lives")
 def low_moves_above_as_of(patch: Patch) -> None:
-    folded = fold._fold_snapshot
+    folded = collecting.fold
 
-    def beyond(state: Any, event: m.RunSnapshot, offset: int, at: float) -> None:
+    def beyond(state: Any, event: e.RunSnapshot, offset: int, at: float) -> None:
         folded(state, event, offset, at)
         run = state.runs.get(event.run_id)
         if run is not None and run.first == event.as_of:
             run.first = offset
 
-    patch.setattr(fold, "_fold_snapshot", beyond)
+    patch.setattr(collecting, "fold", beyond)
 
 
 @plant("a fold from a commit agrees", "long lives")
 def what_was_said_of_a_run_since_does_not_matter(patch: Patch) -> None:
-    collected = fold._collected
+    collected = collecting._collected
 
-    def deaf(state: Any, event: m.RunSnapshot, offset: int) -> Any:
+    def deaf(state: Any, event: e.RunSnapshot, offset: int) -> Any:
         if event.part == 1:
             state.last.pop(event.run_id, None)
         elif (found := state.collecting.get(event.run_id)) is not None:
             state.last[event.run_id] = found.offset
         return collected(state, event, offset)
 
-    patch.setattr(fold, "_collected", deaf)
+    patch.setattr(collecting, "_collected", deaf)
 
 
 @plant("a fold from a commit agrees", "long lives, crashes")
 def parts_of_two_authors_make_one_snapshot(patch: Patch) -> None:
-    collected = fold._collected
+    collected = collecting._collected
 
-    def mixing(state: Any, event: m.RunSnapshot, offset: int) -> Any:
+    def mixing(state: Any, event: e.RunSnapshot, offset: int) -> Any:
         found = state.collecting.get(event.run_id)
         if found is not None:
             event, state.last[event.run_id] = replace(event, author=found.author, as_of=found.as_of), found.offset
         return collected(state, event, offset)
 
-    patch.setattr(fold, "_collected", mixing)
+    patch.setattr(collecting, "_collected", mixing)
 
 
 @plant("a fold from a commit agrees", "long lives")

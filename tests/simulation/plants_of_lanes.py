@@ -11,7 +11,7 @@ from typing import Any
 
 from anabranch.agent import fold
 from anabranch.agent.commit import Commit
-from anabranch.agent.owner import Owner
+from anabranch.agent.reach import Reach
 from anabranch.kafka.seam import Committed
 from tests.simulation.planting import Patch, plant
 
@@ -29,16 +29,16 @@ def a_cancel_is_of_open_runs_alone(patch: Patch) -> None:
 
 @plant("a fold from a commit agrees", "long lives", start=8)
 def a_cancel_that_waits_does_not_hold_low(patch: Patch) -> None:
-    low = Owner._low
+    low = Reach.low
 
-    def heedless(self: Owner) -> Any:
-        kept, self.state.cancels = self.state.cancels, {}
+    def heedless(self: Reach) -> Any:
+        kept, self._state.cancels = self._state.cancels, {}
         try:
             return low(self)
         finally:
-            self.state.cancels = kept
+            self._state.cancels = kept
 
-    patch.setattr(Owner, "_low", heedless)
+    patch.setattr(Reach, "low", heedless)
 
 
 @plant("a fold from a commit agrees", "orderly")

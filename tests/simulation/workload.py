@@ -18,7 +18,7 @@ from typing import Any, Final
 from anabranch.agent.model import OnEvent, OnLeft, Transient
 from anabranch.agent.reply import Reply, reply_of
 from anabranch.app import App, Call, Retryable
-from anabranch.messages import Lane
+from anabranch.fields import Lane
 from tests.simulation.ledger import Execution, Ledger, ModelCall
 from tests.simulation.processes import PROCESS
 

@@ -23,12 +23,15 @@ from anabranch.app import App
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing, cloud_event, encode
 from anabranch.config import Settings
+from anabranch.fields import LANES, Lane
 from anabranch.kafka.memory import MemoryBroker, MemoryRecord
 from anabranch.kafka.memory_append import MemoryAppender
 from anabranch.kafka.seam import Committed, Place
 from anabranch.kafka.sent import Sent
-from anabranch.messages import LANES, Lane, ReplyTo, RunCancelled, RunRequest
-from anabranch.runtime import Shutdown, serve_agent, serve_tools
+from anabranch.log_events import RunCancelled
+from anabranch.messages import ReplyTo, RunRequest
+from anabranch.roles import serve_agent, serve_tools
+from anabranch.runtime import Shutdown
 from anabranch.topics import partition_of
 from tests.simulation import conditions, faults, workload
 from tests.simulation.archive import GROUPS, Archive

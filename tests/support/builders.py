@@ -13,10 +13,12 @@ from typing import Any
 
 import orjson
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import fold
 from anabranch.agent.state import Partition, Run
 from anabranch.codec import Outgoing, encode
+from anabranch.fields import Lane, life_of
 from anabranch.specs import AgentSpec, ToolSpec
 from anabranch.topics import REQUESTS
 
@@ -31,9 +33,9 @@ def request(**fields: Any) -> m.RunRequest:
     return m.RunRequest(**{"run_id": RUN, "agent": "a", "input": "hello", **fields})
 
 
-def opening(**fields: Any) -> m.Opening:
-    given = {"request": request(), "revision": "rev", "deadline": DEADLINE, "limits": m.RunLimits(20)}
-    return m.Opening(**{**given, "requested_at": 0.0, **fields})
+def opening(**fields: Any) -> e.Opening:
+    given = {"request": request(), "revision": "rev", "deadline": DEADLINE, "limits": e.RunLimits(20)}
+    return e.Opening(**{**given, "requested_at": 0.0, **fields})
 
 
 def agent(**fields: Any) -> AgentSpec:
@@ -48,27 +50,27 @@ def tool(name: str = "t", **fields: Any) -> ToolSpec:
 
 
 def requested(
-    run_id: str = RUN, *, after: int = 0, offset: int = 0, opens: m.Opening | None = None, size: int = 0,
-    lane: m.Lane = "interactive", after_bulk: int | None = None, trace: str | None = None,
-) -> m.RunRequested:  # fmt: skip
-    life = m.life_of(lane, offset)
-    return m.RunRequested(run_id, life, after, offset, opens or opening(), size, lane, after_bulk, trace)
+    run_id: str = RUN, *, after: int = 0, offset: int = 0, opens: e.Opening | None = None, size: int = 0,
+    lane: Lane = "interactive", after_bulk: int | None = None, trace: str | None = None,
+) -> e.RunRequested:  # fmt: skip
+    life = life_of(lane, offset)
+    return e.RunRequested(run_id, life, after, offset, opens or opening(), size, lane, after_bulk, trace)
 
 
 def noted(
-    code: m.NoteCode = "rejected", run_id: str = RUN, *, after: int = 0, offset: int = 0,
-    lane: m.Lane = "interactive", **fields: Any,
+    code: e.NoteCode = "rejected", run_id: str = RUN, *, after: int = 0, offset: int = 0,
+    lane: Lane = "interactive", **fields: Any,
 ) -> Any:  # fmt: skip
-    return m.RequestNoted(run_id, m.life_of(lane, offset), after, offset, code, lane=lane, **fields)
+    return e.RequestNoted(run_id, life_of(lane, offset), after, offset, code, lane=lane, **fields)
 
 
 def call_id(index: int = 0, turn: int = 1, run_id: str = RUN, attempt: str = "att") -> str:
     return f"{run_id}/{turn}.{attempt}/{index}"
 
 
-def planned(index: int = 0, turn: int = 1, *, run_id: str = RUN, **fields: Any) -> m.PlannedCall:
+def planned(index: int = 0, turn: int = 1, *, run_id: str = RUN, **fields: Any) -> e.PlannedCall:
     given = {"tool": "t", "queue": "q", "tool_use_id": f"tu{turn}{index}"}
-    return m.PlannedCall(call_id(index, turn, run_id), **{**given, **fields})
+    return e.PlannedCall(call_id(index, turn, run_id), **{**given, **fields})
 
 
 def message(content: Sequence[Any] = (), stop: str | None = "end_turn", **fields: Any) -> bytes:
@@ -86,27 +88,27 @@ def tool_use(tool_use_id: str = "tu10", name: str = "t", arguments: Any = None) 
 
 
 def replied(
-    outcome: m.ReplyOutcome = "final", turn: int = 1, *, plan: Iterable[m.PlannedCall] = (), body: bytes | None = None,
+    outcome: e.ReplyOutcome = "final", turn: int = 1, *, plan: Iterable[e.PlannedCall] = (), body: bytes | None = None,
     run_id: str = RUN, life: str = LIFE, attempt: str = "att", usage: m.Usage | None = None,
-) -> m.ModelReplied:  # fmt: skip
+) -> e.ModelReplied:  # fmt: skip
     entries = tuple(plan)
     stop = {"calls": "tool_use", "final": "end_turn", "pause": "pause_turn", "stopped": "max_tokens"}[outcome]
     uses = [tool_use(entry.tool_use_id, entry.tool) for entry in entries]
     whole = message(uses or [text("done")], stop) if body is None else body
-    return m.ModelReplied(run_id, life, turn, attempt, outcome, entries, usage or m.Usage(), whole)
+    return e.ModelReplied(run_id, life, turn, attempt, outcome, entries, usage or m.Usage(), whole)
 
 
-def calls(*plan: m.PlannedCall, turn: int = 1, **fields: Any) -> m.ModelReplied:
+def calls(*plan: e.PlannedCall, turn: int = 1, **fields: Any) -> e.ModelReplied:
     """A reply that asks for calls: one, if none is named."""
     return replied("calls", turn, plan=plan or (planned(0, turn),), **fields)
 
 
-def failed(turn: int = 1, code: str = "model_unavailable", *, life: str = LIFE, run_id: str = RUN) -> m.ModelFailed:
-    return m.ModelFailed(run_id, life, turn, "att", m.RunError(code, "why"))
+def failed(turn: int = 1, code: str = "model_unavailable", *, life: str = LIFE, run_id: str = RUN) -> e.ModelFailed:
+    return e.ModelFailed(run_id, life, turn, "att", m.RunError(code, "why"))
 
 
 def discarded(turn: int = 1, attempt: str = "bad", usage: m.Usage | None = None, *, life: str = LIFE) -> Any:
-    return m.ModelDiscarded(RUN, life, turn, attempt, usage or m.Usage(input_tokens=5, cost_usd=0.5), "broken")
+    return e.ModelDiscarded(RUN, life, turn, attempt, usage or m.Usage(input_tokens=5, cost_usd=0.5), "broken")
 
 
 def result(content: Any = "fine", **fields: Any) -> bytes:
@@ -114,43 +116,43 @@ def result(content: Any = "fine", **fields: Any) -> bytes:
 
 
 def returned(
-    index: int = 0, outcome: m.ResultOutcome = "ok", *, turn: int = 1, body: bytes | None = None,
+    index: int = 0, outcome: e.ResultOutcome = "ok", *, turn: int = 1, body: bytes | None = None,
     run_id: str = RUN, life: str = LIFE,
-) -> m.ToolReturned:  # fmt: skip
-    return m.ToolReturned(run_id, life, call_id(index, turn, run_id), outcome, result() if body is None else body)
+) -> e.ToolReturned:  # fmt: skip
+    return e.ToolReturned(run_id, life, call_id(index, turn, run_id), outcome, result() if body is None else body)
 
 
-def call_expired(index: int = 0, *, turn: int = 1, life: str = LIFE) -> m.CallExpired:
-    return m.CallExpired(RUN, life, call_id(index, turn), "too late")
+def call_expired(index: int = 0, *, turn: int = 1, life: str = LIFE) -> e.CallExpired:
+    return e.CallExpired(RUN, life, call_id(index, turn), "too late")
 
 
-def run_expired(*, life: str = LIFE) -> m.RunExpired:
-    return m.RunExpired(RUN, life, "")
+def run_expired(*, life: str = LIFE) -> e.RunExpired:
+    return e.RunExpired(RUN, life, "")
 
 
-def cancelled(*before: int | None, life: str | None = None, run_id: str = RUN) -> m.RunCancelled:
+def cancelled(*before: int | None, life: str | None = None, run_id: str = RUN) -> e.RunCancelled:
     """`before` are its places among the requests of both lanes."""
-    return m.RunCancelled(run_id, life, "enough", *before)
+    return e.RunCancelled(run_id, life, "enough", *before)
 
 
-def model_handed_off(turn: int = 1, worker: str = "w1", *, life: str = LIFE) -> m.ModelHandedOff:
-    return m.ModelHandedOff(RUN, life, turn, worker, 30.0)
+def model_handed_off(turn: int = 1, worker: str = "w1", *, life: str = LIFE) -> e.ModelHandedOff:
+    return e.ModelHandedOff(RUN, life, turn, worker, 30.0)
 
 
-def calls_handed_off(*ids: str, worker: str = "w1") -> m.CallsHandedOff:
-    return m.CallsHandedOff(worker, 30.0, ids or (call_id(),))
+def calls_handed_off(*ids: str, worker: str = "w1") -> e.CallsHandedOff:
+    return e.CallsHandedOff(worker, 30.0, ids or (call_id(),))
 
 
-def lost(handoff: int, index: int = 0, *, life: str = LIFE) -> m.CallLost:
-    return m.CallLost(RUN, life, call_id(index), handoff)
+def lost(handoff: int, index: int = 0, *, life: str = LIFE) -> e.CallLost:
+    return e.CallLost(RUN, life, call_id(index), handoff)
 
 
-def dispatched(token: str = "tok", index: int = 0, *, life: str = LIFE) -> m.CallDispatched:
-    return m.CallDispatched(RUN, life, call_id(index), token)
+def dispatched(token: str = "tok", index: int = 0, *, life: str = LIFE) -> e.CallDispatched:
+    return e.CallDispatched(RUN, life, call_id(index), token)
 
 
-def unknown(*, life: str | None = LIFE, run_id: str | None = RUN) -> m.UnknownEvent:
-    return m.UnknownEvent("run.levitated", run_id, life, "event type 'run.levitated' is not known")
+def unknown(*, life: str | None = LIFE, run_id: str | None = RUN) -> e.UnknownEvent:
+    return e.UnknownEvent("run.levitated", run_id, life, "event type 'run.levitated' is not known")
 
 
 # --- records ----------------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ def as_read(sent: Outgoing, offset: int, at: float = 0.0, partition: int = 0) ->
     return Read(sent.topic, where, offset, int(at * 1000), sent.key, sent.value, sent.headers)
 
 
-def record(event: m.Event, offset: int, at: float = 0.0, partition: int = 0) -> Read:
+def record(event: e.Event, offset: int, at: float = 0.0, partition: int = 0) -> Read:
     """An event as it lies in the log."""
     return as_read(encode(event, LOG, partition, "w"), offset, at)
 
@@ -189,7 +191,7 @@ def raw_request(
 # --- folding ----------------------------------------------------------------------------------------------
 
 
-def folded(*events: m.Event, at: float = 1.0, state: Partition | None = None) -> Partition:
+def folded(*events: e.Event, at: float = 1.0, state: Partition | None = None) -> Partition:
     """Fold `events` at the next offsets, all at one time."""
     state = state or Partition(next_request=0)
     for event in events:
@@ -201,6 +203,6 @@ def run_of(state: Partition, run_id: str = RUN) -> Run:
     return state.runs[run_id]
 
 
-def run_after(*events: m.Event, opens: m.Opening | None = None, at: float = 1.0) -> Run:
+def run_after(*events: e.Event, opens: e.Opening | None = None, at: float = 1.0) -> Run:
     """The run `r` after these events."""
     return run_of(folded(requested(opens=opens), *events, at=at))

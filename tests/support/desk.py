@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import orjson
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
@@ -85,12 +85,12 @@ class Jobs:
 
     due: list[Job] = field(default_factory=list)
     cancelled: list[Job] = field(default_factory=list)
-    used: dict[Job, m.ModelDiscarded] = field(default_factory=dict)
+    used: dict[Job, e.ModelDiscarded] = field(default_factory=dict)
 
     def submit(self, job: Job) -> None:
         self.due.append(job)
 
-    def spent(self, job: Job) -> m.ModelDiscarded | None:
+    def spent(self, job: Job) -> e.ModelDiscarded | None:
         return self.used.get(job)
 
     def cancel(self, job: Job, why: str = "") -> None:
@@ -114,7 +114,7 @@ class Log:
     def end(self) -> int:
         return len(self.records)
 
-    def write(self, *events: m.Event, at: float = 1.0) -> None:
+    def write(self, *events: e.Event, at: float = 1.0) -> None:
         for event in events:
             self.take(encode(event, NAMESPACE.log, 0, "elsewhere"), at)
 
@@ -200,7 +200,7 @@ class Desk:
             sent.succeed(acked if timed else Acked(acked.offset))
         return self
 
-    def write(self, *events: m.Event, at: float = 1.0) -> Desk:
+    def write(self, *events: e.Event, at: float = 1.0) -> Desk:
         """Others append, and it is read."""
         self.log.write(*events, at=at)
         return self.read()
@@ -208,7 +208,7 @@ class Desk:
     # --- what it did ---------------------------------------------------------------------------------------
 
     @property
-    def appended(self) -> list[m.Event]:
+    def appended(self) -> list[e.Event]:
         return [decode(b.as_read(record, 0)) for record in self.sent.to(NAMESPACE.log)]
 
     @property

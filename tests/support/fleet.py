@@ -16,7 +16,8 @@ from anabranch.app import App
 from anabranch.client import Client
 from anabranch.config import AgentSettings, AnthropicSettings, KafkaSettings, Settings, WorkerSettings
 from anabranch.messages import RunResponse
-from anabranch.runtime import Shutdown, broker_of, namespace_of, serve_agent, serve_tools, topic_specs
+from anabranch.roles import broker_of, namespace_of, serve_agent, serve_tools, topic_specs
+from anabranch.runtime import Shutdown
 from anabranch.testing import Answer, RateLimits, Script, ScriptedModel, last_results, result_text, turn_of
 from anabranch.topics import Namespace
 

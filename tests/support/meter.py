@@ -23,7 +23,7 @@ from anabranch.codec import cloud_event
 from anabranch.homes import homes, in_turn
 from anabranch.kafka.seam import Broker
 from anabranch.messages import ReplyTopic, ToolCall
-from anabranch.runtime import broker_of
+from anabranch.roles import broker_of
 from anabranch.specs import LimitSpec
 from anabranch.topics import Namespace
 from anabranch.units import rate

@@ -1,7 +1,7 @@
 """The grants as they are written down and printed.
 
 Responsible for: docs/security.md says what `anabranch.access` says, and the command prints it. Whether it is right is
-tried in tests/integration/test_access. Called by: pytest.
+tried in tests/integration/test_access*.py. Called by: pytest.
 """
 
 from __future__ import annotations

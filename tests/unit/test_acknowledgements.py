@@ -26,7 +26,7 @@ from tests.unit.test_admission import admitting, good
 from tests.unit.test_fold_properties import Log as Events
 from tests.unit.test_fold_properties import logs, whole
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import fold
 from anabranch.agent.held import RUN_BYTES
 from anabranch.agent.jobs import Job
@@ -34,19 +34,20 @@ from anabranch.agent.owner import HEADERS, Owner
 from anabranch.agent.state import Partition, Run
 from anabranch.codec import decode, encode
 from anabranch.errors import BrokerError
+from anabranch.fields import Delivery
 from anabranch.kafka.sent import Acked
 
 AMO = b.planned(0, delivery="at_most_once", deadline_s=60.0)
 
 
-def replies(desk: Desk, event: m.Event) -> None:
+def replies(desk: Desk, event: e.Event) -> None:
     """The model call that is due is answered."""
     job = desk.jobs.due.pop()
     assert job.prepare() is not None
     job.append(event)
 
 
-def replied(event: m.Event | None = None) -> Desk:
+def replied(event: e.Event | None = None) -> Desk:
     """A run whose model has replied; the reply lies in the log and is not read."""
     desk = Desk().begin().write(b.requested())
     replies(desk, event or b.calls())
@@ -249,7 +250,7 @@ def test_an_event_in_memory_is_folded_as_the_record_that_it_became(log: Events) 
     in_memory, read = Partition(next_request=0, next_bulk=0), Partition(next_request=0, next_bulk=0)
     for offset, (event, at) in enumerate(log):
         record = encode(event, NAMESPACE.log, 0, "w")
-        if isinstance(event, m.RunRequested):
+        if isinstance(event, e.RunRequested):
             event = replace(event, size=len(record.value or b""))
         decoded = decode(b.as_read(record, offset, at))
         assert decoded == event
@@ -258,10 +259,10 @@ def test_an_event_in_memory_is_folded_as_the_record_that_it_became(log: Events) 
         assert in_memory == read
 
 
-def append(desk: Desk, event: m.Event) -> None:
+def append(desk: Desk, event: e.Event) -> None:
     """As `Admission` and the others do."""
     record = desk.station.encoded(0, event)
-    if isinstance(event, m.RunRequested):
+    if isinstance(event, e.RunRequested):
         event = replace(event, size=len(record.value or b""))
     desk.station.append_encoded(0, event, record)
 
@@ -338,7 +339,7 @@ def test_acting_on_what_was_stirred_does_what_acting_on_all_does(log: Events, da
 @given(st.integers(0, 2**32), st.sampled_from([1, 3]))
 def test_runs_are_brought_to_their_end_by_what_was_stirred_alone(seed: int, runs: int) -> None:
     """Several runs make no calls of at most once: in which order those are dispatched is open."""
-    deliveries: list[m.Delivery] = ["at_least_once", "at_most_once"] if runs == 1 else ["at_least_once"]
+    deliveries: list[Delivery] = ["at_least_once", "at_most_once"] if runs == 1 else ["at_least_once"]
 
     async def drive(desk: Desk) -> None:
         served = random.Random(seed)
@@ -355,22 +356,22 @@ def test_runs_are_brought_to_their_end_by_what_was_stirred_alone(seed: int, runs
     both_ways(drive)
 
 
-def waited_for(desk: Desk, chance: random.Random, deliveries: list[m.Delivery], step: int) -> list[m.Event]:
+def waited_for(desk: Desk, chance: random.Random, deliveries: list[Delivery], step: int) -> list[e.Event]:
     """What models and tools may say next to what was asked of them, and to nothing else."""
-    events: list[m.Event] = []
+    events: list[e.Event] = []
     for life, turn in sorted(map(due_of, desk.jobs.due)):
         plan = [planned(chance, deliveries, life[0], turn, n) for n in range(chance.randint(1, 4))] if turn < 4 else []
-        outcome: m.ReplyOutcome = "calls" if plan else "final"
+        outcome: e.ReplyOutcome = "calls" if plan else "final"
         events.append(b.replied(outcome, turn, plan=plan, run_id=life[0], life=life[1], attempt=f"att{step}"))
     for _, run in sorted(desk.owner.state.runs.items()):
         for call in run.batch.calls.values() if run.batch else ():
             if call.result is None and call.planned.call_id in desk.called:
-                outcome_of: m.ResultOutcome = "ok" if chance.random() < 0.75 else "error"
-                events.append(m.ToolReturned(run.run_id, run.life, call.planned.call_id, outcome_of, b.result()))
+                outcome_of: e.ResultOutcome = "ok" if chance.random() < 0.75 else "error"
+                events.append(e.ToolReturned(run.run_id, run.life, call.planned.call_id, outcome_of, b.result()))
     return events
 
 
-def planned(chance: random.Random, deliveries: list[m.Delivery], run_id: str, turn: int, index: int) -> m.PlannedCall:
+def planned(chance: random.Random, deliveries: list[Delivery], run_id: str, turn: int, index: int) -> e.PlannedCall:
     after = [b.call_id(n, turn, run_id) for n in range(index) if chance.random() < 0.4]
     delivery = chance.choice(deliveries)
     on_error = "abort" if chance.random() < 0.05 else "return"

@@ -17,6 +17,7 @@ from tests.support import builders as b
 from tests.support.desk import NAMESPACE, Desk
 from tests.support.wait import until
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.admission import Admission
 from anabranch.agent.commit import Commit
@@ -156,7 +157,7 @@ async def test_a_request_that_another_one_took_up_while_we_waited_is_left_to_the
         desk.write(b.noted("rejected", "x", after=0, offset=0))
         await desk.sent.ack(NAMESPACE.dead_letters)
         await until(lambda: desk.appended)
-    assert [(type(event), event.request_offset) for event in desk.appended] == [(m.RunRequested, 1)]  # type: ignore[union-attr]
+    assert [(type(event), event.request_offset) for event in desk.appended] == [(e.RunRequested, 1)]  # type: ignore[union-attr]
 
 
 async def test_a_cancel_is_noted() -> None:
@@ -194,7 +195,7 @@ async def test_a_bad_request_is_buried_and_noted_and_the_next_one_is_taken_up(bo
     bad, next_one = await taken(desk, b.raw_request(body, 0), good(1))
     assert (bad.code, bad.error.code) == ("rejected", code)
     assert told in bad.error.message
-    assert isinstance(next_one, m.RunRequested)
+    assert isinstance(next_one, e.RunRequested)
     (letter,) = desk.sent.to(NAMESPACE.dead_letters)
     assert dict(letter.headers)["ce_origin"] == b"t.agent.requests/0/0"
 

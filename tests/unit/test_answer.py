@@ -13,20 +13,21 @@ import orjson
 import pytest
 from tests.support import builders as b
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.answer import answer, brief_answer, note_answer
 
 
-def answer_after(*events: m.Event, opens: m.Opening | None = None, at: float = 1.0) -> Any:
+def answer_after(*events: e.Event, opens: e.Opening | None = None, at: float = 1.0) -> Any:
     return orjson.loads(answer(b.run_after(*events, opens=opens, at=at)))
 
 
-def ended(*events: m.Event, opens: m.Opening | None = None, at: float = 1.0) -> tuple[str, str | None]:
+def ended(*events: e.Event, opens: e.Opening | None = None, at: float = 1.0) -> tuple[str, str | None]:
     said = answer_after(*events, opens=opens, at=at)
     return said["status"], said["error"] and said["error"]["code"]
 
 
-def stopped(stop: Any, *content: Any) -> m.Event:
+def stopped(stop: Any, *content: Any) -> e.Event:
     return b.replied("stopped", body=b.message(content or [b.text("so far")], stop))
 
 
@@ -63,9 +64,9 @@ def test_a_model_that_cannot_be_had_fails_the_run(code: str) -> None:
 
 
 def test_the_last_turn_and_the_last_cent_fail_the_run() -> None:
-    assert ended(b.calls(), opens=b.opening(limits=m.RunLimits(1))) == ("failed", "max_turns")
+    assert ended(b.calls(), opens=b.opening(limits=e.RunLimits(1))) == ("failed", "max_turns")
     spent = b.calls(usage=m.Usage(cost_usd=2.0))
-    assert ended(spent, opens=b.opening(limits=m.RunLimits(9, 1.0))) == ("failed", "budget_exceeded")
+    assert ended(spent, opens=b.opening(limits=e.RunLimits(9, 1.0))) == ("failed", "budget_exceeded")
 
 
 def test_a_deadline_expires_the_run() -> None:
@@ -87,7 +88,7 @@ def test_a_tool_that_aborts_fails_the_run_and_says_why() -> None:
 
 @pytest.mark.parametrize("body", [b"rubbish", b.result([b.text("x")])])
 def test_an_abort_is_told_whatever_the_tool_said(body: bytes) -> None:
-    events: list[m.Event] = [b.calls(b.planned(0, on_error="abort")), b.returned(0, "error", body=body)]
+    events: list[e.Event] = [b.calls(b.planned(0, on_error="abort")), b.returned(0, "error", body=body)]
     assert ended(*events) == ("failed", "tool_aborted")
 
 

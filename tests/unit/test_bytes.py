@@ -17,7 +17,8 @@ from anabranch.codec import Record
 from anabranch.config import KafkaSettings, Settings, WorkerSettings
 from anabranch.kafka.memory import MemoryBroker
 from anabranch.kafka.seam import Place
-from anabranch.runtime import Shutdown, namespace_of, serve_agent, serve_tools, topic_specs
+from anabranch.roles import namespace_of, serve_agent, serve_tools, topic_specs
+from anabranch.runtime import Shutdown
 
 TEXT = "x" * 2000
 FRAMING = 70

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from tests.support import builders as b
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.conversation import request_body
 from anabranch.agent.offer import Offer
 from anabranch.agent.state import Run
@@ -26,9 +26,9 @@ LONG = "a long text " * 400
 MARK, HOUR = {"type": "ephemeral"}, {"type": "ephemeral", "ttl": "1h"}
 
 
-def history(turns: int, calls: int, pauses: bool = False) -> list[m.Event]:
+def history(turns: int, calls: int, pauses: bool = False) -> list[e.Event]:
     """Turns of so many calls, each with a thought and a text before them, and their results."""
-    events: list[m.Event] = []
+    events: list[e.Event] = []
     number = 0
     for _ in range(turns):
         if pauses:

@@ -15,7 +15,7 @@ import pytest
 from tests.support import builders as b
 
 from anabranch import App, DefinitionError
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import snapshot
 from anabranch.agent.conversation import request_body
 from anabranch.agent.offer import HINT, Offer
@@ -149,7 +149,7 @@ def body_of(run: Run, *tools: ToolSpec, **fields: Any) -> Any:
     return orjson.loads(request_body(run, Offer(agent, list(tools) or [b.tool(allowed_callers=[CODE])])))
 
 
-def asked_by_code(turn: int = 1, container: Any = None, *blocks: Any) -> m.ModelReplied:
+def asked_by_code(turn: int = 1, container: Any = None, *blocks: Any) -> e.ModelReplied:
     use = {**b.tool_use(f"tu{turn}0"), "caller": BY_CODE}
     body = b.message([*blocks, use], "tool_use", container=container)
     return b.calls(turn=turn, body=body)
@@ -218,7 +218,7 @@ def test_the_last_container_goes_on_into_every_later_request() -> None:
 def test_the_container_outlives_a_snapshot_and_a_reply_that_lies_in_the_store() -> None:
     run = b.run_after(asked_by_code(1, GOOD), b.returned(), asked_by_code(2), b.returned(turn=2))
     parts = snapshot.write(run, 4096)
-    last = m.RunSnapshot("r", "0", 0, 0, len(parts), len(parts), "w1", b"")
+    last = e.RunSnapshot("r", "0", 0, 0, len(parts), len(parts), "w1", b"")
     assert body_of(snapshot.read(last, parts)) == body_of(run)
 
 

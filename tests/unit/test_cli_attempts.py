@@ -9,15 +9,16 @@ from typing import Any
 from rich.console import Console
 from tests.unit.test_cli_waterfall import T0, Log, spans
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.cli import portrait
 from anabranch.cli.attempts import Attempts, Made
 from anabranch.cli.steps import facts, told
 from anabranch.cli.waterfall import draw, waterfall
 
-BUSY = m.Tried("sonnet", T0 + 0.5, 0.1, "overload", "529: Overloaded")
-CUT = m.Tried("sonnet", T0 + 1.0, 2.0, "broken", "the stream ended in the middle of the reply")
-SPOKE = m.Tried("haiku", T0 + 4.0, 1.0)
+BUSY = e.Tried("sonnet", T0 + 0.5, 0.1, "overload", "529: Overloaded")
+CUT = e.Tried("sonnet", T0 + 1.0, 2.0, "broken", "the stream ended in the middle of the reply")
+SPOKE = e.Tried("haiku", T0 + 4.0, 1.0)
 PAID, USED = m.Usage(1000, 20, cost_usd=0.0033), m.Usage(1200, 50, cost_usd=0.0015)
 
 
@@ -28,7 +29,7 @@ class Told(Log):
         super().__init__()
         self.attempts = Attempts()
 
-    def add(self, event: m.Event, at: float) -> Log:
+    def add(self, event: e.Event, at: float) -> Log:
         super().add(event, at)
         self.attempts.take(event, self.state.runs.get("r"))
         return self
@@ -37,15 +38,15 @@ class Told(Log):
     def made(self) -> list[Made]:
         return self.attempts.of(self.run)
 
-    def discarded(self, at: float, attempt: str = "x", *tried: m.Tried, usage: m.Usage = PAID, turn: int = 1) -> Told:
+    def discarded(self, at: float, attempt: str = "x", *tried: e.Tried, usage: m.Usage = PAID, turn: int = 1) -> Told:
         reason = tried[-1].reason or "" if tried else "it broke off"
-        self.add(m.ModelDiscarded("r", "0", turn, attempt, usage, reason, None, tried), at)
+        self.add(e.ModelDiscarded("r", "0", turn, attempt, usage, reason, None, tried), at)
         return self
 
-    def answered(self, at: float, *tried: m.Tried, attempt: str = "a", turn: int = 1, outcome: Any = "final") -> Told:
+    def answered(self, at: float, *tried: e.Tried, attempt: str = "a", turn: int = 1, outcome: Any = "final") -> Told:
         body = json.dumps({"model": "sonnet-20250101", "content": [], "stop_reason": "end_turn"}).encode()
         model = tried[-1].model if tried else None
-        self.add(m.ModelReplied("r", "0", turn, attempt, outcome, (), USED, body, model=model, tried=tried), at)
+        self.add(e.ModelReplied("r", "0", turn, attempt, outcome, (), USED, body, model=model, tried=tried), at)
         return self
 
 
@@ -79,7 +80,7 @@ def test_each_attempt_has_a_bar_in_the_waterfall_below_its_turn() -> None:
 
 
 def test_a_workers_clock_that_is_wrong_moves_no_bar_out_of_its_turn() -> None:
-    log = opened().discarded(3.0, "x", m.Tried("m", T0 + 5000, 1.0, "broken", "x")).answered(5.0)
+    log = opened().discarded(3.0, "x", e.Tried("m", T0 + 5000, 1.0, "broken", "x")).answered(5.0)
     row = waterfall(log.run, T0 + 9, log.made).rows[2]
     assert spans(row) == {"model": (4.0, 5.0)}
 
@@ -129,14 +130,15 @@ def test_turns_that_took_one_attempt_are_not_told_again() -> None:
 def test_attempts_that_go_on_are_seen_while_they_do() -> None:
     log = opened().discarded(61.0, "x", BUSY, BUSY, usage=m.Usage())
     assert [row.label for row in waterfall(log.run, T0 + 70, log.made).rows][2:] == ["sonnet", "sonnet"]
-    event = m.ModelDiscarded("r", "0", 1, "x", m.Usage(), "529", None, (BUSY, BUSY))
-    assert told(event, facts(log.run), T0) == "turn 1: the model has failed 2 times more: 529"
+    for tried, said in ((BUSY, BUSY), "2 times more"), ((BUSY,), "1 time more"):
+        event = e.ModelDiscarded("r", "0", 1, "x", m.Usage(), "529", None, tried)
+        assert told(event, facts(log.run), T0) == f"turn 1: the model has failed {said}: 529"
 
 
 def test_the_end_of_a_run_tells_why_its_last_attempts_failed() -> None:
     log = opened()
-    refused = m.Tried("sonnet", T0 + 1, 0.5, "rejected")
-    log.add(m.ModelFailed("r", "0", 1, "z", m.RunError("model_rejected", "400: no"), (BUSY, refused)), 2.0)
+    refused = e.Tried("sonnet", T0 + 1, 0.5, "rejected")
+    log.add(e.ModelFailed("r", "0", 1, "z", m.RunError("model_rejected", "400: no"), (BUSY, refused)), 2.0)
     assert [(made.failure, made.reason) for made in log.made] == [
         ("overload", "529: Overloaded"), ("rejected", "400: no"),
     ]  # fmt: skip
@@ -153,8 +155,8 @@ def test_the_reply_that_came_second_is_thrown_away_and_told_once() -> None:
 
 def test_what_is_told_behind_the_end_is_shown_and_not_counted() -> None:
     log = opened()
-    log.add(m.RunCancelled("r", None, "enough"), 2.0)
-    log.discarded(2.1, "x", m.Tried("sonnet", T0 + 1, 1.0, "ended", "the run has ended"))
+    log.add(e.RunCancelled("r", None, "enough"), 2.0)
+    log.discarded(2.1, "x", e.Tried("sonnet", T0 + 1, 1.0, "ended", "the run has ended"))
     (made,) = log.made
     assert not made.is_counted
     console = Console(width=160, record=True, file=io.StringIO())
@@ -164,8 +166,8 @@ def test_what_is_told_behind_the_end_is_shown_and_not_counted() -> None:
 
 def test_a_deadline_that_cut_a_call_short_tells_of_it_once() -> None:
     log = opened()
-    ended = m.Tried("sonnet", T0 + 1, 599.0, "ended", "the run's deadline has passed")
-    log.add(m.RunExpired("r", "0", "late", "x", PAID, None, (ended,)), 601.0)
+    ended = e.Tried("sonnet", T0 + 1, 599.0, "ended", "the run's deadline has passed")
+    log.add(e.RunExpired("r", "0", "late", "x", PAID, None, (ended,)), 601.0)
     log.discarded(601.1, "x", ended)
     (made,) = log.made
     assert (made.usage, made.is_counted, made.failure) == (PAID, True, "ended")
@@ -173,6 +175,6 @@ def test_a_deadline_that_cut_a_call_short_tells_of_it_once() -> None:
 
 def test_a_life_before_shows_nothing_of_its_own() -> None:
     log = opened().answered(2.0)
-    opening = m.Opening(m.RunRequest(run_id="r", agent="analyst", input="hi"), "rev", T0 + 600, m.RunLimits(9), T0)
-    log.add(m.RunRequested("r", "1", 1, 1, opening), 3.0)
+    opening = e.Opening(m.RunRequest(run_id="r", agent="analyst", input="hi"), "rev", T0 + 600, e.RunLimits(9), T0)
+    log.add(e.RunRequested("r", "1", 1, 1, opening), 3.0)
     assert log.made == []

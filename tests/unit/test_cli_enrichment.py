@@ -16,7 +16,8 @@ from anabranch.cli.outfile import OutFile, line_of
 from anabranch.cli.records import BadLine, Recipe, Record, Template, jobs
 from anabranch.cli.tally import Tally
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest
-from anabranch.messages import Lane, RunError, RunResponse
+from anabranch.fields import Lane
+from anabranch.messages import RunError, RunResponse
 
 RECIPE = Recipe("shop", "analyst", Template("{n}"))
 Answering = Callable[[str, str], Awaitable[RunResponse]]

@@ -15,8 +15,8 @@ import click
 import pytest
 
 from anabranch.cli import anabranch, deadletters, dev, frame
-from anabranch.config import sources
 from anabranch.deadletters import KEPT
+from anabranch.environment import sources
 from anabranch.errors import AnabranchError, BrokerError
 from anabranch.registry import is_alive
 from anabranch.specs import WorkerInfo

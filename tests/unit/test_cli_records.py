@@ -19,7 +19,7 @@ from anabranch.cli.records import (
     read_run_id,
 )
 from anabranch.errors import AnabranchError
-from anabranch.messages import is_name
+from anabranch.fields import is_name
 
 RECIPE = Recipe("shop", "analyst", Template("Assess {name}"))
 

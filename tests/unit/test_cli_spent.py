@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.support import builders as b
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.cli.spent import UNKNOWN, By, Ledger, Row, by_turn, lines
 
@@ -27,12 +28,12 @@ def by_tenant(whose: Any, used: dict[str, Any]) -> str:
     return str(whose.tenant)
 
 
-def opened(run_id: str, agent: str = "a", tenant: str | None = "acme", number: int = 0) -> m.RunRequested:
+def opened(run_id: str, agent: str = "a", tenant: str | None = "acme", number: int = 0) -> e.RunRequested:
     opens = b.opening(request=b.request(run_id=run_id, agent=agent, tenant=tenant))
     return b.requested(run_id, opens=opens, offset=number)
 
 
-def counted(*events: m.Event, by: By = by_agent, at: float = 100.0, **settings: Any) -> list[Row]:
+def counted(*events: e.Event, by: By = by_agent, at: float = 100.0, **settings: Any) -> list[Row]:
     ledger = Ledger(by, **settings)
     for offset, event in enumerate(events):
         ledger.take(b.record(event, offset, at))
@@ -55,7 +56,7 @@ def test_a_copy_counts_once_and_another_attempt_for_itself() -> None:
 
 
 def test_tenants_are_told_apart_the_dearest_first() -> None:
-    events: list[m.Event] = [
+    events: list[e.Event] = [
         opened("r1", tenant="one"),
         opened("r2", tenant="two", number=1),
         opened("r3", tenant=None, number=2),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from tests.support import builders as b
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.cli.logs import RunLog
 from anabranch.cli.watching import Watch
 from anabranch.codec import Record
@@ -40,7 +40,7 @@ class AtOnce:
 
 def watched() -> tuple[Watch, io.StringIO]:
     plan = (b.planned(0, tool="first"), b.planned(1, tool="second"))
-    events: tuple[m.Event, ...] = (b.requested(), b.calls(*plan), b.returned(1), b.returned(0), b.replied("final", 2))
+    events: tuple[e.Event, ...] = (b.requested(), b.calls(*plan), b.returned(1), b.returned(0), b.replied("final", 2))
     reader = AtOnce([b.record(event, offset, at=1.0 + offset) for offset, event in enumerate(events)])
     told = io.StringIO()
     return Watch(RunLog(b.RUN, PLACE, reader), Console(file=told, width=200)), told

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import fold
 from anabranch.agent.referring import referring
@@ -30,32 +31,32 @@ class Log:
     def run(self) -> Run:
         return self.state.runs["r"]
 
-    def add(self, event: m.Event, at: float) -> Log:
+    def add(self, event: e.Event, at: float) -> Log:
         fold.apply(self.state, event, self.offset, T0 + at)
         self.offset += 1
         return self
 
     def opened(self, at: float = 0.5, requested: float = 0.0) -> Log:
         request = m.RunRequest(run_id="r", agent="analyst", input="hi")
-        opening = m.Opening(request, "rev", T0 + 600, m.RunLimits(9), T0 + requested)
-        return self.add(m.RunRequested("r", "0", 0, 0, opening), at)
+        opening = e.Opening(request, "rev", T0 + 600, e.RunLimits(9), T0 + requested)
+        return self.add(e.RunRequested("r", "0", 0, 0, opening), at)
 
-    def replied(self, at: float, *plan: m.PlannedCall, turn: int = 1, outcome: Any = "calls") -> Log:
+    def replied(self, at: float, *plan: e.PlannedCall, turn: int = 1, outcome: Any = "calls") -> Log:
         body = json.dumps({"content": [{"type": "text", "text": "the answer"}], "stop_reason": "end_turn"}).encode()
         usage = m.Usage(100, 10)
-        return self.add(m.ModelReplied("r", "0", turn, "a", outcome, plan, usage, body), at)
+        return self.add(e.ModelReplied("r", "0", turn, "a", outcome, plan, usage, body), at)
 
     def returned(self, name: str, at: float, started: float, finished: float, outcome: Any = "ok") -> Log:
         result = {"content": "no\nway", "started_at": T0 + started, "finished_at": T0 + finished, "tries": 2}
-        return self.add(m.ToolReturned("r", "0", call_id(name), outcome, json.dumps(result).encode()), at)
+        return self.add(e.ToolReturned("r", "0", call_id(name), outcome, json.dumps(result).encode()), at)
 
 
 def call_id(name: str) -> str:
     return f"r/1.a/{name}"
 
 
-def call(name: str, **more: Any) -> m.PlannedCall:
-    return m.PlannedCall(call_id(name), f"toolu_{name}", f"get_{name}", "io", **more)
+def call(name: str, **more: Any) -> e.PlannedCall:
+    return e.PlannedCall(call_id(name), f"toolu_{name}", f"get_{name}", "io", **more)
 
 
 def spans(row: Row) -> dict[str, tuple[float, float]]:
@@ -100,13 +101,13 @@ def test_what_is_not_over_goes_on_until_now() -> None:
 
 
 def test_a_run_that_failed_at_the_model_shows_that_call() -> None:
-    log = Log().opened().add(m.ModelFailed("r", "0", 1, "a", m.RunError("model_unavailable", "no")), 2.0)
+    log = Log().opened().add(e.ModelFailed("r", "0", 1, "a", m.RunError("model_unavailable", "no")), 2.0)
     *_, row = waterfall(log.run, T0 + 9).rows
     assert (row.label, row.outcome, spans(row)) == ("turn 1", "error", {"model": (0.5, 2.0)})
 
 
 def test_a_cancelled_run_shows_its_unfinished_calls_up_to_its_end() -> None:
-    log = Log().opened().replied(1.0, call("a")).add(m.RunCancelled("r", None, "enough"), 2.0)
+    log = Log().opened().replied(1.0, call("a")).add(e.RunCancelled("r", None, "enough"), 2.0)
     *_, row = waterfall(log.run, T0 + 9).rows
     assert (row.outcome, spans(row)) == ("unknown", {"out": (1.0, 2.0)})
 
@@ -153,7 +154,7 @@ def test_every_line_fits_and_what_ran_is_seen_however_short_it_was(width: int) -
 
 
 def test_the_picture_says_how_it_ended_and_cannot_be_used_to_send_escape_sequences() -> None:
-    run = Log().opened().add(m.RunCancelled("r", None, "enough \x1b[2J"), 2.0).run
+    run = Log().opened().add(e.RunCancelled("r", None, "enough \x1b[2J"), 2.0).run
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(portrait.whole(run, T0 + 3, 100))
     text = console.export_text()
@@ -163,13 +164,13 @@ def test_the_picture_says_how_it_ended_and_cannot_be_used_to_send_escape_sequenc
 def test_what_lies_in_the_store_is_shown_by_its_reference() -> None:
     """Times and outcomes need no look into it."""
     log, lies = Log().opened(), f"sha256:{'a' * 64};900000"
-    log.add(m.ModelReplied("r", "0", 1, "a", "calls", (call("a"),), m.Usage(), b"{}"), 1.0)
+    log.add(e.ModelReplied("r", "0", 1, "a", "calls", (call("a"),), m.Usage(), b"{}"), 1.0)
     result = json.dumps({"content_ref": lies, "started_at": T0 + 1.25, "finished_at": T0 + 1.75}).encode()
-    returned = m.ToolReturned("r", "0", call_id("a"), "error", result)
+    returned = e.ToolReturned("r", "0", call_id("a"), "error", result)
     assert told(returned, facts(log.run), T0 + 2).endswith(f"error in 0.50 s: (in the store: {lies})")
     log.add(returned, 2.0)
     reply = referring(b'{"stop_reason":"end_turn","content":[]}', lies, {})
-    run = log.add(m.ModelReplied("r", "0", 2, "a", "final", (), m.Usage(), reply), 3.0).run
+    run = log.add(e.ModelReplied("r", "0", 2, "a", "final", (), m.Usage(), reply), 3.0).run
     data = portrait.as_json(run, T0 + 9)
     assert data["response"]["content_ref"] == lies
     assert [row["run_s"] for row in data["rows"] if row["kind"] == "call"] == [pytest.approx(0.5)]
@@ -188,19 +189,19 @@ def test_the_json_has_the_times_of_each_call_and_the_response() -> None:
 def test_each_event_is_told_with_what_it_changed() -> None:
     log, lines = Log(), []
 
-    def step(event: m.Event, at: float) -> None:
+    def step(event: e.Event, at: float) -> None:
         before = facts(log.state.runs.get("r"))
         log.add(event, at)
         found = changes(before, facts(log.state.runs.get("r")))
         lines.append((named(told(event, before, T0 + at), log.run), [named(change, log.run) for change in found]))
 
     request = m.RunRequest(run_id="r", agent="analyst", input="hi")
-    step(m.RunRequested("r", "0", 0, 0, m.Opening(request, "rev", T0 + 600, m.RunLimits(9), T0)), 0.5)
-    step(m.ModelReplied("r", "0", 1, "a", "calls", (call("a"), call("b")), m.Usage(5, 6), b"{}"), 1.0)
+    step(e.RunRequested("r", "0", 0, 0, e.Opening(request, "rev", T0 + 600, e.RunLimits(9), T0)), 0.5)
+    step(e.ModelReplied("r", "0", 1, "a", "calls", (call("a"), call("b")), m.Usage(5, 6), b"{}"), 1.0)
     result = json.dumps({"content": "no\nway", "started_at": T0, "finished_at": T0 + 2, "tries": 2}).encode()
-    step(m.ToolReturned("r", "0", call_id("b"), "error", result), 2.0)
-    step(m.ToolReturned("r", "0", call_id("b"), "ok", result), 2.0)
-    step(m.RunCancelled("r", None, "enough"), 3.0)
+    step(e.ToolReturned("r", "0", call_id("b"), "error", result), 2.0)
+    step(e.ToolReturned("r", "0", call_id("b"), "ok", result), 2.0)
+    step(e.RunCancelled("r", None, "enough"), 3.0)
     assert lines == [
         ("admitted after 0.50 s: agent analyst", ["the run opens (life 0)", "turn 1 owes a model call"]),
         (

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import builders as b
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.bodies import MAX_DEPTH, depth_of, dump, read, read_request, sender_of, whole
 from anabranch.codec import Outgoing, decode, encode, header
@@ -25,9 +26,9 @@ from anabranch.deadletters import KEPT, dead_letter
 from anabranch.errors import InvalidRequest, WireError
 from anabranch.topics import Namespace
 
-EVENTS: list[m.Event] = [
+EVENTS: list[e.Event] = [
     b.requested(opens=b.opening(request=b.request(reply_to=m.ReplyTo(3), tenant="acme", metadata={"x": [1, None]}))),
-    b.requested(opens=b.opening(limits=m.RunLimits(3, 0.5))),
+    b.requested(opens=b.opening(limits=e.RunLimits(3, 0.5))),
     b.noted("rejected", error=m.RunError("invalid_request", "no"), reply_to=m.ReplyTo(1)),
     b.noted("moved", after=3, offset=9),
     b.calls(b.planned(after=["a", "b"], rejected="ä"), b.planned(1, delivery="at_most_once", deadline_s=1.5)),
@@ -42,7 +43,7 @@ EVENTS: list[m.Event] = [
     b.lost(12),
     b.call_expired(),
     b.dispatched(),
-    m.PartitionReleased(7),
+    e.PartitionReleased(7),
     b.cancelled(),
     b.cancelled(life="0"),
     b.run_expired(),
@@ -50,16 +51,16 @@ EVENTS: list[m.Event] = [
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
-def test_every_event_comes_back_as_it_was_written(event: m.Event) -> None:
+def test_every_event_comes_back_as_it_was_written(event: e.Event) -> None:
     found = decode(b.record(event, 5))
-    if isinstance(found, m.RunRequested):
+    if isinstance(found, e.RunRequested):
         assert found.size == len(encode(event, b.LOG, 0, "w").value or b"")
         found = replace(found, size=0)
     assert found == event
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
-def test_every_event_is_a_cloud_event_of_its_run(event: m.Event) -> None:
+def test_every_event_is_a_cloud_event_of_its_run(event: e.Event) -> None:
     sent = encode(event, b.LOG, 3, "w1")
     head = dict(sent.headers)
     assert (head["ce_specversion"], head["ce_source"], sent.partition) == (b"1.0", b"w1", 3)
@@ -70,7 +71,7 @@ def test_every_event_is_a_cloud_event_of_its_run(event: m.Event) -> None:
 
 def test_a_type_of_a_later_version_is_told_apart_from_rubbish() -> None:
     found = decode(replace(b.record(b.run_expired(), 0), headers=[("ce_type", b"run.levitated"), ("ce_runid", b"r")]))
-    assert found == m.UnknownEvent("run.levitated", "r", None, "event type 'run.levitated' is not known")
+    assert found == e.UnknownEvent("run.levitated", "r", None, "event type 'run.levitated' is not known")
 
 
 def test_headers_and_fields_of_a_later_version_are_ignored() -> None:
@@ -89,7 +90,7 @@ def test_an_event_that_only_others_write_is_not_written() -> None:
 # --- rubbish ---------------------------------------------------------------------------------------------------
 
 
-def _of(event: m.Event) -> st.SearchStrategy[Any]:
+def _of(event: e.Event) -> st.SearchStrategy[Any]:
     """The record of an event with some of its headers and its body replaced."""
     good = b.record(event, 0)
     values = st.none() | st.binary(max_size=12) | st.sampled_from(
@@ -115,7 +116,7 @@ def test_a_record_that_does_not_fit_raises_wire_error_and_nothing_else(record: A
         event = decode(record)
     except WireError:
         return
-    assert not isinstance(event, m.UnknownEvent)
+    assert not isinstance(event, e.UnknownEvent)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_no_request_raises_anything_but_invalid_request(body: bytes) -> None:
 
 
 def test_null_fields_are_left_out_of_what_machines_read_and_kept_for_people() -> None:
-    error = m.RequestNoted("r", "0", 0, 0, "moved")
+    error = e.RequestNoted("r", "0", 0, 0, "moved")
     said = {"run_id": "r", "life": "0", "after": 0, "request_offset": 0, "code": "moved", "lane": "interactive"}
     assert orjson.loads(dump(error)) == said
     assert orjson.loads(whole(error))["reply_to"] is None
@@ -263,7 +264,7 @@ def test_depth_counts_lists_and_objects(value: Any, depth: int) -> None:
 
 def test_a_strict_type_is_not_bent() -> None:
     with pytest.raises(WireError, match="tries"):
-        read(m.ToolResult, b'{"content":"x","tries":"1"}')
+        read(e.ToolResult, b'{"content":"x","tries":"1"}')
 
 
 def test_a_record_has_a_size() -> None:

@@ -18,7 +18,7 @@ from tests.support.desk import NAMESPACE, Desk, Log
 from tests.support.virtual import virtually
 from tests.unit.test_fold_properties import logs, whole
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import fold
 from anabranch.agent.commit import Commit
 from anabranch.agent.effects import publications
@@ -64,7 +64,7 @@ def opens_an_open_run(events: list[Any]) -> bool:
     """Nobody appends that: who presumes the next request has folded all runs that are open, and notes a copy."""
     state = Partition()
     for offset, (event, at) in enumerate(events):
-        was_open = isinstance(event, m.RunRequested) and (run := state.runs.get(event.run_id)) is not None and run.open
+        was_open = isinstance(event, e.RunRequested) and (run := state.runs.get(event.run_id)) is not None and run.open
         link = state.link
         fold.apply(state, event, offset, at)
         if was_open and state.link != link:

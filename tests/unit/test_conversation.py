@@ -14,7 +14,7 @@ import orjson
 import pytest
 from tests.support import builders as b
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.asking import to_request
 from anabranch.agent.conversation import content_of, request_body, without_thinking, without_thoughts
 from anabranch.agent.offer import HINT, Offer, Offers
@@ -24,12 +24,12 @@ from anabranch.specs import ToolSpec
 CACHED = {"type": "ephemeral"}
 
 
-def body_after(*events: m.Event, tools: list[ToolSpec] | None = None, opens: Any = None, **fields: Any) -> Any:
+def body_after(*events: e.Event, tools: list[ToolSpec] | None = None, opens: Any = None, **fields: Any) -> Any:
     run = b.run_after(*events, opens=opens)
     return orjson.loads(request_body(run, Offer(b.agent(**fields), [b.tool()] if tools is None else tools)))
 
 
-def results_after(*bodies: bytes, outcome: m.ResultOutcome = "ok") -> list[Any]:
+def results_after(*bodies: bytes, outcome: e.ResultOutcome = "ok") -> list[Any]:
     plan = [b.planned(i) for i in range(len(bodies))]
     events = [b.returned(i, outcome, body=body) for i, body in enumerate(bodies)]
     sent: list[Any] = body_after(b.calls(*plan), *events)["messages"][-1]["content"]
@@ -164,7 +164,7 @@ def test_a_result_that_cannot_be_read_is_an_error_of_its_call_alone(body: bytes)
 
 
 def test_paused_turns_go_back_as_one_assistant_message() -> None:
-    def pause(turn: int, *content: Any) -> m.Event:
+    def pause(turn: int, *content: Any) -> e.Event:
         return b.replied("pause", turn, body=b.message(content, "pause_turn"))
 
     messages = body_after(pause(1, b.text("a")), pause(2), pause(3, b.text("c")))["messages"]
@@ -207,7 +207,7 @@ def test_the_ids_of_all_calls_that_the_conversation_holds_are_known() -> None:
 # --- more than one model ---------------------------------------------------------------------------------------
 
 
-def thought_by(model: str | None, index: int, outcome: m.ReplyOutcome = "calls", content: Any = None) -> m.Event:
+def thought_by(model: str | None, index: int, outcome: e.ReplyOutcome = "calls", content: Any = None) -> e.Event:
     """A turn of a model that thinks and makes a call; the bytes of its input are not how we would write them."""
     turn, call = index + 1, b.planned(index, turn=index + 1)
     content = content or [
@@ -221,7 +221,7 @@ def thought_by(model: str | None, index: int, outcome: m.ReplyOutcome = "calls",
     return replace(b.replied(outcome, turn, plan=plan, body=body), model=model, attempt=f"a{turn}")
 
 
-def sent_to(model: str | None, *events: m.Event) -> bytes:
+def sent_to(model: str | None, *events: e.Event) -> bytes:
     run = b.run_after(*events)
     return request_body(run, Offer(b.agent(fallback="other"), [b.tool()]), model=model)
 

@@ -15,6 +15,7 @@ import orjson
 import pytest
 from tests.support import builders as b
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import snapshot
 from anabranch.agent.asking import to_request
@@ -40,7 +41,7 @@ FOUND = {name_of(STORED): STORED}
 
 
 @cache
-def history(turns: int, body: bytes | None = None) -> tuple[m.Event, ...]:
+def history(turns: int, body: bytes | None = None) -> tuple[e.Event, ...]:
     """Turns of one call with a thought before it. Usage is what a provider would count of what an agent that leaves
     out old results is sent.
     """
@@ -115,7 +116,7 @@ def test_whoever_takes_over_sends_the_same_bytes() -> None:
     told, run = Registry(), after(9)
     told.add([b.tool()], [DROPS])
     parts = snapshot.write(run)
-    again = snapshot.read(m.RunSnapshot(run.run_id, run.life, 0, 0, len(parts), len(parts), "w1", b""), parts)
+    again = snapshot.read(e.RunSnapshot(run.run_id, run.life, 0, 0, len(parts), len(parts), "w1", b""), parts)
     sent = to_request(run, Offers(told)).body
     assert b"was dropped" in sent
     assert to_request(again, Offers(told)).body == to_request(after(9), Offers(told)).body == sent
@@ -132,7 +133,7 @@ def test_what_is_left_out_need_not_be_fetched() -> None:
 
 def test_sealed_results_count_with_what_they_stand_for() -> None:
     sealed = b.result(None, content_sealed="k1;" + "A" * 9600)
-    events = [replace(e, body=sealed) if isinstance(e, m.ToolReturned) else e for e in history(8)]
+    events = [replace(each, body=sealed) if isinstance(each, e.ToolReturned) else each for each in history(8)]
     run = b.run_after(*events)
     out = dropped(run, DROPS).results
     assert out > 0
@@ -141,7 +142,7 @@ def test_sealed_results_count_with_what_they_stand_for() -> None:
 
 
 def test_usage_that_nobody_kept_is_estimated() -> None:
-    events = [replace(e, usage=m.Usage()) if isinstance(e, m.ModelReplied) else e for e in history(8)]
+    events = [replace(each, usage=m.Usage()) if isinstance(each, e.ModelReplied) else each for each in history(8)]
     assert dropped(b.run_after(*events), DROPS).results > 0
 
 

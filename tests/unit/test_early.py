@@ -15,7 +15,7 @@ from tests.support import builders as b
 from tests.support.desk import NAMESPACE, Desk
 from tests.unit.test_listening import block, call, ends, stop
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import early
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import RequestedCall
@@ -30,7 +30,7 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}}
 class Stage:
     """A run whose model speaks: the agent's calls may begin early, and its tool is `tool`."""
 
-    def __init__(self, desk: Desk | None = None, opens: m.Opening | None = None, **tool: Any) -> None:
+    def __init__(self, desk: Desk | None = None, opens: e.Opening | None = None, **tool: Any) -> None:
         self.desk = desk or Desk()
         agent = b.agent(early_start=True, tools=["t", "u"])
         tools = [b.tool(**{"read_only": True, "input_schema": SCHEMA, **tool}), b.tool("u")]
@@ -55,15 +55,15 @@ class Stage:
         assert job.on_end is not None
         job.on_end(self.context(attempt), whole)
 
-    def reply(self, *asked: Any, attempt: str = "att") -> m.ModelReplied:
+    def reply(self, *asked: Any, attempt: str = "att") -> e.ModelReplied:
         """The whole reply, with calls of these arguments."""
         requested = [RequestedCall(f"tu{index}", "t", given) for index, given in enumerate(asked)]
         blocks = [b.tool_use(each.tool_use_id, "t", each.input) for each in requested]
         planned = plan(requested, self.context(attempt))
         return b.calls(*planned, body=b.message(blocks, "tool_use"), attempt=attempt)
 
-    def returned(self, reply: m.ModelReplied, index: int = 0, content: str = "early") -> m.ToolReturned:
-        return m.ToolReturned(b.RUN, b.LIFE, reply.plan[index].call_id, "ok", b.result(content))
+    def returned(self, reply: e.ModelReplied, index: int = 0, content: str = "early") -> e.ToolReturned:
+        return e.ToolReturned(b.RUN, b.LIFE, reply.plan[index].call_id, "ok", b.result(content))
 
     @property
     def published(self) -> list[tuple[str, int, Any]]:
@@ -72,8 +72,8 @@ class Stage:
         return [(body["call_id"], body["dispatch"], body["input"]) for body in bodies]
 
     @property
-    def copies(self) -> list[m.ToolReturned]:
-        return [event for event in self.desk.appended if isinstance(event, m.ToolReturned)]
+    def copies(self) -> list[e.ToolReturned]:
+        return [event for event in self.desk.appended if isinstance(event, e.ToolReturned)]
 
     @property
     def results(self) -> list[Any]:
@@ -285,7 +285,7 @@ async def test_what_the_plan_will_reject_does_not_begin() -> None:
     stage.agent = b.agent(early_start=True, limits=AgentLimits(max_calls_per_turn=1))
     stage.say(*TWO)
     assert [given for *_, given in stage.published] == [{"n": 1}]
-    last = Stage(opens=b.opening(limits=m.RunLimits(1)))
+    last = Stage(opens=b.opening(limits=e.RunLimits(1)))
     last.say(*TWO)
     unknown = Stage()
     unknown.say(block(0, name="nobody"), stop(0), ends("tool_use"))

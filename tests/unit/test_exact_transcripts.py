@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.support import builders as b
 from tests.support.stream import Event, delta, end, json_of, start
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import cleaning, snapshot
 from anabranch.agent.conversation import content_of, request_body
@@ -137,10 +138,10 @@ def _built(events: list[Event]) -> Reply:
     return builder.finish()
 
 
-def _replied(turn: int, reply: Reply) -> m.ModelReplied:
+def _replied(turn: int, reply: Reply) -> e.ModelReplied:
     context = BatchContext("r", turn, f"att{turn}", b.agent(), True, lambda name: b.tool(name))
     planned = plan(reply.calls, context)
-    return m.ModelReplied("r", "0", turn, f"att{turn}", reply.outcome, planned, m.Usage(), reply.body)
+    return e.ModelReplied("r", "0", turn, f"att{turn}", reply.outcome, planned, m.Usage(), reply.body)
 
 
 _TURNS = st.lists(
@@ -148,32 +149,32 @@ _TURNS = st.lists(
 )  # each goes on: it asks for calls, or it is a pause
 
 
-def _as_it_was(log: list[m.Event]) -> Partition:
+def _as_it_was(log: list[e.Event]) -> Partition:
     return b.folded(*log)
 
 
-def _taken_over(log: list[m.Event]) -> Partition:
+def _taken_over(log: list[e.Event]) -> Partition:
     """By a worker that reads what the first one wrote."""
     return b.folded(*(decode(b.record(event, offset, 1.0)) for offset, event in enumerate(log)))
 
 
-def _said_again(log: list[m.Event]) -> Partition:
+def _said_again(log: list[e.Event]) -> Partition:
     """After a cleaning: only the snapshot is left, in small parts."""
     state = _taken_over(log)
     parts = snapshot.write(b.run_of(state), 4096)
     found = next(iter(cleaning.snapshots(state, [b.run_of(state)], "w1")))
-    told = [m.RunSnapshot("r", "0", state.position, found.next_request, n + 1, len(parts), "w1", part)
+    told = [e.RunSnapshot("r", "0", state.position, found.next_request, n + 1, len(parts), "w1", part)
             for n, part in enumerate(parts)]  # fmt: skip
     new = Partition(began=state.position, position=state.position)
     return b.folded(*(decode(b.record(event, state.position + n, 1.0)) for n, event in enumerate(told)), state=new)
 
 
-WAYS: list[Callable[[list[m.Event]], Partition]] = [_as_it_was, _taken_over, _said_again]
+WAYS: list[Callable[[list[e.Event]], Partition]] = [_as_it_was, _taken_over, _said_again]
 
 
 @given(_TURNS)
 def test_every_reply_goes_back_as_it_came_wherever_it_has_been(turns: list[list[Streamed]]) -> None:
-    log: list[m.Event] = [b.requested()]
+    log: list[e.Event] = [b.requested()]
     kept: list[bytes] = []
     joined = b""
     for number, blocks in enumerate(turns, 1):
@@ -183,7 +184,7 @@ def test_every_reply_goes_back_as_it_came_wherever_it_has_been(turns: list[list[
         assert content_of(reply.body) == content
         event = _replied(number, reply)
         log.append(event)
-        log += [m.ToolReturned("r", "0", call.call_id, "ok", b.result()) for call in event.plan if not call.rejected]
+        log += [e.ToolReturned("r", "0", call.call_id, "ok", b.result()) for call in event.plan if not call.rejected]
         joined = content if not joined else joined[:-1] + b"," + content[1:]
         if ours:
             kept.append(joined)

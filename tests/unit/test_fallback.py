@@ -20,7 +20,7 @@ from tests.support import builders as b
 from tests.support.an_hour import an_hour
 from tests.support.virtual import now
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.jobs import Job, Request
 from anabranch.agent.model import Failure, Hopeless, OnEvent, OnLeft, Transient
 from anabranch.agent.plan import BatchContext
@@ -79,7 +79,7 @@ class Provider:
 class Desk:
     def __init__(self, thinker: Thinker) -> None:
         self.thinker = thinker
-        self.events: list[m.Event] = []
+        self.events: list[e.Event] = []
         self._numbers = itertools.count()
 
     def submit(self, count: int = 1, fallback: str | None = "other", deadline: float = 1e6) -> list[Job]:
@@ -96,8 +96,8 @@ class Desk:
         return Job("", "own", lambda: request, self.events.append, lambda *_: None, fallback=fallback)
 
     @property
-    def replies(self) -> list[m.ModelReplied]:
-        return [event for event in self.events if isinstance(event, m.ModelReplied)]
+    def replies(self) -> list[e.ModelReplied]:
+        return [event for event in self.events if isinstance(event, e.ModelReplied)]
 
     @property
     def models(self) -> Counter[str]:
@@ -128,7 +128,7 @@ def test_a_model_that_fails_all_is_asked_by_one_call_at_a_time(kind: Failure) ->
 
 def test_runs_wait_for_a_breaker_no_longer_than_their_deadline() -> None:
     desk = thought(Provider(own=fails(until=1e9)), lambda desk: desk.submit(10, fallback=None, deadline=100.0))
-    ended = [event for event in desk.events if isinstance(event, m.ModelFailed)]
+    ended = [event for event in desk.events if isinstance(event, e.ModelFailed)]
     assert {event.error.code for event in ended} == {"model_unavailable"}
     assert len(ended) == 10
 
@@ -324,7 +324,7 @@ def test_both_away_means_to_wait() -> None:
     provider = Provider(own=fails(until=200), other=fails(until=200))
     desk = thought(provider, lambda desk: desk.submit(50))
     assert len(desk.replies) == 50
-    assert not [event for event in desk.events if isinstance(event, m.ModelFailed)]
+    assert not [event for event in desk.events if isinstance(event, e.ModelFailed)]
 
 
 def test_nobody_turns_to_a_model_that_is_away_itself() -> None:
@@ -347,7 +347,7 @@ def test_an_attempt_is_paid_at_the_price_of_its_model() -> None:
     provider = Provider(own=fails("broken", usage={"input_tokens": 10}, broken=True), other=works)
     prices = {"own": Price(1.0, 1.0), "other": Price(100.0, 100.0)}
     desk = thought(provider, lambda desk: desk.submit(), prices=prices)
-    thrown = [event for event in desk.events if isinstance(event, m.ModelDiscarded)]
+    thrown = [event for event in desk.events if isinstance(event, e.ModelDiscarded)]
     assert [(event.usage.cost_usd, event.model) for event in thrown] == [(10 / 1e6, None)] * 3
     (reply,) = desk.replies
     assert (reply.usage.cost_usd, reply.model) == (1100 / 1e6, "other")

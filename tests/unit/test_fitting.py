@@ -14,6 +14,7 @@ import orjson
 import pytest
 from tests.support import builders as b
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.answer import response
 from anabranch.agent.conversation import request_body
@@ -30,8 +31,8 @@ PRICES = {"m": Price(1.0, 10.0)}
 TURN = m.Usage(10_000, 100, cost_usd=0.011)
 
 
-def owes(*events: m.Event, most: float | None = 1.0) -> Run:
-    return b.run_after(*events, opens=b.opening(limits=m.RunLimits(20, most)))
+def owes(*events: e.Event, most: float | None = 1.0) -> Run:
+    return b.run_after(*events, opens=b.opening(limits=e.RunLimits(20, most)))
 
 
 def after(usage: m.Usage = TURN, result: Any = "fine", most: float | None = 1.0) -> Run:

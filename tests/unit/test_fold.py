@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from tests.support import builders as b
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import effects, fold
 from anabranch.agent.effects import AnswerDue, NoteDue
 from anabranch.agent.state import Nexts, Partition, Run
 
 
-def unchanged_by(state: Partition, *events: m.Event, at: float = 1.0) -> bool:
+def unchanged_by(state: Partition, *events: e.Event, at: float = 1.0) -> bool:
     """Whether nothing but the position moves."""
     after = b.folded(*events, at=at, state=copy.deepcopy(state))
     after.position = state.position
@@ -131,7 +132,7 @@ def test_the_first_reply_wins() -> None:
 
 
 @pytest.mark.parametrize("event", [b.replied(turn=2), b.replied(life="9"), b.failed(turn=2), b.failed(life="9")])
-def test_a_reply_to_what_is_not_owed_changes_nothing(event: m.Event) -> None:
+def test_a_reply_to_what_is_not_owed_changes_nothing(event: e.Event) -> None:
     assert unchanged_by(b.folded(b.requested()), event)
 
 
@@ -154,27 +155,27 @@ def test_a_pause_owes_the_next_model_call_at_once() -> None:
 
 
 @pytest.mark.parametrize("reply", [b.calls(), b.replied("pause")])
-def test_the_last_turn_may_not_go_on(reply: m.ModelReplied) -> None:
-    run = b.run_after(reply, opens=b.opening(limits=m.RunLimits(1)))
+def test_the_last_turn_may_not_go_on(reply: e.ModelReplied) -> None:
+    run = b.run_after(reply, opens=b.opening(limits=e.RunLimits(1)))
     assert error_of(run) == "max_turns"
     assert list(effects.publications(run)) == [AnswerDue("r", "0", 0, 1)]
 
 
 def test_the_last_turn_may_answer() -> None:
-    run = b.run_after(b.replied(), opens=b.opening(limits=m.RunLimits(1)))
+    run = b.run_after(b.replied(), opens=b.opening(limits=e.RunLimits(1)))
     assert run.ending is not None
     assert run.ending.status == "completed"
 
 
 def test_a_budget_that_is_used_up_ends_the_run_before_its_calls() -> None:
-    opens = b.opening(limits=m.RunLimits(20, 1.0))
+    opens = b.opening(limits=e.RunLimits(20, 1.0))
     run = b.run_after(b.discarded(), b.calls(usage=m.Usage(cost_usd=0.5)), opens=opens)
     assert error_of(run) == "budget_exceeded"
     assert not run.turns[-1].calls
 
 
 def test_a_budget_that_is_not_used_up_lets_the_calls_go() -> None:
-    opens = b.opening(limits=m.RunLimits(20, 1.0))
+    opens = b.opening(limits=e.RunLimits(20, 1.0))
     assert b.run_after(b.calls(usage=m.Usage(cost_usd=0.9)), opens=opens).open
 
 
@@ -200,7 +201,7 @@ def test_a_model_call_that_is_handed_off_is_remembered_until_it_is_answered() ->
 
 
 @pytest.mark.parametrize("event", [b.model_handed_off(turn=2), b.model_handed_off(life="9")])
-def test_a_hand_off_of_what_is_not_owed_changes_nothing(event: m.Event) -> None:
+def test_a_hand_off_of_what_is_not_owed_changes_nothing(event: e.Event) -> None:
     assert unchanged_by(b.folded(b.requested()), event)
 
 
@@ -229,13 +230,13 @@ def test_a_cancel_finishes_an_open_run(life: str | None) -> None:
 
 
 @pytest.mark.parametrize("event", [b.cancelled(run_id="s"), b.cancelled(life="9")])
-def test_a_cancel_of_another_run_or_life_changes_nothing(event: m.Event) -> None:
+def test_a_cancel_of_another_run_or_life_changes_nothing(event: e.Event) -> None:
     assert unchanged_by(b.folded(b.requested()), event)
 
 
 def test_nothing_moves_a_run_that_has_ended() -> None:
     state = b.folded(b.requested(), b.calls(), b.cancelled())
-    events: list[m.Event] = [b.returned(), b.replied(turn=2), b.failed(), b.call_expired(), b.run_expired()]
+    events: list[e.Event] = [b.returned(), b.replied(turn=2), b.failed(), b.call_expired(), b.run_expired()]
     events += [b.cancelled()]
     events += [b.calls_handed_off(), b.lost(3), b.dispatched(), b.model_handed_off(), b.unknown()]
     assert unchanged_by(state, *events, at=9e9)
@@ -245,7 +246,7 @@ def test_nothing_moves_a_run_that_has_ended() -> None:
 
 
 def test_done_only_grows() -> None:
-    assert b.folded(m.PartitionReleased(7), m.PartitionReleased(3)).done == 7
+    assert b.folded(e.PartitionReleased(7), e.PartitionReleased(3)).done == 7
 
 
 def test_a_record_that_cannot_be_read_only_moves_the_position() -> None:
@@ -270,7 +271,7 @@ def test_nothing_moves_a_run_that_is_parked() -> None:
 
 
 @pytest.mark.parametrize("event", [b.unknown(life="9"), b.unknown(run_id="s"), b.unknown(run_id=None)])
-def test_an_unknown_type_of_another_life_parks_nobody(event: m.Event) -> None:
+def test_an_unknown_type_of_another_life_parks_nobody(event: e.Event) -> None:
     assert unchanged_by(b.folded(b.requested()), event)
 
 

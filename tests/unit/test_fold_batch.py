@@ -13,7 +13,7 @@ import pytest
 from tests.support import builders as b
 from tests.unit.test_fold import error_of, unchanged_by
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import effects
 from anabranch.agent.effects import AnswerDue, CallDue
 from anabranch.agent.state import Run
@@ -58,7 +58,7 @@ def test_the_last_result_owes_the_next_model_call() -> None:
 
 def test_the_first_result_of_a_call_counts() -> None:
     state = b.folded(b.requested(), b.calls(b.planned(0), b.planned(1)), b.returned(0))
-    late: list[m.Event] = [b.returned(0, "error"), b.call_expired(0), b.lost(2), b.dispatched(), b.calls_handed_off()]
+    late: list[e.Event] = [b.returned(0, "error"), b.call_expired(0), b.lost(2), b.dispatched(), b.calls_handed_off()]
     assert unchanged_by(state, *late, at=9e9)
 
 
@@ -68,13 +68,13 @@ def test_a_result_of_an_earlier_turn_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("event", [b.returned(life="9"), b.returned(7), b.returned(turn=2)])
-def test_a_result_of_another_life_or_call_changes_nothing(event: m.Event) -> None:
+def test_a_result_of_another_life_or_call_changes_nothing(event: e.Event) -> None:
     assert unchanged_by(b.folded(b.requested(), b.calls()), event)
 
 
 def test_a_call_id_with_another_attempt_has_no_right_to_answer() -> None:
     state = b.folded(b.requested(), b.calls())
-    forged = m.ToolReturned("r", "0", b.call_id(attempt="guess"), "ok", b.result())
+    forged = e.ToolReturned("r", "0", b.call_id(attempt="guess"), "ok", b.result())
     assert unchanged_by(state, forged)
 
 

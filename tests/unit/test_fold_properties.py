@@ -15,17 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import builders as b
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import effects, fold
 from anabranch.agent.state import Partition, Run
 
-NOTES: st.SearchStrategy[m.NoteCode] = st.sampled_from(["rejected", "moved", "duplicate", "cancelled"])
+NOTES: st.SearchStrategy[e.NoteCode] = st.sampled_from(["rejected", "moved", "duplicate", "cancelled"])
 INDEXES, TURNS, LIVES = st.integers(0, 2), st.integers(1, 3), st.sampled_from(["0", "1", "2"])
-Log = list[tuple[m.Event, float]]
+Log = list[tuple[e.Event, float]]
 
 
 @st.composite
-def _plans(draw: st.DrawFn, turn: int) -> list[m.PlannedCall]:
+def _plans(draw: st.DrawFn, turn: int) -> list[e.PlannedCall]:
     size = draw(st.integers(1, 3))
     return [
         b.planned(
@@ -42,7 +42,7 @@ def _plans(draw: st.DrawFn, turn: int) -> list[m.PlannedCall]:
 
 
 @st.composite
-def _events(draw: st.DrawFn) -> m.Event:
+def _events(draw: st.DrawFn) -> e.Event:
     turn, index, life = draw(TURNS), draw(INDEXES), draw(LIVES)
     number = draw(st.integers(0, 3))
     makers: list[Any] = [
@@ -62,16 +62,16 @@ def _events(draw: st.DrawFn) -> m.Event:
         lambda: b.calls_handed_off(b.call_id(index, turn)),
         lambda: b.lost(draw(st.integers(0, 12)), index, life=life),
         lambda: b.dispatched(draw(st.sampled_from(["t1", "t2"])), index, life=life),
-        lambda: m.PartitionReleased(number),
+        lambda: e.PartitionReleased(number),
     ]  # fmt: skip
-    made: m.Event = draw(st.sampled_from(makers))()
+    made: e.Event = draw(st.sampled_from(makers))()
     return made
 
 
 @st.composite
 def logs(draw: st.DrawFn) -> Log:
     """Mostly sensible at the start, then anything; the broker's time never goes back."""
-    events: list[m.Event] = [b.requested()] if draw(st.booleans()) else []
+    events: list[e.Event] = [b.requested()] if draw(st.booleans()) else []
     events += draw(st.lists(_events(), max_size=25))
     at, log = 0.0, []
     for event in events:
@@ -104,7 +104,7 @@ def test_an_event_that_is_written_twice_changes_nothing(log: Log) -> None:
     state = Partition(next_request=0)
     for offset, (event, at) in enumerate(log):
         fold.apply(state, event, offset, at)
-        if not isinstance(event, m.ModelHandedOff | m.CallsHandedOff):  # the later copy is the one that counts
+        if not isinstance(event, e.ModelHandedOff | e.CallsHandedOff):  # the later copy is the one that counts
             again = copy.deepcopy(state)
             fold.apply(again, event, offset, at)
             assert again == state
@@ -142,7 +142,7 @@ def test_what_is_settled_stays_so(log: Log) -> None:
 def test_events_of_another_life_change_nothing(log: Log) -> None:
     state = whole(log)
     for event, at in log:
-        if isinstance(event, m.RunRequested | m.RequestNoted | m.CallsHandedOff | m.PartitionReleased):
+        if isinstance(event, e.RunRequested | e.RequestNoted | e.CallsHandedOff | e.PartitionReleased):
             continue
         after = copy.deepcopy(state)
         fold.apply(after, replace(event, life=f"{event.life}-another"), 99, at + 1e6)
@@ -182,11 +182,11 @@ def test_whatever_came_before_a_run_can_be_brought_to_its_end(log: Log, chance: 
     assert all(not run.open for run in state.runs.values())
 
 
-def _served(run: Run, chance: Any) -> list[m.Event]:
+def _served(run: Run, chance: Any) -> list[e.Event]:
     """What workers would append for what the run wants now."""
     if run.owed:
         outcome = chance.choice(["calls", "calls", "final", "pause"])
         plan = [b.planned(i, run.turn) for i in range(chance.randint(1, 3))] if outcome == "calls" else []
         return [b.replied(outcome, run.turn, plan=plan, life=run.life, attempt=str(chance.random()))]
     out = [p.call_id for p in effects.publications(run) if isinstance(p, effects.CallDue)]
-    return [m.ToolReturned(run.run_id, run.life, call_id, "ok", b.result()) for call_id in out]
+    return [e.ToolReturned(run.run_id, run.life, call_id, "ok", b.result()) for call_id in out]

@@ -23,8 +23,10 @@ from anabranch.config import KafkaSettings, Settings, WorkerSettings
 from anabranch.kafka.memory import MemoryBroker, Timing
 from anabranch.kafka.memory_append import MemoryAppender
 from anabranch.kafka.seam import Place
-from anabranch.messages import RunCancelled, RunRequest
-from anabranch.runtime import Shutdown, serve_agent
+from anabranch.log_events import RunCancelled
+from anabranch.messages import RunRequest
+from anabranch.roles import serve_agent
+from anabranch.runtime import Shutdown
 from anabranch.topics import Namespace
 
 NAMES = Namespace("t")

@@ -13,7 +13,7 @@ from tests.support import builders as b
 from tests.support.desk import Desk, Log
 from tests.support.virtual import virtually
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.jobs import Job, Request
 
 OTHER = "another"
@@ -46,7 +46,7 @@ async def test_a_call_in_flight_is_handed_off_with_how_far_the_publications_are(
     desk = in_flight()
     prepared(desk)
     give_up(desk, 60.0)
-    assert desk.appended == [m.ModelHandedOff("r", b.LIFE, 1, "w", 60.0), m.PartitionReleased(1)]
+    assert desk.appended == [e.ModelHandedOff("r", b.LIFE, 1, "w", 60.0), e.PartitionReleased(1)]
     assert desk.jobs.cancelled == []
 
 
@@ -99,7 +99,7 @@ async def test_when_the_time_is_up_it_reads_on_to_the_end_before_it_calls() -> N
     (key,) = rung(desk)
     desk.owner.read_on(key, end=desk.log.end + 1)
     assert desk.jobs.due == [], "something lies before the end that is not read yet"
-    desk.write(m.PartitionReleased(0))
+    desk.write(e.PartitionReleased(0))
     assert len(desk.jobs.due) == 1
 
 

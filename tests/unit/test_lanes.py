@@ -18,6 +18,7 @@ from tests.support import builders as b
 from tests.support.desk import NAMESPACE, Desk
 from tests.support.wait import until
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import cleaning
 from anabranch.agent.admission import Admission
@@ -27,6 +28,7 @@ from anabranch.agent.state import Nexts, Partition
 from anabranch.codec import decode, encode
 from anabranch.config import AgentSettings
 from anabranch.errors import WireError
+from anabranch.fields import LANES, Lane
 from anabranch.kafka.seam import Committed
 from anabranch.topics import BULK_REQUESTS, REQUESTS, partition_of
 
@@ -35,7 +37,7 @@ def fresh() -> Partition:
     return Partition(next_request=0, next_bulk=0)
 
 
-def in_bulk(run_id: str = "x", *, offset: int = 0, after: int = 0, after_bulk: int = 0) -> m.RunRequested:
+def in_bulk(run_id: str = "x", *, offset: int = 0, after: int = 0, after_bulk: int = 0) -> e.RunRequested:
     opens = b.opening(request=b.request(run_id=run_id))
     return b.requested(run_id, after=after, offset=offset, lane="bulk", after_bulk=after_bulk, opens=opens)
 
@@ -57,7 +59,7 @@ def test_each_lane_moves_its_own_next_request() -> None:
     [in_bulk(after=0), in_bulk(after=1, after_bulk=1), b.requested("x", offset=1, after=1, after_bulk=1)],
     ids=["bulk, behind in the other", "bulk, ahead in its own", "interactive, ahead in the other"],
 )
-def test_an_event_counts_only_where_both_lanes_are_as_it_presumes(event: m.Event) -> None:
+def test_an_event_counts_only_where_both_lanes_are_as_it_presumes(event: e.Event) -> None:
     state = b.folded(b.requested(after_bulk=0), event, state=fresh())
     assert (state.nexts, list(state.runs)) == (Nexts(1, 0), ["r"])
 
@@ -87,9 +89,9 @@ def test_a_reader_that_knows_no_lanes_cannot_take_a_bulk_request_for_another() -
 
 
 @pytest.mark.parametrize("event", [in_bulk(offset=7, after=2), b.requested(after_bulk=9), b.cancelled(4, 5)])
-def test_an_event_that_speaks_of_lanes_is_read_as_it_was_written(event: m.Event) -> None:
+def test_an_event_that_speaks_of_lanes_is_read_as_it_was_written(event: e.Event) -> None:
     read = decode(b.record(event, 0))
-    assert replace(read, size=0) == event if isinstance(read, m.RunRequested) else read == event
+    assert replace(read, size=0) == event if isinstance(read, e.RunRequested) else read == event
 
 
 def test_a_bulk_event_without_its_place_cannot_be_read() -> None:
@@ -191,7 +193,7 @@ def test_a_snapshot_says_where_both_lanes_are() -> None:
 # --- room ----------------------------------------------------------------------------------------------------------
 
 
-def filled(room: Room, lane: m.Lane) -> int:
+def filled(room: Room, lane: Lane) -> int:
     """How many bytes one lane takes, until it may not any more."""
     before = room.used
     while room.takes(lane):
@@ -235,7 +237,7 @@ class Watched(Admission):
 async def admitting(desk: Desk) -> AsyncIterator[Watched]:
     """Takes up the requests of both lanes."""
     admission = Watched(desk)
-    tasks = [asyncio.create_task(admission.run(lane)) for lane in m.LANES]
+    tasks = [asyncio.create_task(admission.run(lane)) for lane in LANES]
     try:
         yield admission
         assert not any(task.done() for task in tasks), "admission has died"
@@ -246,7 +248,7 @@ async def admitting(desk: Desk) -> AsyncIterator[Watched]:
                 await task
 
 
-def asked(offset: int, run_id: str, lane: m.Lane = "interactive", **fields: Any) -> b.Read:
+def asked(offset: int, run_id: str, lane: Lane = "interactive", **fields: Any) -> b.Read:
     body = {"agent": "a", "input": "hello", "run_id": run_id, **fields}
     return b.raw_request(body, offset, topic=BULK_REQUESTS if lane == "bulk" else REQUESTS)
 
@@ -332,5 +334,5 @@ async def test_a_request_on_the_wrong_partition_is_moved_in_its_lane() -> None:
     (moved,) = desk.sent.to(NAMESPACE.bulk_requests)
     (event,) = desk.appended
     assert moved.topic.endswith(BULK_REQUESTS)
-    assert isinstance(event, m.RequestNoted)
+    assert isinstance(event, e.RequestNoted)
     assert (moved.partition, event.code, event.lane) == (5, "moved", "bulk")

@@ -19,6 +19,7 @@ from tests.support import builders as b
 from tests.support.desk import NAMESPACE, Desk
 from tests.support.wait import until
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch import references
 from anabranch.agent import snapshot
@@ -34,7 +35,8 @@ from anabranch.agent.state import Run
 from anabranch.bodies import dump, read
 from anabranch.config import StoreSettings
 from anabranch.errors import StoreError, TooLarge, WireError
-from anabranch.messages import ReplyTopic, ToolCall, ToolResult
+from anabranch.log_events import ToolResult
+from anabranch.messages import ReplyTopic, ToolCall
 from anabranch.registry import Registry
 from anabranch.store import NO_STORE, Store
 from anabranch.tools import large as tools_large
@@ -244,7 +246,7 @@ def test_a_request_that_names_anything_but_a_hash_is_refused() -> None:
 # --- answers --------------------------------------------------------------------------------------------
 
 
-def referred_reply(reference: str, turn: int = 1, outcome: m.ReplyOutcome = "final") -> m.ModelReplied:
+def referred_reply(reference: str, turn: int = 1, outcome: e.ReplyOutcome = "final") -> e.ModelReplied:
     stop = "end_turn" if outcome == "final" else "pause_turn"
     return b.replied(outcome, turn, body=referring(b.message([], stop), reference, {}))
 
@@ -297,7 +299,7 @@ async def test_a_snapshot_keeps_references() -> None:
     body = referring(b.message([], "tool_use"), GONE, {"tu10": {}})
     run = b.run_after(b.calls(body=body), b.returned(body=b.result(None, content_ref=GONE)))
     parts = snapshot.write(run)
-    last = m.RunSnapshot(run.run_id, run.life, 0, 0, len(parts), len(parts), "w", parts[-1])
+    last = e.RunSnapshot(run.run_id, run.life, 0, 0, len(parts), len(parts), "w", parts[-1])
     assert needed(snapshot.read(last, parts)) == (GONE,)
     assert sum(map(len, parts)) < 4 * INLINE
 

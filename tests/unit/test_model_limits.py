@@ -19,7 +19,7 @@ import pytest
 from tests.support import builders as b
 from tests.support.virtual import now, virtually
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.allowance import left_of
 from anabranch.agent.budget import BURST_S, MINUTE_S
 from anabranch.agent.jobs import Clockwork, Job, Request
@@ -73,7 +73,7 @@ class Fleet:
 
     provider: Provider
     workers: list[Thinker]
-    events: list[m.Event] = field(default_factory=list)
+    events: list[e.Event] = field(default_factory=list)
 
     def give(self, worker: int, count: int, deadline: float = 1e6) -> None:
         for number in range(count):
@@ -82,9 +82,9 @@ class Fleet:
             job = Job("", "m", lambda r=request: r, self.take, lambda *_: None)  # type: ignore[misc]
             self.workers[worker].submit(job)
 
-    def take(self, event: m.Event) -> None:
+    def take(self, event: e.Event) -> None:
         """What only names the attempts that were refused is no end of a run."""
-        if not isinstance(event, m.ModelDiscarded):
+        if not isinstance(event, e.ModelDiscarded):
             self.events.append(event)
 
     def own(self, *shares: range) -> None:
@@ -168,7 +168,7 @@ def test_a_declared_limit_is_kept_and_reached_and_provokes_no_refusal(name: str,
         await fleet.done(runs)
 
     fleet = played(play, limits, declared=True, workers=workers)
-    assert all(isinstance(event, m.ModelReplied) for event in fleet.events)
+    assert all(isinstance(event, e.ModelReplied) for event in fleet.events)
     spread = 0.15 * limit if kind == "output_tokens" else 0.0
     call = 1.5 * MEAN[kind]
     assert fleet.most(kind) <= limit * (1 + BURST_S / MINUTE_S) + 3 * workers * call + spread
@@ -212,7 +212,7 @@ def test_a_limit_that_only_the_provider_names_is_found_from_its_first_replies(wo
         await fleet.done(400)
 
     fleet = played(play, limits, declared=False, workers=workers)
-    assert all(isinstance(event, m.ModelReplied) for event in fleet.events)
+    assert all(isinstance(event, e.ModelReplied) for event in fleet.events)
     assert fleet.provider.meter.refused <= 20
     end = fleet.provider.meter.metered[-1].at
     assert fleet.rate("requests", 60, end - 15) >= 0.9 * 50
@@ -230,7 +230,7 @@ def test_a_limit_that_nobody_names_is_found_by_its_refusals() -> None:
         await fleet.done(400)
 
     fleet = played(play, limits, declared=False, workers=1, says=False)
-    assert all(isinstance(event, m.ModelReplied) for event in fleet.events)
+    assert all(isinstance(event, e.ModelReplied) for event in fleet.events)
     end = fleet.provider.meter.metered[-1].at
     assert fleet.rate("requests", 60, end - 15) >= 0.8 * 50
     assert fleet.provider.meter.refused <= 500
@@ -254,7 +254,7 @@ def test_somebody_else_who_uses_up_the_limit_is_made_way_for() -> None:
         taking.cancel()
 
     fleet = played(play, limits, declared=True, workers=2)
-    assert all(isinstance(event, m.ModelReplied) for event in fleet.events)
+    assert all(isinstance(event, e.ModelReplied) for event in fleet.events)
     assert fleet.provider.meter.refused <= 400
 
 
@@ -267,4 +267,4 @@ def test_a_pause_longer_than_the_time_left_fails_only_the_runs_that_it_really_ou
         await fleet.done(3)
 
     fleet = played(play, RateLimits(requests=1), declared=True, workers=1)
-    assert all(isinstance(event, m.ModelReplied) for event in fleet.events)
+    assert all(isinstance(event, e.ModelReplied) for event in fleet.events)

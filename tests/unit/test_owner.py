@@ -14,6 +14,7 @@ import pytest
 from tests.support import builders as b
 from tests.support.desk import NAMESPACE, Desk, Log
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import answered
 from anabranch.agent.commit import Commit
@@ -28,7 +29,7 @@ from anabranch.topics import partition_of
 AMO = b.planned(0, delivery="at_most_once", deadline_s=60.0)
 
 
-def replies(desk: Desk, event: m.Event) -> None:
+def replies(desk: Desk, event: e.Event) -> None:
     """The model call that is due is answered."""
     job = desk.jobs.due.pop()
     assert job.prepare() is not None
@@ -111,7 +112,7 @@ async def test_a_run_whose_agent_is_gone_fails_alone() -> None:
     desk = Desk().begin().write(b.requested(opens=b.opening(revision="gone")))
     assert desk.jobs.due.pop().prepare() is None
     (event,) = desk.appended
-    assert isinstance(event, m.ModelFailed)
+    assert isinstance(event, e.ModelFailed)
     assert event.error.code == "internal"
 
 
@@ -119,7 +120,7 @@ async def test_a_reply_that_cannot_be_written_fails_its_run() -> None:
     desk = Desk().begin().write(b.requested())
     replies(desk, b.replied())
     await desk.sent.fail(TooLarge("too large"), NAMESPACE.log)
-    assert isinstance(desk.appended[-1], m.ModelFailed)
+    assert isinstance(desk.appended[-1], e.ModelFailed)
     desk.log.take(desk.sent.to(NAMESPACE.log)[-1])
     desk.read()
     assert desk.answers[-1]["error"]["code"] == "internal"
@@ -152,7 +153,7 @@ async def test_what_lies_below_done_is_not_published_again() -> None:
     log.write(b.requested(), b.calls(), b.requested("s", after=1, offset=1), b.replied(run_id="s", life="1"))
     assert len(Desk(log).begin(Commit(0, 4, 0)).read().sent.records) == 0
     assert len(Desk(log).begin(Commit(0, 3, 0)).read().answers) == 1
-    log.write(m.PartitionReleased(4))
+    log.write(e.PartitionReleased(4))
     assert len(Desk(log).begin(Commit(0, 0, 0)).read().sent.records) == 0
 
 
@@ -174,11 +175,11 @@ async def test_an_answer_that_is_too_large_is_sent_without_what_makes_it_large()
     ("plan", "error"),
     [(b.planned(), BrokerError("no such topic")), (b.planned(), TooLarge("x")), (AMO, TooLarge("never written"))],
 )
-async def test_a_call_that_cannot_be_published_is_an_error_result(plan: m.PlannedCall, error: Exception) -> None:
+async def test_a_call_that_cannot_be_published_is_an_error_result(plan: e.PlannedCall, error: Exception) -> None:
     desk = Desk().begin().write(b.requested(), b.calls(plan)).land().read()
     await desk.sent.fail(error, NAMESPACE.calls("q"))
     event = desk.appended[-1]
-    assert isinstance(event, m.ToolReturned)
+    assert isinstance(event, e.ToolReturned)
     assert event.outcome == "error"
 
 
@@ -189,7 +190,7 @@ async def test_a_reply_whose_body_is_rubbish_stops_its_own_run_only(body: bytes)
     desk.log.write(b.calls(b.planned(0, run_id="s"), run_id="s", life="1"))
     desk.read()
     assert desk.called == [b.call_id(run_id="s")]
-    assert isinstance(desk.appended[-1], m.ToolReturned)
+    assert isinstance(desk.appended[-1], e.ToolReturned)
 
 
 async def test_a_record_that_cannot_be_read_is_a_dead_letter_and_the_partition_goes_on() -> None:
@@ -227,7 +228,7 @@ async def test_an_at_most_once_call_is_published_when_our_token_has_won() -> Non
     desk = Desk().begin().write(b.requested(), b.calls(AMO))
     desk.write(b.discarded())
     (event,) = desk.appended
-    assert isinstance(event, m.CallDispatched)
+    assert isinstance(event, e.CallDispatched)
     assert desk.called == []
     desk.land().read()
     assert desk.called == [b.call_id()]
@@ -311,7 +312,7 @@ async def test_a_deadline_is_told_to_the_log_and_the_fold_decides() -> None:
     desk.owner._ring(Moment("call", "r", "0", b.call_id()))
     desk.owner._ring(Moment("run", "r", "0"))
     desk.owner._ring(Moment("run", "r", "another life"))
-    assert [type(event) for event in desk.appended] == [m.CallExpired, m.RunExpired]
+    assert [type(event) for event in desk.appended] == [e.CallExpired, e.RunExpired]
     desk.land().read()
     assert b.run_of(desk.owner.state).open
     desk.owner.suspend()
@@ -336,7 +337,7 @@ async def test_low_is_the_oldest_event_that_somebody_needs() -> None:
 
 
 async def test_without_metadata_low_stays_with_the_last_event_that_tells_the_next_request() -> None:
-    desk = Desk().begin().write(b.noted("moved", "x"), b.noted("moved", "y", after=1, offset=1), m.PartitionReleased(0))
+    desk = Desk().begin().write(b.noted("moved", "x"), b.noted("moved", "y", after=1, offset=1), e.PartitionReleased(0))
     assert desk.owner.commit(False) == Commit(1, 3, 2)
 
 
@@ -367,7 +368,7 @@ async def test_a_deadline_that_came_while_the_session_was_in_doubt_is_told_later
     assert desk.appended == []
     desk.alive, desk.clock.now = True, b.DEADLINE + 5
     desk.owner._timers._due()
-    assert [type(event) for event in desk.appended] == [m.RunExpired]
+    assert [type(event) for event in desk.appended] == [e.RunExpired]
 
 
 async def test_a_model_call_that_was_not_begun_in_doubt_is_begun_later() -> None:
@@ -410,7 +411,7 @@ async def test_what_a_parked_run_has_published_is_done() -> None:
 async def test_a_defect_that_shows_at_an_acknowledgement_ends_the_worker() -> None:
     desk = Desk().begin()
 
-    def defective(event: m.Event, size: int, acked: Acked) -> None:
+    def defective(event: e.Event, size: int, acked: Acked) -> None:
         raise RuntimeError("a defect")
 
     desk.station.heard[0] = defective

@@ -20,6 +20,7 @@ from tests.unit.test_handing_over import prepared
 from tests.unit.test_thinking import DONE, only, thought
 from tests.unit.test_thinking import Desk as Table
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import fold
 from anabranch.agent.deadlines import Moment
@@ -66,10 +67,10 @@ def cancelled_after(seconds: float, why: str = "the run has ended") -> Any:
 @pytest.mark.parametrize(("seconds", "output"), [(2, 1), (70, 40)])
 def test_what_a_cancelled_call_had_used_is_told(seconds: int, output: int) -> None:
     event = only(cancelled_after(seconds))
-    assert isinstance(event, m.ModelDiscarded)
+    assert isinstance(event, e.ModelDiscarded)
     assert (event.attempt, event.reason) == ("id1", "the run has ended")
     assert event.usage == m.Usage(10, output, cost_usd=(10 + output) / 1e6)
-    assert event.tried == (m.Tried("m", 0.0, seconds, "ended", "the run has ended"),)
+    assert event.tried == (e.Tried("m", 0.0, seconds, "ended", "the run has ended"),)
 
 
 def test_of_a_call_that_had_used_nothing_nothing_is_told() -> None:
@@ -103,7 +104,7 @@ def test_what_an_attempt_has_used_is_told_once() -> None:
         await table.thinker.idle()
 
     table = thought(Speaks(broken), arrange)  # type: ignore[arg-type]
-    assert [(type(event), event.usage.input_tokens) for event in table.events] == [(m.ModelDiscarded, 10)]  # type: ignore[union-attr]
+    assert [(type(event), event.usage.input_tokens) for event in table.events] == [(e.ModelDiscarded, 10)]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -176,12 +177,12 @@ def test_while_it_goes_on_they_are_named_once_a_minute() -> None:
 # --- two replies of one turn -----------------------------------------------------------------------------------------
 
 
-def late(attempt: str = "late", **fields: Any) -> m.ModelReplied:
+def late(attempt: str = "late", **fields: Any) -> e.ModelReplied:
     return replace(b.replied("final", attempt=attempt, usage=PAID), **fields)
 
 
-def discards(desk: Desk) -> list[m.ModelDiscarded]:
-    return [event for event in desk.appended if isinstance(event, m.ModelDiscarded)]
+def discards(desk: Desk) -> list[e.ModelDiscarded]:
+    return [event for event in desk.appended if isinstance(event, e.ModelDiscarded)]
 
 
 async def test_the_reply_that_comes_second_counts_as_discarded() -> None:
@@ -221,7 +222,7 @@ async def test_a_reply_that_cannot_be_written_is_paid_for_all_the_same() -> None
     job, _ = prepared(desk)
     job.append(replace(b.replied(), usage=PAID))
     await desk.sent.fail(TooLarge("too large"), NAMESPACE.log)
-    assert [type(event) for event in desk.appended] == [m.ModelReplied, m.ModelDiscarded, m.ModelFailed]
+    assert [type(event) for event in desk.appended] == [e.ModelReplied, e.ModelDiscarded, e.ModelFailed]
     assert discards(desk)[0].usage == PAID
 
 
@@ -231,11 +232,11 @@ async def test_a_reply_that_cannot_be_written_is_paid_for_all_the_same() -> None
 async def test_a_deadline_says_what_the_call_under_way_has_used() -> None:
     desk = Desk().begin().write(b.requested())
     job, _ = prepared(desk)
-    tried = (m.Tried("other", 1.0, 2.0, "ended", "late"),)
-    desk.jobs.used[job] = m.ModelDiscarded("r", b.LIFE, 1, "att", PAID, "late", "other", tried)
+    tried = (e.Tried("other", 1.0, 2.0, "ended", "late"),)
+    desk.jobs.used[job] = e.ModelDiscarded("r", b.LIFE, 1, "att", PAID, "late", "other", tried)
     desk.owner._ring(Moment("run", "r", "0"))
     (expired,) = desk.appended
-    assert expired == m.RunExpired("r", "0", "the run's deadline has passed", "att", PAID, "other", tried)
+    assert expired == e.RunExpired("r", "0", "the run's deadline has passed", "att", PAID, "other", tried)
     assert desk.jobs.cancelled == [], "by the broker's clock it may not have come"
     desk.land(at=b.DEADLINE + 1).read()
     assert desk.jobs.cancelled == [job]
@@ -251,12 +252,12 @@ async def test_a_deadline_without_a_call_says_nothing_of_any() -> None:
     desk.owner._ring(Moment("run", "r", "0"))
     prepared(desk)
     desk.owner._ring(Moment("run", "r", "0"))
-    assert desk.appended == [m.RunExpired("r", "0", "the run's deadline has passed")] * 2
+    assert desk.appended == [e.RunExpired("r", "0", "the run's deadline has passed")] * 2
 
 
 def test_a_deadline_that_has_not_come_by_the_brokers_clock_costs_nothing() -> None:
     state = b.folded(b.requested())
-    early = m.RunExpired("r", b.LIFE, "", "att", PAID)
+    early = e.RunExpired("r", b.LIFE, "", "att", PAID)
     fold.apply(state, early, 1, b.DEADLINE)
     assert b.run_of(state).discarded == m.Usage()
     fold.apply(state, early, 2, b.DEADLINE + 1)
@@ -265,7 +266,7 @@ def test_a_deadline_that_has_not_come_by_the_brokers_clock_costs_nothing() -> No
 
 def test_an_attempt_that_was_told_of_before_is_not_paid_again_by_the_deadline() -> None:
     state = b.folded(b.requested(), b.discarded(attempt="att", usage=PAID))
-    fold.apply(state, m.RunExpired("r", b.LIFE, "", "att", PAID), 2, b.DEADLINE + 1)
+    fold.apply(state, e.RunExpired("r", b.LIFE, "", "att", PAID), 2, b.DEADLINE + 1)
     assert b.run_of(state).discarded == PAID
 
 
@@ -281,4 +282,4 @@ def test_the_thinker_knows_what_a_call_has_used_so_far() -> None:
         await table.thinker.idle()
         assert table.thinker.spent(job) is None
 
-    assert isinstance(only(thought(Speaks(), arrange)), m.ModelReplied)  # type: ignore[arg-type]
+    assert isinstance(only(thought(Speaks(), arrange)), e.ModelReplied)  # type: ignore[arg-type]

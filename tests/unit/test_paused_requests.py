@@ -10,14 +10,14 @@ import pytest
 from tests.support.virtual import now, virtually
 from tests.unit.test_gaps import NAMES, asked, until, working
 
-from anabranch.agent import admission
+from anabranch.agent import waiting
 from anabranch.kafka.memory import MemoryBroker
 from anabranch.kafka.memory_read import MemorySubscription
 from anabranch.kafka.seam import Place
 
 
 def test_a_lane_that_was_paused_is_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "BUFFER", 0)  # one delivery is too many
+    monkeypatch.setattr(waiting, "BUFFER", 0)  # one delivery is too many
     paused: list[Place] = []
     pause = MemorySubscription.pause
 

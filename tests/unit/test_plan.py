@@ -15,7 +15,7 @@ from tests.support import builders as b
 from anabranch.agent.plan import BatchContext, plan, unfit
 from anabranch.agent.reply import RequestedCall
 from anabranch.agent.tokens import derived
-from anabranch.messages import PlannedCall
+from anabranch.log_events import PlannedCall
 from anabranch.specs import AgentLimits, ToolSpec
 
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0}}, "required": ["n"]}

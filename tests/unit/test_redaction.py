@@ -15,7 +15,7 @@ import pytest
 
 from anabranch.cli import frame
 from anabranch.confidential import secrets_of
-from anabranch.config import load
+from anabranch.environment import load
 from anabranch.errors import BrokerError, ConfigError
 from anabranch.redaction import MASK, Redaction
 

@@ -12,7 +12,7 @@ from typing import get_args
 
 import pytest
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.model import Failure, Transient
 from anabranch.agent.retrying import BURST, NAMED, REPLY, RULES, TELL_S, RetryBudget, Tries, pause_s
 from anabranch.config import AgentSettings
@@ -133,8 +133,8 @@ def test_who_finds_none_left_learns_when_there_is_one() -> None:
 # --- what is told of them --------------------------------------------------------------------------------------------
 
 
-def tried(number: int, reason: str = "529") -> m.Tried:
-    return m.Tried("m", float(number), 1.0, "overload", reason)
+def tried(number: int, reason: str = "529") -> e.Tried:
+    return e.Tried("m", float(number), 1.0, "overload", reason)
 
 
 def test_attempts_wait_a_minute_for_an_event_that_names_them() -> None:

@@ -19,6 +19,7 @@ import jsonschema_rs
 import pytest
 
 from anabranch import contract, schemagen
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.answer import answer, note_answer
 from anabranch.agent.fold import apply
@@ -170,13 +171,13 @@ def test_readers_may_meet_fields_that_a_schema_does_not_name(name: str) -> None:
 
 
 def test_every_kind_of_event_that_we_write_is_in_the_contract_and_has_an_example() -> None:
-    written = set(get_args(m.Event)) - {m.UnknownEvent}
+    written = set(get_args(e.Event)) - {e.UnknownEvent}
     assert set(BY_EVENT) == written
     assert {type(event) for event in EXAMPLE_EVENTS} == written
 
 
 @pytest.mark.parametrize("event", EXAMPLE_EVENTS, ids=EXAMPLE_IDS)
-def test_an_event_fits_its_schemas_and_comes_back_the_same(event: m.Event) -> None:
+def test_an_event_fits_its_schemas_and_comes_back_the_same(event: e.Event) -> None:
     sent = encode(event, OURS.log, 3, "worker-1")
     assert_keeps_the_contract(BY_EVENT[type(event)], sent)
     assert decoded(as_read(sent)) == event
@@ -206,10 +207,10 @@ def test_an_event_with_further_headers_is_the_same_event() -> None:
         assert decoded(replace(record, headers=(*record.headers, ("of_a_later_version", b"1")))) == event
 
 
-def decoded(record: Read) -> m.Event:
+def decoded(record: Read) -> e.Event:
     """The event, without what the reader notes of the record itself."""
     event = decode(record)
-    return replace(event, size=0) if isinstance(event, m.RunRequested) else event
+    return replace(event, size=0) if isinstance(event, e.RunRequested) else event
 
 
 def sample(what: dict[str, Any]) -> str:
@@ -229,7 +230,7 @@ STATION = cast(Station, SimpleNamespace(namespace=OURS, worker_id="agent-1", res
 FINAL = {"id": "msg_02", "role": "assistant", "stop_reason": "end_turn", "content": [{"type": "text", "text": "Done."}]}
 
 
-def a_run(events: Iterable[m.Event]) -> Run:
+def a_run(events: Iterable[e.Event]) -> Run:
     """The run of the examples after `events`."""
     state = Partition()
     for offset, event in enumerate(events):
@@ -237,12 +238,12 @@ def a_run(events: Iterable[m.Event]) -> Run:
     return state.runs[RUN]
 
 
-def examples_of(*kinds: type) -> list[m.Event]:
+def examples_of(*kinds: type) -> list[e.Event]:
     return [next(event for event in EXAMPLE_EVENTS if type(event) is kind) for kind in kinds]
 
 
 def test_a_tool_call_fits_its_schemas() -> None:
-    run = a_run(examples_of(m.RunRequested, m.ModelReplied))
+    run = a_run(examples_of(e.RunRequested, e.ModelReplied))
     call = run.call(CALL)
     assert call is not None
     sent = call_record(STATION, 11, run, call)
@@ -250,9 +251,9 @@ def test_a_tool_call_fits_its_schemas() -> None:
 
 
 def test_an_answer_fits_its_schemas_whether_its_request_was_good_or_not() -> None:
-    final = m.ModelReplied(RUN, LIFE, 2, ATTEMPT, "final", (), m.Usage(), dump(FINAL))
-    run = a_run([*examples_of(m.RunRequested, m.ModelReplied, m.ToolReturned), final])
-    rejected = next(event for event in EXAMPLE_EVENTS if isinstance(event, m.RequestNoted))
+    final = e.ModelReplied(RUN, LIFE, 2, ATTEMPT, "final", (), m.Usage(), dump(FINAL))
+    run = a_run([*examples_of(e.RunRequested, e.ModelReplied, e.ToolReturned), final])
+    rejected = next(event for event in EXAMPLE_EVENTS if isinstance(event, e.RequestNoted))
     for body in (answer(run), note_answer(rejected)):
         assert_keeps_the_contract(BY_NAME["run.response"], response_record(STATION, RUN, m.ReplyTo(3), body))
 

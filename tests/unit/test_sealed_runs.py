@@ -21,6 +21,7 @@ from tests.support.desk import Desk
 from tests.support.sealing import Keys, opened, sealed, sealer, sealing
 from tests.unit import test_listening as listening
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import snapshot
 from anabranch.agent.answer import answer, response
@@ -39,7 +40,8 @@ from anabranch.bodies import dump, read, read_request
 from anabranch.client_seals import ClientSeals
 from anabranch.config import AgentSettings, StoreSettings
 from anabranch.errors import Forgotten, InvalidRequest, SealError, StoreError
-from anabranch.messages import RunRequest, ToolCall, ToolResult
+from anabranch.log_events import ToolResult
+from anabranch.messages import RunRequest, ToolCall
 from anabranch.registry import Registry
 from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.specs import ToolSpec
@@ -53,7 +55,7 @@ SAID = [b.text(f"I look up {SECRET}"), b.tool_use("tu10", "t", AS_SAID)]
 MESSAGES = [{"role": "user", "content": f"my card is {SECRET}"}]
 
 
-def asked() -> m.Opening:
+def asked() -> e.Opening:
     """A run that was asked for sealed."""
     return b.opening(request=b.request(input=None, messages_sealed=sealed("messages", MESSAGES), tenant="acme"))
 
@@ -118,7 +120,7 @@ async def test_a_snapshot_says_seals_again() -> None:
     run = await a_turn()
     parts = snapshot.write(run)
     assert not any(SECRET.encode() in part for part in parts)
-    last = m.RunSnapshot(run.run_id, run.life, 0, 0, len(parts), len(parts), "w", parts[-1])
+    last = e.RunSnapshot(run.run_id, run.life, 0, 0, len(parts), len(parts), "w", parts[-1])
     assert sealed_in(snapshot.read(last, parts)) == sealed_in(run)
     assert [what for what, _ in sealed_in(run)] == ["messages", "reply", "result"]
 
@@ -166,18 +168,18 @@ READABLE: dict[type, str] = {
     m.RunRequest: "run_id agent tenant deadline_s max_turns max_cost_usd parallel_tool_calls reply_to stream "
     "stream_thinking cancel",
     m.ToolCall: "call_id run_id agent tenant lane tool dispatch deadline idempotency_key reply",
-    m.ToolResult: "started_at finished_at tries worker",
-    m.PlannedCall: "call_id tool_use_id tool queue key delivery deadline_s on_error after partition",
+    e.ToolResult: "started_at finished_at tries worker",
+    e.PlannedCall: "call_id tool_use_id tool queue key delivery deadline_s on_error after partition",
     m.StreamDelta: "run_id turn attempt type tool tool_use_id number index",
     m.RunError: "code",
     m.RunResponse: "run_id agent revision status stop_reason error usage turns calls timing",
     m.Usage: "input_tokens output_tokens cache_read_input_tokens cache_creation_input_tokens cost_usd",
-    m.Tried: "model at took_s failure reason times",
-    m.ModelReplied: "run_id life turn attempt outcome plan usage body code inputs plan_json model tried",
-    m.ModelFailed: "run_id life turn attempt error tried",
-    m.ModelDiscarded: "run_id life turn attempt usage reason model tried",
-    m.RunExpired: "run_id life reason attempt usage model tried",
-    m.CallExpired: "run_id life call_id reason",
+    e.Tried: "model at took_s failure reason times",
+    e.ModelReplied: "run_id life turn attempt outcome plan usage body code inputs plan_json model tried",
+    e.ModelFailed: "run_id life turn attempt error tried",
+    e.ModelDiscarded: "run_id life turn attempt usage reason model tried",
+    e.RunExpired: "run_id life reason attempt usage model tried",
+    e.CallExpired: "run_id life call_id reason",
 }
 """What is in no seal, for none of it quotes anybody: `reason` is ours, or stands for a text that is left out; `body`
 and `error` have seals of their own, and a tool that the model has made up is not named.
@@ -297,7 +299,7 @@ async def test_what_a_provider_says_of_an_error_is_sealed() -> None:
     model = Fails(Transient(f"broke off at {SECRET}", usage=usage), Hopeless("model_rejected", f"bad {SECRET}", usage))
     clockwork = Clockwork(lambda: 0.0, lambda: "id", random.Random(1))
     thinker = Thinker(model, AgentSettings(model_backoff_s=0.0), {}, clockwork, {}, sealing=sealing(Keys()))
-    request, events = to_request(b.run_after(opens=asked()), Offers(registry())), asyncio.Queue[m.Event]()
+    request, events = to_request(b.run_after(opens=asked()), Offers(registry())), asyncio.Queue[e.Event]()
     job = Job("acme", "m", lambda: replace(request, deadline=60.0), events.put_nowait, lambda *_: None)
     running = asyncio.create_task(thinker.run())
     thinker.submit(job)
@@ -306,7 +308,7 @@ async def test_what_a_provider_says_of_an_error_is_sealed() -> None:
             first, second, last = [await events.get() for _ in range(3)]
     finally:
         running.cancel()
-    assert isinstance(last, m.ModelFailed)
+    assert isinstance(last, e.ModelFailed)
     assert SECRET not in str([first, second, last])
     assert (last.error.code, last.error.message) == ("model_rejected", "(sealed)")
     assert opened("error", last.error.message_sealed or "") == f"bad {SECRET}"

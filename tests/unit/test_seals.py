@@ -17,7 +17,8 @@ import pytest
 from tests.support.wait import until
 
 from anabranch import App
-from anabranch.config import SealingSettings, Settings, StoreSettings, load, shown
+from anabranch.config import SealingSettings, Settings, StoreSettings
+from anabranch.environment import load, shown
 from anabranch.errors import ConfigError, Forgotten, SealError, StoreUnavailable
 from anabranch.keys import KEPT_S, Keyring, StoredKeys, Tenancy, stored_keys
 from anabranch.references import is_one

@@ -17,11 +17,12 @@ from tests.support import builders as b
 from tests.support.builders import Read
 from tests.support.desk import NAMESPACE, Desk, Outbox
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing, encode
-from anabranch.config import SigningSettings, load, shown
+from anabranch.config import SigningSettings
 from anabranch.contract_examples import EVENTS
+from anabranch.environment import load, shown
 from anabranch.errors import ConfigError, WireError
 from anabranch.kafka.seam import Appender
 from anabranch.registry import Registry, register
@@ -35,12 +36,12 @@ def as_read(record: Outgoing) -> Read:
     return b.as_read(record, 0, 1.0)
 
 
-def written(event: m.Event, keys: dict[str, bytes] | None = None) -> Read:
+def written(event: e.Event, keys: dict[str, bytes] | None = None) -> Read:
     record = encode(event, "shop.agent.log", 3, "agent-1")
     return as_read(Signer(keys).signed(record) if keys else record)
 
 
-def kind_of(event: m.Event) -> str:
+def kind_of(event: e.Event) -> str:
     return dict(written(event).headers)["ce_type"].decode()
 
 
@@ -53,7 +54,7 @@ def is_taken(record: Any, signer: Signer) -> bool:
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=kind_of)
-def test_what_agent_workers_write_must_be_signed_and_what_others_write_need_not_be(event: m.Event) -> None:
+def test_what_agent_workers_write_must_be_signed_and_what_others_write_need_not_be(event: e.Event) -> None:
     signer = Signer(OURS, required=True)
     assert is_taken(written(event, OURS), signer)
     assert is_taken(written(event), signer) == (kind_of(event) in OPEN)

@@ -1,6 +1,6 @@
 """Snapshots and cleaning: a run said again is the run, it counts only when nothing lies between, and low moves on.
 
-Responsible for: `agent/snapshot.py`, `agent/cleaning.py`, and the fold's rule for `run.snapshot`.
+Responsible for: `agent/snapshot.py`, `agent/cleaning.py`, and `agent/collecting.py`, the fold's rule for them.
 Must never: run a broker. Called by: pytest.
 """
 
@@ -14,7 +14,7 @@ import pytest
 from tests.support import builders as b
 from tests.support.desk import Desk
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import cleaning, fold, snapshot
 from anabranch.agent.cleaning import LogSize
 from anabranch.agent.commit import Commit
@@ -25,7 +25,7 @@ BIG = "x" * 700_000
 SMALL, STEP = 4_000_000, 50_000
 
 
-def folded(*events: m.Event | None, state: Partition | None = None) -> Partition:
+def folded(*events: e.Event | None, state: Partition | None = None) -> Partition:
     state = state or Partition()
     for event in events:
         fold.apply(state, event, state.position, float(state.position))
@@ -36,12 +36,12 @@ def in_mid_run() -> Partition:
     return folded(b.requested(), b.calls(b.planned(0), b.planned(1)), b.returned())
 
 
-def said_again(state: Partition, run_id: str = "r", **changes: Any) -> list[m.RunSnapshot]:
+def said_again(state: Partition, run_id: str = "r", **changes: Any) -> list[e.RunSnapshot]:
     return list(cleaning.snapshots(state, [state.runs[run_id]], changes.pop("author", "w1")))
 
 
 def read_again(run: Run, parts: list[bytes], **changes: Any) -> Run:
-    last = m.RunSnapshot(run.run_id, run.life, 0, 0, len(parts), len(parts), "w1", b"", **changes)
+    last = e.RunSnapshot(run.run_id, run.life, 0, 0, len(parts), len(parts), "w1", b"", **changes)
     return snapshot.read(last, parts)
 
 
@@ -110,15 +110,15 @@ def test_without_a_commit_the_snapshot_says_which_request_is_next() -> None:
 def test_it_goes_on_from_the_snapshot_as_from_the_events() -> None:
     whole = in_mid_run()
     as_of, events = whole.position, said_again(whole)
-    rest: list[m.Event] = [b.returned(1), b.replied(turn=2)]
+    rest: list[e.Event] = [b.returned(1), b.replied(turn=2)]
     folded(*events, *rest, state=whole)
     later = folded(*events, *rest, state=Partition(began=as_of, position=as_of, next_request=1))
     assert later.runs == whole.runs
     assert not whole.runs["r"].open
 
 
-@pytest.mark.parametrize("between", [b.returned(1), m.CallsHandedOff("w", 1.0, (b.planned(1).call_id,)), b.cancelled()])
-def test_an_event_of_the_run_in_between_makes_it_void(between: m.Event) -> None:
+@pytest.mark.parametrize("between", [b.returned(1), e.CallsHandedOff("w", 1.0, (b.planned(1).call_id,)), b.cancelled()])
+def test_an_event_of_the_run_in_between_makes_it_void(between: e.Event) -> None:
     state = in_mid_run()
     first, events = state.runs["r"].first, said_again(state)
     folded(between, *events, state=state)
@@ -196,7 +196,7 @@ async def test_a_run_that_is_parked_by_its_snapshot_holds_low_and_costs_no_other
     assert "run r is parked" in caplog.text
     assert desk.called == []
     desk.owner.clean(age_s=0.0)
-    assert not any(isinstance(appended, m.RunSnapshot) for appended in desk.appended)
+    assert not any(isinstance(appended, e.RunSnapshot) for appended in desk.appended)
 
 
 async def test_who_can_read_the_snapshot_goes_on_with_the_run() -> None:
@@ -256,7 +256,7 @@ async def test_an_owner_cleans_and_low_moves_past_the_dead_events() -> None:
     assert after.low == end
     successor = Desk(desk.log).begin(Commit(after.low, after.done, after.next_request)).read()
     assert successor.owner.state.runs["old"] == desk.owner.state.runs["old"]
-    assert len(desk.sent.to("t.agent.log")) == len([e for e in desk.appended if isinstance(e, m.RunSnapshot)])
+    assert len(desk.sent.to("t.agent.log")) == len([each for each in desk.appended if isinstance(each, e.RunSnapshot)])
 
 
 async def test_a_run_that_grows_old_is_said_again_in_time() -> None:

@@ -11,7 +11,8 @@ import time
 import pytest
 from tests.support.told import ABOVE, SAMPLED, TRACE, UNSAMPLED
 
-from anabranch.config import TelemetrySettings, load
+from anabranch.config import TelemetrySettings
+from anabranch.environment import load
 from anabranch.errors import ConfigError
 from anabranch.spans import Parent, Span, opened, parse, sampled, span_id, surrounding, trace_id, valid
 

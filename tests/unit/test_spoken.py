@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import builders as b
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.state import Partition
 from anabranch.agent.tokens import in_stream
@@ -26,12 +27,12 @@ REPLY = b.calls(b.planned(0, tool_use_id="tu0"), body=b.message(BLOCKS, "tool_us
 class Listener:
     """The log and the stream of one run, as they reach somebody, and what is heard of it."""
 
-    def __init__(self, opens: m.Opening = OPENS) -> None:
+    def __init__(self, opens: e.Opening = OPENS) -> None:
         self.turning, self.state = Turning(), Partition(next_request=0)
         self.heard: list[Spoken] = []
         self.log(b.requested(opens=opens))
 
-    def log(self, event: m.Event) -> None:
+    def log(self, event: e.Event) -> None:
         b.folded(event, state=self.state)
         seen = RunEvent("", 1.0, self.state.position - 1, event, self.state.runs.get(b.RUN))
         before, after = self.turning.log(seen)

@@ -16,7 +16,8 @@ import pytest
 from obstore.store import MemoryStore
 
 from anabranch import references
-from anabranch.config import StoreSettings, load, shown
+from anabranch.config import StoreSettings
+from anabranch.environment import load, shown
 from anabranch.errors import ConfigError, StoreError, StoreUnavailable
 from anabranch.store import NO_STORE, Store, opened
 from anabranch.topics import Namespace

@@ -20,6 +20,7 @@ from tests.support.wait import until
 from tests.unit.test_thinking import DONE, Script, thought
 
 from anabranch import App, RateLimited, Retryable
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import snapshot
 from anabranch.agent.admission import Admission
@@ -29,7 +30,7 @@ from anabranch.codec import cloud_event, decode, encode, header
 from anabranch.spans import parse
 
 
-def traced(**fields: Any) -> m.RunRequested:
+def traced(**fields: Any) -> e.RunRequested:
     return b.requested(trace=SAMPLED, **fields)
 
 
@@ -42,12 +43,12 @@ def trace_of(record: Any) -> str | None:
 
 def test_the_log_keeps_the_trace_of_a_run_and_a_snapshot_does() -> None:
     event = decode(b.as_read(encode(traced(), "t.agent.log", 0, "w"), 0))
-    assert isinstance(event, m.RunRequested)
+    assert isinstance(event, e.RunRequested)
     assert replace(event, size=0) == traced()
     run = b.folded(event).runs["r"]
     assert run.trace == SAMPLED
     [part] = snapshot.write(run)
-    said = m.RunSnapshot("r", "0", 1, 1, 1, 1, "w", part)
+    said = e.RunSnapshot("r", "0", 1, 1, 1, 1, "w", part)
     assert snapshot.read(said, [part]).trace == SAMPLED
 
 
@@ -159,7 +160,7 @@ async def test_a_successor_repeats_nothing_that_is_old_or_was_released() -> None
     successor.clock.now = 9.0 + AGAIN_S + 1
     successor.begin().read()
     assert old.spans == []
-    desk.log.write(m.PartitionReleased(6))
+    desk.log.write(e.PartitionReleased(6))
     successor = Desk(desk.log, traces=released)
     successor.begin().read()
     assert released.spans == []
@@ -179,7 +180,7 @@ async def test_an_owner_that_keeps_its_partition_tells_of_what_happened_meanwhil
 # --- admission ----------------------------------------------------------------------------------------------------
 
 
-async def admitted(told: Told | None, trace: str | None) -> m.Event:
+async def admitted(told: Told | None, trace: str | None) -> e.Event:
     desk = Desk(traces=told).begin()
     admission = Admission(desk.owner, desk.station)
     sent = cloud_event("t.agent.requests", "run.request", "c", "r", orjson.dumps({"agent": "a", "input": "x"}))
@@ -205,15 +206,15 @@ async def admitted(told: Told | None, trace: str | None) -> m.Event:
 )
 async def test_a_run_keeps_the_trace_of_its_request(told: Told | None, trace: str | None, kept: str | None) -> None:
     event = await admitted(told, trace)
-    assert isinstance(event, m.RunRequested)
+    assert isinstance(event, e.RunRequested)
     assert event.trace == kept
 
 
 @pytest.mark.parametrize("samples", [True, False])
 async def test_a_request_without_a_trace_begins_one_that_is_the_runs_own(samples: bool) -> None:
     events = [await admitted(Told(samples_roots=samples), None) for _ in range(2)]
-    assert isinstance(events[0], m.RunRequested)
-    assert isinstance(events[1], m.RunRequested)
+    assert isinstance(events[0], e.RunRequested)
+    assert isinstance(events[1], e.RunRequested)
     assert events[0].trace == events[1].trace, "whoever admits it"
     own = parse(events[0].trace)
     assert own is not None

@@ -18,6 +18,7 @@ from tests.support import builders as b
 from tests.support.an_hour import an_hour
 from tests.support.virtual import now
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.jobs import Clockwork, Job, Request
 from anabranch.agent.model import Hopeless, OnEvent, OnLeft, Transient
@@ -87,7 +88,7 @@ class Desk:
         return job
 
     @property
-    def events(self) -> list[m.Event]:
+    def events(self) -> list[e.Event]:
         return [event for event, _ in self.appended]
 
 
@@ -199,7 +200,7 @@ def test_after_stop_nothing_begins_and_what_runs_goes_on() -> None:
 def test_a_transient_failure_is_tried_again_with_backoff() -> None:
     model = Script(*[Transient("529: overloaded")] * 6)
     desk = thought(model, lambda desk: desk.submit())
-    assert isinstance(only(desk), m.ModelReplied)
+    assert isinstance(only(desk), e.ModelReplied)
     pauses = [after - before for (_, before), (_, after) in itertools.pairwise(model.asked)]
     assert all(pause <= min(8.0, 2.0**number) for number, pause in enumerate(pauses))
     assert sum(pauses) > 1
@@ -230,9 +231,9 @@ def test_a_broken_reply_is_discarded_with_what_it_has_cost() -> None:
     broken = Transient("the stream ended", broken=True, usage={"input_tokens": 7, "output_tokens": 1})
     desk = thought(Script(broken), lambda desk: desk.submit(), {"m": Price(1.0, 1.0)})
     discarded, replied = desk.events
-    assert isinstance(discarded, m.ModelDiscarded)
+    assert isinstance(discarded, e.ModelDiscarded)
     assert (discarded.attempt, discarded.usage.input_tokens, discarded.usage.cost_usd) == ("id1", 7, 8e-6)
-    assert isinstance(replied, m.ModelReplied)
+    assert isinstance(replied, e.ModelReplied)
     assert replied.attempt != discarded.attempt
 
 
@@ -243,7 +244,7 @@ def test_what_cost_nothing_is_not_told() -> None:
 def test_replies_that_break_again_and_again_end_the_run() -> None:
     model = Script(*[Transient("cut", broken=True, usage={"input_tokens": 1})] * 9)
     desk = thought(model, lambda desk: desk.submit())
-    assert [type(event) for event in desk.events] == [m.ModelDiscarded] * 3 + [m.ModelFailed]
+    assert [type(event) for event in desk.events] == [e.ModelDiscarded] * 3 + [e.ModelFailed]
     assert desk.events[-1].error.code == "model_unavailable"  # type: ignore[union-attr]
 
 
@@ -254,9 +255,9 @@ def test_a_reply_that_uses_the_id_of_an_earlier_call_again_is_made_again() -> No
     desk = thought(Script(again, replace(again, calls=(RequestedCall("new", "t", {}),))),
                    lambda desk: desk.submit(used=frozenset({"tu"})))  # fmt: skip
     discarded, replied = desk.events
-    assert isinstance(discarded, m.ModelDiscarded)
+    assert isinstance(discarded, e.ModelDiscarded)
     assert "'tu'" in discarded.reason
-    assert isinstance(replied, m.ModelReplied)
+    assert isinstance(replied, e.ModelReplied)
     assert [entry.tool_use_id for entry in replied.plan] == ["new"]
 
 
@@ -270,15 +271,15 @@ def test_what_no_repetition_cures_is_not_repeated(code: str) -> None:
 
 def test_a_defect_of_ours_fails_its_run_and_no_other() -> None:
     desk = thought(Script(ZeroDivisionError("oops")), lambda desk: [desk.submit("r"), desk.submit("s")])
-    assert [type(event) for event in desk.events] == [m.ModelFailed, m.ModelReplied]
+    assert [type(event) for event in desk.events] == [e.ModelFailed, e.ModelReplied]
     assert desk.events[0].error == m.RunError("internal", "ZeroDivisionError: oops")  # type: ignore[union-attr]
 
 
 def test_a_reply_that_does_not_fit_the_log_fails_the_run() -> None:
     huge = replace(DONE, body=b"x" * 1_000_000)
     paid, event = thought(Script(huge), lambda desk: desk.submit()).events
-    assert isinstance(paid, m.ModelDiscarded)
-    assert isinstance(event, m.ModelFailed)
+    assert isinstance(paid, e.ModelDiscarded)
+    assert isinstance(event, e.ModelFailed)
     assert event.error.code == "internal"
     assert "max_tokens" in event.error.message
     assert (paid.usage.input_tokens, paid.reason) == (10, event.error.message)
@@ -367,7 +368,7 @@ def test_a_refusal_fails_no_run_that_still_has_time() -> None:
         model = Script(*[Transient("529", slow_down=True)] * 3)
         settings = replace(SETTINGS, model_backoff_s=0.1, model_backoff_max_s=0.5 * seconds)
         desk = thought(model, lambda desk, s=seconds: desk.submit(deadline=float(s)), settings=settings)  # type: ignore[misc]
-        assert isinstance(only(desk), m.ModelReplied)
+        assert isinstance(only(desk), e.ModelReplied)
 
 
 def test_a_share_that_is_gained_counts_a_little_late_and_one_that_is_kept_at_once() -> None:

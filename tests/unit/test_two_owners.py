@@ -13,17 +13,18 @@ from tests.support import builders as b
 from tests.support.desk import Desk, Log
 from tests.support.virtual import virtually
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import fold
 from anabranch.agent.admission import Admission
 from anabranch.agent.state import Nexts, Partition
 from anabranch.codec import decode
+from anabranch.fields import LANES, Lane
 
-Requests = dict[m.Lane, list[b.Read]]
+Requests = dict[Lane, list[b.Read]]
 STEPS = st.tuples(st.booleans(), st.sampled_from(["interactive", "bulk", "land", "read"]))
 
 
-def requests_for(names: dict[m.Lane, list[str]]) -> Requests:
+def requests_for(names: dict[Lane, list[str]]) -> Requests:
     body = {"agent": "a", "input": "hello"}
     return {
         lane: [b.raw_request({**body, "run_id": name}, offset) for offset, name in enumerate(runs)]
@@ -38,7 +39,7 @@ class OwnerAtWork:
         self.desk, self._requests = Desk(log).begin(), requests
         self.admission = Admission(self.desk.owner, self.desk.station)
 
-    async def take(self, lane: m.Lane) -> bool:
+    async def take(self, lane: Lane) -> bool:
         """The next request of the lane, if there is one."""
         left = self._requests[lane][self.admission.position(lane) :]
         if left:
@@ -57,21 +58,21 @@ class OwnerAtWork:
         for _ in range(20):
             self.land()
             self.read()
-            if not any([await self.take(lane) for lane in m.LANES]):
+            if not any([await self.take(lane) for lane in LANES]):
                 return
         raise AssertionError(f"requests stay where they are: {self.admission.position('bulk')}")
 
 
-def judge(log: Log, names: dict[m.Lane, list[str]]) -> None:
+def judge(log: Log, names: dict[Lane, list[str]]) -> None:
     """Each request counts once; a run opens once, and what is called a copy is one of a run that is there."""
-    state, counted = Partition(next_request=0, next_bulk=0), list[tuple[m.Lane, int]]()
+    state, counted = Partition(next_request=0, next_bulk=0), list[tuple[Lane, int]]()
     for record in log.records:
         event, before, known = decode(record), state.nexts, set(state.runs)
         fold.apply(state, event, record.offset, 1.0)
         if state.nexts != before:
-            assert isinstance(event, m.RunRequested | m.RequestNoted)
+            assert isinstance(event, e.RunRequested | e.RequestNoted)
             counted.append((event.lane, event.request_offset))
-            is_copy = isinstance(event, m.RequestNoted)
+            is_copy = isinstance(event, e.RequestNoted)
             assert (event.run_id in known) == is_copy, f"{event.run_id}: {'noted, unknown' if is_copy else 'known'}"
     assert sorted(counted) == sorted((lane, offset) for lane, runs in names.items() for offset in range(len(runs)))
     assert state.nexts == Nexts(len(names["interactive"]), len(names["bulk"]))
@@ -91,7 +92,7 @@ _OTHER_LANE_LATE = [
 def test_two_owners_at_once_lose_no_request_and_open_no_run_twice(
     interactive: list[str], bulk: list[str], steps: list[tuple[bool, str]]
 ) -> None:
-    names: dict[m.Lane, list[str]] = {"interactive": interactive, "bulk": bulk}
+    names: dict[Lane, list[str]] = {"interactive": interactive, "bulk": bulk}
 
     async def run() -> None:
         log, requests = Log(), requests_for(names)

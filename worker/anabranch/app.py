@@ -32,7 +32,7 @@ from anabranch.declared import (
 )
 from anabranch.definition import TOOL_PATTERN, Place
 from anabranch.errors import ConfigError, DefinitionError
-from anabranch.messages import Json
+from anabranch.fields import Json
 from anabranch.prices import window_of
 from anabranch.schema import check_schema, describe
 from anabranch.specs import AgentLimits, AgentSpec, LimitSpec, ToolSpec

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from anabranch import messages as m
 from anabranch.errors import InvalidRequest, WireError
+from anabranch.fields import is_name
 
 MAX_DEPTH: Final = 100
 """How deep JSON from outside may nest: orjson reads 1,024 levels and writes 254, we add some of our own."""
@@ -167,7 +168,7 @@ def sender_of(body: bytes | None) -> tuple[str | None, m.ReplyTo | None]:
     named = data if isinstance(data, dict) else {}
     run_id, inbox = named.get("run_id"), named.get("reply_to")
     partition = inbox.get("partition") if isinstance(inbox, dict) else None
-    told = run_id if isinstance(run_id, str) and m.is_name(run_id) else None
+    told = run_id if isinstance(run_id, str) and is_name(run_id) else None
     if isinstance(partition, int) and not isinstance(partition, bool) and partition >= 0:
         return told, m.ReplyTo(partition)
     return told, None

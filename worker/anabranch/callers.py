@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 
 from anabranch.errors import DefinitionError
-from anabranch.messages import Json
+from anabranch.fields import Json
 from anabranch.specs import AgentSpec, ToolSpec
 
 DIRECT: Final = "direct"

@@ -21,24 +21,17 @@ from anabranch.bodies import dump, read, read_request
 from anabranch.client_seals import STORE_S, ClientSeals, is_sealed
 from anabranch.client_traces import ClientTraces
 from anabranch.codec import cloud_event, encode
-from anabranch.config import KafkaSettings, Settings, load
+from anabranch.config import KafkaSettings, Settings
+from anabranch.environment import load
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest, RunFailed, StoreError, WireError
 from anabranch.events import Answer, Event, RunEvent
+from anabranch.fields import LANES, Content, Json, Lane
 from anabranch.following import Ears, Following
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.seam import Appender, Broker, Place
 from anabranch.kafka.sent import Acked
-from anabranch.messages import (
-    LANES,
-    Content,
-    Json,
-    Lane,
-    ReplyTo,
-    RequestNoted,
-    RunCancelled,
-    RunRequest,
-    RunResponse,
-)
+from anabranch.log_events import RequestNoted, RunCancelled
+from anabranch.messages import ReplyTo, RunRequest, RunResponse
 from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.sealing import opened as open_sealing
 from anabranch.spans import HEADER as TRACE

@@ -13,7 +13,8 @@ from anabranch.agent.answer import words_of
 from anabranch.agent.referring import content_sealed_of
 from anabranch.bodies import dump, read
 from anabranch.errors import StoreError, WireError
-from anabranch.messages import Json, RunError, RunRequest, RunResponse, StreamDelta
+from anabranch.fields import Json
+from anabranch.messages import RunError, RunRequest, RunResponse, StreamDelta
 from anabranch.sealing import NO_SEALING, Sealing
 
 STORE_S: Final = 30.0

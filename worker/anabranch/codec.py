@@ -15,10 +15,12 @@ from itertools import count
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.about import Place
 from anabranch.bodies import dump, read, whole
 from anabranch.errors import WireError
+from anabranch.fields import Lane, lane_of, life_of
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid as valid_trace
 from anabranch.values import frozen
@@ -98,10 +100,10 @@ class _Head:
     def integer_or_none(self, name: str) -> int | None:
         return self.integer(name) if name in self._by_name else None
 
-    def request_offset(self) -> tuple[m.Lane, int]:
+    def request_offset(self) -> tuple[Lane, int]:
         """Which request: a reader that knows no lanes must not take one of the bulk lane for another."""
-        lane = m.lane_of(self.text("ce_requestoffset"))
-        offset = self.integer("ce_requestoffset", m.life_of(lane, 0)[:-1])
+        lane = lane_of(self.text("ce_requestoffset"))
+        offset = self.integer("ce_requestoffset", life_of(lane, 0)[:-1])
         if lane == "bulk" and "ce_afterbulk" not in self._by_name:
             raise WireError("header ce_afterbulk is missing: what a request of the bulk lane comes after")
         return lane, offset
@@ -185,84 +187,84 @@ class _Calls:
 _USAGE: Final = attrgetter(*(field.name for field in fields(m.Usage)))
 
 
-def _requested(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+def _requested(run: str, life: str, h: _Head, body: bytes) -> e.Event:
     after, (lane, offset), after_bulk = h.integer("ce_after"), h.request_offset(), h.integer_or_none("ce_afterbulk")
-    opening = read(m.Opening, body)
-    return m.RunRequested(run, life, after, offset, opening, len(body), lane, after_bulk, h.trace())
+    opening = read(e.Opening, body)
+    return e.RunRequested(run, life, after, offset, opening, len(body), lane, after_bulk, h.trace())
 
 
-def _noted(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+def _noted(run: str, life: str, h: _Head, body: bytes) -> e.Event:
     note = read(_Note, body)
     code = h.one_of("ce_code", _NOTE_CODES)
     after, (lane, offset), after_bulk = h.integer("ce_after"), h.request_offset(), h.integer_or_none("ce_afterbulk")
-    return m.RequestNoted(run, life, after, offset, code, note.error, note.reply_to, lane, after_bulk, h.trace())
+    return e.RequestNoted(run, life, after, offset, code, note.error, note.reply_to, lane, after_bulk, h.trace())
 
 
-def _replied(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+def _replied(run: str, life: str, h: _Head, body: bytes) -> e.Event:
     outcome = h.one_of("ce_outcome", _REPLY_OUTCOMES)
-    plan = h.body("ce_plan", tuple[m.PlannedCall, ...])
-    used: m.AttemptUsage = h.body("ce_usage", m.AttemptUsage)
+    plan = h.body("ce_plan", tuple[e.PlannedCall, ...])
+    used: e.AttemptUsage = h.body("ce_usage", e.AttemptUsage)
     turn, attempt, code = h.integer("ce_turn"), h.text("ce_attempt"), h.get("ce_error")
     usage, tried = m.Usage(*_USAGE(used)), used.tried or ()
-    return m.ModelReplied(
+    return e.ModelReplied(
         run, life, turn, attempt, outcome, plan, usage, body, code=code, model=used.model, tried=tried
     )  # fmt: skip
 
 
-def _failed(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    said = read(m.ModelFailure, body)
+def _failed(run: str, life: str, h: _Head, body: bytes) -> e.Event:
+    said = read(e.ModelFailure, body)
     error = m.RunError(said.code, said.message, said.message_sealed)
-    return m.ModelFailed(run, life, h.integer("ce_turn"), h.text("ce_attempt"), error, said.tried or ())
+    return e.ModelFailed(run, life, h.integer("ce_turn"), h.text("ce_attempt"), error, said.tried or ())
 
 
-def _discarded(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    used, reason = h.body("ce_usage", m.AttemptUsage), read(_Reason, body).reason
+def _discarded(run: str, life: str, h: _Head, body: bytes) -> e.Event:
+    used, reason = h.body("ce_usage", e.AttemptUsage), read(_Reason, body).reason
     turn, attempt = h.integer("ce_turn"), h.text("ce_attempt")
-    return m.ModelDiscarded(
+    return e.ModelDiscarded(
         run, life, turn, attempt, m.Usage(*_USAGE(used)), reason, used.model, used.tried or ()
     )  # fmt: skip
 
 
-def _returned(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+def _returned(run: str, life: str, h: _Head, body: bytes) -> e.Event:
     said = h.get("ce_outcome") is not None  # a worker in another language may leave it out
-    outcome: m.ResultOutcome = h.one_of("ce_outcome", _RESULT_OUTCOMES) if said else "ok"
-    return m.ToolReturned(run, life, h.text("ce_callid"), outcome, body)
+    outcome: e.ResultOutcome = h.one_of("ce_outcome", _RESULT_OUTCOMES) if said else "ok"
+    return e.ToolReturned(run, life, h.text("ce_callid"), outcome, body)
 
 
-def _model_handed_off(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    return m.ModelHandedOff(run, life, h.integer("ce_turn"), h.text("ce_worker"), h.seconds("ce_for"))
+def _model_handed_off(run: str, life: str, h: _Head, body: bytes) -> e.Event:
+    return e.ModelHandedOff(run, life, h.integer("ce_turn"), h.text("ce_worker"), h.seconds("ce_for"))
 
 
-def _call_lost(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    return m.CallLost(run, life, h.text("ce_callid"), h.integer("ce_handoff"))
+def _call_lost(run: str, life: str, h: _Head, body: bytes) -> e.Event:
+    return e.CallLost(run, life, h.text("ce_callid"), h.integer("ce_handoff"))
 
 
-def _call_expired(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    return m.CallExpired(run, life, h.text("ce_callid"), read(_Reason, body).reason)
+def _call_expired(run: str, life: str, h: _Head, body: bytes) -> e.Event:
+    return e.CallExpired(run, life, h.text("ce_callid"), read(_Reason, body).reason)
 
 
-def _dispatched(run: str, life: str, h: _Head, body: bytes) -> m.Event:
-    return m.CallDispatched(run, life, h.text("ce_callid"), h.text("ce_token"))
+def _dispatched(run: str, life: str, h: _Head, body: bytes) -> e.Event:
+    return e.CallDispatched(run, life, h.text("ce_callid"), h.text("ce_token"))
 
 
-def _expired(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+def _expired(run: str, life: str, h: _Head, body: bytes) -> e.Event:
     reason, attempt = read(_Reason, body).reason, h.get("ce_attempt")
     if attempt is None:
-        return m.RunExpired(run, life, reason)
-    used: m.AttemptUsage = h.body("ce_usage", m.AttemptUsage)
-    return m.RunExpired(run, life, reason, attempt, m.Usage(*_USAGE(used)), used.model, used.tried or ())
+        return e.RunExpired(run, life, reason)
+    used: e.AttemptUsage = h.body("ce_usage", e.AttemptUsage)
+    return e.RunExpired(run, life, reason, attempt, m.Usage(*_USAGE(used)), used.model, used.tried or ())
 
 
-def _snapshot(run: str, life: str, h: _Head, body: bytes) -> m.Event:
+def _snapshot(run: str, life: str, h: _Head, body: bytes) -> e.Event:
     as_of, next_request = h.integer("ce_asof"), h.integer("ce_nextrequest")
     part, parts = h.integer("ce_part"), h.integer("ce_parts")
     schema = h.get("ce_dataschema")
     later = schema if schema != "run.snapshot/1" else None
     bulk = h.integer_or_none("ce_nextbulk")
-    return m.RunSnapshot(run, life, as_of, next_request, part, parts, h.text("ce_source"), body, later, bulk)
+    return e.RunSnapshot(run, life, as_of, next_request, part, parts, h.text("ce_source"), body, later, bulk)
 
 
-_OF_A_LIFE: Final[dict[str, Callable[[str, str, _Head, bytes], m.Event]]] = {
+_OF_A_LIFE: Final[dict[str, Callable[[str, str, _Head, bytes], e.Event]]] = {
     "run.requested": _requested,
     "request.noted": _noted,
     "model.replied": _replied,
@@ -278,7 +280,7 @@ _OF_A_LIFE: Final[dict[str, Callable[[str, str, _Head, bytes], m.Event]]] = {
 }
 
 
-def decode(record: Record) -> m.Event:
+def decode(record: Record) -> e.Event:
     """The event in a record of `agent.log`.
 
     A type that we do not know becomes `UnknownEvent`. Raises `WireError` if the record cannot be read.
@@ -289,93 +291,93 @@ def decode(record: Record) -> m.Event:
         return build(h.text("ce_runid"), h.text("ce_life"), h, body)
     if kind == "run.cancelled":
         before, before_bulk = h.integer_or_none("ce_before"), h.integer_or_none("ce_beforebulk")
-        return m.RunCancelled(h.text("ce_runid"), h.get("ce_life"), read(_Reason, body).reason, before, before_bulk)
+        return e.RunCancelled(h.text("ce_runid"), h.get("ce_life"), read(_Reason, body).reason, before, before_bulk)
     if kind == "calls.handed_off":
-        return m.CallsHandedOff(h.text("ce_worker"), h.seconds("ce_for"), read(_Calls, body).calls)
+        return e.CallsHandedOff(h.text("ce_worker"), h.seconds("ce_for"), read(_Calls, body).calls)
     if kind == "partition.released":
-        return m.PartitionReleased(h.integer("ce_done"))
-    return m.UnknownEvent(kind, h.get("ce_runid"), h.get("ce_life"), f"event type {kind!r} is not known")
+        return e.PartitionReleased(h.integer("ce_done"))
+    return e.UnknownEvent(kind, h.get("ce_runid"), h.get("ce_life"), f"event type {kind!r} is not known")
 
 
 _Pairs = list[Pair]
 
 
-def _parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
+def _parts(event: e.Event) -> tuple[str, _Pairs, bytes]:
     """Type, further headers and body of an event."""
     match event:
-        case m.RunRequested():
+        case e.RunRequested():
             body = event.opening_json if event.opening_json is not None else dump(event.opening)
             return "run.requested", [*_link(event), (TRACE, event.trace)], body
-        case m.RequestNoted():
+        case e.RequestNoted():
             pairs: _Pairs = [*_link(event), ("ce_code", event.code), (TRACE, event.trace)]
             return "request.noted", pairs, dump(_Note(event.error, event.reply_to))
-        case m.ModelReplied():
+        case e.ModelReplied():
             pairs = [*_attempt(event), ("ce_outcome", event.outcome), ("ce_error", event.code)]
             plan = event.plan_json if event.plan_json is not None else dump(event.plan)
             pairs += [("ce_plan", plan), ("ce_usage", _used(event.usage, event))]
             return "model.replied", pairs, event.body
-        case m.ModelFailed():
+        case e.ModelFailed():
             error = event.error
-            failure = m.ModelFailure(error.code, error.message, error.message_sealed, event.tried or None)
+            failure = e.ModelFailure(error.code, error.message, error.message_sealed, event.tried or None)
             return "model.failed", _attempt(event), dump(failure)
-        case m.ModelDiscarded():
+        case e.ModelDiscarded():
             pairs = [*_attempt(event), ("ce_usage", _used(event.usage, event))]
             return "model.discarded", pairs, dump(_Reason(event.reason))
-        case m.ToolReturned():
+        case e.ToolReturned():
             return "tool.returned", [("ce_callid", event.call_id), ("ce_outcome", event.outcome)], event.body
         case _:
             return _small_parts(event)
 
 
-def _small_parts(event: m.Event) -> tuple[str, _Pairs, bytes]:
+def _small_parts(event: e.Event) -> tuple[str, _Pairs, bytes]:
     match event:
-        case m.ModelHandedOff():
+        case e.ModelHandedOff():
             pairs: _Pairs = [
                 ("ce_turn", event.turn),
                 ("ce_worker", event.worker),
                 ("ce_for", str(event.for_s)),
             ]
             return "model.handed_off", pairs, b"{}"
-        case m.CallsHandedOff():
+        case e.CallsHandedOff():
             pairs = [("ce_worker", event.worker), ("ce_for", str(event.for_s))]
             return "calls.handed_off", pairs, dump(_Calls(event.calls))
-        case m.CallLost():
+        case e.CallLost():
             return "call.lost", [("ce_callid", event.call_id), ("ce_handoff", event.handoff)], b"{}"
-        case m.CallExpired():
+        case e.CallExpired():
             return "call.expired", [("ce_callid", event.call_id)], dump(_Reason(event.reason))
-        case m.CallDispatched():
+        case e.CallDispatched():
             return "call.dispatched", [("ce_callid", event.call_id), ("ce_token", event.token)], b"{}"
-        case m.PartitionReleased():
+        case e.PartitionReleased():
             return "partition.released", [("ce_done", event.done)], b"{}"
-        case m.RunCancelled():
+        case e.RunCancelled():
             pairs = [("ce_before", event.before), ("ce_beforebulk", event.before_bulk)]
             return "run.cancelled", pairs, dump(_Reason(event.reason))
-        case m.RunExpired():
+        case e.RunExpired():
             used = _used(event.usage, event) if event.usage is not None else None
             return "run.expired", [("ce_attempt", event.attempt), ("ce_usage", used)], dump(_Reason(event.reason))
-        case m.RunSnapshot():
+        case e.RunSnapshot():
             pairs = [("ce_asof", event.as_of), ("ce_nextrequest", event.next_request), ("ce_nextbulk", event.next_bulk)]
             return "run.snapshot", [*pairs, ("ce_part", event.part), ("ce_parts", event.parts)], event.body
         case _:
             raise WireError(f"{type(event).__name__} is not an event that we write")
 
 
-def _link(event: m.RunRequested | m.RequestNoted) -> _Pairs:
-    offset = m.life_of(event.lane, event.request_offset)
+def _link(event: e.RunRequested | e.RequestNoted) -> _Pairs:
+    offset = life_of(event.lane, event.request_offset)
     return [("ce_after", event.after), ("ce_afterbulk", event.after_bulk), ("ce_requestoffset", offset)]
 
 
-def _used(usage: m.Usage, event: m.ModelReplied | m.ModelDiscarded | m.RunExpired) -> bytes:
+def _used(usage: m.Usage, event: e.ModelReplied | e.ModelDiscarded | e.RunExpired) -> bytes:
     """A cost that is null stands there: nobody knows it."""
-    used = m.AttemptUsage.of(usage, event.model, event.tried)
+    used = e.AttemptUsage.of(usage, event.model, event.tried)
     return whole(used, "model", "tried")
 
 
-def _attempt(event: m.ModelReplied | m.ModelFailed | m.ModelDiscarded) -> _Pairs:
+def _attempt(event: e.ModelReplied | e.ModelFailed | e.ModelDiscarded) -> _Pairs:
     return [("ce_turn", event.turn), ("ce_attempt", event.attempt)]
 
 
-def encode(event: m.Event, topic: str, partition: int, source: str) -> Outgoing:
+def encode(event: e.Event, topic: str, partition: int, source: str) -> Outgoing:
     """The record of an event, for `partition` of the run log `topic`."""
     kind, pairs, body = _parts(event)
     run_id: str | None = getattr(event, "run_id", None)

@@ -16,7 +16,7 @@ import orjson
 from pydantic_core import PydanticSerializationError, to_json
 
 from anabranch.errors import AnabranchError
-from anabranch.messages import Content, Json
+from anabranch.fields import Content, Json
 
 Block = dict[str, Json]
 

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch import topics
+from anabranch.fields import NAME_PATTERN
 from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
 
 Schema = dict[str, Any]
@@ -62,7 +64,7 @@ SIGNED: Final[Mapping[str, Schema]] = {
 """The one header that an event of the log, or an agent in the registry, may have beside."""
 
 RUN: Final[Mapping[str, Schema]] = {
-    "ce_runid": _text("The run", pattern=m.NAME_PATTERN),
+    "ce_runid": _text("The run", pattern=NAME_PATTERN),
     "ce_life": _text("The request offset that opened the run, behind the lane's name unless that is interactive"),
 }
 
@@ -74,7 +76,7 @@ HEADERS: Final[Mapping[str, Schema]] = {
         "pattern": r"^(bulk\.)?[0-9]{1,18}$",
         "description": "The offset of the request in agent.requests, or behind bulk. in agent.requests.bulk",
     },
-    "ce_code": _one_of(m.NoteCode, "Why the request opened no run"),
+    "ce_code": _one_of(e.NoteCode, "Why the request opened no run"),
     "ce_error": _text("The run's error code, where the reply's stop reason does not say why the run ends"),
     "ce_turn": _whole("The turn, from 1"),
     "ce_attempt": _text("Which model call of the turn; opaque"),
@@ -124,21 +126,21 @@ BODIES: Final[Mapping[str, type | Some | Anything]] = {
     "run-request": m.RunRequest,
     "run-response": m.RunResponse,
     "tool-call": m.ToolCall,
-    "tool-result": m.ToolResult,
+    "tool-result": e.ToolResult,
     "stream-delta": m.StreamDelta,
-    "opening": m.Opening,
-    "planned-call": m.PlannedCall,
-    "usage": m.AttemptUsage,
+    "opening": e.Opening,
+    "planned-call": e.PlannedCall,
+    "usage": e.AttemptUsage,
     "run-error": m.RunError,
-    "model-failure": m.ModelFailure,
+    "model-failure": e.ModelFailure,
     "tool-spec": ToolSpec,
     "limit-spec": LimitSpec,
     "agent-spec": AgentSpec,
     "worker-info": WorkerInfo,
-    "request-note": Some(m.RequestNoted, ("error", "reply_to"), "Of request.noted: what a rejected request is told"),
-    "reason": Some(m.RunCancelled, ("reason",), "Why something ended, for people"),
-    "handed-off-calls": Some(m.CallsHandedOff, ("calls",), "Of calls.handed_off: the ids of the calls"),
-    "nothing": Some(m.CallLost, (), "An empty object: the headers say it all"),
+    "request-note": Some(e.RequestNoted, ("error", "reply_to"), "Of request.noted: what a rejected request is told"),
+    "reason": Some(e.RunCancelled, ("reason",), "Why something ended, for people"),
+    "handed-off-calls": Some(e.CallsHandedOff, ("calls",), "Of calls.handed_off: the ids of the calls"),
+    "nothing": Some(e.CallLost, (), "An empty object: the headers say it all"),
     "snapshot-part": Anything("A part of an open run, in a form of our own"),
     "model-message": Anything("The provider's message, verbatim"),
 }
@@ -183,13 +185,13 @@ def _event(
 
 
 _MAY_LACK: Final[Mapping[type, frozenset[str]]] = {
-    m.RunCancelled: frozenset({"ce_life", "ce_before", "ce_beforebulk"}),  # a client knows no life
-    m.RunRequested: frozenset({"ce_afterbulk"}),  # written before there were lanes
-    m.RequestNoted: frozenset({"ce_afterbulk"}),
-    m.ModelReplied: frozenset({"ce_error"}),
-    m.RunSnapshot: frozenset({"ce_nextbulk"}),
-    m.RunExpired: frozenset({"ce_attempt", "ce_usage"}),  # while the model speaks
-    m.ToolReturned: frozenset({"ce_outcome"}),  # `ok` if it is left out
+    e.RunCancelled: frozenset({"ce_life", "ce_before", "ce_beforebulk"}),  # a client knows no life
+    e.RunRequested: frozenset({"ce_afterbulk"}),  # written before there were lanes
+    e.RequestNoted: frozenset({"ce_afterbulk"}),
+    e.ModelReplied: frozenset({"ce_error"}),
+    e.RunSnapshot: frozenset({"ce_nextbulk"}),
+    e.RunExpired: frozenset({"ce_attempt", "ce_usage"}),  # while the model speaks
+    e.ToolReturned: frozenset({"ce_outcome"}),  # `ok` if it is left out
 }
 
 
@@ -199,49 +201,49 @@ _LINK: Final = "ce_after ce_afterbulk ce_requestoffset"
 _ASKED: Final = "ce_turn ce_attempt"
 
 EVENTS: Final[tuple[Kind, ...]] = (
-    _event(m.RunRequested, "run.requested", "opening", "A run was admitted", _LINK),
-    _event(m.RequestNoted, "request.noted", "request-note", "A request opened no run", f"{_LINK} ce_code"),
+    _event(e.RunRequested, "run.requested", "opening", "A run was admitted", _LINK),
+    _event(e.RequestNoted, "request.noted", "request-note", "A request opened no run", f"{_LINK} ce_code"),
     _event(
-        m.ModelReplied,
+        e.ModelReplied,
         "model.replied",
         "model-message",
         "The model's reply, with the plan of its calls",
         f"{_ASKED} ce_outcome ce_plan ce_usage ce_error",
-        m.ReplyOutcome,
+        e.ReplyOutcome,
     ),
-    _event(m.ModelFailed, "model.failed", "model-failure", "No reply is to be had", _ASKED),
-    _event(m.ModelDiscarded, "model.discarded", "reason", "A reply was paid for and not used", f"{_ASKED} ce_usage"),
-    _event(m.ToolReturned, "tool.returned", "tool-result", "A call's result", f"{_CALL} ce_outcome", m.ResultOutcome),
+    _event(e.ModelFailed, "model.failed", "model-failure", "No reply is to be had", _ASKED),
+    _event(e.ModelDiscarded, "model.discarded", "reason", "A reply was paid for and not used", f"{_ASKED} ce_usage"),
+    _event(e.ToolReturned, "tool.returned", "tool-result", "A call's result", f"{_CALL} ce_outcome", e.ResultOutcome),
     _event(
-        m.ModelHandedOff,
+        e.ModelHandedOff,
         "model.handed_off",
         "nothing",
         "A worker that leaves goes on with its model call",
         "ce_turn ce_worker ce_for",
     ),
     _event(
-        m.CallsHandedOff,
+        e.CallsHandedOff,
         "calls.handed_off",
         "handed-off-calls",
         "A tool worker that leaves goes on with these calls",
         "ce_worker ce_for",
         of_a_run=False,
     ),
-    _event(m.CallLost, "call.lost", "nothing", "A call that was handed off gave no result", f"{_CALL} ce_handoff"),
-    _event(m.CallExpired, "call.expired", "reason", "A call's deadline is past", _CALL),
-    _event(m.CallDispatched, "call.dispatched", "nothing", "Who may publish an at-most-once call", f"{_CALL} ce_token"),
+    _event(e.CallLost, "call.lost", "nothing", "A call that was handed off gave no result", f"{_CALL} ce_handoff"),
+    _event(e.CallExpired, "call.expired", "reason", "A call's deadline is past", _CALL),
+    _event(e.CallDispatched, "call.dispatched", "nothing", "Who may publish an at-most-once call", f"{_CALL} ce_token"),
     _event(
-        m.PartitionReleased,
+        e.PartitionReleased,
         "partition.released",
         "nothing",
         "An owner leaves; its publications below are settled",
         "ce_done",
         of_a_run=False,
     ),
-    _event(m.RunCancelled, "run.cancelled", "reason", "The run is to end; a client names no life", _CANCEL),
-    _event(m.RunExpired, "run.expired", "reason", "The run's deadline is past", "ce_attempt ce_usage"),
+    _event(e.RunCancelled, "run.cancelled", "reason", "The run is to end; a client names no life", _CANCEL),
+    _event(e.RunExpired, "run.expired", "reason", "The run's deadline is past", "ce_attempt ce_usage"),
     _event(
-        m.RunSnapshot,
+        e.RunSnapshot,
         "run.snapshot",
         "snapshot-part",
         "An open run said again, so that its older events are not needed",

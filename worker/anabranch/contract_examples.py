@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.bodies import dump
+from anabranch.fields import SEALED
 from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
 
 AT: Final = 1767225600.0
@@ -34,17 +36,17 @@ _request = m.RunRequest(
 _cancel = m.RunRequest(run_id=RUN, cancel=True)
 _seal = "6c1f0b1e9a3d4c52;AAECAwQFBgcICQoLFFQc1Abl4wNtBTnE033je+jbmHwxAFw="
 _sealed = m.RunRequest(RUN, "analyst", messages_sealed=_seal, tenant="acme", metadata_sealed=_seal)
-_opening = m.Opening(_request, "5d41402abc4b2a76", AT + 600, m.RunLimits(20, 0.5), AT)
-_planned = m.PlannedCall(CALL, "toolu_01", "get_customer", queue="io", key=CALL)
-_homed = m.PlannedCall(CALL, "toolu_01", "get_customer", queue="io", key=CALL, partition=7)
-_refused = m.PlannedCall(f"{CALL[:-1]}1", "toolu_02", "get_weather", rejected="there is no tool 'get_weather'")
-_hidden = m.PlannedCall(f"{CALL[:-1]}2", "toolu_03", "get_customer", rejected=m.SEALED, rejected_sealed=_seal)
+_opening = e.Opening(_request, "5d41402abc4b2a76", AT + 600, e.RunLimits(20, 0.5), AT)
+_planned = e.PlannedCall(CALL, "toolu_01", "get_customer", queue="io", key=CALL)
+_homed = e.PlannedCall(CALL, "toolu_01", "get_customer", queue="io", key=CALL, partition=7)
+_refused = e.PlannedCall(f"{CALL[:-1]}1", "toolu_02", "get_weather", rejected="there is no tool 'get_weather'")
+_hidden = e.PlannedCall(f"{CALL[:-1]}2", "toolu_03", "get_customer", rejected=SEALED, rejected_sealed=_seal)
 _usage = m.Usage(input_tokens=812, output_tokens=64, cost_usd=0.0034)
-_busy = m.Tried("claude-sonnet-4-5", AT, 0.12, "overload", "529: Overloaded")
-_broke = m.Tried("claude-sonnet-4-5", AT + 1, 4.5, "broken", "the stream ended in the middle of the reply")
-_spoke = m.Tried("claude-haiku-4-5", AT + 7, 3.25)
-_result = m.ToolResult("Ada Example, customer since 2019", AT + 1, AT + 1.4, 1, WORKER)
-_pictured = m.ToolResult([{"type": "text", "text": "a chart"}], AT + 1, AT + 2, 2, WORKER)
+_busy = e.Tried("claude-sonnet-4-5", AT, 0.12, "overload", "529: Overloaded")
+_broke = e.Tried("claude-sonnet-4-5", AT + 1, 4.5, "broken", "the stream ended in the middle of the reply")
+_spoke = e.Tried("claude-haiku-4-5", AT + 7, 3.25)
+_result = e.ToolResult("Ada Example, customer since 2019", AT + 1, AT + 1.4, 1, WORKER)
+_pictured = e.ToolResult([{"type": "text", "text": "a chart"}], AT + 1, AT + 2, 2, WORKER)
 _error = m.RunError("invalid_request", "max_turns: Input should be a valid integer (got 'many')")
 _call = m.ToolCall(
     call_id=CALL,
@@ -113,11 +115,11 @@ EXAMPLES: Final[Mapping[str, tuple[Any, ...]]] = {
     "opening": (_opening,),
     "planned-call": (_planned, _homed, _refused, _hidden),
     "usage": (
-        m.AttemptUsage(812, 64, cost_usd=0.0034),
-        m.AttemptUsage(812, 64, cost_usd=0.0011, model="claude-haiku-4-5", tried=(_busy, _spoke)),
+        e.AttemptUsage(812, 64, cost_usd=0.0034),
+        e.AttemptUsage(812, 64, cost_usd=0.0011, model="claude-haiku-4-5", tried=(_busy, _spoke)),
     ),
-    "run-error": (_error, m.RunError("model_rejected", m.SEALED, _seal)),
-    "model-failure": (m.ModelFailure("model_unavailable", "no reply before the deadline", tried=(_busy,)),),
+    "run-error": (_error, m.RunError("model_rejected", SEALED, _seal)),
+    "model-failure": (e.ModelFailure("model_unavailable", "no reply before the deadline", tried=(_busy,)),),
     "tool-spec": (_tool,),
     "limit-spec": (LimitSpec("crm", "io", 50.0, 20), LimitSpec("mail", "io", 1 / 60, per="tenant")),
     "agent-spec": (_agent,),
@@ -131,30 +133,30 @@ EXAMPLES: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 """By the body's name; a field that is null is left out when it is written."""
 
-EVENTS: Final[tuple[m.Event, ...]] = (
-    m.RunRequested(RUN, LIFE, 17, 17, _opening, after_bulk=40, trace=TRACE),
-    m.RunRequested(RUN, "bulk.40", 18, 40, _opening, lane="bulk", after_bulk=40),
-    m.RequestNoted(RUN, "18", 18, 18, "rejected", _error, m.ReplyTo(3)),
-    m.RequestNoted(RUN, "19", 19, 19, "duplicate", after_bulk=41),
-    m.ModelReplied(RUN, LIFE, 1, ATTEMPT, "calls", (_planned, _refused), _usage, dump(_message)),
-    m.ModelReplied(RUN, LIFE, 2, ATTEMPT, "stopped", (), _usage, dump(_cut), code="budget_exceeded"),
-    m.ModelReplied(
+EVENTS: Final[tuple[e.Event, ...]] = (
+    e.RunRequested(RUN, LIFE, 17, 17, _opening, after_bulk=40, trace=TRACE),
+    e.RunRequested(RUN, "bulk.40", 18, 40, _opening, lane="bulk", after_bulk=40),
+    e.RequestNoted(RUN, "18", 18, 18, "rejected", _error, m.ReplyTo(3)),
+    e.RequestNoted(RUN, "19", 19, 19, "duplicate", after_bulk=41),
+    e.ModelReplied(RUN, LIFE, 1, ATTEMPT, "calls", (_planned, _refused), _usage, dump(_message)),
+    e.ModelReplied(RUN, LIFE, 2, ATTEMPT, "stopped", (), _usage, dump(_cut), code="budget_exceeded"),
+    e.ModelReplied(
         RUN, LIFE, 1, ATTEMPT, "calls", (_planned,), _usage, dump(_message), model="claude-haiku-4-5", tried=(_spoke,)
     ),
-    m.ModelFailed(RUN, LIFE, 1, ATTEMPT, m.RunError("model_unavailable", "no reply before the deadline"), (_busy,)),
-    m.ModelDiscarded(RUN, LIFE, 1, ATTEMPT, _usage, "the reply broke off", "claude-haiku-4-5", (_busy, _broke)),
-    m.ModelDiscarded(RUN, LIFE, 1, ATTEMPT, _usage, "the reply broke off"),
-    m.ToolReturned(RUN, LIFE, CALL, "ok", dump(_result)),
-    m.ModelHandedOff(RUN, LIFE, 1, "agent-77b0", 42.5),
-    m.CallsHandedOff(WORKER, 12.0, (CALL,)),
-    m.CallLost(RUN, LIFE, CALL, 4711),
-    m.CallExpired(RUN, LIFE, CALL, "no result before the deadline"),
-    m.CallDispatched(RUN, LIFE, CALL, "c0ffee"),
-    m.PartitionReleased(4711),
-    m.RunCancelled(RUN, None, "cancelled by its client", 20, 41),
-    m.RunCancelled(RUN, LIFE, "cancelled by its client"),
-    m.RunExpired(RUN, LIFE, "past its deadline"),
-    m.RunExpired(RUN, LIFE, "past its deadline", ATTEMPT, _usage, "claude-haiku-4-5", (_spoke,)),
-    m.RunSnapshot(RUN, LIFE, 4711, 18, 1, 1, "worker-1", b'{"pieces":[[0,"{}"]]}', next_bulk=41),
+    e.ModelFailed(RUN, LIFE, 1, ATTEMPT, m.RunError("model_unavailable", "no reply before the deadline"), (_busy,)),
+    e.ModelDiscarded(RUN, LIFE, 1, ATTEMPT, _usage, "the reply broke off", "claude-haiku-4-5", (_busy, _broke)),
+    e.ModelDiscarded(RUN, LIFE, 1, ATTEMPT, _usage, "the reply broke off"),
+    e.ToolReturned(RUN, LIFE, CALL, "ok", dump(_result)),
+    e.ModelHandedOff(RUN, LIFE, 1, "agent-77b0", 42.5),
+    e.CallsHandedOff(WORKER, 12.0, (CALL,)),
+    e.CallLost(RUN, LIFE, CALL, 4711),
+    e.CallExpired(RUN, LIFE, CALL, "no result before the deadline"),
+    e.CallDispatched(RUN, LIFE, CALL, "c0ffee"),
+    e.PartitionReleased(4711),
+    e.RunCancelled(RUN, None, "cancelled by its client", 20, 41),
+    e.RunCancelled(RUN, LIFE, "cancelled by its client"),
+    e.RunExpired(RUN, LIFE, "past its deadline"),
+    e.RunExpired(RUN, LIFE, "past its deadline", ATTEMPT, _usage, "claude-haiku-4-5", (_spoke,)),
+    e.RunSnapshot(RUN, LIFE, 4711, 18, 1, 1, "worker-1", b'{"pieces":[[0,"{}"]]}', next_bulk=41),
 )
 """At least one of each kind of event that we write."""

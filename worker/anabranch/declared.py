@@ -18,7 +18,7 @@ from anabranch import definition, units
 from anabranch.callers import check_callers
 from anabranch.definition import QUEUE_PATTERN, TOOL_PATTERN, Place
 from anabranch.errors import AnabranchError, DefinitionError
-from anabranch.messages import Delivery, Json, Lane, OnError
+from anabranch.fields import Delivery, Json, Lane, OnError
 from anabranch.schema import Arguments
 from anabranch.specs import AgentSpec, LimitSpec, Per, ToolSpec
 

@@ -20,7 +20,7 @@ import orjson
 
 from anabranch import units
 from anabranch.errors import DefinitionError
-from anabranch.messages import NAME_PATTERN, Json
+from anabranch.fields import NAME_PATTERN, Json
 from anabranch.prices import window_of
 from anabranch.specs import AgentSpec, Caching, Context
 

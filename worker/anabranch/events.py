@@ -14,9 +14,11 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.answer import result_of, shown_content
 from anabranch.agent.state import Result, Run
+from anabranch.fields import Content
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class RunEvent:
     type: str
     at: float
     offset: int
-    event: m.Event
+    event: e.Event
     run: Run | None
 
 
@@ -48,7 +50,7 @@ class Turn(RunEvent):
     number: int
     usage: m.Usage
     body: bytes
-    plan: tuple[m.PlannedCall, ...]
+    plan: tuple[e.PlannedCall, ...]
     opened: list[dict[str, Any]] | None = None
 
     @property
@@ -77,11 +79,11 @@ class CallResult(RunEvent):
     call_id: str
     tool_use_id: str
     tool: str
-    outcome: m.ResultOutcome
+    outcome: e.ResultOutcome
     result: Result
 
     @property
-    def content(self) -> m.Content:
+    def content(self) -> Content:
         """What the model will be told: text, or content blocks."""
         told = result_of(self.result.body) if self.result.body is not None else None
         return shown_content(told) if told is not None else self.result.text or ""

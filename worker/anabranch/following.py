@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.answer import response
 from anabranch.agent.state import Call, Run
@@ -158,9 +159,9 @@ class Following:
         self._ears.follow(seen.run)
         return self.spoken.log(seen, opened)
 
-    async def _blocks(self, event: m.Event) -> Blocks | None:
+    async def _blocks(self, event: e.Event) -> Blocks | None:
         """Those of a sealed reply."""
-        if not isinstance(event, m.ModelReplied):
+        if not isinstance(event, e.ModelReplied):
             return None
         return await self._opened(self._seals.blocks(event.body, self._tenant, event.run_id), "a reply")
 
@@ -195,9 +196,9 @@ class Meaning:
         if over and not before[2]:
             return Answer(*base, response(run))
         said = event.event
-        if isinstance(said, m.ModelReplied) and turns > before[0]:
+        if isinstance(said, e.ModelReplied) and turns > before[0]:
             return Turn(*base, said.turn, said.usage, said.body, said.plan, opened)
-        if isinstance(said, m.ToolReturned | m.CallExpired | m.CallLost) and results > before[1]:
+        if isinstance(said, e.ToolReturned | e.CallExpired | e.CallLost) and results > before[1]:
             return _of_call(base, run, said.call_id) or event
         return event
 
@@ -206,7 +207,7 @@ def _results(run: Run) -> int:
     return sum(call.result is not None for turn in run.turns for call in turn.calls.values())
 
 
-def _of_call(base: tuple[str, float, int, m.Event, Run | None], run: Run, call_id: str) -> CallResult | None:
+def _of_call(base: tuple[str, float, int, e.Event, Run | None], run: Run, call_id: str) -> CallResult | None:
     turn = run.turns[-1]
     call: Call | None = turn.calls.get(call_id)
     if call is None or call.result is None:
@@ -215,11 +216,11 @@ def _of_call(base: tuple[str, float, int, m.Event, Run | None], run: Run, call_i
     return CallResult(*base, turn.number, call_id, planned.tool_use_id, planned.tool, result.outcome, result)
 
 
-def _is_rejection(event: m.Event) -> bool:
-    return isinstance(event, m.RequestNoted) and event.code == "rejected"
+def _is_rejection(event: e.Event) -> bool:
+    return isinstance(event, e.RequestNoted) and event.code == "rejected"
 
 
-def _rejected(event: m.Event) -> m.RunResponse:
-    error = event.error if isinstance(event, m.RequestNoted) else None
-    run_id = event.run_id if isinstance(event, m.RequestNoted) else ""
+def _rejected(event: e.Event) -> m.RunResponse:
+    error = event.error if isinstance(event, e.RequestNoted) else None
+    run_id = event.run_id if isinstance(event, e.RequestNoted) else ""
     return m.RunResponse(run_id, None, None, "failed", error=error)

@@ -12,7 +12,7 @@ import re
 from typing import Final, NamedTuple
 
 from anabranch.errors import StoreError
-from anabranch.messages import REFERENCE_PATTERN
+from anabranch.fields import REFERENCE_PATTERN
 
 _REFERENCE: Final = re.compile(REFERENCE_PATTERN, re.ASCII)
 _LONGEST: Final = 100

@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails, PydanticSerializationError, to_json
 
 from anabranch.docstrings import read_docstring
 from anabranch.errors import AnabranchError, DefinitionError
-from anabranch.messages import Json
+from anabranch.fields import Json
 
 PROPERTY_PATTERN: Final = r"[a-zA-Z0-9_.-]{1,64}"
 """What the API takes as the key of a top-level property (it does not look at nested ones)."""

@@ -5,7 +5,7 @@ anything there. With a key, an owner takes for an agent worker's event only what
 who sign are those who check: a public key would spare nobody a secret, and costs many times as much for each event.
 
 Responsible for: signing a record, and refusing one that is not signed as it must be. Must never: show a key, or look
-into a body. Called by: `agent/station.py`, `agent/owner.py`, `registry.py`, and `view.py` for the commands.
+into a body. Called by: `agent/station.py`, `agent/reading.py`, `registry.py`, and `view.py` for the commands.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from anabranch.messages import Delivery, Json, OnError, Positive, says
+from anabranch.fields import Delivery, Json, OnError, Positive, says
 
 Per = Literal["tenant"]
 Caching = Literal["5m", "1h", "off"]

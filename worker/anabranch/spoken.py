@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.state import Run
 from anabranch.agent.tokens import in_stream
@@ -148,7 +149,7 @@ class Turning:
             for delta in held:
                 yield from self.delta(delta)
 
-    def _settle(self, reply: m.ModelReplied, opened: list[dict[str, Any]] | None, thinking: bool) -> list[Spoken]:
+    def _settle(self, reply: e.ModelReplied, opened: list[dict[str, Any]] | None, thinking: bool) -> list[Spoken]:
         """The turn's reply: what of it was not told yet, after what was told wrong is taken back."""
         news: list[Spoken] = []
         blocks = opened or blocks_of(reply.body)
@@ -182,9 +183,9 @@ def _stands_in(block: dict[str, Any], told: Block) -> bool:
     return str(block.get(told.kind) or "").startswith(told.text)
 
 
-def _that_counts(event: RunEvent, run: Run) -> m.ModelReplied | None:
+def _that_counts(event: RunEvent, run: Run) -> e.ModelReplied | None:
     """The reply, if the event is one and the fold has taken it."""
     reply = event.event
-    if isinstance(reply, m.ModelReplied) and run.turns and run.turns[-1].attempt == reply.attempt:
+    if isinstance(reply, e.ModelReplied) and run.turns and run.turns[-1].attempt == reply.attempt:
         return reply
     return None

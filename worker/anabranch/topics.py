@@ -12,7 +12,7 @@ from struct import unpack_from
 from typing import Final
 
 from anabranch.errors import ConfigError
-from anabranch.messages import Lane
+from anabranch.fields import Lane
 from anabranch.values import frozen
 
 REQUESTS: Final = "agent.requests"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import fold
 from anabranch.agent.state import Partition
 from anabranch.codec import Record, decode, header
@@ -37,7 +37,7 @@ class LogView:
             return None
         try:
             self._signer.check(record)
-            event: m.Event | None = decode(record)
+            event: e.Event | None = decode(record)
         except WireError:
             event = None
         at = record.timestamp / 1000

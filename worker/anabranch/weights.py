@@ -6,7 +6,7 @@ starves. The lines for the model, for a place in a tool worker and for a limit a
 
 from __future__ import annotations
 
-from anabranch.messages import Lane
+from anabranch.fields import Lane
 
 
 class Weights:

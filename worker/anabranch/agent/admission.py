@@ -7,105 +7,55 @@ noted, and the fold of the note owes its answer. It folds nothing, and starts no
 There are two lanes, each with its own topic, room and waiting requests; one that waits holds the other up in nothing.
 An event presumes where both are, so that those of both are one sequence, and whoever appends one knows all runs that
 were opened before. When the log has taken another turn than ours, what we appended is nothing, and is read again.
+`waiting.py` holds the requests ready, and `opening.py` says what a run begins with.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count
 from typing import Final
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.about import about_record, place_of
+from anabranch.agent import opening
 from anabranch.agent.held import RUN_BYTES
 from anabranch.agent.owner import Owner
-from anabranch.agent.programmatic import check_request
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
+from anabranch.agent.waiting import Waiting
 from anabranch.bodies import dump, read_request, sender_of, without_given
 from anabranch.codec import Record, cloud_event, header
-from anabranch.errors import AnabranchError, InvalidRequest, StoreError
+from anabranch.errors import AnabranchError, InvalidRequest
+from anabranch.fields import LANES, Lane, is_name, life_of
 from anabranch.kafka.sent import Sent
-from anabranch.prices import price_of
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid
-from anabranch.specs import AgentSpec
 from anabranch.topics import BODY_BYTES, partition_of
 from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
 
-BUFFER: Final = 500
-"""How many requests of a lane are held ready; beyond it the partition pauses."""
 AT_ONCE: Final = 20
 """How many of the interactive lane are taken up before others have their turn; there may be as many of us as
 partitions."""
-BUFFER_BYTES: Final = 1024 * 1024
-"""How many bytes of them: they may be large."""
 
 
 @frozen()
 class _Link:
     """A request that was taken up, and whose event is not read back yet: the lanes are at `reaches` once it counts."""
 
-    lane: m.Lane
+    lane: Lane
     after: Nexts
     reaches: Nexts
     opens: str | None  # the run that it opens
     size: int
-
-
-@dataclass(slots=True)
-class Waiting:
-    """The requests of a lane that are held ready."""
-
-    lane: m.Lane
-    records: deque[Record] = field(default_factory=deque)
-    bytes: int = 0
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    taking: Record | None = None
-    paused: bool = False  # whether no more is read until it is hungry
-
-    @property
-    def waiting_since(self) -> float:
-        """Since when the oldest request that is here waits, in epoch seconds; `inf` if none does."""
-        first = self.taking or (self.records[0] if self.records else None)
-        return first.timestamp / 1000 if first is not None else math.inf
-
-    @property
-    def full(self) -> bool:
-        return len(self.records) >= BUFFER or self.bytes >= BUFFER_BYTES
-
-    @property
-    def hungry(self) -> bool:
-        return len(self.records) <= BUFFER // 2 and self.bytes <= BUFFER_BYTES // 2
-
-    def feed(self, records: Sequence[Record]) -> None:
-        self.records.extend(records)
-        for record in records:
-            self.bytes += len(record.value or b"")
-        self.wake.set()
-
-    async def first(self) -> None:
-        """Wait for one."""
-        while not self.records:
-            self.wake.clear()
-            await self.wake.wait()
-
-    def take(self) -> Record:
-        record = self.records.popleft()
-        self.bytes -= len(record.value or b"")
-        return record
-
-    def clear(self) -> None:
-        self.records.clear()
-        self.bytes, self.taking, self.paused = 0, None, False
 
 
 class Admission:
@@ -118,10 +68,10 @@ class Admission:
         owner: Owner,
         station: Station,
         read_again: Callable[[], None] = lambda: None,
-        read_on: Callable[[m.Lane], None] = lambda lane: None,
+        read_on: Callable[[Lane], None] = lambda lane: None,
     ) -> None:
         self._owner, self._station, self._read_again, self._read_on = owner, station, read_again, read_on
-        self.lanes: dict[m.Lane, Waiting] = {lane: Waiting(lane) for lane in m.LANES}
+        self.lanes: dict[Lane, Waiting] = {lane: Waiting(lane) for lane in LANES}
         self._links: deque[_Link] = deque()
         self._opened: dict[str, int] = {}  # the runs that `_links` open, and how often
         self._starts = 0  # how often we have started over
@@ -133,7 +83,7 @@ class Admission:
         """Of both lanes."""
         return min(waiting.waiting_since for waiting in self.lanes.values())
 
-    def position(self, lane: m.Lane) -> int:
+    def position(self, lane: Lane) -> int:
         """The next request of a lane to be taken up."""
         return self._nexts.of(lane) or 0
 
@@ -142,7 +92,7 @@ class Admission:
         """Where the lanes are: by the fold, or by our own unread events."""
         return self._links[-1].reaches if self._links else self._owner.state.nexts
 
-    def feed(self, records: Sequence[Record], lane: m.Lane = "interactive") -> None:
+    def feed(self, records: Sequence[Record], lane: Lane = "interactive") -> None:
         self.lanes[lane].feed(records)
 
     def suspend(self) -> None:
@@ -184,7 +134,7 @@ class Admission:
         if link.opens is not None and (others := self._opened.pop(link.opens) - 1):
             self._opened[link.opens] = others
 
-    async def run(self, lane: m.Lane = "interactive") -> None:
+    async def run(self, lane: Lane = "interactive") -> None:
         """Take the requests of a lane up for ever."""
         waiting, weight = self.lanes[lane], self._station.settings.interactive_weight
         at_once = AT_ONCE if lane == "interactive" else max(1, AT_ONCE // weight)
@@ -204,7 +154,7 @@ class Admission:
                     await self._take_up(record, lane)
                     waiting.taking = None
 
-    async def _until_there_is_room(self, lane: m.Lane) -> None:
+    async def _until_there_is_room(self, lane: Lane) -> None:
         rooms = (self._station.room, self._owner.held.room)
         if rooms[0].takes(lane) and rooms[1].takes(lane):
             return
@@ -220,7 +170,7 @@ class Admission:
 
     # --- one request -----------------------------------------------------------------------------------------
 
-    async def _take_up(self, record: Record, lane: m.Lane) -> None:
+    async def _take_up(self, record: Record, lane: Lane) -> None:
         starts = self._starts
         try:
             request = read_request(record.value)
@@ -238,7 +188,7 @@ class Admission:
         if record.offset < self.position(lane) or self._starts != starts:
             return  # while we waited, somebody's event of it was folded: ours would be counted after that
         size, opens, after = len(outgoing.value or b""), None, self._nexts
-        if type(event) is m.RunRequested:
+        if type(event) is e.RunRequested:
             size, opens = size + RUN_BYTES, event.run_id
         self._remember(_Link(lane, after, after.after(lane, record.offset), opens, size))
         sent = self._station.append_encoded(self._owner.partition, event, outgoing)
@@ -254,8 +204,8 @@ class Admission:
         self.folded()  # the acknowledgement may have been enough
 
     async def _refuse(
-        self, record: Record, lane: m.Lane, run_id: str, reply_to: m.ReplyTo | None, error: InvalidRequest
-    ) -> m.Event:
+        self, record: Record, lane: Lane, run_id: str, reply_to: m.ReplyTo | None, error: InvalidRequest
+    ) -> e.Event:
         """A bad request is refused where its run would be: only there it is known whether that is open."""
         if record.key is not None and not self._is_here(run_id):
             with suppress(InvalidRequest):  # it may be too large to be sent on: then it is refused here
@@ -271,7 +221,7 @@ class Admission:
     def _is_here(self, run_id: str) -> bool:
         return partition_of(run_id, self._station.partitions) == self._owner.partition
 
-    async def _decide(self, record: Record, lane: m.Lane, request: m.RunRequest) -> m.Event:
+    async def _decide(self, record: Record, lane: Lane, request: m.RunRequest) -> e.Event:
         run_id = request.run_id or ""
         if not self._is_here(run_id):
             await self._move(lane, run_id, record, dump(request))
@@ -284,21 +234,21 @@ class Admission:
             await self._until_queues_keep_up(request, lane)
         if self._is_known(run_id):
             return await self._duplicate(record, lane, run_id, request.reply_to)
-        return self._opening(record, lane, request)
+        return opening.event_of(self._station, record, lane, request, self._nexts)
 
-    async def _until_queues_keep_up(self, request: m.RunRequest, lane: m.Lane) -> None:
+    async def _until_queues_keep_up(self, request: m.RunRequest, lane: Lane) -> None:
         """What opens no run adds no calls, and waits for no queue."""
         if (agent := self._station.registry.agent(request.agent or "")) is not None and agent.tools:
-            await self._station.saturation.until_kept_up(agent, _time_s(request, agent), lane)
+            await self._station.saturation.until_kept_up(agent, opening.time_s(request, agent), lane)
 
     def _is_known(self, run_id: str) -> bool:
         return run_id in self._owner.state.runs or run_id in self._opened
 
-    async def _duplicate(self, record: Record, lane: m.Lane, run_id: str, reply_to: m.ReplyTo | None) -> m.Event:
-        await self._owner.keep_within_reach(lane, record.offset, run_id)
+    async def _duplicate(self, record: Record, lane: Lane, run_id: str, reply_to: m.ReplyTo | None) -> e.Event:
+        await self._owner.reach.keep(lane, record.offset, run_id)
         return self._note(record, lane, run_id, "duplicate", reply_to=reply_to)
 
-    async def _move(self, lane: m.Lane, run_id: str, record: Record, body: bytes | None) -> None:
+    async def _move(self, lane: Lane, run_id: str, record: Record, body: bytes | None) -> None:
         """Publish it to its own partition of the lane; only then may it be noted as moved."""
         topic, partition = self._station.namespace.requests_of(lane), partition_of(run_id, self._station.partitions)
         trace = [(TRACE, valid(header(record.headers, TRACE)))]
@@ -311,114 +261,20 @@ class Admission:
     def _note(
         self,
         record: Record,
-        lane: m.Lane,
+        lane: Lane,
         run_id: str,
-        code: m.NoteCode,
+        code: e.NoteCode,
         error: m.RunError | None = None,
         reply_to: m.ReplyTo | None = None,
-    ) -> m.Event:
-        after, life = self._nexts, m.life_of(lane, record.offset)
+    ) -> e.Event:
+        after, life = self._nexts, life_of(lane, record.offset)
         trace = valid(header(record.headers, TRACE)) if code == "rejected" else None  # the others have nothing to tell
-        return m.RequestNoted(
+        return e.RequestNoted(
             run_id, life, after.interactive or 0, record.offset, code, error, reply_to, lane, after.bulk, trace
         )
-
-    # --- a run ---------------------------------------------------------------------------------------------------
-
-    def _opening(self, record: Record, lane: m.Lane, request: m.RunRequest) -> m.RunRequested:
-        """The event that opens the run, with everything decided that depends on configuration or a clock."""
-        agent = self._agent_of(request)
-        limits = agent.limits
-        cost = _lower(request.max_cost_usd, limits.max_cost_usd)
-        for model in agent.models if cost is not None else ():
-            if price_of(model, self._station.prices) is None:
-                raise InvalidRequest(
-                    f"max_cost_usd: no price is configured for model {model!r} ([prices] in the settings)"
-                )
-        opening = m.Opening(
-            request=request,
-            revision=agent.revision,
-            deadline=self._station.clockwork.now() + _time_s(request, agent),
-            limits=m.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), cost),
-            requested_at=record.timestamp / 1000,
-        )
-        after, life, written = self._nexts, m.life_of(lane, record.offset), dump(opening)
-        return m.RunRequested(
-            request.run_id or "",
-            life,
-            after.interactive or 0,
-            record.offset,
-            opening,
-            len(written),
-            lane,
-            after.bulk,
-            self._trace_of(record, request, life),
-            written,
-        )
-
-    def _trace_of(self, record: Record, request: m.RunRequest, life: str) -> str | None:
-        """The trace that the run belongs to: its client's, or one of its own where we tell of any."""
-        given, traces = valid(header(record.headers, TRACE)), self._station.traces
-        if traces is None:
-            return given
-        return traces.admitted(given, request.agent or "", request.run_id or "", life, record.timestamp / 1000)
-
-    def _agent_of(self, request: m.RunRequest) -> AgentSpec:
-        if request.agent is None:
-            raise InvalidRequest("agent: is missing: name the agent that is to run")
-        agent = self._station.registry.agent(request.agent)
-        if agent is None:
-            known = ", ".join(sorted(self._station.registry.agents)) or "none"
-            raise InvalidRequest(f"there is no agent {request.agent!r}; the agents are: {known}", "unknown_agent")
-        given = (request.input, request.messages, request.messages_ref, request.messages_sealed)
-        if given.count(None) != len(given) - 1:
-            raise InvalidRequest(
-                "give either input or messages: the first user message, or a conversation to go on with"
-            )
-        check_request(request, agent, self._station.registry.tool)
-        if request.messages_ref is not None:
-            self._refuse_beyond_store(request.messages_ref)
-        if request.messages_sealed is not None:
-            self._refuse_without_keys(request.messages_sealed)
-        if request.input == [] or request.messages == []:
-            raise InvalidRequest("input: is empty")
-        if isinstance(request.input, str) and not request.input.strip():
-            raise InvalidRequest("input: is blank, which no model takes")
-        if request.reply_to is not None and request.reply_to.partition >= self._station.response_partitions:
-            top = self._station.response_partitions - 1
-            raise InvalidRequest(
-                f"reply_to.partition: is {request.reply_to.partition}, and the last partition is {top}"
-            )
-        return agent
-
-    def _refuse_beyond_store(self, reference: str) -> None:
-        """Whether the object is there is seen when it is needed."""
-        try:
-            self._station.store.refuse(reference)
-        except StoreError as error:
-            raise InvalidRequest(f"messages_ref: {error}") from None
-
-    def _refuse_without_keys(self, sealed: str) -> None:
-        """Whether it opens is seen when it is needed."""
-        try:
-            self._station.sealing.refuse(sealed)
-        except StoreError as error:
-            raise InvalidRequest(f"messages_sealed: {error}") from None
-
-
-def _lower(one: float | None, other: float | None) -> float | None:
-    """Of two limits, None being none."""
-    if one is None or other is None:
-        return other if one is None else one
-    return min(one, other)
-
-
-def _time_s(request: m.RunRequest, agent: AgentSpec) -> float:
-    """How long the run has, from its admission on."""
-    return min(request.deadline_s or agent.limits.deadline_s, agent.limits.deadline_s)
 
 
 def _fallback_id(record: Record) -> str:
     """The key as the run's id, or `<partition>.<offset>` if it cannot be one."""
     key = (record.key or b"").decode("utf-8", "replace")
-    return key if m.is_name(key) else f"{record.partition}.{record.offset}"
+    return key if is_name(key) else f"{record.partition}.{record.offset}"

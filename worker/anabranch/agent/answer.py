@@ -15,17 +15,9 @@ from anabranch.agent.referring import content_ref_of, content_sealed_of
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.bodies import read, whole
 from anabranch.errors import WireError
-from anabranch.messages import (
-    SEALED,
-    CallCounts,
-    Content,
-    RequestNoted,
-    RunError,
-    RunResponse,
-    Timing,
-    ToolResult,
-    TotalUsage,
-)
+from anabranch.fields import SEALED, Content
+from anabranch.log_events import RequestNoted, ToolResult
+from anabranch.messages import CallCounts, RunError, RunResponse, Timing, TotalUsage
 
 _STOPS = {
     "max_tokens": ("max_tokens", "the reply was cut off at its max_tokens"),
@@ -174,10 +166,10 @@ def _one_of(content: object, ref: object, sealed: object) -> bool:
 
 def _lies_here(body: bytes) -> bool:
     """Whether a result begins with its content, as those of our workers do: then nothing stands in its place."""
-    return body.startswith(_CONTENT)
+    return body.startswith(_WITH_CONTENT)
 
 
-_CONTENT: Final = (b'{"content":"', b'{"content":[')
+_WITH_CONTENT: Final = (b'{"content":"', b'{"content":[')
 
 
 def result_ref_of(body: bytes) -> str | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.asking import to_request
 from anabranch.agent.effects import ModelDue
@@ -26,6 +27,7 @@ from anabranch.agent.plan import BatchContext
 from anabranch.agent.speaking import Outlet, Speech
 from anabranch.agent.state import Run
 from anabranch.agent.station import Station
+from anabranch.fields import lane_of
 from anabranch.kafka.sent import Sent
 from anabranch.specs import AgentSpec
 
@@ -63,7 +65,7 @@ class ModelCalls:
         self._partition, self._station, self._offers = partition, station, offers
         self._calls: dict[Life, _Call] = {}
         self._unread: dict[Life, _Unread] = {}
-        self._surplus: dict[Life, list[m.ModelDiscarded]] = {}  # replies of which another one came first
+        self._surplus: dict[Life, list[e.ModelDiscarded]] = {}  # replies of which another one came first
         self._outlet = Outlet(station)
         self.wanted: Callable[[Life, int], Run | None] = lambda life, turn: None
         self.begin_early: Callable[[Run, BatchContext, Piece], None] = lambda run, context, piece: None
@@ -91,7 +93,7 @@ class ModelCalls:
             append=partial(self._append, life),
             on_event=None if hearing is None else hearing.event,
             due_at=self._station.clockwork.steady(),
-            lane=m.lane_of(run.life),
+            lane=lane_of(run.life),
             fallback=agent.fallback if agent is not None else None,
             on_end=None if hearing is None else hearing.end,
         )
@@ -119,7 +121,7 @@ class ModelCalls:
         if (known := self._calls.pop(life, None)) is not None:
             self._station.thinker.cancel(known.job, why)
 
-    def cut_short_by(self, event: m.RunExpired) -> m.RunExpired:
+    def cut_short_by(self, event: e.RunExpired) -> e.RunExpired:
         """The event with what the call in flight has used: it is the last that counts of the run."""
         known = self._calls.get((event.run_id, event.life))
         spent = self._station.thinker.spent(known.job) if known is not None and known.started else None
@@ -127,12 +129,12 @@ class ModelCalls:
             return event
         return replace(event, attempt=spent.attempt, usage=spent.usage, model=spent.model, tried=spent.tried)
 
-    def read_back(self, event: m.ModelReplied | m.ModelFailed, run: Run | None) -> None:
+    def read_back(self, event: e.ModelReplied | e.ModelFailed, run: Run | None) -> None:
         """It was folded, whoever wrote it, and `run` is as it left it."""
         life = (event.run_id, event.life)
-        if type(event) is m.ModelReplied and run is not None and _is_surplus(run, event):
+        if type(event) is e.ModelReplied and run is not None and _is_surplus(run, event):
             why = "another reply of the turn came first"
-            paid = m.ModelDiscarded(*life, event.turn, event.attempt, event.usage, why, event.model, event.tried)
+            paid = e.ModelDiscarded(*life, event.turn, event.attempt, event.usage, why, event.model, event.tried)
             self._surplus.setdefault(life, []).append(paid)
         unread = self._unread.get(life)
         if unread is not None and unread.attempt == event.attempt:
@@ -163,7 +165,7 @@ class ModelCalls:
         worker = self._station.worker_id
         self._station.meters.hand_offs.add(len(held), "model", "given")
         return [
-            self._station.append(self._partition, m.ModelHandedOff(life[0], life[1], turn, worker, for_s))
+            self._station.append(self._partition, e.ModelHandedOff(life[0], life[1], turn, worker, for_s))
             for life, turn in held
         ]
 
@@ -189,15 +191,15 @@ class ModelCalls:
         self._calls[life].started = True
         return request
 
-    def _append(self, life: Life, event: m.Event) -> None:
+    def _append(self, life: Life, event: e.Event) -> None:
         """A reply counts when it is read back; until then the call is not made again."""
         unread: _Unread | None = None
-        if type(event) is m.ModelReplied or type(event) is m.ModelFailed:
+        if type(event) is e.ModelReplied or type(event) is e.ModelFailed:
             self._calls.pop(life, None)
             unread = self._unread[life] = _Unread(event.turn, event.attempt)
         self._station.append(self._partition, event).add_done_callback(partial(self._appended, life, event, unread))
 
-    def _appended(self, life: Life, event: m.Event, unread: _Unread | None, sent: Sent) -> None:
+    def _appended(self, life: Life, event: e.Event, unread: _Unread | None, sent: Sent) -> None:
         if sent.is_written:
             if unread is not None:
                 unread.acked = True
@@ -206,18 +208,18 @@ class ModelCalls:
             return
         what = {"run_id": life[0], "partition": self._partition}
         log.error("run %s: %s could not be appended: %s", life[0], type(event).__name__, error, extra=what)
-        if isinstance(event, m.ModelReplied):
+        if isinstance(event, e.ModelReplied):
             why = f"the reply could not be written to the log: {error}"
-            paid = m.ModelDiscarded(*life, event.turn, event.attempt, event.usage, why, event.model, event.tried)
+            paid = e.ModelDiscarded(*life, event.turn, event.attempt, event.usage, why, event.model, event.tried)
             self._append(life, paid)
             self._append(life, self._failure(life, event.turn, why))
 
-    def _failure(self, life: Life, turn: int, message: str) -> m.ModelFailed:
+    def _failure(self, life: Life, turn: int, message: str) -> e.ModelFailed:
         attempt = self._station.clockwork.new_id()
-        return m.ModelFailed(life[0], life[1], turn, attempt, m.RunError("internal", message))
+        return e.ModelFailed(life[0], life[1], turn, attempt, m.RunError("internal", message))
 
 
-def _is_surplus(run: Run, event: m.ModelReplied) -> bool:
+def _is_surplus(run: Run, event: e.ModelReplied) -> bool:
     """Whether another reply than this one counts, of a run that is open still."""
     for turn in reversed(run.turns):
         if turn.attempt == event.attempt:

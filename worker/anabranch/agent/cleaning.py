@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent import snapshot
 from anabranch.agent.state import Partition, Run
 from anabranch.config import AgentSettings
@@ -73,22 +73,22 @@ def oldest(runs: Iterable[Run], room: int) -> list[Run]:
 
 def snapshots(
     state: Partition, runs: Iterable[Run], author: str, part_bytes: int = snapshot.PART
-) -> Iterator[m.RunSnapshot]:
+) -> Iterator[e.RunSnapshot]:
     """The events that say these runs again, as they are now."""
     as_of, next_request, next_bulk = state.position, state.next_request or 0, state.next_bulk
     for run in runs:
         bodies = snapshot.write(run, part_bytes)
         for part, body in enumerate(bodies, 1):
-            yield m.RunSnapshot(
+            yield e.RunSnapshot(
                 run.run_id, run.life, as_of, next_request, part, len(bodies), author, body, next_bulk=next_bulk
             )
 
 
-def cancels(state: Partition, since: float) -> Iterator[m.RunCancelled]:
+def cancels(state: Partition, since: float) -> Iterator[e.RunCancelled]:
     """The events that say again which cancels, of before `since` in epoch seconds, still wait for their request."""
     for run_id, cancel in state.cancels.items():
         if cancel.at < since:
-            yield m.RunCancelled(run_id, None, cancel.reason, *cancel.before)
+            yield e.RunCancelled(run_id, None, cancel.reason, *cancel.before)
 
 
 class Cleaner:

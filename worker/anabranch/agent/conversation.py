@@ -19,13 +19,15 @@ from anabranch.agent.dropping import Dropped, dropped, is_small, words_for
 from anabranch.agent.offer import Kind, Offer
 from anabranch.agent.programmatic import called_by_code, container_of
 from anabranch.agent.referring import content_elsewhere
+from anabranch.agent.reply import CONTENT
 from anabranch.agent.state import Call, Result, Run, Turn
 from anabranch.agent.verbatim import items, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of, read
 from anabranch.errors import InvalidRequest, WireError
-from anabranch.messages import Content, RunRequest, ToolResult
+from anabranch.fields import Content
+from anabranch.log_events import ToolResult
+from anabranch.messages import RunRequest
 
-_MARK = b',"content":['
 _THINKING = ("thinking", "redacted_thinking")
 
 
@@ -142,9 +144,9 @@ def content_of(body: bytes, found: Found = _NOTHING) -> bytes:
     """The content of a reply, as the bytes of a JSON list."""
     if (elsewhere := content_elsewhere(body)) is not None:
         return found[elsewhere]
-    at = body.find(_MARK)
+    at = body.find(CONTENT)
     if at >= 0 and body.endswith(b"]}") and _is_whole(body[:at] + b"}"):
-        return body[at + len(_MARK) - 1 : -1]
+        return body[at + len(CONTENT) - 1 : -1]
     return members(body.decode())["content"].encode()
 
 

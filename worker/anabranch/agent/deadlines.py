@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.state import Call, Run
 
 _LATE: Final = 0.001
@@ -52,10 +52,10 @@ def closed(run: Run) -> list[Moment]:
     return [Moment("run", run.run_id, run.life), *(Moment("call", run.run_id, run.life, call_id) for call_id in timed)]
 
 
-def event_at(run: Run, moment: Moment) -> m.Event | None:
+def event_at(run: Run, moment: Moment) -> e.Event | None:
     """What to append when it has come. Whether it has by the broker's clock, the fold will say."""
     if moment.what == "run":
-        return m.RunExpired(run.run_id, run.life, "the run's deadline has passed")
+        return e.RunExpired(run.run_id, run.life, "the run's deadline has passed")
     call = run.call(str(moment.subject))
     if call is None or call.result is not None:
         return None
@@ -63,9 +63,9 @@ def event_at(run: Run, moment: Moment) -> m.Event | None:
         return _expired(run, call)
     if call.hand_off is None or call.hand_off.offset != moment.hand_off:
         return None
-    return m.CallLost(run.run_id, run.life, call.planned.call_id, call.hand_off.offset)
+    return e.CallLost(run.run_id, run.life, call.planned.call_id, call.hand_off.offset)
 
 
-def _expired(run: Run, call: Call) -> m.Event:
+def _expired(run: Run, call: Call) -> e.Event:
     reason = f"{call.planned.tool} had no result {call.planned.deadline_s:g} s after it was published"
-    return m.CallExpired(run.run_id, run.life, call.planned.call_id, reason)
+    return e.CallExpired(run.run_id, run.life, call.planned.call_id, reason)

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import orjson
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.effects import CallDue
 from anabranch.agent.fold import run_of
 from anabranch.agent.listening import Piece
@@ -53,7 +53,7 @@ class _Begun:
 
     queue: str
     sent: Sent
-    returned: m.ToolReturned | None = None
+    returned: e.ToolReturned | None = None
     certain: bool = True
 
 
@@ -96,14 +96,14 @@ class Early:
             self._station.saturation.published(spec.queue)
             self._station.meters.calls_early.count(spec.queue, "started")
 
-    def read(self, event: m.Event) -> None:
+    def read(self, event: e.Event) -> None:
         """An event of the log that has just been folded: what it says of a call that the fold does not know yet."""
         match event:
-            case m.ToolReturned():
+            case e.ToolReturned():
                 begun = self._begun(event.run_id, event.life, event.call_id)
                 if begun is not None and begun.returned is None and self._is_unknown(event.run_id, event.call_id):
                     self._keep(begun, event)
-            case m.CallsHandedOff():
+            case e.CallsHandedOff():
                 for call_id in event.calls:
                     run = self._state.runs.get(run_of(call_id))
                     begun = self._begun(run.run_id, run.life, call_id) if run is not None else None
@@ -141,7 +141,7 @@ class Early:
         run = self._state.runs.get(run_id)
         return run is not None and not (run.turns and call_id in run.turns[-1].calls)
 
-    def _keep(self, begun: _Begun, event: m.ToolReturned) -> None:
+    def _keep(self, begun: _Begun, event: e.ToolReturned) -> None:
         if self._bytes + len(event.body) > RESULT_BYTES:
             begun.certain = False
             return

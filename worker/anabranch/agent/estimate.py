@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from anabranch.agent.reply import CONTENT
 from anabranch.agent.state import Run, Turn
 from anabranch.messages import Usage
 
@@ -98,7 +99,7 @@ def _last_iteration(turn: Turn) -> Usage:
     """What the reply was charged for, but for the provider's own tools: their loop reads the prompt again and again."""
     if b'"iterations"' not in turn.body[:_HEAD]:
         return turn.usage
-    head, mark, _ = turn.body.partition(b',"content":[')
+    head, mark, _ = turn.body.partition(CONTENT)
     try:
         iterations = orjson.loads(head + b"}" if mark else turn.body)["usage"]["iterations"]
         last = [each for each in iterations if each.get("type") == "message"][-1]

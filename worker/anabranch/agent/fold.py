@@ -10,16 +10,15 @@ A defect in here fails the run whose event showed it, and nothing else.
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
+from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.agent import snapshot
+from anabranch.agent import collecting
 from anabranch.agent.state import (
     Address,
     Call,
     Cancel,
-    Collecting,
     Ending,
     HandOff,
     Nexts,
@@ -29,12 +28,12 @@ from anabranch.agent.state import (
     SpentCancel,
     Turn,
 )
-from anabranch.errors import WireError
+from anabranch.fields import lane_of
 
 __all__ = ["apply"]
 
 
-def apply(state: Partition, event: m.Event | None, offset: int, at: float) -> Run | None:
+def apply(state: Partition, event: e.Event | None, offset: int, at: float) -> Run | None:
     """Fold one event that lies at `offset` with the broker's time `at`; returns the run that it spoke of.
 
     `None` as the event stands for a record that cannot be read: it only moves the position.
@@ -60,34 +59,34 @@ def _fail_for_defect(state: Partition, run_id: str | None, offset: int, at: floa
         _finish(run, Ending("failed", offset, at, m.RunError("internal", message)))
 
 
-def _dispatch(state: Partition, event: m.Event, offset: int, at: float) -> None:
+def _dispatch(state: Partition, event: e.Event, offset: int, at: float) -> None:
     if type(event) in _OF_OPEN_RUNS:
         run = _spoken_of(state, event.run_id, event.life)  # type: ignore[union-attr]  # mypy does not know the set
         if run is not None:
             _fold_event(run, event, offset, at)
         return
     match event:
-        case m.RunRequested() | m.RequestNoted():
+        case e.RunRequested() | e.RequestNoted():
             _fold_link(state, event, offset, at)
-        case m.PartitionReleased():
+        case e.PartitionReleased():
             state.done = max(state.done, event.done)
-        case m.CallsHandedOff():
+        case e.CallsHandedOff():
             _fold_calls_handed_off(state, event, offset)
-        case m.RunSnapshot():
-            _fold_snapshot(state, event, offset, at)
-        case m.UnknownEvent():
+        case e.RunSnapshot():
+            collecting.fold(state, event, offset, at)
+        case e.UnknownEvent():
             run = _spoken_of(state, event.run_id, event.life)
             if run is not None:
                 run.parked = event.reason
-        case m.RunCancelled():
+        case e.RunCancelled():
             _fold_cancel(state, event, offset, at)
         case _:
             raise TypeError(f"the fold has no rule for {type(event).__name__}")
 
 
 _OF_OPEN_RUNS: Final = frozenset(
-    {m.ModelReplied, m.ModelFailed, m.ModelDiscarded, m.ModelHandedOff}
-    | {m.ToolReturned, m.CallExpired, m.CallLost, m.CallDispatched, m.RunExpired}
+    {e.ModelReplied, e.ModelFailed, e.ModelDiscarded, e.ModelHandedOff}
+    | {e.ToolReturned, e.CallExpired, e.CallLost, e.CallDispatched, e.RunExpired}
 )
 """They count for an open run alone, if they name its life."""
 
@@ -101,7 +100,7 @@ def _spoken_of(state: Partition, run_id: str | None, life: str | None) -> Run | 
 # --- what came from the lanes of requests: each counts once and in order -------------------------------------
 
 
-def _fold_link(state: Partition, event: m.RunRequested | m.RequestNoted, offset: int, at: float) -> None:
+def _fold_link(state: Partition, event: e.RunRequested | e.RequestNoted, offset: int, at: float) -> None:
     """It presumes where both lanes are, and moves its own: so whoever appends it knows of all runs that were opened."""
     state.tell(event.after, event.after_bulk)
     bulk = state.next_bulk
@@ -111,7 +110,7 @@ def _fold_link(state: Partition, event: m.RunRequested | m.RequestNoted, offset:
         state.next_bulk, state.bulk_link = event.request_offset + 1, offset
     else:
         state.next_request, state.link = event.request_offset + 1, offset
-    if isinstance(event, m.RunRequested):
+    if isinstance(event, e.RunRequested):
         _open(state, event, bulk, offset, at)
     else:
         _note(state, event, Nexts(event.after, bulk), offset, at)
@@ -119,7 +118,7 @@ def _fold_link(state: Partition, event: m.RunRequested | m.RequestNoted, offset:
         _end_if_cancelled(state, event, offset, at)
 
 
-def _open(state: Partition, event: m.RunRequested, bulk: int | None, offset: int, at: float) -> None:
+def _open(state: Partition, event: e.RunRequested, bulk: int | None, offset: int, at: float) -> None:
     known = state.runs.get(event.run_id)
     if known is not None and known.open:
         return
@@ -142,7 +141,7 @@ def _open(state: Partition, event: m.RunRequested, bulk: int | None, offset: int
     )
 
 
-def _note(state: Partition, event: m.RequestNoted, nexts: Nexts, offset: int, at: float) -> None:
+def _note(state: Partition, event: e.RequestNoted, nexts: Nexts, offset: int, at: float) -> None:
     run = state.runs.get(event.run_id)
     if event.code == "rejected":
         state.notes[offset] = event
@@ -159,7 +158,7 @@ def _note(state: Partition, event: m.RequestNoted, nexts: Nexts, offset: int, at
 # --- cancels that may come before their request is taken up -----------------------------------------------------
 
 
-def _fold_cancel(state: Partition, event: m.RunCancelled, offset: int, at: float) -> None:
+def _fold_cancel(state: Partition, event: e.RunCancelled, offset: int, at: float) -> None:
     """An open run ends, unless it was asked for after the cancel; what is still to be taken up will not go on."""
     run, before = state.runs.get(event.run_id), Nexts(event.before, event.before_bulk)
     is_meant = run is not None and event.life in (None, run.life) and not _is_after(run, before)
@@ -173,7 +172,7 @@ def _fold_cancel(state: Partition, event: m.RunCancelled, offset: int, at: float
 
 
 def _is_after(run: Run, before: Nexts) -> bool:
-    lane = m.lane_of(run.life)
+    lane = lane_of(run.life)
     number, limit = run.life.rpartition(".")[2], before.of(lane)
     return limit is not None and number.isdecimal() and int(number) >= limit
 
@@ -182,7 +181,7 @@ def _later(one: int | None, other: int | None) -> int | None:
     return max((each for each in (one, other) if each is not None), default=None)
 
 
-def _end_if_cancelled(state: Partition, event: m.RunRequested | m.RequestNoted, offset: int, at: float) -> None:
+def _end_if_cancelled(state: Partition, event: e.RunRequested | e.RequestNoted, offset: int, at: float) -> None:
     """The run that this has opened was cancelled before; and a cancel that no request can be below is forgotten."""
     cancel, run = state.cancels.get(event.run_id), state.runs.get(event.run_id)
     opened = run is not None and run.first == offset
@@ -198,24 +197,24 @@ def _end_if_cancelled(state: Partition, event: m.RunRequested | m.RequestNoted, 
 # --- the life of a run ---------------------------------------------------------------------------------------
 
 
-def _fold_event(run: Run, event: m.Event, offset: int, at: float) -> None:
+def _fold_event(run: Run, event: e.Event, offset: int, at: float) -> None:
     match event:
-        case m.ModelReplied():
+        case e.ModelReplied():
             _fold_reply(run, event, offset, at)
-        case m.ToolReturned() | m.CallExpired() | m.CallLost() | m.CallDispatched():
+        case e.ToolReturned() | e.CallExpired() | e.CallLost() | e.CallDispatched():
             call = run.call(event.call_id)
             if call is not None and call.result is None:
                 _fold_call(run, call, event, offset, at)
-        case m.ModelFailed():
+        case e.ModelFailed():
             if run.owed and event.turn == run.turn:
                 run.model_s += at - run.owed_at
                 _finish(run, Ending("failed", offset, at, event.error))
-        case m.ModelDiscarded():
+        case e.ModelDiscarded():
             _discard(run, event.attempt, event.usage)
-        case m.ModelHandedOff():
+        case e.ModelHandedOff():
             if run.owed and event.turn == run.turn:
                 run.hand_offs[event.worker] = HandOff(event.worker, offset, event.for_s)
-        case m.RunExpired():
+        case e.RunExpired():
             if at > run.opening.deadline:
                 if event.attempt is not None and event.usage is not None:
                     _discard(run, event.attempt, event.usage)
@@ -230,7 +229,7 @@ def _discard(run: Run, attempt: str, usage: m.Usage) -> None:
         run.discarded += usage
 
 
-def _fold_reply(run: Run, event: m.ModelReplied, offset: int, at: float) -> None:
+def _fold_reply(run: Run, event: e.ModelReplied, offset: int, at: float) -> None:
     if not run.owed or event.turn != run.turn:
         return
     run.owed = False
@@ -255,7 +254,7 @@ def _fold_reply(run: Run, event: m.ModelReplied, offset: int, at: float) -> None
         _open_batch(run, offset, at)
 
 
-def _stopped_for(event: m.ModelReplied) -> m.RunError | None:
+def _stopped_for(event: e.ModelReplied) -> m.RunError | None:
     """Why, where the reply does not say it itself: it was cut where the run's money ended."""
     if event.code is None:
         return None
@@ -296,30 +295,30 @@ def _open_batch(run: Run, offset: int, at: float) -> None:
     return _advance(run, offset, at)
 
 
-def _fold_call(run: Run, call: Call, event: m.Event, offset: int, at: float) -> None:
+def _fold_call(run: Run, call: Call, event: e.Event, offset: int, at: float) -> None:
     """An event of a call that has no result yet."""
     match event:
-        case m.ToolReturned():
+        case e.ToolReturned():
             run.size += len(event.body)
             _settle(run, call, Result(event.outcome, at, body=event.body), offset, at)
-        case m.CallExpired():
+        case e.CallExpired():
             if call.due is not None and at > run.deadline_of(call):
                 _settle(run, call, _expired(call, event.reason, at), offset, at)
-        case m.CallLost():
+        case e.CallLost():
             if call.hand_off is None or call.hand_off.offset != event.handoff:
                 return
             if call.planned.delivery == "at_most_once":
-                _settle(run, call, Result("unknown", at, text=m.OUTCOME_UNKNOWN), offset, at)
+                _settle(run, call, Result("unknown", at, text=e.OUTCOME_UNKNOWN), offset, at)
             else:
                 call.due, call.due_at, call.hand_off = offset, at, None
                 call.dispatch += 1
-        case m.CallDispatched():
+        case e.CallDispatched():
             call.token = call.token or event.token
 
 
 def _expired(call: Call, reason: str, at: float) -> Result:
     if call.planned.delivery == "at_most_once" and call.token is not None:
-        return Result("unknown", at, text=m.OUTCOME_UNKNOWN)
+        return Result("unknown", at, text=e.OUTCOME_UNKNOWN)
     return Result("timeout", at, text=reason or "the call's deadline passed before it had a result")
 
 
@@ -363,7 +362,7 @@ def _release(batch: Turn, call: Call, offset: int, at: float) -> bool:
     return False
 
 
-def _fold_calls_handed_off(state: Partition, event: m.CallsHandedOff, offset: int) -> None:
+def _fold_calls_handed_off(state: Partition, event: e.CallsHandedOff, offset: int) -> None:
     for call_id in event.calls:
         state.last[run_of(call_id)] = offset
         run = state.runs.get(run_of(call_id))
@@ -375,58 +374,6 @@ def _fold_calls_handed_off(state: Partition, event: m.CallsHandedOff, offset: in
 def run_of(call_id: str) -> str:
     """The run of a call id, `<run_id>/<turn>.<token>/<index>`."""
     return call_id.rsplit("/", 2)[0]
-
-
-# --- snapshots ------------------------------------------------------------------------------------------------------
-
-
-def _fold_snapshot(state: Partition, event: m.RunSnapshot, offset: int, at: float) -> None:
-    """It counts when its last part is in, and only if nothing else was said of the run since `as_of`."""
-    collecting = _collected(state, event, offset)
-    if collecting is None or len(collecting.parts) < event.parts:
-        return
-    del state.collecting[event.run_id]
-    state.tell(event.next_request, event.next_bulk)  # nothing since `as_of` has named them either
-    run = state.runs.get(event.run_id)
-    if run is not None and (not run.open or run.life != event.life or run.parked):
-        return
-    try:
-        said = snapshot.read(event, collecting.parts)
-    except WireError as error:
-        _not_said(state, event, at, str(error))
-        return
-    run = state.runs.setdefault(event.run_id, said)
-    run.first, run.first_at = max(run.first, event.as_of), at
-    run.next_as_of_first, run.bulk_as_of_first = event.next_request, event.next_bulk
-
-
-def _not_said(state: Partition, event: m.RunSnapshot, at: float, why: str) -> None:
-    """A snapshot that cannot be read: the older events still stand, or else the run is parked at `as_of`.
-
-    Whoever can read it begins there again, so low may not pass it.
-    """
-    if event.run_id in state.runs:
-        state.defects.append(f"run {event.run_id}: {why}: it is void, and the older events still stand")
-        return
-    opening = m.Opening(m.RunRequest(event.run_id), "", math.inf, m.RunLimits(0), at)
-    run = Run(event.run_id, event.life, event.as_of, event.next_request, at, opening, owed=False, first_at=at)
-    run.parked, run.bulk_as_of_first = why, event.next_bulk
-    state.runs[event.run_id] = run
-    state.defects.append(f"run {event.run_id} is parked: {why}")
-
-
-def _collected(state: Partition, event: m.RunSnapshot, offset: int) -> Collecting | None:
-    """The parts up to this one, if they still fit; a part that comes twice is taken once."""
-    found, last = state.collecting.get(event.run_id), state.last.get(event.run_id, -1)
-    if found is None or (found.author, found.as_of) != (event.author, event.as_of) or found.offset != last:
-        state.collecting.pop(event.run_id, None)
-        if event.as_of < state.began or last >= event.as_of or event.part != 1:
-            return None
-        found = state.collecting[event.run_id] = Collecting(event.author, event.as_of, offset)
-    found.offset = offset
-    if event.part == len(found.parts) + 1:
-        found.parts.append(event.body)
-    return found
 
 
 # --- endings ------------------------------------------------------------------------------------------------------

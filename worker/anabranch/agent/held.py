@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from anabranch import messages as m
 from anabranch.agent.room import Room
 from anabranch.agent.state import Run
+from anabranch.fields import lane_of
 
 RUN_BYTES: Final = 12_000
 """What an open run takes in memory beside its bodies, with three calls out, about: many small ones need room, too."""
@@ -49,11 +49,11 @@ class Held:
         else:
             return
         self.open_bytes += change
-        self.room.change(change + beside, m.lane_of(run.life))
+        self.room.change(change + beside, lane_of(run.life))
 
     def clear(self) -> None:
         """Give the room back."""
         for life, size in self._sizes.items():
-            self.room.change(-(size + RUN_BYTES), m.lane_of(life[1]))
+            self.room.change(-(size + RUN_BYTES), lane_of(life[1]))
         self._sizes.clear()
         self.open_bytes = 0

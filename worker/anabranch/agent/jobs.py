@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.breaker import Pass
 from anabranch.agent.budget import Attempt
 from anabranch.agent.conversation import Found
@@ -21,6 +21,7 @@ from anabranch.agent.lanes import Lane, steady_time
 from anabranch.agent.large import Incomplete
 from anabranch.agent.plan import BatchContext
 from anabranch.agent.retrying import Tries
+from anabranch.fields import Lane as By
 from anabranch.values import frozen
 
 
@@ -49,10 +50,10 @@ class Job:
     tenant: str
     model: str
     prepare: Callable[[], Request | None]
-    append: Callable[[m.Event], None]
+    append: Callable[[e.Event], None]
     on_event: Callable[[BatchContext, dict[str, Any]], None] | None
     due_at: float = field(default_factory=steady_time)
-    lane: m.Lane = "interactive"
+    lane: By = "interactive"
     fallback: str | None = None
     on_end: Callable[[BatchContext, bool], None] | None = None
 

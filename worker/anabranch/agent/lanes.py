@@ -22,7 +22,8 @@ from anabranch.agent.budget import MINUTE_S, Budget, limits_of, share_of
 from anabranch.agent.line import Line
 from anabranch.agent.retrying import RetryBudget
 from anabranch.config import AgentSettings, ModelLimits
-from anabranch.messages import Lane as By
+from anabranch.fields import Lane as By
+from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +211,8 @@ def _say_who_waits(lane: Lane[Call], opens: float, now: float) -> None:
     lasts = max(now - lane.held_since, opens - now if opens < math.inf else 0.0)
     if lasts >= SAID_AFTER_S and now - lane.said_at >= SAID_AGAIN_S:
         lane.said_at = now
-        log.info("model %s: %d calls wait: %s", lane.model, lane.waiting, _held_by(lane, now))
+        waiting = counted(lane.waiting, "call waits", "calls wait")
+        log.info("model %s: %s: %s", lane.model, waiting, _held_by(lane, now))
 
 
 def _held_by(lane: Lane[Call], now: float) -> str:

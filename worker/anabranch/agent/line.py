@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-from anabranch.messages import LANES, Lane
+from anabranch.fields import LANES, Lane
 from anabranch.weights import Weights
 
 Call = TypeVar("Call")

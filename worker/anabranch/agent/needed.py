@@ -2,7 +2,7 @@
 
 There may be ten thousand that wait for a tool, and a commit every second in each partition. So which of them is the
 oldest is looked for only when the last one is needed no more, and a run all of whose publications are settled is looked
-at again only once it was folded on. `owner.py` says what was folded, and what is needed and settled.
+at again only once it was folded on. `owner.py` says what was folded, `reach.py` asks.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ import orjson
 from anabranch.agent.caching import MARKS, Breakpoints, Kept, breakpoints, marks_in
 from anabranch.agent.dropping import FULL, STEP
 from anabranch.agent.programmatic import direct, offered
-from anabranch.messages import Json, RunRequest
+from anabranch.fields import Json
+from anabranch.messages import RunRequest
 from anabranch.registry import Registry
 from anabranch.specs import AgentSpec, ToolSpec
 

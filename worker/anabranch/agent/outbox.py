@@ -14,7 +14,9 @@ from anabranch.agent.traces import call_header
 from anabranch.bodies import whole
 from anabranch.codec import Outgoing, cloud_event
 from anabranch.errors import SealError
-from anabranch.messages import PlannedCall, ReplyTo, ReplyTopic, ToolCall, lane_of
+from anabranch.fields import lane_of
+from anabranch.log_events import PlannedCall
+from anabranch.messages import ReplyTo, ReplyTopic, ToolCall
 from anabranch.spans import HEADER as TRACE
 
 

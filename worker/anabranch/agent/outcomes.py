@@ -14,6 +14,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.fitting import BUDGET
 from anabranch.agent.jobs import Clockwork, Request, Trying
@@ -24,6 +25,7 @@ from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply
 from anabranch.agent.retrying import Nothing
 from anabranch.bodies import dump
+from anabranch.fields import SEALED
 from anabranch.meters import Counter
 from anabranch.prices import Price, price_of, usage_of
 from anabranch.specs import AgentSpec
@@ -45,7 +47,7 @@ class Outcomes:
         self._prices, self._meters, self._large, self._clockwork = prices, meters, large, clockwork
         self._known: dict[str, Price | None] = {}  # by model, as far as one was asked for
 
-    async def replied(self, trying: Trying, context: BatchContext, reply: Reply) -> m.ModelReplied:
+    async def replied(self, trying: Trying, context: BatchContext, reply: Reply) -> e.ModelReplied:
         """The reply with its plan. What was read is paid for, whatever becomes of it; raises `Hopeless` if the log does
         not take it.
         """
@@ -59,8 +61,8 @@ class Outcomes:
             raise
 
     def _replied(
-        self, trying: Trying, context: BatchContext, reply: Reply, body: bytes, tried: tuple[m.Tried, ...]
-    ) -> m.ModelReplied:
+        self, trying: Trying, context: BatchContext, reply: Reply, body: bytes, tried: tuple[e.Tried, ...]
+    ) -> e.ModelReplied:
         request = trying.request
         planned = plan(reply.calls, context)
         plan_json = dump(planned)
@@ -68,7 +70,7 @@ class Outcomes:
             size = len(reply.body) + len(plan_json)
             mend = "lower the agent's max_tokens, or give the workers a store (ANABRANCH_STORE)"
             raise Hopeless("internal", f"the reply of {size} bytes does not fit into the log: {mend}")
-        return m.ModelReplied(
+        return e.ModelReplied(
             context.run_id,
             request.life,
             context.turn,
@@ -84,12 +86,12 @@ class Outcomes:
             tried=tried,
         )
 
-    def failed(self, trying: Trying, code: str, message: str) -> m.ModelFailed:
+    def failed(self, trying: Trying, code: str, message: str) -> e.ModelFailed:
         context, error = trying.request.context, m.RunError(code, message[:4000])
         if context.sealer is not None:  # it may quote what was said
-            error = m.RunError(code, m.SEALED, context.sealer.seal("error", dump(error.message)))
+            error = m.RunError(code, SEALED, context.sealer.seal("error", dump(error.message)))
         tried = trying.untold.take(self._clockwork.steady())
-        return m.ModelFailed(
+        return e.ModelFailed(
             context.run_id, trying.request.life, context.turn, self._clockwork.new_id(), error, tried
         )  # fmt: skip
 
@@ -104,28 +106,28 @@ class Outcomes:
         usage = self._usage(context.agent, raw, self._meters.discarded) if raw else m.Usage()
         if trying.request.fitting is not None:
             trying.request.fitting.spend(usage)
-        reason = reason[:1000] if context.sealer is None else m.SEALED
-        event = m.ModelDiscarded(
+        reason = reason[:1000] if context.sealer is None else SEALED
+        event = e.ModelDiscarded(
             context.run_id, trying.request.life, context.turn, context.attempt, usage, reason, trying.foreign,
             trying.untold.take(now),
         )  # fmt: skip
         trying.job.append(event)
 
-    def so_far(self, trying: Trying) -> m.ModelDiscarded:
+    def so_far(self, trying: Trying) -> e.ModelDiscarded:
         """The attempt that is out as if it came to nothing now. It is not counted: that comes when it does."""
         context, why = trying.context, "the run's deadline has passed"
         usage = usage_of(trying.used, self._price_of(context.agent.model))
         tried = (*trying.untold.all, self._tried(trying, "ended", why))
-        return m.ModelDiscarded(
+        return e.ModelDiscarded(
             context.run_id, trying.request.life, context.turn, context.attempt, usage, why, trying.foreign, tried
         )
 
-    def _tried(self, trying: Trying, failure: Nothing | None = None, reason: str | None = None) -> m.Tried:
+    def _tried(self, trying: Trying, failure: Nothing | None = None, reason: str | None = None) -> e.Tried:
         at, began = trying.began
         took_s = round(self._clockwork.steady() - began, 3)
         if failure in ("rejected", "unusable") or trying.request.context.sealer is not None:
             reason = None  # it may quote what somebody said; the event itself says it, or has it sealed
-        return m.Tried(trying.lane.model, round(at, 3), took_s, failure, reason)
+        return e.Tried(trying.lane.model, round(at, 3), took_s, failure, reason)
 
     def _usage(self, agent: AgentSpec, raw: dict[str, Any], tokens: Counter) -> m.Usage:
         model = agent.model

@@ -8,36 +8,32 @@ feeds it; `admission.py` takes the requests up, `calling.py` makes the model cal
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Final, NamedTuple
 
-from anabranch import messages as m
-from anabranch.about import about_record, place_of
+from anabranch import log_events as e
 from anabranch.agent import cleaning, deadlines, effects, fold
 from anabranch.agent.answered import REMEMBERED, Answered
+from anabranch.agent.audience import Audience
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.cleaning import Cleaner
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.effects import NoteDue
 from anabranch.agent.held import Held
-from anabranch.agent.needed import Needed, causes
+from anabranch.agent.needed import Needed
 from anabranch.agent.publishing import Publisher
+from anabranch.agent.reach import Reach
+from anabranch.agent.reading import event_in
 from anabranch.agent.room import Room
-from anabranch.agent.state import Call, Nexts, Partition, Run
+from anabranch.agent.state import Nexts, Partition, Run
 from anabranch.agent.station import Station
-from anabranch.agent.tally import Tally, waiting_call
-from anabranch.agent.telling import Telling
-from anabranch.bodies import without_given
-from anabranch.codec import Record, decode
-from anabranch.errors import WireError
+from anabranch.agent.tally import waiting_call
+from anabranch.codec import Record
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.timers import Timers
-from anabranch.topics import partition_of
 from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
@@ -52,7 +48,7 @@ Life = tuple[str, str]
 class _Acknowledged(NamedTuple):
     """An event of ours of which the broker has said where it lies, and when that was, in epoch seconds."""
 
-    event: m.Event
+    event: e.Event
     size: int
     at: float
 
@@ -81,19 +77,15 @@ class Owner:
         self._end = 0
         self._publisher = Publisher(partition, station, self.state, 0, self._close)
         self._needed = Needed()
+        age_s, now = station.settings.snapshot_age_s, station.clockwork.now
+        self.reach = Reach(self._needed, age_s, now, hooks.commit_soon)
         self._answered = Answered()  # the runs that nobody waits for any more
-        # The requests that are being noted as duplicates, and their runs
-        self._asked: dict[tuple[m.Lane, int], str] = {}
-        self._reach = 0  # the highest low that may stand committed
-        self._committed = asyncio.Event()
         self._acked: dict[int, _Acknowledged] = {}  # events of ours that have not been read back
         self._read_on: dict[Moment, int] = {}  # hand-offs whose time is up, and the log's end then
         self._timers: Timers[Moment] = Timers(station.clockwork.now, self._ring)
         self._cleaner = Cleaner(station.settings)
-        self._tally = Tally(station.meters, station.registry)
-        self._telling = None if station.traces is None else Telling(partition, station.traces, station.registry)
+        self._audience = Audience(partition, station)
         self._parked: set[Life] = set()
-        self._low_at = self.low_at = math.inf  # when the event at low was written, and at the one that is committed
         room = Room(station.settings.max_partition_bytes, freed=station.room.freed, within=station.room)
         self.held = Held(room)
 
@@ -114,19 +106,17 @@ class Owner:
         self._done = commit.done if commit is not None else 0
         self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._close)
         self._needed.begin()
-        self._cleaner, self._reach = Cleaner(self._station.settings), low
+        self.reach.begin(self.state, self._publisher.is_settled)
+        self._cleaner = Cleaner(self._station.settings)
         self._calls.begin()
         position = self.resume(end)
-        self._tally.begins = end  # what lies below was counted by others, if at all
-        if self._telling is not None:
-            self._telling.begins = end
+        self._audience.begin(end)
         return position
 
     def resume(self, end: int) -> int:
         """Go on with the fold there is; silent up to `end`. Returns the offset to read from."""
-        self._end, self._tally.begins = end, self.state.position
-        if self._telling is not None:
-            self._telling.begins = self.state.position
+        self._end = end
+        self._audience.begin(self.state.position)
         self.live = self._giving_up = False
         self._acked.clear()
         self._read_on.clear()
@@ -161,8 +151,7 @@ class Owner:
             self._act(run)
         for offset in list(self.state.notes):
             self._publisher.publish(NoteDue(offset))
-        if self._telling is not None:
-            self._telling.live()
+        self._audience.live()
         self._hooks.on_live(self)
 
     # --- giving the partition up: start nothing more, and tell the next owner what goes on ----------------------
@@ -184,7 +173,7 @@ class Owner:
         """Append who goes on with what, and how far the publications are done."""
         sent = self._calls.hand_off(for_s)
         if self.live:
-            sent.append(self._station.append(self.partition, m.PartitionReleased(self._done_now())))
+            sent.append(self._station.append(self.partition, e.PartitionReleased(self.reach.done())))
         return sent
 
     # --- folding ----------------------------------------------------------------------------------------------
@@ -192,15 +181,16 @@ class Owner:
     def fold(self, records: Sequence[Record]) -> None:
         """Fold what was read, then act on the runs that it spoke of."""
         touched: dict[Life, Run] = {}
+        station, partition, runs = self._station, self.partition, self.state.runs
         for record in records:
             if (offset := record.offset) >= self.state.position:
                 known = self._acked.pop(offset, None) if self._acked else None
-                event = known.event if known is not None else self._decode(record)
+                event = event_in(record, station, partition, runs, self._done) if known is None else known.event
                 self._fold_event(event, offset, record.timestamp / 1000, len(record.value or b""), touched)
         self._fold_acknowledged(touched)
         self._act_on(touched)
 
-    def acknowledged(self, event: m.Event, size: int, acked: Acked) -> None:
+    def acknowledged(self, event: e.Event, size: int, acked: Acked) -> None:
         """The broker has an event of ours, of `size` bytes. If it is the very next to be read, it counts as read."""
         if not self.live or self._giving_up or acked.offset is None or acked.at_ms is None:
             return
@@ -213,9 +203,8 @@ class Owner:
             self._acked[acked.offset] = _Acknowledged(event, size, acked.at_ms / 1000)
 
     def _act_on(self, touched: dict[Life, Run]) -> None:
-        if self._asked:
-            reached = self.state.nexts
-            self._asked = {asked: run_id for asked, run_id in self._asked.items() if asked[1] >= _of(reached, asked[0])}
+        if self.reach.asked:
+            self.reach.let_go()
         if self.live:
             for run in touched.values():
                 self._act(run)
@@ -228,7 +217,7 @@ class Owner:
         while self._acked and (known := self._acked.pop(self.state.position, None)) is not None:
             self._fold_event(known.event, self.state.position, known.at, known.size, touched)
 
-    def _fold_event(self, event: m.Event | None, offset: int, at: float, size: int, touched: dict[Life, Run]) -> None:
+    def _fold_event(self, event: e.Event | None, offset: int, at: float, size: int, touched: dict[Life, Run]) -> None:
         """Fold it, tell whoever has to know, and note which runs are to be acted on then."""
         self._cleaner.size.add(offset, size + HEADERS)
         before = self.state.runs.get(getattr(event, "run_id", ""))
@@ -236,10 +225,14 @@ class Owner:
         run = fold.apply(self.state, event, offset, at)
         if event is None:
             return
-        self._tell(event, run, waiting, offset, at)
+        self._audience.folded(event, run, waiting, offset, at, self.live)
+        if self._publisher.early.speaking:
+            self._publisher.early.read(event)
+        if self.state.defects:
+            self._say_defects(event)
         if before is not None and before is not run:
             self._replaced(before)
-        is_result = type(event) is m.ToolReturned
+        is_result = type(event) is e.ToolReturned
         if not is_result:
             self._heed(event, run, offset, touched)
         if run is not None:
@@ -250,71 +243,34 @@ class Owner:
             if run.stirred >= offset or not is_result:  # else its siblings are waited for
                 touched[run.run_id, run.life] = run
 
-    def _tell(self, event: m.Event, run: Run | None, waiting: Call | None, offset: int, at: float) -> None:
-        """Whoever counts, traces or waits for what the event at `offset` has brought."""
-        self._tally.folded(run, event, waiting, offset, at)
-        if self.live:
-            if waiting is not None and waiting.result is not None and waiting.planned.queue is not None:
-                self._station.saturation.returned(waiting.planned.queue)
-            if run is not None and run.ending is not None and run.ending.offset == offset:
-                self._tell_of_end(run)
-        if self._telling is not None:
-            self._telling.folded(run, event, offset, at)
-        if self._publisher.early.speaking:
-            self._publisher.early.read(event)
-        if self.state.defects:
-            for defect in self.state.defects:
-                log.critical("partition %d: %s", self.partition, defect, extra=self._about(event))
-            self.state.defects.clear()
-
-    def _tell_of_end(self, run: Run) -> None:
-        """It puts no more into any queue."""
-        if (agent := self._station.registry.agent(run.opening.request.agent or "")) is not None:
-            self._station.saturation.ended(agent)
-
-    def _heed(self, event: m.Event, run: Run | None, offset: int, touched: dict[Life, Run]) -> None:
+    def _heed(self, event: e.Event, run: Run | None, offset: int, touched: dict[Life, Run]) -> None:
         """What its kind asks for."""
         match event:
-            case m.ModelReplied() | m.ModelFailed():
+            case e.ModelReplied() | e.ModelFailed():
                 self._calls.read_back(event, run)
-            case m.RunRequested():
+            case e.RunRequested():
                 self.on_link()
-            case m.RequestNoted():
+            case e.RequestNoted():
                 self.on_link()
                 if self.live and event.code == "rejected":
                     self._publisher.publish(NoteDue(offset))
-            case m.CallDispatched():
+            case e.CallDispatched():
                 self._publisher.read_back(event)
-            case m.CallsHandedOff():
+            case e.CallsHandedOff():
                 held = [run for call in event.calls if (run := self.state.runs.get(fold.run_of(call))) is not None]
                 touched.update({(run.run_id, run.life): run for run in held})
-            case m.UnknownEvent():
+            case e.UnknownEvent():
                 what = self._about(event)
                 log.error("offset %d: %s: run %s is parked", offset, event.reason, event.run_id, extra=what)
 
-    def _decode(self, record: Record) -> m.Event | None:
-        try:
-            self._station.signer.check(record)
-            event = decode(record)
-            if getattr(event, "run_id", None) not in self.state.runs:
-                self._check_place(event)
-            return event
-        except WireError as error:
-            if record.offset >= self._done:
-                why = without_given(str(error))
-                log.error("%s cannot be read: %s", place_of(record), why, extra=about_record(record, str(error)))
-                self._station.send_dead_letter(record, "unreadable", str(error))
-            return None
+    def _say_defects(self, event: e.Event) -> None:
+        for defect in self.state.defects:
+            log.critical("partition %d: %s", self.partition, defect, extra=self._about(event))
+        self.state.defects.clear()
 
-    def _about(self, event: m.Event | None) -> dict[str, object]:
+    def _about(self, event: e.Event | None) -> dict[str, object]:
         """What a log record of it is about."""
         return {"partition": self.partition, "run_id": getattr(event, "run_id", None)}
-
-    def _check_place(self, event: m.Event) -> None:
-        """A copy on a wrong partition could open its run there, and skip a request. A note may be of any run."""
-        run_id = None if isinstance(event, m.RequestNoted) else getattr(event, "run_id", None)
-        if run_id is not None and (own := partition_of(run_id, self._station.partitions)) != self.partition:
-            raise WireError(f"run {run_id} belongs to partition {own}: it was written to the wrong one")
 
     def _replaced(self, run: Run) -> None:
         """Another life of it was opened: whatever this one still wanted is wanted no more."""
@@ -379,12 +335,9 @@ class Owner:
 
     # --- the end of a run -------------------------------------------------------------------------------------------
 
-    def _unanswered(self, run: Run) -> bool:
-        return not all(map(self._publisher.is_settled, effects.publications(run)))
-
     def _close(self, run: Run) -> None:
         """Once it is answered, keep no more of a run than its answer, and of those not too many."""
-        if run.ending is None or self._unanswered(run):
+        if run.ending is None or self.reach.is_unanswered(run):
             return
         life = (run.run_id, run.life)
         self._needed.drop(life)
@@ -404,27 +357,10 @@ class Owner:
         self._answered.forget(life)
         run = self.state.runs.get(life[0])
         if run is not None and run.life == life[1]:
-            if self._unanswered(run) or run.run_id in self._asked.values():
+            if self.reach.is_unanswered(run) or self.reach.is_asked_for(run.run_id):
                 return  # somebody has asked for it again: it comes back when that is answered
             del self.state.runs[life[0]]
         self._publisher.forget(life)
-
-    # --- a run that is asked for again ---------------------------------------------------------------------------
-
-    async def keep_within_reach(self, lane: m.Lane, request_offset: int, run_id: str) -> None:
-        """Before a request is noted as a duplicate: a successor has to know the run, or nobody would answer it.
-
-        So low does not pass the run's first event until the note is folded; if it has passed it already, a lower
-        one is committed first. A run that retention may have reached cannot be brought back.
-        """
-        run = self.state.runs.get(run_id)
-        if run is not None and self._station.clockwork.now() - run.first_at > self._station.settings.snapshot_age_s:
-            return
-        self._asked[lane, request_offset] = run_id
-        while (run := self.state.runs.get(run_id)) is not None and run.first < self._reach:
-            self._committed.clear()
-            self._hooks.commit_soon()
-            await self._committed.wait()
 
     # --- timers -------------------------------------------------------------------------------------------------------
 
@@ -438,7 +374,7 @@ class Owner:
         elif moment.what == "model":
             self._hooks.on_time_up(self, moment)
         elif (event := deadlines.event_at(run, moment)) is not None:
-            if isinstance(event, m.RunExpired):
+            if isinstance(event, e.RunExpired):
                 event = self._calls.cut_short_by(event)
             if self._hooks.may_act():
                 self._station.append(self.partition, event)
@@ -465,44 +401,13 @@ class Owner:
         """What may be committed now; None while silent."""
         if not self.live or self.state.next_request is None:
             return None
-        low, as_of, self._low_at = self._low()
-        if not metadata_kept:
-            link = self.state.link if self.state.link is not None else self.state.began
-            low = min(low, link, self.state.bulk_link if self.state.bulk_link is not None else link)
-        low, as_of = self._not_after_cancels(low, as_of)
-        nexts, now = as_of.or_else(self.state.told), self.state.nexts
-        self._reach = max(self._reach, low)
-        return Commit(low, self._done_now(), _of(nexts, "interactive"), _of(nexts, "bulk"), _of(now, "bulk"))
-
-    def _low(self) -> tuple[int, Nexts, float]:
-        """The oldest event that is still needed, the next requests as of there, and its time, if it is of a run."""
-        state, oldest = self.state, self._needed.oldest(lambda run: run.open or self._unanswered(run))
-        needed = [oldest] if oldest is not None else []
-        needed += [state.runs[run_id] for run_id in self._asked.values() if run_id in state.runs]
-        firsts = [(run.first, run.nexts_as_of_first, run.first_at) for run in needed]
-        notes = [offset for offset in state.notes if not self._publisher.is_settled(NoteDue(offset))]
-        firsts += [(offset, state.note_links[offset], math.inf) for offset in notes]
-        firsts += [(cancel.offset, cancel.nexts, math.inf) for cancel in state.cancels.values()]
-        return min(firsts, key=itemgetter(0), default=(state.position, state.nexts, math.inf))
-
-    def _not_after_cancels(self, low: int, as_of: Nexts) -> tuple[int, Nexts]:
-        """No cancel may lie below the low, and the opening of the run that it ended not."""
-        for spent in sorted(self.state.spent, key=itemgetter(0), reverse=True):
-            if spent.offset < low <= spent.opened:
-                low, as_of = spent.offset, spent.nexts
-        return low, as_of
-
-    def _done_now(self) -> int:
-        first = self._needed.first_unsettled(self._publisher.is_settled)
-        notes = causes(map(NoteDue, self.state.notes), self._publisher.is_settled)
-        return min(notes if first is None else (first, *notes), default=self.state.position)
+        return self.reach.commit(metadata_kept)
 
     def committed(self, low: int) -> None:
         """The next owner will begin at `low`: what lies below is of interest to nobody any more."""
         state = self.state
         state.began = max(state.began, low)
-        self._reach, self.low_at = low, self._low_at
-        self._committed.set()
+        self.reach.committed(low)
         self._cleaner.committed(low)
         state.spent = [spent for spent in state.spent if spent.opened >= low]
         if len(state.last) > 2 * len(state.runs) + REMEMBERED:
@@ -513,13 +418,9 @@ class Owner:
         if not self.live or self._giving_up:
             return
         now, station = self._station.clockwork.now(), self._station
-        low, part_bytes = self._low()[0], station.settings.snapshot_part_bytes
+        low, part_bytes = self.reach.low()[0], station.settings.snapshot_part_bytes
         runs, is_due = self._cleaner.choose(self._needed, low, self.held.open_bytes, now, age_s)
         for event in cleaning.snapshots(self.state, runs, station.worker_id, part_bytes):
             station.append(self.partition, event)
         for cancel in cleaning.cancels(self.state, math.inf if is_due else now - age_s):
             station.append(self.partition, cancel)
-
-
-def _of(nexts: Nexts, lane: m.Lane) -> int:
-    return nexts.of(lane) or 0

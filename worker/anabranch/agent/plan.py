@@ -19,7 +19,8 @@ import orjson
 from anabranch.about import Fields, traced
 from anabranch.agent.reply import RequestedCall
 from anabranch.agent.tokens import derived
-from anabranch.messages import SEALED, PlannedCall
+from anabranch.fields import SEALED
+from anabranch.log_events import PlannedCall
 from anabranch.specs import AgentSpec, ToolSpec
 from anabranch.values import frozen
 

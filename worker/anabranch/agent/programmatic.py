@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
+from anabranch.agent.reply import CONTENT
 from anabranch.agent.state import Run
 from anabranch.agent.verbatim import members
 from anabranch.callers import DIRECT, callers_of, is_direct
 from anabranch.errors import InvalidRequest
-from anabranch.messages import Json, RunRequest
+from anabranch.fields import Json
+from anabranch.messages import RunRequest
 from anabranch.specs import AgentSpec, ToolSpec
-
-_CONTENT: Final = b',"content":['
 
 
 def offered(agent: AgentSpec, tools: Iterable[ToolSpec]) -> list[dict[str, Json]]:
@@ -69,7 +69,7 @@ def container_of(run: Run, given: Json, said: Callable[[], list[bytes]]) -> Json
 
 def _container(body: bytes) -> dict[str, Any] | None:
     """What a reply says of its container. Only what stands before the content is read: the field stands there."""
-    end = body.find(_CONTENT)
+    end = body.find(CONTENT)
     if body.find(b'"container"', 0, end if end >= 0 else None) < 0:
         return None
     head = body if end < 0 else body[:end] + b"}"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.answer import answer, brief_answer, note_answer
 from anabranch.agent.early import Early
 from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication
@@ -70,7 +70,7 @@ class Publisher:
         """Whether a `call.dispatched` of ours has not been read back."""
         return bool(self._dispatching)
 
-    def read_back(self, event: m.CallDispatched) -> None:
+    def read_back(self, event: e.CallDispatched) -> None:
         self._dispatching.discard(event.call_id)
 
     def has_answer(self, life: Life) -> bool:
@@ -149,7 +149,7 @@ class Publisher:
             return False
         if call.token is None and may_dispatch:
             self._dispatching.add(due.call_id)
-            event = m.CallDispatched(due.run_id, due.life, due.call_id, self._token)
+            event = e.CallDispatched(due.run_id, due.life, due.call_id, self._token)
             self._station.append(self._partition, event)
         if call.token != self._token:
             return False
@@ -222,8 +222,8 @@ class Publisher:
             if due.at_most_once and isinstance(error, BrokerError):
                 return  # it may have been: its deadline answers "outcome unknown"
             why = "Kafka does not take it" if isinstance(error, BrokerError) else str(error)
-            body = dump(m.ToolResult(f"the call could not be handed to a worker: {why}"))
-            event = m.ToolReturned(due.run_id, due.life, due.call_id, "error", body)
+            body = dump(e.ToolResult(f"the call could not be handed to a worker: {why}"))
+            event = e.ToolReturned(due.run_id, due.life, due.call_id, "error", body)
             self._station.append(self._partition, event)
         elif isinstance(error, BrokerError | StoreUnavailable):
             self._again[due] = asyncio.get_running_loop().call_later(AGAIN_S, self._try_again, due)

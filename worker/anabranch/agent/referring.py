@@ -2,7 +2,7 @@
 
 It is the provider's message with `content_ref` or `content_sealed` first, in the place of its content, and with the
 inputs of its calls, so that a call can be published without a look at the content: each as it is, or by a reference of
-its own; of a sealed reply each sealed. Of other bodies, results and requests, `messages.py` says how they refer.
+its own; of a sealed reply each sealed. How a request refers says `messages.py`, and how a result does `log_events.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 import orjson
 
 from anabranch.agent.verbatim import members, written
-from anabranch.messages import Json
+from anabranch.fields import Json
 
 Input = dict[str, Json] | str
 """The arguments of a call, or what stands in their place."""

@@ -8,17 +8,20 @@ whole, and no call of it is ever run. `anthropic_model.py` feeds it; `plan.py` r
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from anabranch.agent.blocks import Block, Misfit, Whole, text_of
 from anabranch.agent.verbatim import items, member, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of
-from anabranch.messages import Json, ReplyOutcome
+from anabranch.fields import Json
+from anabranch.log_events import ReplyOutcome
 from anabranch.values import frozen
 
 FINAL = frozenset({"end_turn", "stop_sequence"})
+CONTENT: Final = b',"content":['
+"""How the content of a reply begins, which is the last of its fields: what stands before it is read without it."""
 
 
 class BrokenReply(Exception):

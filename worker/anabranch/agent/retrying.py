@@ -19,7 +19,7 @@ from dataclasses import replace
 from random import Random
 from typing import Final, Literal
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.breaker import Verdict
 from anabranch.agent.model import Failure, Transient
 from anabranch.config import AgentSettings
@@ -133,10 +133,10 @@ class Tries:
     """The attempts of one call that no event has named yet. `since` is when one last did, or when the call began."""
 
     def __init__(self, since: float) -> None:
-        self._tried: list[m.Tried] = []
+        self._tried: list[e.Tried] = []
         self._since = since
 
-    def add(self, tried: m.Tried) -> None:
+    def add(self, tried: e.Tried) -> None:
         if tried.reason is not None and len(tried.reason) > _REASON:
             tried = replace(tried, reason=f"{tried.reason[: _REASON - 1]}…")
         self._tried.append(tried)
@@ -146,14 +146,14 @@ class Tries:
             self._tried[NAMED // 2 - 1 : NAMED // 2 + 1] = [replace(one, times=one.times + other.times, took_s=took_s)]
 
     @property
-    def all(self) -> tuple[m.Tried, ...]:
+    def all(self) -> tuple[e.Tried, ...]:
         return tuple(self._tried)
 
     def are_due(self, now: float) -> bool:
         """Whether they have waited long enough to be told by themselves."""
         return bool(self._tried) and now - self._since >= TELL_S
 
-    def take(self, now: float) -> tuple[m.Tried, ...]:
+    def take(self, now: float) -> tuple[e.Tried, ...]:
         """All of them, for an event."""
         taken, self._tried, self._since = self.all, [], now
         return taken

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final
 
-from anabranch.messages import Lane
+from anabranch.fields import Lane
 
 KEPT: Final[dict[Lane, float]] = {"interactive": 1 / 4, "bulk": 1 / 16}
 """The part of the room that no other lane takes."""

@@ -10,8 +10,8 @@ from anabranch.agent.admission import Admission
 from anabranch.agent.breaker import State
 from anabranch.agent.owner import Owner
 from anabranch.agent.station import Station
+from anabranch.fields import LANES
 from anabranch.kafka.seam import Place
-from anabranch.messages import LANES
 
 
 def sample(
@@ -25,7 +25,7 @@ def sample(
     meters.runs_parked.set(sum(owner.parked_runs for owner in owners))
     meters.open_bytes.set(station.room.used)
     meters.open_bytes_max.set(station.room.limit)
-    meters.low_age.set(max((_age(owner.low_at, now) for owner in owners if owner.live), default=0.0))
+    meters.low_age.set(max((_age(owner.reach.at, now) for owner in owners if owner.live), default=0.0))
     meters.admission_held.set(station.room.waiting > 0, "bytes")
     meters.admission_held.set(station.saturation.holds, "queue")
     meters.oldest_request.set(max((_age(admission.waiting_since, now) for admission in admissions), default=0.0))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from anabranch.agent.inflow import Inflow
-from anabranch.messages import Lane
+from anabranch.fields import Lane
 from anabranch.registry import DEAD_S, Registry, is_alive
 from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
 from anabranch.values import frozen

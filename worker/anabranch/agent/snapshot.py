@@ -2,8 +2,8 @@
 
 A snapshot is written in parts of at most `PART` bytes, or fewer if a setting says so: the first holds the run
 without its replies and results, and these follow as pieces of text, byte for byte as they came. `owner.py`
-appends the parts when dead bytes outweigh live ones; the fold puts them together again, and decides whether
-the whole counts.
+appends the parts when dead bytes outweigh live ones; `collecting.py` puts them together again, and decides
+whether the whole counts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 from pydantic import TypeAdapter
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.errors import WireError
 
@@ -44,7 +44,7 @@ def write(run: Run, part_bytes: int = PART) -> list[bytes]:
     return [b'{"pieces":[' + b",".join(part) + b"]}" for part in parts]
 
 
-def read(event: m.RunSnapshot, parts: Sequence[bytes]) -> Run:
+def read(event: e.RunSnapshot, parts: Sequence[bytes]) -> Run:
     """The run of a whole snapshot, its parts in order; `event` is the last of them. Raises `WireError`."""
     where = f"a snapshot of run {event.run_id} as of {event.as_of}"
     if event.schema is not None:

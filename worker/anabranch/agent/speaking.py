@@ -24,8 +24,9 @@ from anabranch.agent.plan import BatchContext
 from anabranch.agent.state import Run
 from anabranch.agent.station import Station
 from anabranch.agent.tokens import in_stream
+from anabranch.fields import SEALED
 from anabranch.kafka.sent import Sent
-from anabranch.messages import SEALED, DeltaType, StreamDelta
+from anabranch.messages import DeltaType, StreamDelta
 
 if TYPE_CHECKING:
     from anabranch.seals import Sealer

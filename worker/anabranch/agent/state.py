@@ -11,19 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from anabranch.messages import (
-    Json,
-    Lane,
-    Opening,
-    PlannedCall,
-    ReplyOutcome,
-    ReplyTo,
-    RequestNoted,
-    ResultOutcome,
-    RunError,
-    Status,
-    Usage,
-)
+from anabranch.fields import Json, Lane
+from anabranch.log_events import Opening, PlannedCall, ReplyOutcome, RequestNoted, ResultOutcome
+from anabranch.messages import ReplyTo, RunError, Status, Usage
 from anabranch.values import frozen
 
 

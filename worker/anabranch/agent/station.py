@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import field
 from functools import partial
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.about import about_record, place_of
 from anabranch.agent.jobs import Clockwork
 from anabranch.agent.meters import AgentMeters
@@ -76,21 +76,21 @@ class Station:
     fate: Fate = field(default_factory=Fate)
     meters: AgentMeters = field(default_factory=AgentMeters)
     traces: AgentTraces | None = None
-    heard: dict[int, Callable[[m.Event, int, Acked], None]] = field(default_factory=dict)
+    heard: dict[int, Callable[[e.Event, int, Acked], None]] = field(default_factory=dict)
 
-    def append(self, partition: int, event: m.Event) -> Sent:
+    def append(self, partition: int, event: e.Event) -> Sent:
         """Append an event to the run log. The partition's owner hears of the acknowledgement (`heard`)."""
         return self.append_encoded(partition, event, self.encoded(partition, event))
 
-    def encoded(self, partition: int, event: m.Event) -> Outgoing:
+    def encoded(self, partition: int, event: e.Event) -> Outgoing:
         return self.signer.signed(encode(event, self.namespace.log, partition, self.worker_id))
 
-    def append_encoded(self, partition: int, event: m.Event, record: Outgoing) -> Sent:
+    def append_encoded(self, partition: int, event: e.Event, record: Outgoing) -> Sent:
         sent = self.send(record)
         sent.add_done_callback(partial(self._appended, partition, event, len(record.value or b"")))
         return sent
 
-    def _appended(self, partition: int, event: m.Event, size: int, sent: Sent) -> None:
+    def _appended(self, partition: int, event: e.Event, size: int, sent: Sent) -> None:
         """Nobody may have to look for it: what cannot be appended will not happen, and without a log nothing can."""
         if sent.is_written:
             self._hear(partition, event, size, sent.result())
@@ -101,7 +101,7 @@ class Station:
             if isinstance(error, BrokerError):
                 self.fate.seal(error)
 
-    def _hear(self, partition: int, event: m.Event, size: int, acked: Acked) -> None:
+    def _hear(self, partition: int, event: e.Event, size: int, acked: Acked) -> None:
         """A defect that shows here ends the worker, as it does when the event is read."""
         if (hear := self.heard.get(partition)) is not None:
             try:

@@ -3,7 +3,7 @@
 Responsible for: what of a predecessor's is told again. One that died may not have sent what it told of, so its
 successor repeats what ended in the last `AGAIN_S` seconds, under the same ids; of a predecessor that released the
 partition nothing is repeated, for it lives to send it. Must never: change the fold, or hold back more than `HELD`
-spans. Called by: `Owner`, for each event, where tracing is on.
+spans. Called by: `audience.py`, for each event, where tracing is on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.traces import AgentTraces
 from anabranch.registry import Registry
@@ -38,24 +38,24 @@ class Telling:
                 self._traces.emit(span)
         self._held.clear()
 
-    def folded(self, run: Run | None, event: m.Event | None, offset: int, at: float) -> None:
+    def folded(self, run: Run | None, event: e.Event | None, offset: int, at: float) -> None:
         """After the fold of the event at `offset`, with the broker's time `at`."""
         silent = offset < self.begins
         match event:
-            case m.PartitionReleased():
+            case e.PartitionReleased():
                 self._held.clear()
-            case m.RequestNoted() if event.code == "rejected" and (trace := sampled(event.trace)) is not None:
+            case e.RequestNoted() if event.code == "rejected" and (trace := sampled(event.trace)) is not None:
                 self._tell(self._traces.rejected(event, trace, at), silent)
-            case m.ModelReplied() if silent and run is not None:
+            case e.ModelReplied() if silent and run is not None:
                 self._retell(run, event)
         if run is not None and run.trace is not None and run.stirred == offset:
             self._stirred(run, event, offset, silent)
 
-    def _stirred(self, run: Run, event: m.Event | None, offset: int, silent: bool) -> None:
+    def _stirred(self, run: Run, event: e.Event | None, offset: int, silent: bool) -> None:
         """Something of the run has begun or ended here."""
         if (trace := sampled(run.trace)) is None:
             return
-        if type(event) is m.RunRequested:
+        if type(event) is e.RunRequested:
             self._tell(self._traces.waited(run, trace), silent)
         over = run.ending is not None and run.ending.offset == offset
         if (turn := _ended_here(run, offset, over)) is not None:
@@ -64,7 +64,7 @@ class Telling:
         if over:
             self._tell(self._traces.ended(run, trace, self._partition), silent)
 
-    def _retell(self, run: Run, event: m.ModelReplied) -> None:
+    def _retell(self, run: Run, event: e.ModelReplied) -> None:
         trace = sampled(run.trace)
         if trace is not None and run.turns and run.turns[-1].attempt == event.attempt:
             agent = self._registry.agent(run.opening.request.agent or "", run.opening.revision)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from anabranch import messages as m
+from anabranch import log_events as e
 from anabranch.about import TOPIC
 from anabranch.agent.breaker import Verdict
 from anabranch.agent.jobs import Clockwork, Grant, Job, Request, Trying
@@ -34,6 +34,7 @@ from anabranch.config import AgentSettings, ModelLimits
 from anabranch.prices import Price
 from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.store import NO_STORE, Store
+from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Thinker:
             for model in filter(None, (job.model, job.fallback)):
                 self._lanes.of(model).remove(job.tenant, job, job.lane)
 
-    def spent(self, job: Job) -> m.ModelDiscarded | None:
+    def spent(self, job: Job) -> e.ModelDiscarded | None:
         """What its attempt would be told to have used if it ended now, if anything."""
         trying = self._begun.get(job)
         return self._outcomes.so_far(trying) if trying is not None and trying.used else None
@@ -220,7 +221,7 @@ class Thinker:
             event = self._outcomes.failed(trying, "internal", f"{type(error).__name__}: {error}")
         trying.job.append(event)
 
-    async def _until_answered(self, trying: Trying) -> m.Event:
+    async def _until_answered(self, trying: Trying) -> e.Event:
         while True:
             context = self._ready(trying)
             try:
@@ -230,8 +231,10 @@ class Thinker:
                 trying.broken += error.broken
                 self._outcomes.came_to_nothing(trying, context, error.usage, error.reason, error.failure)
                 if trying.broken >= self._settings.model_broken_max:
-                    message = f"{trying.broken} replies could not be used; the last: {error.reason}"
-                    raise Hopeless("model_unavailable", message) from None
+                    broken = counted(trying.broken, "reply", "replies")
+                    raise Hopeless(
+                        "model_unavailable", f"{broken} could not be used; the last: {error.reason}"
+                    ) from None
                 await self._again(trying, error)
             except Hopeless as error:
                 self._outcomes.came_to_nothing(trying, context, error.usage, error.message, "rejected")
@@ -336,7 +339,8 @@ class Thinker:
                 self._switching.turn(trying, self._switching.away(trying.lane))
                 await self._granted(trying, charged)
         except TimeoutError:
-            message = f"the model cannot be had before the run's deadline, after {trying.tries} tries: {error.reason}"
+            tries = counted(trying.tries, "try", "tries")
+            message = f"the model cannot be had before the run's deadline, after {tries}: {error.reason}"
             raise Hopeless("model_unavailable", message) from None
 
     async def _granted(self, trying: Trying, charged: bool) -> None:
@@ -362,7 +366,8 @@ class Thinker:
             log.info("run %s: the model is tried again in %.1f s: %s", run_id, pause, reason)
         elif now - trying.warned_at >= WARN_AGAIN_S:
             trying.warned_at = now
-            log.warning("run %s: the model has failed %d times, the last with: %s", run_id, trying.tries, reason)
+            times = counted(trying.tries, "time")
+            log.warning("run %s: the model has failed %s, the last with: %s", run_id, times, reason)
         else:
             log.debug("run %s: the model is tried again in %.1f s: %s", run_id, pause, reason)
 

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.answer import error_of
 from anabranch.agent.budget import count
@@ -30,6 +31,7 @@ from anabranch.agent.plan import BatchContext
 from anabranch.agent.reply import Reply
 from anabranch.agent.said import instructions_of, messages_of, words
 from anabranch.agent.state import Call, Run
+from anabranch.fields import lane_of
 from anabranch.kafka.sent import Acked
 from anabranch.spans import Attributes, Parent, Span, Traces, Value, messaging, parse, sampled, span_id, trace_id
 from anabranch.specs import AgentSpec
@@ -96,7 +98,7 @@ class AgentTraces:
 
     def waited(self, run: Run, trace: Parent) -> Span:
         """From the request to its admission."""
-        topic, requested_at = self._namespace.requests_of(m.lane_of(run.life)), run.opening.requested_at
+        topic, requested_at = self._namespace.requests_of(lane_of(run.life)), run.opening.requested_at
         return Span(
             f"wait {topic}",
             "consumer",
@@ -133,7 +135,7 @@ class AgentTraces:
             error.message if error is not None else None,
         )
 
-    def rejected(self, note: m.RequestNoted, trace: Parent, at: float) -> Span:
+    def rejected(self, note: e.RequestNoted, trace: Parent, at: float) -> Span:
         """A request that opened no run."""
         own = self._run_id(note.run_id, note.life)
         error = note.error or m.RunError("invalid_request", "")
@@ -174,7 +176,7 @@ class AgentTraces:
             )
         )
 
-    def retold(self, run: Run, event: m.ModelReplied, trace: Parent, agent: AgentSpec | None) -> Span:
+    def retold(self, run: Run, event: e.ModelReplied, trace: Parent, agent: AgentSpec | None) -> Span:
         """The reply that won, as the log has it: whoever made the call may have died before it told of it."""
         if agent is not None and event.model is not None:
             agent = replace(agent, model=event.model)

@@ -26,11 +26,12 @@ from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.codec import Record
 from anabranch.errors import AnabranchError, BrokerError
+from anabranch.fields import LANES, Lane
 from anabranch.kafka.membership import Membership
 from anabranch.kafka.seam import Broker, Committed, Place, Subscription
 from anabranch.kafka.sent import Sent, settled
-from anabranch.messages import LANES, Lane
 from anabranch.tasks import Group
+from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class AgentWorker:
     def assigned(self, places: frozenset[Place]) -> None:
         """Only where both the log and the requests are ours do we act, and take those of the bulk lane if they are."""
         ours, self._places = self._ours(places), places
-        log.info("assigned %d partitions: %s", len(ours), ours)
+        log.info("assigned %s: %s", counted(len(ours), "partition"), ours)
         for partition in self._owners.keys() - set(ours):
             self._forget(partition)
         self._station.thinker.own(frozenset(ours), self._station.partitions)
@@ -396,4 +397,5 @@ class AgentWorker:
 async def _settled(sent: Iterable[Sent]) -> None:
     """Wait for the broker, within bounds."""
     if late := await settled(sent, SETTLE_S):
-        log.warning("%d records were not acknowledged within %g s of a revoke", len(late), SETTLE_S)
+        many = counted(len(late), "record was", "records were")
+        log.warning("%s not acknowledged within %g s of a revoke", many, SETTLE_S)

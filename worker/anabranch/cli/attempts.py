@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from rich.text import Text
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.state import Run
 from anabranch.bodies import lean
@@ -47,19 +48,19 @@ class Attempts:
 
     _made: dict[tuple[str, str], list[Made]] = field(default_factory=dict)  # by life and attempt
 
-    def take(self, event: m.Event, run: Run | None) -> None:
+    def take(self, event: e.Event, run: Run | None) -> None:
         """`run` is as the event left it."""
         match event:
-            case m.ModelReplied():
+            case e.ModelReplied():
                 won = run is not None and any(turn.attempt == event.attempt for turn in run.turns)
                 self._told(event, event.attempt, event.turn, event.usage, None if won else SURPLUS, won)
-            case m.ModelDiscarded():
+            case e.ModelDiscarded():
                 counted = run is not None and run.life == event.life and event.attempt in run.discards
                 self._told(event, event.attempt, event.turn, event.usage, "unknown", counted, event.reason)
-            case m.RunExpired() if event.attempt is not None and run is not None:
+            case e.RunExpired() if event.attempt is not None and run is not None:
                 counted = event.attempt in run.discards
                 self._told(event, event.attempt, run.turn, event.usage, "ended", counted, event.reason)
-            case m.ModelFailed():
+            case e.ModelFailed():
                 why = event.error.message
                 self._made[event.life, event.attempt] = [_made(event.turn, each, why) for each in event.tried]
 
@@ -74,14 +75,14 @@ class Attempts:
         known = self._made.get((event.life, attempt))
         if known is not None and (known[-1].is_counted or not counted):
             return  # it was told before, and nothing that counts is new
-        *others, own = event.tried or [m.Tried(_model_of(event), 0.0, 0.0, failure, reason)]
+        *others, own = event.tried or [e.Tried(_model_of(event), 0.0, 0.0, failure, reason)]
         at, took_s = (own.at, own.took_s) if event.tried else (None, None)
         why = failure if failure in (None, SURPLUS) else own.failure or failure
         last = Made(turn, own.model, at, took_s, why, own.reason or reason, own.times, usage, counted)
         self._made[event.life, attempt] = [*(_made(turn, each) for each in others), last]
 
 
-def _made(turn: int, tried: m.Tried, reason: str | None = None) -> Made:
+def _made(turn: int, tried: e.Tried, reason: str | None = None) -> Made:
     return Made(turn, tried.model, tried.at, tried.took_s, tried.failure, tried.reason or reason, tried.times)
 
 

@@ -14,7 +14,7 @@ def config(common: frame.Frame) -> None:
 
     Each can be set in the environment, or in the file of --config; the environment wins, and options win over both.
     """
-    from anabranch.config import shown
+    from anabranch.environment import shown
 
     values = shown(common.settings)
     if common.as_json:
@@ -30,7 +30,7 @@ def config(common: frame.Frame) -> None:
 
 
 def _origins(common: frame.Frame) -> dict[tuple[str, str], str]:
-    from anabranch.config import sources
+    from anabranch.environment import sources
 
     found = sources(common.config)
     if common.bootstrap is not None:

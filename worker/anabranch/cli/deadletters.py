@@ -17,6 +17,7 @@ import click
 
 from anabranch.cli import frame
 from anabranch.errors import AnabranchError
+from anabranch.wording import counted
 
 if TYPE_CHECKING:
     from anabranch.codec import Outgoing, Record
@@ -175,7 +176,9 @@ async def _find(broker: Broker, namespace: Namespace, origin: str) -> Letter:
 async def _check_place(broker: Broker, record: Outgoing) -> None:
     partitions = await broker.partitions(record.topic)
     if record.partition is None or record.partition >= partitions:
-        raise AnabranchError(f"{record.topic} has {partitions} partitions, and no {record.partition} any more")
+        raise AnabranchError(
+            f"{record.topic} has {counted(partitions, 'partition')}, and no {record.partition} any more"
+        )
 
 
 async def _send(broker: Broker, record: Outgoing) -> str:

@@ -18,6 +18,7 @@ import click
 
 from anabranch.cli import frame
 from anabranch.errors import BrokerError, ConfigError, DefinitionError
+from anabranch.wording import counted
 
 if TYPE_CHECKING:
     from anabranch.app import App
@@ -58,7 +59,7 @@ def dev(common: frame.Frame, reference: str, port: int | None, script: str | Non
     work = _Dev(app, common, port, script)
     abandoned = frame.run_async(serve(work.run, common.settings.worker.drain_s))
     if abandoned:
-        frame.say(f"{abandoned} calls did not finish in time; they are gone with the broker")
+        frame.say(f"{counted(abandoned, 'call')} did not finish in time, and went with the broker")
     return 0
 
 
@@ -113,7 +114,7 @@ class _Dev:
         return abandoned
 
     def _roles(self, settings: Settings, watch: Watch) -> list[Role]:
-        from anabranch.runtime import serve_agent, serve_tools
+        from anabranch.roles import serve_agent, serve_tools
 
         def tools(queue: str) -> Role:
             return lambda shutdown: serve_tools(self.app, queue, settings, shutdown, lenient=True, watch=watch)
@@ -203,6 +204,6 @@ def port_of(bootstrap: str) -> int | None:
 
 def _found_by_default(bootstrap: str) -> bool:
     """Whether a command in another terminal, with the same environment, finds the broker there."""
-    from anabranch.config import load
+    from anabranch.environment import load
 
     return port_of(load(environment=os.environ).kafka.bootstrap) == port_of(bootstrap)

@@ -26,7 +26,8 @@ from anabranch.cli.outfile import OutFile
 from anabranch.cli.progress import print_summary, screen_for
 from anabranch.cli.tally import Tally, as_json
 from anabranch.errors import AnabranchError
-from anabranch.messages import LANES, Lane, is_name
+from anabranch.fields import LANES, Lane, is_name
+from anabranch.wording import counted
 
 HINT_S: Final = 15
 """After how many seconds without any answer the user is asked whether there are workers."""
@@ -135,7 +136,7 @@ async def _tick(screen: Screen, tally: Tally) -> None:
 def _stopping(stop: Stop, tally: Tally, drain_s: float) -> str:
     if stop.hurry.is_set():
         return "Stopping at once."
-    return f"Stopping: waiting up to {drain_s:.0f} s for {tally.running:,} runs. Once more to stop at once."
+    return f"Stopping: waiting up to {drain_s:.0f} s for {counted(tally.running, 'run')}. Once more to stop at once."
 
 
 def print_outcome(console: Console, outcome: Outcome, source: Source, out_path: Path, again: str) -> None:
@@ -147,7 +148,8 @@ def print_outcome(console: Console, outcome: Outcome, source: Source, out_path: 
         word = "Enriched" if tally.ran or not tally.there else "Nothing left to do"
     print_summary(console, f"{word}: {source.name} -> {out_path}", tally, outcome.wall_s)
     if outcome.abandoned:
-        console.print(f"{outcome.abandoned:,} runs were not waited for: they go on, and their answers are picked up.")
+        abandoned = counted(outcome.abandoned, "run was", "runs were")
+        console.print(f"{abandoned} not waited for: each goes on, and its answer is picked up.")
     if outcome.stopped:
         console.print(f"To go on: {again}")
     elif tally.failed:

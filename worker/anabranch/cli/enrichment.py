@@ -18,7 +18,8 @@ from anabranch.cli.outfile import OutFile, key_of, line_of, new_order
 from anabranch.cli.records import BadLine, Job, Try, again
 from anabranch.cli.tally import Tally
 from anabranch.errors import InvalidRequest, TooLarge
-from anabranch.messages import Lane, RunError, RunResponse
+from anabranch.fields import Lane
+from anabranch.messages import RunError, RunResponse
 from anabranch.tasks import asked_by_signals
 
 T = TypeVar("T")

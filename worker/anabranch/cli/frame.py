@@ -106,7 +106,7 @@ class Frame:
     @cached_property
     def settings(self) -> Settings:
         """The settings in force: the options, then the environment, then the file. Raises `ConfigError`."""
-        from anabranch.config import load
+        from anabranch.environment import load
 
         settings = load(self.config)
         if self.bootstrap is not None:
@@ -209,7 +209,7 @@ def options(
 
 def _warn_of_misspelt() -> None:
     """A setting that nobody reads is one that its user believes to be in force."""
-    from anabranch.config import misspelt
+    from anabranch.environment import misspelt
 
     for variable, meant in misspelt(os.environ).items():
         log.warning("%s is no setting and has no effect: did you mean %s?", variable, meant)

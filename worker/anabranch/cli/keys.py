@@ -12,7 +12,7 @@ import click
 
 from anabranch.cli import frame
 from anabranch.errors import AnabranchError, ConfigError
-from anabranch.messages import is_name
+from anabranch.fields import is_name
 
 if TYPE_CHECKING:
     from anabranch.keys import StoredKeys

@@ -17,9 +17,10 @@ from anabranch.client_seals import ClientSeals
 from anabranch.codec import header
 from anabranch.errors import AnabranchError
 from anabranch.events import Event, RunEvent
+from anabranch.fields import LANES
 from anabranch.following import Ears, Following
 from anabranch.kafka.seam import Broker, Place, Reader, Start
-from anabranch.messages import LANES, RequestNoted
+from anabranch.log_events import RequestNoted
 from anabranch.signing import NO_SIGNER, Signer
 from anabranch.spoken import Block
 from anabranch.topics import Namespace, partition_of

@@ -21,7 +21,8 @@ import orjson
 from anabranch.bodies import lean
 from anabranch.cli.records import Try, read_run_id
 from anabranch.errors import AnabranchError
-from anabranch.messages import Json, RunResponse
+from anabranch.fields import Json
+from anabranch.messages import RunResponse
 
 CHUNK: Final = 65_536
 

@@ -23,7 +23,9 @@ from anabranch.cli.frame import printable
 from anabranch.cli.sealed import Told
 from anabranch.cli.tally import span
 from anabranch.cli.waterfall import Row, draw, legend, waterfall
-from anabranch.messages import RunResponse, Usage, lane_of
+from anabranch.fields import lane_of
+from anabranch.messages import RunResponse, Usage
+from anabranch.wording import counted
 
 STATUS_STYLES = {"completed": "bold green", "failed": "bold red", "expired": "bold red", "cancelled": "bold yellow"}
 _OPEN_STYLE = "bold cyan"
@@ -103,8 +105,7 @@ def _facts(run: Run, now: float) -> Iterator[Text]:
     wall = (run.ending.at if run.ending is not None else now) - run.opened_at
     used = run.usage
     read = used.input_tokens + used.cache_read_input_tokens + used.cache_creation_input_tokens
-    turns = len(run.turns)
-    parts = [f"{turns} turn{'' if turns == 1 else 's'}", f"{len(calls)} call{'' if len(calls) == 1 else 's'}"]
+    parts = [counted(len(run.turns), "turn"), counted(len(calls), "call")]
     parts += [f"{failed} failed"] if failed else []
     parts += [f"{read:,} tokens in, {used.output_tokens:,} out"]
     parts += _thrown_away(run.discarded)

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from anabranch.bodies import MAX_DEPTH, depth_of
 from anabranch.errors import AnabranchError
-from anabranch.messages import Json
+from anabranch.fields import Json
+from anabranch.wording import counted
 
 CELL_BYTES: Final = 1_000_000
 """The largest cell of a CSV file: a record of Kafka takes no more."""
@@ -125,8 +126,7 @@ def _rows(rows: Any, names: Sequence[str]) -> Iterator[Record | BadLine]:
 
 def _row(line: int, names: Sequence[str], cells: Sequence[str]) -> Record | BadLine:
     if len(cells) != len(names):
-        columns = "1 column" if len(cells) == 1 else f"{len(cells)} columns"
-        return BadLine(line, f"it has {columns}, and the header has {len(names)}")
+        return BadLine(line, f"it has {counted(len(cells), 'column')}, and the header has {len(names)}")
     try:
         "".join(cells).encode()
     except UnicodeEncodeError:

@@ -16,7 +16,8 @@ import click
 
 from anabranch.cli import frame
 from anabranch.errors import AnabranchError
-from anabranch.messages import LANES, Lane, RunResponse, is_name
+from anabranch.fields import LANES, Lane, is_name
+from anabranch.messages import RunResponse
 
 if TYPE_CHECKING:
     from anabranch.cli.logs import RunLog

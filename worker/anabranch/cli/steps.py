@@ -10,12 +10,15 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.answer import result_of, shown_content
 from anabranch.agent.state import Call, Run
 from anabranch.cli.frame import printable
 from anabranch.cli.tally import span
 from anabranch.events import RunEvent
+from anabranch.fields import Content
+from anabranch.wording import counted
 
 EXCERPT = 160
 """How many characters of a failed call's result are shown."""
@@ -61,41 +64,41 @@ def _state(call: Call) -> str:
 # --- what an event says -------------------------------------------------------------------------------------------
 
 
-def told(event: m.Event, before: Facts | None, at: float) -> str:
+def told(event: e.Event, before: Facts | None, at: float) -> str:
     """The event in a line; `at` is its time."""
     match event:
-        case m.RunRequested():
+        case e.RunRequested():
             opening = event.opening
             tenant = f", tenant {opening.request.tenant}" if opening.request.tenant else ""
             waited = max(0.0, at - (opening.requested_at or at))
             return f"admitted after {span(waited)}: agent {opening.request.agent}{tenant}"
-        case m.ModelReplied():
+        case e.ModelReplied():
             took = f" after {span(max(0.0, at - before.owed_at))}" if before is not None else ""
             by = f" ({event.model})" if event.model is not None else ""
             times = sum(each.times for each in event.tried)
             tries = f" at the last of {times} tries" if times > 1 else ""
             return f"turn {event.turn}: the model{by} replied{took}{tries}: {_reply(event)}"
-        case m.ModelFailed():
+        case e.ModelFailed():
             return f"turn {event.turn}: the model failed: {event.error.code}: {event.error.message}"
-        case m.ModelDiscarded():
+        case e.ModelDiscarded():
             return f"turn {event.turn}: {_discarded(event)}"
-        case m.RunCancelled() | m.RunExpired():
-            return event.reason or ("cancelled" if isinstance(event, m.RunCancelled) else "past its deadline")
-        case m.UnknownEvent():
+        case e.RunCancelled() | e.RunExpired():
+            return event.reason or ("cancelled" if isinstance(event, e.RunCancelled) else "past its deadline")
+        case e.UnknownEvent():
             return event.reason
         case _:
             return _told_of_calls(event)
 
 
-def _discarded(event: m.ModelDiscarded) -> str:
+def _discarded(event: e.ModelDiscarded) -> str:
     """Without usage it only names the attempts of the last minute."""
     times = sum(each.times for each in event.tried) or 1
     if event.usage == m.Usage():
-        return f"the model has failed {times} times more: {event.reason}"
+        return f"the model has failed {counted(times, 'time')} more: {event.reason}"
     return f"an attempt was paid for and thrown away: {event.reason}"
 
 
-def _reply(event: m.ModelReplied) -> str:
+def _reply(event: e.ModelReplied) -> str:
     names = [call.tool for call in event.plan]
     if not names:
         return {"final": "its answer", "pause": "it pauses", "calls": "no calls"}.get(event.outcome, "it stopped")
@@ -103,27 +106,27 @@ def _reply(event: m.ModelReplied) -> str:
     return f"{len(names)} call{'' if len(names) == 1 else 's'}: {', '.join(counted)}"
 
 
-def _told_of_calls(event: m.Event) -> str:
+def _told_of_calls(event: e.Event) -> str:
     match event:
-        case m.ToolReturned():
+        case e.ToolReturned():
             return _returned(event)
-        case m.CallExpired():
+        case e.CallExpired():
             return f"call {_short(event.call_id)} is past its deadline" + (f": {event.reason}" if event.reason else "")
-        case m.CallLost():
+        case e.CallLost():
             return f"call {_short(event.call_id)} is lost: nobody finished it in the time of the hand-off"
-        case m.CallDispatched():
+        case e.CallDispatched():
             return f"call {_short(event.call_id)} is claimed for publication"
-        case m.ModelHandedOff():
+        case e.ModelHandedOff():
             return f"turn {event.turn}: {event.worker} goes on with the model call for {event.for_s:g} s"
-        case m.CallsHandedOff():
-            return f"{event.worker} goes on with {len(event.calls)} calls for {event.for_s:g} s"
-        case m.RequestNoted():
+        case e.CallsHandedOff():
+            return f"{event.worker} goes on with {counted(len(event.calls), 'call')} for {event.for_s:g} s"
+        case e.RequestNoted():
             return f"a request was noted as {event.code}" + (f": {event.error.message}" if event.error else "")
         case _:
             return ""
 
 
-def _returned(event: m.ToolReturned) -> str:
+def _returned(event: e.ToolReturned) -> str:
     result = result_of(event.body)
     text = f"call {_short(event.call_id)}: {event.outcome}"
     if result is None:
@@ -134,7 +137,7 @@ def _returned(event: m.ToolReturned) -> str:
     return text if event.outcome == "ok" else f"{text}: {excerpt(shown_content(result))}"
 
 
-def excerpt(content: m.Content) -> str:
+def excerpt(content: Content) -> str:
     words = content if isinstance(content, str) else " ".join(str(block.get("text", "")) for block in content)
     words = " ".join(words.split())
     return words if len(words) <= EXCERPT else f"{words[: EXCERPT - 1]}…"
@@ -220,9 +223,9 @@ def _tokens(before: m.Usage, after: m.Usage) -> str:
 # --- replay -------------------------------------------------------------------------------------------------------
 
 
-def concerns(event: m.Event, run_id: str) -> bool:
+def concerns(event: e.Event, run_id: str) -> bool:
     """Whether an event speaks of the run: those of a whole partition may not."""
-    if isinstance(event, m.CallsHandedOff):
+    if isinstance(event, e.CallsHandedOff):
         return any(call_id.rsplit("/", 2)[0] == run_id for call_id in event.calls)
     return getattr(event, "run_id", None) == run_id
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from anabranch.messages import RunResponse
+from anabranch.wording import counted
 
 PACE_S: Final = 10.0
 """Over how long the pace is taken, in seconds: long enough to be calm, short enough to be true."""
@@ -130,11 +131,18 @@ def facts(tally: Tally, wall_s: float) -> list[tuple[str, str]]:
     rows += [("turns", f"{tally.turns:,}"), ("tool calls", calls), ("widest batch", f"{tally.widest:,} at once")]
     rows.append(("tokens", f"{tally.input_tokens:,} in, {tally.output_tokens:,} out"))
     if tally.cost_usd or tally.unpriced:
-        unknown = f", but of {tally.unpriced:,} runs nobody knows" if tally.unpriced else ""
-        rows.append(("cost", f"${tally.cost_usd:,.4f}{unknown}"))
+        rows.append(("cost", _cost(tally)))
     rows.append(("wall time", f"{span(wall_s)} ({tally.ran / max(wall_s, 1e-9):.1f} records/s)"))
     times = f", {tally.sequential_s / wall_s:.0f} times as long" if wall_s > 0 else ""
     return [*rows, ("one after another", f"{span(tally.sequential_s)}{times}")]
+
+
+def _cost(tally: Tally) -> str:
+    """The sum of what is known, and of how many runs it is not."""
+    if not tally.cost_usd:
+        return "unknown"
+    beside = f", and of {counted(tally.unpriced, 'run')} it is not known" if tally.unpriced else ""
+    return f"${tally.cost_usd:,.4f}{beside}"
 
 
 def _why(errors: dict[str, int]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anabranch.cli import frame
+from anabranch.wording import counted
 
 if TYPE_CHECKING:
     from anabranch.cli.spent import By, Ledger, Row
@@ -88,7 +89,7 @@ def _cells(row: Row) -> tuple[object, ...]:
     lost = f"{row.thrown_away:,} ({dollars(row.thrown_away_usd)})" if row.thrown_away else "-"
     cost = dollars(row.cost_usd)
     if row.unpriced and row.cost_usd is not None:
-        cost += f" and {row.unpriced:,} replies without a price"
+        cost += f" and {counted(row.unpriced, 'reply', 'replies')} without a price"
     return (
         row.name,
         f"{row.runs:,}",

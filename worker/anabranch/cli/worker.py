@@ -1,7 +1,7 @@
 """`anabranch worker agent APP` and `anabranch worker tool APP --queue Q`: one role, until a signal.
 
 Responsible for what signals mean: the first drains, the second ends the process quickly, and a process that was
-asked to end does end, whatever its tools do. The roles themselves are in `runtime.py`. `dev.py` uses `serve` too.
+asked to end does end, whatever its tools do. The roles themselves are in `roles.py`. `dev.py` uses `serve` too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def worker() -> None:
 @frame.options(least="debug")
 def agent(common: frame.Frame, reference: str) -> int:
     """Run the agents of APP: read requests, call the model, send tool calls out, answer."""
-    from anabranch.runtime import serve_agent
+    from anabranch.roles import serve_agent
 
     app, settings = _app(common, reference), common.settings
     log.info("agent worker of namespace %s at %s", common.namespace(app).name, settings.kafka.bootstrap)
@@ -63,7 +63,7 @@ def agent(common: frame.Frame, reference: str) -> int:
 @frame.options(least="debug")
 def tool(common: frame.Frame, reference: str, queue: str) -> int:
     """Run the tools of APP that are in one queue. It needs no key for the model."""
-    from anabranch.runtime import serve_tools
+    from anabranch.roles import serve_tools
 
     app, settings = _app(common, reference), common.settings
     where = common.namespace(app).name, settings.kafka.bootstrap

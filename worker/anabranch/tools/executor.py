@@ -27,8 +27,10 @@ from anabranch.app import Call, RateLimited, Retryable, Tool
 from anabranch.config import ToolSettings
 from anabranch.content import cut, to_content
 from anabranch.errors import AnabranchError
+from anabranch.fields import Content, Json
 from anabranch.limits import ShareLost
-from anabranch.messages import Content, Json, ResultOutcome, ToolCall
+from anabranch.log_events import ResultOutcome
+from anabranch.messages import ToolCall
 from anabranch.schema import ArgumentsError
 from anabranch.timers import Timers
 from anabranch.tools.contained import Escaped, contained

@@ -16,7 +16,7 @@ from typing import Final
 from anabranch.codec import encode
 from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Sent, settled
-from anabranch.messages import CallsHandedOff
+from anabranch.log_events import CallsHandedOff
 from anabranch.tools.lane import Lane
 from anabranch.tools.serving import Bench, Job
 

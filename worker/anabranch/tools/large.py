@@ -13,7 +13,9 @@ import orjson
 
 from anabranch.bodies import dump, nests_deeper, read
 from anabranch.errors import TooLarge, WireError
-from anabranch.messages import Json, ToolCall, ToolResult
+from anabranch.fields import Json
+from anabranch.log_events import ToolResult
+from anabranch.messages import ToolCall
 from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.store import Store
 from anabranch.topics import BODY_BYTES

@@ -24,7 +24,8 @@ from anabranch.errors import AnabranchError, Forbidden, StoreError, TooLarge, To
 from anabranch.homes import home_of, in_turn
 from anabranch.kafka.seam import Appender, Place
 from anabranch.limits import Serially
-from anabranch.messages import OUTCOME_UNKNOWN, ResultOutcome, ToolCall, ToolResult
+from anabranch.log_events import OUTCOME_UNKNOWN, ResultOutcome, ToolResult
+from anabranch.messages import ToolCall
 from anabranch.meters import OTHER
 from anabranch.sealing import NO_SEALING, Sealing
 from anabranch.spans import HEADER as TRACE

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
-from anabranch.messages import Lane
+from anabranch.fields import Lane
 from anabranch.weights import Weights
 
 TURN: Final = 8

@@ -32,6 +32,7 @@ from anabranch.tools.marks import Marks
 from anabranch.tools.progress import Progress
 from anabranch.tools.serving import Bench, Job, Service, read_job
 from anabranch.tools.shares import Shares
+from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,8 @@ class ToolWorker:
                 while steps := {step for job in self._running() if (step := job.next_step) is not None}:
                     await asyncio.wait(steps)
         except TimeoutError:
-            log.warning("%d calls were still running after %g s", self.running, timeout_s)
+            running = counted(self.running, "call was", "calls were")
+            log.warning("%s still running after %g s", running, timeout_s)
         await self._bench.appender.flush(max(1.0, timeout_s / 10))
         return self.running
 
@@ -150,7 +152,7 @@ class ToolWorker:
     # --- listener ----------------------------------------------------------------------------------------------
 
     def assigned(self, places: frozenset[Place]) -> None:
-        log.info("assigned %d partitions of queue %s", len(places), self._bench.queue)
+        log.info("assigned %s of queue %s", counted(len(places), "partition"), self._bench.queue)
         self._membership.assigned(places)
 
     async def revoked(self, places: frozenset[Place], lost: bool) -> None:

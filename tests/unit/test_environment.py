@@ -1,6 +1,6 @@
 """Settings: from a file and the environment, refused with the name of what is wrong, shown without secrets.
 
-Responsible for: `config.py`.
+Responsible for: `environment.py`, and the defaults of `config.py`.
 Must never: look at the environment of the test itself.
 Called by: pytest.
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.config import ModelLimits, Settings, load, misspelt, shown, sources
+from anabranch.config import ModelLimits, Settings
+from anabranch.environment import load, misspelt, shown, sources
 from anabranch.errors import ConfigError
 from anabranch.prices import Price
 

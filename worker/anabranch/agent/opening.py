@@ -1,0 +1,113 @@
+"""A request becomes a run: the event that opens it, or why it is a bad one.
+
+Everything that depends on configuration, on the registry or on a clock is decided here, before the event is appended.
+Must never: append, or wait. Called by: `admission.py`, for each request whose run is not known.
+"""
+
+from __future__ import annotations
+
+from anabranch import log_events as e
+from anabranch import messages as m
+from anabranch.agent.programmatic import check_request
+from anabranch.agent.state import Nexts
+from anabranch.agent.station import Station
+from anabranch.bodies import dump
+from anabranch.codec import Record, header
+from anabranch.errors import InvalidRequest, StoreError
+from anabranch.fields import Lane, life_of
+from anabranch.prices import price_of
+from anabranch.spans import HEADER as TRACE
+from anabranch.spans import valid
+from anabranch.specs import AgentSpec
+
+
+def event_of(station: Station, record: Record, lane: Lane, request: m.RunRequest, after: Nexts) -> e.RunRequested:
+    """The event that opens the run, with everything decided that depends on configuration or a clock."""
+    agent = _agent_of(station, request)
+    limits = agent.limits
+    cost = _lower(request.max_cost_usd, limits.max_cost_usd)
+    for model in agent.models if cost is not None else ():
+        if price_of(model, station.prices) is None:
+            raise InvalidRequest(f"max_cost_usd: no price is configured for model {model!r} ([prices] in the settings)")
+    opening = e.Opening(
+        request=request,
+        revision=agent.revision,
+        deadline=station.clockwork.now() + time_s(request, agent),
+        limits=e.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), cost),
+        requested_at=record.timestamp / 1000,
+    )
+    life, written = life_of(lane, record.offset), dump(opening)
+    return e.RunRequested(
+        request.run_id or "",
+        life,
+        after.interactive or 0,
+        record.offset,
+        opening,
+        len(written),
+        lane,
+        after.bulk,
+        _trace_of(station, record, request, life),
+        written,
+    )
+
+
+def time_s(request: m.RunRequest, agent: AgentSpec) -> float:
+    """How long the run has, from its admission on."""
+    return min(request.deadline_s or agent.limits.deadline_s, agent.limits.deadline_s)
+
+
+def _trace_of(station: Station, record: Record, request: m.RunRequest, life: str) -> str | None:
+    """The trace that the run belongs to: its client's, or one of its own where we tell of any."""
+    given, traces = valid(header(record.headers, TRACE)), station.traces
+    if traces is None:
+        return given
+    return traces.admitted(given, request.agent or "", request.run_id or "", life, record.timestamp / 1000)
+
+
+def _agent_of(station: Station, request: m.RunRequest) -> AgentSpec:
+    """Who is to run; whatever is wrong with the request is told first."""
+    if request.agent is None:
+        raise InvalidRequest("agent: is missing: name the agent that is to run")
+    agent = station.registry.agent(request.agent)
+    if agent is None:
+        known = ", ".join(sorted(station.registry.agents)) or "none"
+        raise InvalidRequest(f"there is no agent {request.agent!r}; the agents are: {known}", "unknown_agent")
+    given = (request.input, request.messages, request.messages_ref, request.messages_sealed)
+    if given.count(None) != len(given) - 1:
+        raise InvalidRequest("give either input or messages: the first user message, or a conversation to go on with")
+    check_request(request, agent, station.registry.tool)
+    if request.messages_ref is not None:
+        _refuse_beyond_store(station, request.messages_ref)
+    if request.messages_sealed is not None:
+        _refuse_without_keys(station, request.messages_sealed)
+    if request.input == [] or request.messages == []:
+        raise InvalidRequest("input: is empty")
+    if isinstance(request.input, str) and not request.input.strip():
+        raise InvalidRequest("input: is blank, which no model takes")
+    if request.reply_to is not None and request.reply_to.partition >= station.response_partitions:
+        top = station.response_partitions - 1
+        raise InvalidRequest(f"reply_to.partition: is {request.reply_to.partition}, and the last partition is {top}")
+    return agent
+
+
+def _refuse_beyond_store(station: Station, reference: str) -> None:
+    """Whether the object is there is seen when it is needed."""
+    try:
+        station.store.refuse(reference)
+    except StoreError as error:
+        raise InvalidRequest(f"messages_ref: {error}") from None
+
+
+def _refuse_without_keys(station: Station, sealed: str) -> None:
+    """Whether it opens is seen when it is needed."""
+    try:
+        station.sealing.refuse(sealed)
+    except StoreError as error:
+        raise InvalidRequest(f"messages_sealed: {error}") from None
+
+
+def _lower(one: float | None, other: float | None) -> float | None:
+    """Of two limits, None being none."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)

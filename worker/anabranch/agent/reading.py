@@ -1,0 +1,46 @@
+"""A record of the run log becomes an event, or a dead letter: who wrote it, what it says, and where it lies is checked.
+
+Must never: fold, or let a record that cannot be read hold the partition up. Called by: `owner.py`, for each record that
+it has not known since its acknowledgement.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container
+
+from anabranch import log_events as e
+from anabranch.about import about_record, place_of
+from anabranch.agent.station import Station
+from anabranch.bodies import without_given
+from anabranch.codec import Record, decode
+from anabranch.errors import WireError
+from anabranch.topics import partition_of
+
+log = logging.getLogger(__name__)
+
+
+Runs = Container[str | None]
+
+
+def event_in(record: Record, station: Station, partition: int, known: Runs, done: int) -> e.Event | None:
+    """None if it cannot be read: that is told, unless it lies below `done`. What is of `known` runs is in its place."""
+    try:
+        station.signer.check(record)
+        event = decode(record)
+        if getattr(event, "run_id", None) not in known:
+            _check_place(event, station, partition)
+        return event
+    except WireError as error:
+        if record.offset >= done:
+            why = without_given(str(error))
+            log.error("%s cannot be read: %s", place_of(record), why, extra=about_record(record, str(error)))
+            station.send_dead_letter(record, "unreadable", str(error))
+        return None
+
+
+def _check_place(event: e.Event, station: Station, partition: int) -> None:
+    """A copy on a wrong partition could open its run there, and skip a request. A note may be of any run."""
+    run_id = None if isinstance(event, e.RequestNoted) else getattr(event, "run_id", None)
+    if run_id is not None and (own := partition_of(run_id, station.partitions)) != partition:
+        raise WireError(f"run {run_id} belongs to partition {own}: it was written to the wrong one")
