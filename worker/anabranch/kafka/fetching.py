@@ -92,7 +92,7 @@ class Fetching:
         self.look()
 
     async def end(self) -> None:
-        """Nothing is fetched or told any more. The connections end with the consumer."""
+        """Nothing is fetched or told any more, and our connections are ended."""
         self._is_over = True
         if self._is_begun:
             self._is_begun = False
