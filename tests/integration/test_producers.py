@@ -59,24 +59,25 @@ async def test_whatever_breaks_the_connection_each_record_lies_there_once_and_in
 ) -> None:
     """A batch is sent again with the same sequence number, whether or not the broker had it: so it is there once."""
     monkeypatch.setattr(producing, "AGAIN_S", 0.005)
-    records, cut = 3000, 0
+    records, cuts = 3000, 0
     chance = random.Random(random.randrange(2**32))
     async with KafkaAppender.opened({"bootstrap_servers": kafka, "security_protocol": "PLAINTEXT"}, True) as opened:
-        sent: list[Sent] = []
         producer: Any = opened._producer
+        sent: list[Sent] = []
         for number in range(records):
             sent.append(opened.append(Outgoing(topic, b"k", str(number).encode(), (), number % PARTITIONS)))
             if chance.random() < 0.1:
                 await asyncio.sleep(0)
-            if chance.random() < 0.01 and producer._links:
+            if number % 200 == 0:
+                await until(lambda: any(link.is_open for link in producer._links.values()), SOON_S, "it is connected")
+                await asyncio.sleep(chance.random() * 0.01)  # into whatever is under way then
                 next(iter(producer._links.values())).abort()
-                cut += 1
-                await asyncio.sleep(chance.random() * 0.01)
+                cuts += 1
         async with asyncio.timeout(SOON_S):
             acked = [await each for each in sent]
         assert opened._producer is producer, "none was given up"
-    assert cut > 5
-    found = await read_until(kafka, topic, lambda records_: len(records_) >= records)
+    assert cuts == 15
+    found = await read_until(kafka, topic, lambda there: len(there) >= records)
     for partition in range(PARTITIONS):
         values = [int(record.value) for record in found if record.partition == partition]
         assert values == list(range(partition, records, PARTITIONS))
