@@ -41,6 +41,7 @@ from anabranch.kafka.login import unreachable
 from anabranch.kafka.refusals import FORBIDDEN, refusal
 from anabranch.kafka.seam import Committed, Lack, Place
 from anabranch.topics import TopicSpec
+from anabranch.wording import counted
 
 CONNECT_S: Final = 15.0
 """How long the first connection may take."""
@@ -116,7 +117,7 @@ class Admin:
         Returns when the broker shows all of it.
         """
         made = await self._create(specs)
-        done = [f"created {name} with {_partitions(count)}" for name, count in made.items()]
+        done = [f"created {name} with {counted(count, 'partition')}" for name, count in made.items()]
         done += await self._add_partitions(specs)
         done += await self._alter(specs, frozenset(made))
         if done:
@@ -192,7 +193,7 @@ class Admin:
         made: dict[str, int] = {}
         for spec in missing:
             count = comparison.partitions_to_create(spec, specs, cluster)
-            what = f"create topic {spec.name} with {_partitions(count)}"
+            what = f"create topic {spec.name} with {counted(count, 'partition')}"
             if await self._tried(what, partial(self._create_one, spec, count, cluster.brokers), "Create"):
                 made[spec.name] = count
         if missing:
@@ -231,9 +232,9 @@ class Admin:
         done = []
         for spec in specs:
             if added := comparison.partitions_to_add(spec, specs, cluster):
-                what = f"add {_partitions(added)} to {spec.name}"
+                what = f"add {counted(added, 'partition')} to {spec.name}"
                 await self._tried(what, partial(self._request_partitions, spec), "Alter")
-                done.append(f"added {_partitions(added)} to {spec.name}, which now has {spec.partitions}")
+                done.append(f"added {counted(added, 'partition')} to {spec.name}, which now has {spec.partitions}")
         return done
 
     async def _request_partitions(self, spec: TopicSpec) -> None:
@@ -325,10 +326,6 @@ class Admin:
     async def _close(self) -> None:
         if self._client is not None:
             await self._client.close()
-
-
-def _partitions(count: int) -> str:
-    return "1 partition" if count == 1 else f"{count} partitions"
 
 
 def _remedy(error: KafkaError) -> str:

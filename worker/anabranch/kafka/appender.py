@@ -37,6 +37,7 @@ from anabranch.kafka.refusals import refusal
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.tasks import alongside
 from anabranch.topics import RECORD_BYTES
+from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,8 @@ class KafkaAppender:
             try:
                 await self._serve_with(self._producer)
             except* _Replace:
-                log.warning("a send failed: replacing the producer, %d records go again", self._outstanding)
+                records = counted(self._outstanding, "record")
+                log.warning("a send failed: replacing the producer; to be sent again: %s", records)
             _end_if_cancelled()
             self._meters.producer_replacements.count()
             await self._end_producer()
@@ -199,8 +201,8 @@ class KafkaAppender:
             if stuck:
                 log.error(
                     "nothing was acknowledged for %g s on %s: is the broker full, or gone? See its log and its disks; "
-                    "%d records wait, and go again until it has them",
-                    STUCK_S, ", ".join(stuck), self._outstanding,
+                    "%s to be sent again until it has them",
+                    STUCK_S, ", ".join(stuck), counted(self._outstanding, "record"),
                 )  # fmt: skip
                 self._broken.set()
 
@@ -254,7 +256,9 @@ class KafkaAppender:
         else:
             self._place(lane, partitions)
             for line in lane.take_beyond():
-                beyond = ValueError(f"it has {partitions} partitions, and this is for number {line.partition}")
+                beyond = ValueError(
+                    f"it has {counted(partitions, 'partition')}, and this is for number {line.partition}"
+                )
                 self._give_up(lane, line.take_waiting(), beyond)
         lane.is_looked_up = False
         self._unknown.pop(lane.topic, None)
@@ -325,7 +329,7 @@ class KafkaAppender:
             items = [*items, *lane.take_waiting()]
         self._settled(len(items))
         if items:
-            log.error("%d records are given up: %s", len(items), self._explained(items[0].record, error))
+            log.error("given up, %s: %s", counted(len(items), "record"), self._explained(items[0].record, error))
         for item in items:
             item.sent.fail(self._explained(item.record, error))
 

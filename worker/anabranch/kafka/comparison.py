@@ -18,6 +18,7 @@ from typing import Final
 from anabranch.kafka.seam import Lack
 from anabranch.topics import BULK_REQUESTS, LOG, REQUESTS, TopicSpec
 from anabranch.values import frozen
+from anabranch.wording import counted
 
 APPLY: Final = "`anabranch topics apply APP`"
 REPLICAS: Final = 3
@@ -94,7 +95,7 @@ def _lacks_of(spec: TopicSpec, specs: Sequence[TopicSpec], cluster: Cluster) -> 
         return
     twin = spec.name in _twins(specs)
     if more := partitions_to_add(spec, specs, cluster):
-        counts = f"{seen.partitions} partitions, and {spec.partitions} are wanted"
+        counts = f"{counted(seen.partitions, 'partition')}, and {spec.partitions} are wanted"
         yield Lack(spec.name, f"{spec.name} has {counts}: {APPLY} adds {more}", False)
     if seen.configs is None:
         message = f"{spec.name}: its settings cannot be read; allow DescribeConfigs on this topic to check them"
@@ -142,8 +143,8 @@ def _apart(log: str, cluster: Cluster) -> Iterator[Lack]:
         seen = cluster.topics.get(requests)
         if seen is not None and seen.partitions != many:
             message = (
-                f"{log} has {many} partitions and {requests} has {seen.partitions}: they must have the same number "
-                f"from the first run on; delete both, or take another namespace, and let {APPLY} create them"
+                f"{log} has {counted(many, 'partition')} and {requests} has {seen.partitions}: they must have the same "
+                f"number from the first run on; delete both, or take another namespace, and let {APPLY} create them"
             )
             yield Lack(log, message, True)
 

@@ -29,6 +29,7 @@ from anabranch.kafka.memory_log import DEFAULT_RECORD_BYTES, MemoryLog, MemoryRe
 from anabranch.kafka.memory_read import MemoryReader, MemorySubscription
 from anabranch.kafka.seam import Committed, Lack, Listener, Place, Start
 from anabranch.topics import DAY_MS, TopicSpec
+from anabranch.wording import counted
 
 __all__ = ["Faults", "MemoryBroker", "MemoryRecord", "MemorySubscription", "Timing"]
 
@@ -175,12 +176,12 @@ class MemoryBroker:
         if spec.name not in cluster.topics:
             count = comparison.partitions_to_create(spec, specs, cluster)
             self._log.create(TopicSpec(spec.name, count, spec.settings))
-            return [f"created {spec.name} with {count} partitions"]
+            return [f"created {spec.name} with {counted(count, 'partition')}"]
         topic, seen = self._log.topics[spec.name], cluster.topics[spec.name]
         done = []
         if more := comparison.partitions_to_add(spec, specs, cluster):
             topic.grow(spec.partitions)
-            done.append(f"added {more} partitions to {spec.name}, which now has {spec.partitions}")
+            done.append(f"added {counted(more, 'partition')} to {spec.name}, which now has {spec.partitions}")
         for key, value in comparison.changes(spec, seen, new=False).items():
             done.append(f"set {key} of {spec.name} to {value} (was {topic.settings.get(key, DEFAULTS.get(key))})")
             topic.settings[key] = value

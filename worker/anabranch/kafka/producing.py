@@ -43,6 +43,7 @@ from anabranch.codec import Outgoing
 from anabranch.kafka.link import Link, linked
 from anabranch.kafka.produce_wire import HIGHEST, LOWEST, PRODUCE, Where, read_produced, write_produce
 from anabranch.kafka.sent import Acked
+from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -292,7 +293,8 @@ class Producer:
             return
         if not batch.was_late:
             batch.was_late = True
-            log.warning("%d records for %s/%d are sent again: %s", batch.count, batch.topic, batch.partition, why)
+            records = counted(batch.count, "record")
+            log.warning("%s for %s/%d to be sent again: %s", records, batch.topic, batch.partition, why)
         self._late.append(batch)
         if self._timer is None and not self._closed:
             self._timer = self._loop.call_later(AGAIN_S, self._send_late)
