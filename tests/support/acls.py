@@ -60,10 +60,13 @@ async def put(bootstrap: str, entries: Iterable[Entry]) -> None:
 
 
 async def deny(bootstrap: str, user: str, operation: str, kind: str, name: str) -> None:
-    """Let everybody do everything with the topic or group `name`, but `user` not do `operation`."""
+    """Let everybody do everything with the topic or group `name`, but `user` not do `operation`.
+
+    In this order: what has entries, and none that allows, is denied to everybody, whatever they say.
+    """
     allowed, denied = Entry("*", "All", kind, name), Entry(user, operation.title(), kind, name, denied=True)
-    await put(bootstrap, [denied])
     await put(bootstrap, [allowed])
+    await put(bootstrap, [denied])
 
 
 async def _in_force(admin: Any, principal: str) -> set[tuple[Any, ...]]:

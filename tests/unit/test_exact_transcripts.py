@@ -85,12 +85,16 @@ class Streamed:
     kept: str
 
 
+_ID = "\0"
+"""Where a call's id goes, which is its turn's. JSON has it escaped, so nothing that is generated holds it."""
+
+
 def _cut(text: str, at: int) -> list[str]:
     return [text[:at], text[at : 2 * at], text[2 * at :]]
 
 
 def _call(kind: str, raw: str, field: tuple[str, str], at: int) -> Streamed:
-    head = f'"type":"{kind}","id":"ID","name":"t"'
+    head = f'"type":"{kind}","id":"{_ID}","name":"t"'
     more = f'"{field[0]}":{field[1]}'
     pieces = tuple({"type": "input_json_delta", "partial_json": piece} for piece in ["", *_cut(raw, at)])
     return Streamed(f'{{{head},"input":{{}},{more}}}', pieces, f'{{{head},"input":{raw},{more}}}')
@@ -123,11 +127,11 @@ def _stream(turn: int, blocks: list[Streamed], stop: str) -> tuple[list[Event], 
     """The events of a reply, and its content as it must lie in the log. Ids are of this turn."""
     events: list[Event] = [start()]
     for index, block in enumerate(blocks):
-        own = block.start.replace('"ID"', f'"tu{turn}_{index}"').encode()
+        own = block.start.replace(_ID, f"tu{turn}_{index}").encode()
         events.append(b'{"type":"content_block_start","index":%d,"content_block":%b}' % (index, own))
         events += [delta(index, piece) for piece in block.pieces]
         events.append({"type": "content_block_stop", "index": index})
-    kept = ",".join(block.kept.replace('"ID"', f'"tu{turn}_{i}"') for i, block in enumerate(blocks))
+    kept = ",".join(block.kept.replace(_ID, f"tu{turn}_{i}") for i, block in enumerate(blocks))
     return [*events, *end(stop)], f"[{kept}]".encode()
 
 
