@@ -82,6 +82,7 @@ class Cluster:
         self.looked = 0
         self.cluster = self
         self.codes = [0]
+        self.gone: set[int] = set()
 
     def leader_for_partition(self, where: TopicPartition) -> int | None:
         return self.leaders.get(where.partition, where.partition % 2)
@@ -90,13 +91,17 @@ class Cluster:
         self.looked += 1
 
     def get_random_node(self) -> int:
-        return 0
+        return max(self.gone, default=0)
 
     async def bootstrap(self) -> None: ...
 
     async def close(self) -> None: ...
 
     async def send(self, node_id: int, request: Any) -> Any:
+        if node_id in self.gone:
+            self.gone.remove(node_id)
+            raise NodeNotReadyError
+
         class Answer:
             error_code, producer_id, producer_epoch = self.codes.pop(0), 41, 3
 
@@ -291,3 +296,8 @@ async def test_who_writes_is_asked_for_until_the_broker_knows_or_refuses(cluster
     cluster.codes = [ClusterAuthorizationFailedError.errno]
     with pytest.raises(ClusterAuthorizationFailedError):
         await started()
+
+
+async def test_a_broker_that_is_gone_is_not_the_only_one_that_can_say_who_writes(cluster: Cluster) -> None:
+    cluster.gone = {1, 2}
+    assert (await started())._identity == (41, 3)

@@ -130,12 +130,18 @@ class Producer:
     async def _identify(self) -> tuple[int, int]:
         while True:
             node_id = self._client.get_random_node()
-            answer = await self._client.send(node_id, InitProducerIdRequest(None, int(REQUEST_S * 1000)))
-            error = for_code(answer.error_code)
-            if error is NoError:
-                return answer.producer_id, answer.producer_epoch
-            if not issubclass(error, _NOT_YET):
-                raise error()
+            try:
+                answer = await self._client.send(node_id, InitProducerIdRequest(None, int(REQUEST_S * 1000)))
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+                log.info("broker %s cannot be asked who we are: %r", node_id, error)  # the next one may be another
+            else:
+                kind = for_code(answer.error_code)
+                if kind is NoError:
+                    return answer.producer_id, answer.producer_epoch
+                if not issubclass(kind, _NOT_YET):
+                    raise kind()
             await asyncio.sleep(AGAIN_S)
 
     async def stop(self) -> None:
