@@ -262,6 +262,21 @@ async def test_a_record_that_may_be_sent_only_once_is_not_sent_again(broker: Bro
     assert broker.written[TOPIC, 0] == [b"0", b"1", b"2", b"0", b"2"]
 
 
+async def test_a_batch_knows_of_a_record_that_may_be_sent_only_once(broker: Broker) -> None:
+    broker.away.add((TOPIC, 0))
+    broker.away.add((TOPIC, 1))
+    async with appending() as opened:
+        sent = [opened.append(record(number, number % 2), once=number == 1) for number in range(4)]
+        await turns()
+        assert {where: batch.once for where, batch in broker.producers[0].held.items()} == {
+            (TOPIC, 0): False,
+            (TOPIC, 1): True,
+        }
+        for where in list(broker.producers[0].held):
+            broker.producers[0].arrive(where)
+        await all_of(sent)
+
+
 async def test_a_record_that_no_broker_has_seen_is_not_spent_by_that(broker: Broker) -> None:
     """Neither where the batch found no broker, nor where its producer was replaced for another's fault."""
     broker.unreachable = 1

@@ -274,6 +274,24 @@ async def test_without_sequence_numbers_a_batch_is_given_up_in_time(
     await until(lambda: bool(kept), SOON_S, "without a leader nobody will say anything")
 
 
+@pytest.mark.parametrize("idempotent", [True, False])
+async def test_without_sequence_numbers_what_may_be_written_is_not_sent_again_if_it_may_be_sent_only_once(
+    cluster: Cluster, idempotent: bool
+) -> None:
+    producer, told, others = await started(idempotent), Told(), Told()
+    once = batch(told)
+    once.once = True
+    producer.send([once, batch(others, 2)])
+    (await asked(cluster)).answer(NotLeaderForPartitionError.errno)
+    first = await asked(cluster)
+    assert not told, "that was not written"
+    first.lose()
+    await until(lambda: cluster.links[0] is not first and bool(cluster.links[0].asked), SOON_S, "the rest goes again")
+    assert cluster.links[0].batches.keys() == ({(LOG, 0), (LOG, 2)} if idempotent else {(LOG, 2)})
+    assert [type(each) for each in told] == ([] if idempotent else [KafkaConnectionError])
+    await producer.stop()
+
+
 async def test_a_stopped_producer_sends_and_says_nothing_more(cluster: Cluster) -> None:
     before = asyncio.all_tasks()
     producer, told = await started(), Told()
