@@ -262,6 +262,21 @@ async def test_a_record_that_may_be_sent_only_once_is_not_sent_again(broker: Bro
     assert broker.written[TOPIC, 0] == [b"0", b"1", b"2", b"0", b"2"]
 
 
+async def test_a_batch_knows_of_a_record_that_may_be_sent_only_once(broker: Broker) -> None:
+    broker.away.add((TOPIC, 0))
+    broker.away.add((TOPIC, 1))
+    async with appending() as opened:
+        sent = [opened.append(record(number, number % 2), once=number == 1) for number in range(4)]
+        await turns()
+        assert {where: batch.once for where, batch in broker.producers[0].held.items()} == {
+            (TOPIC, 0): False,
+            (TOPIC, 1): True,
+        }
+        for where in list(broker.producers[0].held):
+            broker.producers[0].arrive(where)
+        await all_of(sent)
+
+
 async def test_a_record_that_no_broker_has_seen_is_not_spent_by_that(broker: Broker) -> None:
     """Neither where the batch found no broker, nor where its producer was replaced for another's fault."""
     broker.unreachable = 1
@@ -279,6 +294,26 @@ async def test_a_record_that_no_broker_has_seen_is_not_spent_by_that(broker: Bro
         broker.known.set()
         await all_of([other, waits])
     assert broker.written[TOPIC, 0] == [b"0", b"1"]
+
+
+async def test_a_producer_that_is_to_be_replaced_is_sent_nothing_more(broker: Broker) -> None:
+    """Its sequence has a gap. What it was sent may have been written, and then goes again, or must not."""
+    broker.refuses = b"0"
+    async with appending() as opened:
+        after: list[Sent] = []
+
+        def append_more(_: Sent) -> None:
+            broker.away |= {(TOPIC, 0), (TOPIC, 1)}
+            after.extend([opened.append(record(1)), opened.append(record(2, 1), once=True)])
+
+        opened.append(record(0)).add_done_callback(append_more)
+        await turns(30)
+        assert len(broker.producers) == 2
+        assert not broker.producers[0].held
+        broker.away.clear()
+        for where in list(broker.producers[1].held):
+            broker.producers[1].arrive(where)
+        await all_of(after)
 
 
 async def test_whoever_hears_that_a_record_is_not_sent_again_may_append(broker: Broker) -> None:

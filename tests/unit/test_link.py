@@ -31,11 +31,14 @@ class Connection:
         self._versions = {0: (3, 12), 1: (4, 17)}
         self._requests: deque[tuple[int, float, Any]] = deque()
         self._reader: Any = SimpleNamespace()
-        self._writer: Any = SimpleNamespace(transport=SimpleNamespace(write=self.write, abort=lambda: None))
+        self._writer: Any = SimpleNamespace(transport=SimpleNamespace(write=self.write, abort=self.abort))
         self._last_action = 0.0
         self.written: list[bytes] = []
         self.closed_for: list[Any] = []
-        self.broken = False
+        self.broken = self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
 
     def write(self, data: bytes) -> None:
         if self.broken:
@@ -135,6 +138,7 @@ async def test_a_broker_that_does_not_answer_in_time_is_left_also_if_it_answered
     await until(lambda: len(heard) == 2, SOON_S, "the second one is told")
     assert isinstance(heard[1], KafkaConnectionError)
     assert not link.is_open
+    assert connection.aborted, "what has not been written yet is sent again, and must not follow that"
 
 
 async def test_an_idle_connection_is_not_taken_for_a_broker_that_hangs() -> None:

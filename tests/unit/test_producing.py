@@ -82,6 +82,7 @@ class Cluster:
         self.looked = 0
         self.cluster = self
         self.codes = [0]
+        self.gone: set[int] = set()
 
     def leader_for_partition(self, where: TopicPartition) -> int | None:
         return self.leaders.get(where.partition, where.partition % 2)
@@ -90,13 +91,17 @@ class Cluster:
         self.looked += 1
 
     def get_random_node(self) -> int:
-        return 0
+        return max(self.gone, default=0)
 
     async def bootstrap(self) -> None: ...
 
     async def close(self) -> None: ...
 
     async def send(self, node_id: int, request: Any) -> Any:
+        if node_id in self.gone:
+            self.gone.remove(node_id)
+            raise NodeNotReadyError
+
         class Answer:
             error_code, producer_id, producer_epoch = self.codes.pop(0), 41, 3
 
@@ -269,6 +274,24 @@ async def test_without_sequence_numbers_a_batch_is_given_up_in_time(
     await until(lambda: bool(kept), SOON_S, "without a leader nobody will say anything")
 
 
+@pytest.mark.parametrize("idempotent", [True, False])
+async def test_without_sequence_numbers_what_may_be_written_is_not_sent_again_if_it_may_be_sent_only_once(
+    cluster: Cluster, idempotent: bool
+) -> None:
+    producer, told, others = await started(idempotent), Told(), Told()
+    once = batch(told)
+    once.once = True
+    producer.send([once, batch(others, 2)])
+    (await asked(cluster)).answer(NotLeaderForPartitionError.errno)
+    first = await asked(cluster)
+    assert not told, "that was not written"
+    first.lose()
+    await until(lambda: cluster.links[0] is not first and bool(cluster.links[0].asked), SOON_S, "the rest goes again")
+    assert cluster.links[0].batches.keys() == ({(LOG, 0), (LOG, 2)} if idempotent else {(LOG, 2)})
+    assert [type(each) for each in told] == ([] if idempotent else [KafkaConnectionError])
+    await producer.stop()
+
+
 async def test_a_stopped_producer_sends_and_says_nothing_more(cluster: Cluster) -> None:
     before = asyncio.all_tasks()
     producer, told = await started(), Told()
@@ -291,3 +314,8 @@ async def test_who_writes_is_asked_for_until_the_broker_knows_or_refuses(cluster
     cluster.codes = [ClusterAuthorizationFailedError.errno]
     with pytest.raises(ClusterAuthorizationFailedError):
         await started()
+
+
+async def test_a_broker_that_is_gone_is_not_the_only_one_that_can_say_who_writes(cluster: Cluster) -> None:
+    cluster.gone = {1, 2}
+    assert (await started())._identity == (41, 3)

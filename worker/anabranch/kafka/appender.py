@@ -283,7 +283,7 @@ class KafkaAppender:
 
     def _send(self) -> None:
         self._round = None
-        if (producer := self._producer) is None:
+        if (producer := self._producer) is None or self._broken.is_set():
             return  # its successor begins with all that there is
         self._round_at = now = self._loop.time()
         due, self._due = self._due, {}

@@ -40,7 +40,8 @@ class Line:
         while self.waiting and not (items and (items[0].alone or self.waiting[0].alone)):
             if not batch.append(self.waiting[0].record):
                 break
-            items.append(self.waiting.popleft())
+            items.append(item := self.waiting.popleft())
+            batch.once |= item.once
 
     def end(self) -> None:
         """The batch is over."""

@@ -268,7 +268,9 @@ class Fetching:
     def _tell(self) -> None:
         if self._telling is not None:
             return
-        if self._ready and self._failure is None and not self._is_over:
+        if self._is_over or not self._is_assigned():
+            return  # whoever is told now finds nothing to take, and would be told again in each turn
+        if self._ready and self._failure is None:
             self._on_fetched()
         else:
             self._ask()

@@ -102,9 +102,6 @@ class Link:
             self._close(CloseReason.CONNECTION_BROKEN, error)
 
     def abort(self) -> None:
-        """What is still to be written never is."""
-        if self._connection._writer is not None:
-            self._connection._writer.transport.abort()
         self._close(CloseReason.SHUTDOWN, KafkaConnectionError(f"the connection to {self._name} was ended"))
 
     @property
@@ -124,10 +121,12 @@ class Link:
             self._close(CloseReason.CONNECTION_TIMEOUT, TimeoutError(f"no answer for {self._timeout_s:g} s"))
 
     def _close(self, reason: Any, error: Exception) -> None:
-        """Whoever waits for an answer hears of it."""
+        """Whoever waits for an answer hears of it. What is still to be written never is: it may be sent again."""
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+        if self._connection._writer is not None:
+            self._connection._writer.transport.abort()
         self._connection.close(reason=reason, exc=error)
 
     def _feed(self, data: bytes) -> None:

@@ -28,10 +28,14 @@ from aiokafka.errors import (
     CoordinatorLoadInProgressError,
     CoordinatorNotAvailableError,
     DuplicateSequenceNumber,
+    KafkaConnectionError,
     KafkaError,
+    KafkaProtocolError,
     KafkaTimeoutError,
     NoError,
     NotCoordinatorError,
+    NotEnoughReplicasAfterAppendError,
+    RequestTimedOutError,
     TopicAuthorizationFailedError,
     UnknownError,
     for_code,
@@ -61,6 +65,12 @@ _NEWEST_FORMAT: Final = 2
 _NOBODY: Final = (-1, -1)
 _NO_SEQUENCE: Final = -1
 _SEQUENCES: Final = 2**31
+_PERHAPS_WRITTEN: Final = (
+    KafkaConnectionError,
+    KafkaProtocolError,
+    NotEnoughReplicasAfterAppendError,
+    RequestTimedOutError,
+)
 _NOT_YET: Final = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError)
 
 Then = Callable[[Acked | Exception], object]
@@ -68,16 +78,17 @@ Then = Callable[[Acked | Exception], object]
 
 
 class Batch:
-    """Records of one partition on their way. `is_out` once a broker may have written them."""
+    """Records of one partition on their way. `is_out` once a broker may have written them. With `once` there is one
+    among them that may be sent only once."""
 
-    __slots__ = ("_builder", "_data", "count", "is_out", "partition", "since", "then", "topic", "was_late")
+    __slots__ = ("_builder", "_data", "count", "is_out", "once", "partition", "since", "then", "topic", "was_late")
 
     def __init__(self, topic: str, partition: int, then: Then) -> None:
         self.topic, self.partition, self.then = topic, partition, then
         self._builder: Any = DefaultRecordBatchBuilder(_NEWEST_FORMAT, 0, 0, *_NOBODY, 0, BATCH_BYTES)
         self._data: bytearray | None = None
         self.count, self.since = 0, time.monotonic()
-        self.is_out = self.was_late = False
+        self.is_out = self.once = self.was_late = False
 
     def append(self, record: Outgoing) -> bool:
         """False if it is full; the first record always goes in."""
@@ -130,12 +141,18 @@ class Producer:
     async def _identify(self) -> tuple[int, int]:
         while True:
             node_id = self._client.get_random_node()
-            answer = await self._client.send(node_id, InitProducerIdRequest(None, int(REQUEST_S * 1000)))
-            error = for_code(answer.error_code)
-            if error is NoError:
-                return answer.producer_id, answer.producer_epoch
-            if not issubclass(error, _NOT_YET):
-                raise error()
+            try:
+                answer = await self._client.send(node_id, InitProducerIdRequest(None, int(REQUEST_S * 1000)))
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+                log.info("broker %s cannot be asked who we are: %r", node_id, error)  # the next one may be another
+            else:
+                kind = for_code(answer.error_code)
+                if kind is NoError:
+                    return answer.producer_id, answer.producer_epoch
+                if not issubclass(kind, _NOT_YET):
+                    raise kind()
             await asyncio.sleep(AGAIN_S)
 
     async def stop(self) -> None:
@@ -279,7 +296,8 @@ class Producer:
                 self._failed(batch, _error(code, batch.topic))
 
     def _failed(self, batch: Batch, error: Exception) -> None:
-        if not getattr(error, "retriable", False):
+        doubles = batch.once and not self._idempotent and isinstance(error, _PERHAPS_WRITTEN)
+        if doubles or not getattr(error, "retriable", False):
             batch.then(error)
             return
         if getattr(error, "invalid_metadata", False):
