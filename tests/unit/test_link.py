@@ -117,6 +117,18 @@ async def test_a_failure_to_understand_an_answer_ends_the_connection(caplog: pyt
     assert "cannot be understood" in caplog.text
 
 
+@pytest.mark.parametrize("size", [-4, 0, 3])
+async def test_a_stream_that_is_no_answers_ends_the_connection_and_all_hear_of_it(size: int) -> None:
+    connection = Connection()
+    link = Link(connection, SOON_S)
+    heard: list[bytes | Exception] = []
+    feed = connection._reader.feed_data
+    link.ask(0, 7, b"", heard.append)
+    feed(struct.pack(">i", size) + b"xxxx")
+    assert [type(each) for each in heard] == [KafkaConnectionError]
+    assert not link.is_open
+
+
 async def test_who_asks_on_a_closed_or_broken_connection_hears_of_it() -> None:
     heard: list[bytes | Exception] = []
     connection = Connection()

@@ -79,6 +79,7 @@ class Cluster:
         self.leaders: dict[int, int | None] = {}
         self.links: dict[int, Link] = {}
         self.unready = 0
+        self.odd: Exception | None = None
         self.looked = 0
         self.cluster = self
         self.codes = [0]
@@ -108,6 +109,9 @@ class Cluster:
         return Answer
 
     async def linked(self, client: Any, node_id: int, timeout_s: float) -> Link:
+        if (odd := self.odd) is not None:
+            self.odd = None
+            raise odd
         if self.unready:
             self.unready -= 1
             raise NodeNotReadyError
@@ -189,6 +193,14 @@ async def test_what_a_broker_may_take_later_is_sent_again_with_the_same_bytes(cl
     assert told == [Acked(7)]
     producer.send([batch(told, 0)])
     assert (await asked(cluster, cluster.leaders.get(0) or 0)).batches[LOG, 0].base_sequence == 5
+
+
+async def test_a_broker_whose_connection_fails_oddly_is_tried_again(cluster: Cluster) -> None:
+    producer, told = await started(), Told()
+    cluster.odd = UnicodeError("label too long")
+    producer.send([batch(told)])
+    (await asked(cluster)).answer()
+    assert told == [Acked(7)]
 
 
 async def test_a_batch_that_the_broker_has_already_is_written_and_lies_nobody_knows_where(cluster: Cluster) -> None:

@@ -137,6 +137,8 @@ class Link:
         try:
             while end - at >= 4:
                 (size,) = _SIZE.unpack_from(received, at)
+                if size < _CORRELATION.size:
+                    raise ValueError(f"an answer of {size} bytes")
                 if end - at - 4 < size:
                     break
                 at += 4 + size
@@ -152,8 +154,8 @@ class Link:
         if not connection._requests:
             return  # it was closed meanwhile
         connection._last_action = time.monotonic()
-        correlation_id, _, asked = connection._requests.popleft()
         (answers,) = _CORRELATION.unpack_from(frame)
+        correlation_id, _, asked = connection._requests.popleft()
         if answers != correlation_id:
             error = CorrelationIdError(f"{self._name} answered {answers} where {correlation_id} was due")
             asked.set_exception(error)
