@@ -1,6 +1,6 @@
 """Tasks that somebody owns: none outlives its block, and the death of one is the death of the block.
 
-And how the outside asks a process to stop: by signals.
+And waiting that has a bound, and how the outside asks a process to stop: by signals.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 
@@ -65,6 +65,13 @@ class Group(asyncio.TaskGroup):
         """It has ended."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_failure(error)
+
+
+async def happens(event: asyncio.Event, within_s: float) -> None:
+    """Wait for `event`, for `within_s` at most."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
 
 
 @contextmanager

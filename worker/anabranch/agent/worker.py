@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -30,7 +29,7 @@ from anabranch.fields import LANES, Lane
 from anabranch.kafka.membership import Membership
 from anabranch.kafka.seam import Broker, Committed, Place, Subscription
 from anabranch.kafka.sent import Sent, settled
-from anabranch.tasks import Group
+from anabranch.tasks import Group, happens
 from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
@@ -353,9 +352,7 @@ class AgentWorker:
 
     async def _commit_for_ever(self) -> None:
         while True:
-            with suppress(TimeoutError):  # then it is time for the next one
-                async with asyncio.timeout(self._commit_s):
-                    await self._commit_now.wait()
+            await happens(self._commit_now, self._commit_s)  # or it is time for the next one
             self._commit_now.clear()
             if not self._membership.stopping:
                 await self._commit()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,7 @@ from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.producing import Batch, Producer
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.sent import Acked, Sent
-from anabranch.tasks import alongside
+from anabranch.tasks import alongside, happens
 from anabranch.topics import RECORD_BYTES
 from anabranch.wording import counted
 
@@ -139,9 +139,7 @@ class KafkaAppender:
         return self._outstanding
 
     async def flush(self, timeout_s: float) -> int:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+        await happens(self._idle, timeout_s)
         return self._outstanding
 
     # --- the task: what a producer needs -------------------------------------------------------------------
@@ -245,13 +243,12 @@ class KafkaAppender:
         try:
             partitions = await producer.look_up(lane.topic, anew=lane.partitions is not None)
         except (KafkaError, OSError) as error:
+            self._meters.send_failures.count()
             missing = isinstance(error, UnknownTopicOrPartitionError)
             if not isinstance(error, _HOPELESS) or (missing and not await producer.is_missing(lane.topic)):
                 log.warning("the partitions of %s cannot be had: %r", lane.topic, error)
-                self._meters.send_failures.count()
                 self._broken.set()
                 return
-            self._meters.send_failures.count()
             self._give_up(lane, [], error)
         else:
             self._place(lane, partitions)

@@ -7,6 +7,7 @@ A line has one batch under way at a time; what comes meanwhile waits, and goes t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from anabranch.codec import Outgoing
@@ -100,20 +101,17 @@ class Lane:
 
     def take_ready(self) -> list[Line]:
         """Lines of which a batch may go; the others stay, for partitions that are not known."""
-        known = 0 if self.partitions is None else self.partitions
-        ready, self.ready = self.ready, {}
-        for line in ready.values():
-            if line.partition >= known:
-                self.ready[line.partition] = line
-        return [line for line in ready.values() if line.partition < known]
+        return self._take(range(self.partitions or 0))
 
     def take_beyond(self) -> list[Line]:
         """Lines that are ready, of partitions that the topic does not have."""
-        known = 0 if self.partitions is None else self.partitions
-        beyond = [line for line in self.ready.values() if line.partition >= known]
-        for line in beyond:
+        return self._take([number for number in self.ready if number not in range(self.partitions or 0)])
+
+    def _take(self, partitions: Container[int]) -> list[Line]:
+        taken = [line for number, line in self.ready.items() if number in partitions]
+        for line in taken:
             del self.ready[line.partition]
-        return beyond
+        return taken
 
     @property
     def lacks(self) -> bool:

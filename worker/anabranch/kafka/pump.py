@@ -9,7 +9,6 @@ is bounded and never crosses a generation. It decides nothing about runs or call
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from anabranch.kafka.fetching import LOOK_S, Fetching
 from anabranch.kafka.liveness import Liveness
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Committed, Listener, Place
+from anabranch.tasks import happens
 
 log = logging.getLogger(__name__)
 
@@ -122,16 +122,11 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
                 self._liveness.polled(time.monotonic())
                 self._report()
                 await self._see_topics()
-                await self._pause()
+                await happens(self._stopped, LOOK_S)
         except (KafkaError, OSError) as error:
             raise self._explained("cannot be read", error) from error
         finally:
             await self._fetching.end()
-
-    async def _pause(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_S):
-                await self._stopped.wait()
 
     def stop(self) -> None:
         self._stopped.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from anabranch.kafka.fetching import LOOK_S, Fetching
 from anabranch.kafka.login import unreachable
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Place, Start
+from anabranch.tasks import happens
 
 
 class KafkaReader:
@@ -89,9 +89,7 @@ class KafkaReader:
             left_s = until - time.monotonic()
             if records or left_s <= 0:
                 break
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left_s, LOOK_S)):
-                    await self._news.wait()
+            await happens(self._news, min(left_s, LOOK_S))
         for place in self._positions:
             if not records and (position := self._fetching.position(place)) is not None:
                 self._positions[place] = position

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from anabranch.errors import AnabranchError, ConfigError
 from anabranch.kafka.membership import Membership
 from anabranch.kafka.seam import Committed, Place
+from anabranch.tasks import happens
 from anabranch.tools import marks
 from anabranch.tools.lane import Lane
 from anabranch.tools.marks import Marks
@@ -43,9 +43,7 @@ class Commits:
     async def run(self) -> None:
         """Commit for ever: every so often, and at once when a call waits to begin."""
         while True:
-            with suppress(TimeoutError):  # then it is time for the next one
-                async with asyncio.timeout(self._commit_s):
-                    await self._at_once.wait()
+            await happens(self._at_once, self._commit_s)  # or it is time for the next one
             self._at_once.clear()  # whatever follows: `wait` does not yield to anybody while it is set
             if not self._membership.stopping and self._lanes:
                 await self._commit()
