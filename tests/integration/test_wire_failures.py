@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping
 
 import pytest
-from tests.support.attempt import HELLO, JSON, TWO, asked, attempt, streamed
+from tests.support.attempt import HELLO, JSON, TWO, asked, attempt, attempts, streamed
 from tests.support.stream import sse, start
 from tests.support.wire import STREAM, Answer, chunked, head, http, wire
 
@@ -191,6 +191,32 @@ async def test_pings_are_no_sign_of_life_but_slow_events_are() -> None:
     slow = await asked(slowly, silence_s=0.5)
     assert slow.took_s > 0.5
     assert slow.reply.calls
+
+
+async def test_a_connection_is_used_again_once_its_stream_has_ended_behind_the_reply() -> None:
+    async def late(writer: asyncio.StreamWriter) -> None:
+        writer.write(chunked([WHOLE], ends=False).replace(b"connection: close\r\n", b""))
+        await writer.drain()
+        await asyncio.sleep(0.02)  # behind the last event, as over a network
+        writer.write(b"0\r\n\r\n")
+
+    async with wire(late, kept=True) as server:
+        first, second = await attempts(server.base_url, 2)
+        assert (len(server.requests), server.connections) == (2, 1)
+    assert first.reply.body == second.reply.body
+
+
+async def test_an_endless_stream_behind_a_reply_holds_it_up_for_a_moment_only() -> None:
+    async def chatty(writer: asyncio.StreamWriter) -> None:
+        writer.write(head() + WHOLE)
+        while not writer.is_closing():
+            writer.write(PING)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    found = await asked(chatty)
+    assert found.reply.outcome == "final"
+    assert found.took_s < 2
 
 
 async def test_silence_behind_the_end_of_a_reply_costs_no_second_one() -> None:

@@ -1,6 +1,6 @@
 """A server that answers with what a test wrote, byte for byte: what no library of HTTP would send.
 
-Responsible for: reading one request a connection, and writing what the test gives for it.
+Responsible for: reading requests, and writing what the test gives for each.
 Must never: know the Messages API, or correct anything.
 Called by: integration tests.
 """
@@ -51,9 +51,10 @@ def chunked(pieces: Iterable[bytes], *, ends: bool = True, headers: Mapping[str,
 
 @dataclass(slots=True)
 class Wire:
-    """Where it listens, and the requests that came: head and body."""
+    """Where it listens, the requests that came (head and body), and over how many connections."""
 
     port: int = 0
+    connections: int = 0
     requests: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     @property
@@ -62,19 +63,23 @@ class Wire:
 
 
 @asynccontextmanager
-async def wire(*answers: Answer) -> AsyncIterator[Wire]:
-    """Give each request the next answer, the last one for ever."""
+async def wire(*answers: Answer, kept: bool = False) -> AsyncIterator[Wire]:
+    """Give each request the next answer, the last one for ever. A connection is for one request, or is `kept`."""
     told = Wire()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        told.connections += 1
         with suppress(ConnectionError, asyncio.IncompleteReadError):
-            told.requests.append(await _request(reader))
-            answer = answers[min(len(told.requests), len(answers)) - 1]
-            if isinstance(answer, bytes):
-                writer.write(answer)
-                await writer.drain()
-            else:
-                await answer(writer)
+            while True:
+                told.requests.append(await _request(reader))
+                answer = answers[min(len(told.requests), len(answers)) - 1]
+                if isinstance(answer, bytes):
+                    writer.write(answer)
+                    await writer.drain()
+                else:
+                    await answer(writer)
+                if not kept:
+                    break
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)

@@ -9,6 +9,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from types import TracebackType
 from typing import Any
 
 
@@ -72,6 +73,44 @@ async def happens(event: asyncio.Event, within_s: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(within_s):
             await event.wait()
+
+
+class Silence:
+    """Raises `TimeoutError` out of its block when nothing was heard for so many seconds.
+
+    It has one timer, however often something is heard: a stream may say thousands of things.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(None)
+        self._loop = asyncio.get_running_loop()
+
+    async def __aenter__(self) -> Silence:
+        await self._timeout.__aenter__()
+        self.heard()
+        self._timer = self._loop.call_at(self._due, self._look)
+        return self
+
+    async def __aexit__(
+        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        await self._timeout.__aexit__(type_, error, traceback)
+
+    def heard(self) -> None:
+        """It is not silent: the time begins anew."""
+        self._due = self._loop.time() + self._seconds
+
+    def ignore(self) -> None:
+        """Whoever is inside has a bound of its own from now on."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        if (now := self._loop.time()) >= self._due:
+            self._timeout.reschedule(now)
+        else:
+            self._timer = self._loop.call_at(self._due, self._look)
 
 
 @contextmanager

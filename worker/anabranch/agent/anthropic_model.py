@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any, Final, cast
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Final
 
 import anthropic
 import orjson
@@ -22,14 +22,18 @@ from anabranch.agent.allowance import left_of, retry_after_of
 from anabranch.agent.conversation import without_thoughts
 from anabranch.agent.model import Failure, Hopeless, OnEvent, OnLeft, Transient
 from anabranch.agent.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
+from anabranch.agent.sse import Event, Events
 from anabranch.config import AnthropicSettings
 from anabranch.errors import ConfigError
+from anabranch.tasks import Silence
 
 log = logging.getLogger(__name__)
 
 CONNECT_S: Final = 10.0
 COUNT_S: Final = 5.0
 """How long the end of a reply that is broken already is waited for: it says what the reply has cost."""
+END_S: Final = 0.1
+"""How long the end of a stream is waited for after its reply's: without it, its connection cannot be used again."""
 _TRANSIENT: Final = frozenset({408, 409, 429})
 _TRANSIENT_KINDS: Final = frozenset({"overloaded_error", "api_error", "rate_limit_error", "timeout_error"})
 _KINDS_OF_STATUS: Final[Mapping[int, Failure]] = {
@@ -78,7 +82,7 @@ class AnthropicModel:
 
     async def _reply(self, body: bytes, builder: ReplyBuilder, on_event: OnEvent, on_left: OnLeft) -> Reply:
         try:
-            async with asyncio.timeout(self._silence_s) as silence:
+            async with Silence(self._silence_s) as silence:
                 stream = await self._asked_again(body)
                 _tell(stream.response.headers, on_left)
                 async with stream:
@@ -115,25 +119,20 @@ class AnthropicModel:
         )
 
     async def _read(
-        self, stream: AsyncStream[object], builder: ReplyBuilder, on_event: OnEvent, silence: asyncio.Timeout
+        self, stream: AsyncStream[object], builder: ReplyBuilder, on_event: OnEvent, silence: Silence
     ) -> None:
-        loop = asyncio.get_running_loop()
-        events = AsyncStream.raw_events(cast(Any, _Unmarked(stream.response)))
-        try:
-            async for sse in events:
-                if not sse.data or sse.event == "ping":
-                    continue  # pings come for ever: they are no sign of life
-                event = builder.feed(sse.data, sse.event)
-                if event["type"] == "ping":  # from a server that does not name its events
-                    continue
-                on_event(event)
-                silence.reschedule(loop.time() + self._silence_s)
-                if builder.stopped:
-                    return
-        except BrokenReply:
-            silence.reschedule(None)
-            await _count(events, builder)
-            raise
+        events, found = Events(), iter(list[Event]())
+        async with aclosing(stream.response.aiter_bytes()) as pieces:
+            try:
+                while not builder.stopped and (piece := await anext(pieces, None)) is not None:
+                    found = events.feed(piece)
+                    _take(found, builder, on_event, silence)
+            except BrokenReply:
+                silence.ignore()
+                await _count(events, found, pieces, builder)
+                raise
+            silence.ignore()
+            await _end(pieces)
 
     def _meant(self, error: Exception, usage: dict[str, Any]) -> Exception:
         """What a failure is to the run."""
@@ -156,7 +155,6 @@ class AnthropicModel:
 
 _UNBOUND: Final = "bound to a different conversation"
 _TRANSPORT: Final = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "anyio", "h11"})
-_MARK: Final = b"\xef\xbb\xbf"
 
 
 def _broke_off(error: Exception) -> bool:
@@ -167,24 +165,6 @@ def _broke_off(error: Exception) -> bool:
     return known or type(error).__module__.split(".")[0] in _TRANSPORT
 
 
-class _Unmarked:
-    """A response's bytes, but for a byte order mark before them: the SDK would take it for a part of the first line."""
-
-    def __init__(self, response: Any) -> None:
-        self._response = response
-
-    async def aiter_bytes(self) -> AsyncIterator[bytes]:
-        begun: bytes | None = b""
-        async for chunk in self._response.aiter_bytes():
-            if begun is None:
-                yield chunk
-                continue
-            begun += chunk
-            if len(begun) >= len(_MARK) or not _MARK.startswith(begun):
-                yield begun.removeprefix(_MARK)
-                begun = None
-
-
 async def _document(stream: AsyncStream[object]) -> bytes | None:
     """What came instead of a stream: the reply as one document. Raises `BrokenReply` for a page."""
     kind = stream.response.headers.get("content-type", "")
@@ -193,15 +173,43 @@ async def _document(stream: AsyncStream[object]) -> bytes | None:
     return await stream.response.aread() if "json" in kind else None
 
 
-async def _count(events: AsyncIterator[Any], builder: ReplyBuilder) -> None:
-    """What a broken reply costs, which its end says, if that comes soon."""
+def _take(found: Iterator[Event], builder: ReplyBuilder, on_event: OnEvent, silence: Silence) -> None:
+    """Take events up to the reply's last one. Raises `BrokenReply` or `ProviderError`."""
+    for event in found:
+        if event.name == "ping":
+            continue  # pings come for ever: they are no sign of life
+        said = builder.feed(event.data, event.name)
+        if said["type"] == "ping":  # from a server that does not name its events
+            continue
+        on_event(said)
+        silence.heard()
+        if builder.stopped:
+            return
+
+
+async def _end(pieces: AsyncIterator[bytes]) -> None:
+    """Read what comes behind a reply, which is nothing but the stream's end. The reply is there, whatever comes."""
+    try:
+        async with asyncio.timeout(END_S):
+            async for _ in pieces:
+                pass
+    except Exception as error:
+        if not _broke_off(error):
+            raise
+        log.debug("a stream did not end behind its reply: %r", error)
+
+
+async def _count(events: Events, found: Iterator[Event], pieces: AsyncIterator[bytes], builder: ReplyBuilder) -> None:
+    """What a broken reply costs, which its end says, if that comes soon: in what was `found`, or in later `pieces`."""
     try:
         async with asyncio.timeout(COUNT_S):
-            async for sse in events:
-                builder.count(sse.data)
-                if builder.stopped:
+            while True:
+                for event in found:
+                    builder.count(event.data)
+                if builder.stopped or (piece := await anext(pieces, None)) is None:
                     return
-    except (TimeoutError, UnicodeDecodeError) as error:
+                found = events.feed(piece)
+    except UnicodeDecodeError as error:
         log.debug("the end of a broken reply did not come: %r", error)
     except Exception as error:
         if not _broke_off(error):
