@@ -14,6 +14,7 @@ from anabranch import App
 from anabranch.bodies import whole
 from anabranch.codec import Outgoing, header
 from anabranch.config import ToolSettings
+from anabranch.fields import Lane
 from anabranch.kafka.seam import Appender, Committed, Place, Subscription
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.messages import ReplyTopic, ToolCall
@@ -156,11 +157,13 @@ def call(
     partition: int = 0,
     at_ms: int = 0,
     trace: str | None = None,
+    lane: Lane | None = None,
 ) -> b.Read:
     """A call as it lies in the queue."""
     body = ToolCall(
         call_id=f"{run_id}/1.a{partition or ''}/{offset}", run_id=run_id, agent="a", tool=tool, input=arguments or {},
         dispatch=1, deadline=1e6, idempotency_key=f"k{offset}", reply=ReplyTopic(b.LOG, 0), tenant=tenant,
+        lane=lane,
     )  # fmt: skip
     headers = [("ce_life", b"0"), *([("traceparent", trace.encode())] if trace is not None else [])]
     return b.Read(PLACE.topic, partition, offset, at_ms, key.encode(), whole(body), tuple(headers))

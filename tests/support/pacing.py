@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+from anabranch.fields import Lane
 from anabranch.homes import Share
 from anabranch.limits import Pacer
 from tests.support.virtual import now, virtually
@@ -23,8 +24,9 @@ class Meter:
         self.pacer, self.at, self.order = pacer, list[float](), list[int]()
         self.idle: Callable[[int], bool] = lambda order: False
 
-    async def call(self, order: int, takes_s: float = 0.0) -> None:
-        async with self.pacer.inside(self.pacer.join(order, takes_s, lambda: self.idle(order))) as turn:
+    async def call(self, order: int, takes_s: float = 0.0, lane: Lane = "interactive") -> None:
+        joined = self.pacer.join(order, takes_s, lambda: self.idle(order), lane=lane)
+        async with self.pacer.inside(joined) as turn:
             if turn.granted:
                 await turn.start()
                 self.at.append(now())

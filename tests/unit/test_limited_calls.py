@@ -64,6 +64,17 @@ async def test_those_of_one_home_start_in_order_and_others_do_not_wait() -> None
     assert api.started[1:] == list(range(8))
 
 
+async def test_calls_of_the_interactive_lane_pass_those_of_the_bulk_lane_that_wait_for_the_same_limit() -> None:
+    api = Api("40/s")
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bulk = [call(offset, "ask", {"n": offset}, lane="bulk") for offset in range(60)]
+        bench.deliver(*bulk, *(ask(offset) for offset in range(60, 68)))
+        await until(lambda: {*range(60, 68)} <= set(api.started), what="those of the interactive lane have started")
+    assert len(api.started) < 15, "eight, two of the other lane beside them, and who came before"
+    assert [n for n in api.started if n < 60] == list(range(len(api.started) - 8))
+
+
 async def test_while_it_waits_a_call_holds_no_slot() -> None:
     api = Api("1/min")
     async with ToolBench(api.app).running() as bench:

@@ -17,7 +17,7 @@ from tests.support import virtual
 from tests.support.pacing import Meter, assert_rate, most_in_a_second, pacer, starts
 from tests.support.virtual import now, virtually
 
-from anabranch.limits import Serially
+from anabranch.serially import Serially
 
 RATES = [1 / 60, 0.25, 1.0, 7.5, 10.0, 19.9, 50.0, 83.3, 500.0, 2000.0]
 """Calls a second of one home: from one a minute to a limit of 2,000 a second that has a single one."""

@@ -1,10 +1,10 @@
 """Pacing: when the calls of one home of a limit may start, and how many run at once. The only import of `aiolimiter`.
 
-The law: starts follow a schedule of due times, one a period, in the order of the line; who is late starts at once, so
-that no wake-up of the loop is lost, and what was late for more than `LATE_S` is forgiven. Two bounds lie above it: a
-bucket of so many starts as may come at once, and no second has more than 102 % of the rate and one. Whoever waits holds
-nothing: a cancelled or expired call costs no budget and stops nobody. `tools/shares.py` says which homes there are, and
-what a gained one begins with.
+The law: starts follow a schedule of due times, one a period, in the order of the line (`limit_line.py`); who is late
+starts at once, so that no wake-up of the loop is lost, and what was late for more than `LATE_S` is forgiven. Two bounds
+lie above it: a bucket of so many starts as may come at once, and no second has more than 102 % of the rate and one.
+Whoever waits holds nothing: a cancelled or expired call costs no budget and stops nobody. `tools/shares.py` says which
+homes there are, and what a gained one begins with.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from heapq import heappop, heappush, nsmallest
-from typing import Final, Literal
+from itertools import islice
+from typing import Final
 
 from aiolimiter import AsyncLimiter
 
+from anabranch.fields import Lane
 from anabranch.homes import Share
+from anabranch.limit_line import Line, Turn
 
 SLACK: Final = 0.02
 """By how much of the rate a second may be over, beside one call: so what was late is caught up with."""
@@ -28,63 +30,14 @@ LATE_S: Final = 0.06
 """How late the schedule may be and catch up. More of it would show in ten seconds."""
 SECOND_S: Final = 1.01
 """What counts as a second: between the count of a start and the tool itself a busy loop may lose some time."""
+WEIGHT: Final = 4
+"""How many calls of the interactive lane go for each of the bulk lane, while both wait."""
 LOOK_S: Final = 0.1
 """How soon a worker that may have lost its session looks again."""
 
 
 class ShareLost(Exception):
     """The home is another's by now: the call cannot start here any more."""
-
-
-@dataclass(slots=True, eq=False)
-class Turn:
-    """A call in the line of a pacer. `order` decides who is first; `lasts_s` is how long it has its place at most.
-
-    `state` is `late` for a call whose time was over (`idle`) when its turn came, and `lost` if the home is another's.
-    Whoever waits `comes` for it, or has given `then`, which is called once it has come.
-    """
-
-    order: int
-    lasts_s: float
-    idle: Callable[[], bool]
-    pacer: Pacer
-    then: Callable[[], None] | None = None
-    state: Literal["waiting", "in", "late", "lost", "gone"] = "waiting"
-    started: bool = False
-    _comes: asyncio.Future[None] | None = None
-
-    @property
-    def granted(self) -> bool:
-        return self.state == "in"
-
-    @property
-    def unheard(self) -> bool:
-        """Whether nobody waits for it in a task."""
-        return self._comes is None
-
-    @property
-    def comes(self) -> asyncio.Future[None]:
-        """Is done when the turn has come, or never will."""
-        if self._comes is None:
-            self._comes = asyncio.get_running_loop().create_future()
-            if self.state != "waiting":
-                self._comes.set_result(None)
-        return self._comes
-
-    def settle(self, state: Literal["in", "late", "lost", "gone"], quietly: bool = False) -> None:
-        self.state = state
-        if self._comes is not None and not self._comes.done():
-            self._comes.set_result(None)
-        if self.then is not None and not quietly:
-            asyncio.get_running_loop().call_soon(self.then)
-
-    async def start(self) -> None:
-        """Await this last of all, right before the call starts: here it is counted."""
-        if self.granted:
-            await self.pacer.count(self)
-
-    def __lt__(self, other: Turn) -> bool:
-        return self.order < other.order
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +68,7 @@ class Pacer:
         may_start: Callable[[], bool] = lambda: True,
         on_start: Callable[[], None] = lambda: None,
         limit: str = "",
+        interactive: int = WEIGHT,
     ) -> None:
         self.share, self.limit, self._may_start, self._on_start = share, limit, may_start, on_start
         self._period = 1 / share.per_second
@@ -126,7 +80,7 @@ class Pacer:
         self._crowd = 1 + LATE_S * share.per_second
         self._counting = asyncio.Lock()
         self._due, self._places = due, share.places
-        self._line: list[Turn] = []
+        self._line = Line(interactive)
         self._inside: dict[Turn, float] = {}  # with a place, until when at the latest
         self._held: tuple[Held, ...] = ()
         self._paused_until = 0.0
@@ -137,16 +91,21 @@ class Pacer:
     # --- for a call ------------------------------------------------------------------------------------------------
 
     def join(
-        self, order: int, lasts_s: float, idle: Callable[[], bool], then: Callable[[], None] | None = None
+        self,
+        order: int,
+        lasts_s: float,
+        idle: Callable[[], bool],
+        then: Callable[[], None] | None = None,
+        lane: Lane = "interactive",
     ) -> Turn:
         """Stand in the line. Raises `ShareLost`."""
         if self._closed_at is not None:
             raise ShareLost
         if not self._line:  # only while somebody waits can the schedule be late
             self._due = max(self._due, self._loop.time())
-        turn = Turn(order, lasts_s, idle, self, then)
-        heappush(self._line, turn)
-        if self._line[0] is turn:  # else whoever is first knows already when it may start
+        turn = Turn(order, lasts_s, idle, self, then, lane)
+        self._line.add(turn)
+        if self._line.first() is turn:  # else whoever is first knows already when it may start
             self.go_on()
         return turn
 
@@ -230,7 +189,7 @@ class Pacer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while (turn := self._first()) is not None:
+        while (turn := self._line.first()) is not None:
             now = self._loop.time()
             at = max(self._due, self._paused_until, self._place_free_at(now))
             if self._closed_at is not None:
@@ -250,18 +209,8 @@ class Pacer:
                 self._due = max(self._due, now - LATE_S)
             self._due += self._period
             self._inside[turn] = now + turn.lasts_s
-            heappop(self._line).settle("in")
-        return None
-
-    def _first(self) -> Turn | None:
-        """Who is first in line; those who have gone or come too late are taken out."""
-        while self._line:
-            turn = self._line[0]
-            if turn.state == "waiting":
-                if not turn.idle():
-                    return turn
-                turn.settle("late")
-            heappop(self._line)
+            self._line.pop(turn)
+            turn.settle("in")
         return None
 
     def _place_free_at(self, now: float) -> float:
@@ -275,7 +224,7 @@ class Pacer:
     def _send_away(self, but: Sequence[Turn] = (), quietly: bool = False) -> None:
         kept = set(but)
         away = [turn for turn in self._line if turn.state == "waiting" and turn not in kept]
-        self._line = sorted(but)
+        self._line.keep(but)
         for turn in away:
             if quietly and turn.unheard:  # there may be thousands
                 turn.state = "lost"
@@ -300,7 +249,7 @@ class Pacer:
         paused = self._paused_until > now
         entering = [t for t in self._inside if not (t.started or paused) and may_stay(t.order, True)]
         stay, many = list[Turn](), self._due_within(for_s)
-        for turn in nsmallest(many, (turn for turn in self._line if turn.state == "waiting")):
+        for turn in islice(self._line.in_turn(), many):
             if not may_stay(turn.order, False):
                 break
             stay.append(turn)
@@ -342,48 +291,3 @@ class Pacer:
         if held is not None:
             self._held = tuple(held)
         self.go_on()
-
-
-class Serially:
-    """One at a time for each key, in the order of arrival."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, deque[asyncio.Future[None]] | None] = {}  # behind whoever has the key
-
-    @asynccontextmanager
-    async def turn(self, key: str) -> AsyncIterator[None]:
-        await self.acquire(key)
-        try:
-            yield
-        finally:
-            self.release(key)
-
-    def take(self, key: str) -> bool:
-        """Take the turn if nobody has it. It has to be given back with `release`."""
-        if key in self._waiting:
-            return False
-        self._waiting[key] = None
-        return True
-
-    async def acquire(self, key: str) -> None:
-        """Take the turn, or wait for it."""
-        if self.take(key):
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = self._waiting[key] = self._waiting[key] or deque()
-        waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was ours already
-                self.release(key)
-            raise
-
-    def release(self, key: str) -> None:
-        """Give the turn to the next."""
-        waiting = self._waiting[key]
-        while waiting:
-            if not (turn := waiting.popleft()).done():
-                turn.set_result(None)
-                return
-        del self._waiting[key]

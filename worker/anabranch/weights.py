@@ -15,6 +15,12 @@ class Weights:
     def __init__(self, interactive: int) -> None:
         self._weight, self._taken = interactive, 0
 
+    def copy(self) -> Weights:
+        """One that has got as far."""
+        made = Weights(self._weight)
+        made._taken = self._taken
+        return made
+
     def next(self, interactive: bool, bulk: bool) -> Lane | None:
         """The lane whose turn it is, of those that wait."""
         if interactive and bulk:

@@ -23,11 +23,11 @@ from anabranch.deadletters import dead_letter
 from anabranch.errors import AnabranchError, Forbidden, StoreError, TooLarge, TopicsError, WireError
 from anabranch.homes import home_of, in_turn
 from anabranch.kafka.seam import Appender, Place
-from anabranch.limits import Serially
 from anabranch.log_events import OUTCOME_UNKNOWN, ResultOutcome, ToolResult
 from anabranch.messages import ToolCall
 from anabranch.meters import OTHER
 from anabranch.sealing import NO_SEALING, Sealing
+from anabranch.serially import Serially
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid
 from anabranch.store import NO_STORE, Store

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final
 
 from anabranch.homes import Share, budget_of, homes, share
-from anabranch.limits import Held, Pacer, ShareLost
+from anabranch.limits import WEIGHT, Held, Pacer, ShareLost
 from anabranch.specs import LimitSpec
 from anabranch.tools.marks import ShareMark
 from anabranch.tools.meters import ToolMeters
@@ -43,7 +43,9 @@ class _Home:
 
 
 class Shares:
-    """See the module. `now` is epoch seconds; `alive` says whether the session still holds."""
+    """See the module. `now` is epoch seconds; `alive` says whether the session still holds; `interactive` is that
+    lane's weight.
+    """
 
     def __init__(
         self,
@@ -52,7 +54,9 @@ class Shares:
         now: Callable[[], float],
         alive: Callable[[], bool],
         meters: ToolMeters | None = None,
+        interactive: int = WEIGHT,
     ) -> None:
+        self._interactive = interactive
         self._meters = meters or ToolMeters()
         self._limits = {limit.name: limit for limit in limits}
         self._partitions, self._now, self._alive = partitions, now, alive
@@ -101,7 +105,9 @@ class Shares:
             self._drop_spent()
         told = home.told.get(key[1])
         count = partial(self._meters.limit_started.count, limit)
-        made = Pacer(part, self._due(home, told, part), partial(self._may_start, partition), count, limit)
+        made = Pacer(
+            part, self._due(home, told, part), partial(self._may_start, partition), count, limit, self._interactive
+        )
         made.open(0.0, self._held(told))
         self._pacers[key] = made
         return made

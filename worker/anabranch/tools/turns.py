@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from anabranch.app import RateLimited, Retryable, Tool
-from anabranch.limits import Turn
+from anabranch.limit_line import Turn
 from anabranch.tools.shares import Shares
 from anabranch.tools.slots import Slots, in_line_of
 
@@ -51,7 +51,7 @@ class Paced:
     def _join(self, then: Callable[[], None] | None = None) -> Turn:
         job = self._job
         pacer = self._shares.pacer(self._limit, job.call.tenant, job.record.partition)
-        return pacer.join(job.offset, self._tool.spec.timeout_s, self._idle, then)
+        return pacer.join(job.offset, self._tool.spec.timeout_s, self._idle, then, job.call.lane or "interactive")
 
     async def enter(self) -> None:
         """Wait for the turn. Raises `ShareLost`."""

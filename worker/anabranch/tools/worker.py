@@ -46,8 +46,9 @@ class ToolWorker:
         self._bench = bench
         self._tools = {tool.name: tool for tool in bench.app.tools_of(bench.queue)}
         limits = [limit for limit in bench.app.limit_specs() if limit.queue == bench.queue]
+        weight = bench.settings.interactive_weight
         self._shares = Shares(
-            limits, bench.partitions, bench.now, lambda: self._membership.subscription.alive, bench.meters
+            limits, bench.partitions, bench.now, lambda: self._membership.subscription.alive, bench.meters, weight
         )
         self._service = Service(bench, self._tools, self._shares, self._held_until)
         self._at_most_once = any(tool.spec.delivery == "at_most_once" for tool in self._tools.values())
