@@ -59,3 +59,17 @@ def test_a_bound_of_somebody_elses_counts_as_well() -> None:
         return now()
 
     assert virtually(talk) == 5
+
+
+def test_a_block_that_is_to_end_soon_does_whatever_is_heard() -> None:
+    async def talk() -> float:
+        with suppress(TimeoutError):
+            async with Silence(10) as silence:
+                await asyncio.sleep(5)
+                silence.within(2)
+                for _ in range(100):
+                    await asyncio.sleep(0.5)
+                    silence.heard()
+        return now()
+
+    assert virtually(talk) == 7

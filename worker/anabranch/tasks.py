@@ -106,6 +106,11 @@ class Silence:
         """Whoever is inside has a bound of its own from now on."""
         self._timer.cancel()
 
+    def within(self, seconds: float) -> None:
+        """Whatever will be heard, the block is to end so soon."""
+        self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, self._timeout.reschedule, 0.0)
+
     def _look(self) -> None:
         if (now := self._loop.time()) >= self._due:
             self._timeout.reschedule(now)

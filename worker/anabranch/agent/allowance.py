@@ -16,7 +16,9 @@ _PREFIX = "anthropic-ratelimit-"
 
 
 def left_of(headers: Mapping[str, str]) -> Left | None:
-    """What they say; None if they say nothing of limits. `headers` ignores case."""
+    """What they say; None if they say nothing of limits. The names of `headers` are in small letters."""
+    if not any(name.startswith(_PREFIX) for name in headers):
+        return None
     left = Left(_quota(headers, "requests"), _quota(headers, "input-tokens"), _quota(headers, "output-tokens"))
     return None if left == Left() else left
 

@@ -33,7 +33,8 @@ CONNECT_S: Final = 10.0
 COUNT_S: Final = 5.0
 """How long the end of a reply that is broken already is waited for: it says what the reply has cost."""
 END_S: Final = 0.1
-"""How long the end of a stream is waited for after its reply's: without it, its connection cannot be used again."""
+"""How long the end of a stream is waited for after that of its reply: unless it was read, its connection cannot be used
+again."""
 _TRANSIENT: Final = frozenset({408, 409, 429})
 _TRANSIENT_KINDS: Final = frozenset({"overloaded_error", "api_error", "rate_limit_error", "timeout_error"})
 _KINDS_OF_STATUS: Final[Mapping[int, Failure]] = {
@@ -52,6 +53,9 @@ class AnthropicModel:
 
     def __init__(self, client: anthropic.AsyncAnthropic, silence_s: float) -> None:
         self._client, self._silence_s = client, silence_s
+        self._address = (
+            f"{str(client.base_url).rstrip('/')}/v1/messages"  # whole: else the SDK puts it together for each call
+        )
 
     @classmethod
     @asynccontextmanager
@@ -77,20 +81,21 @@ class AnthropicModel:
             return await self._reply(body, builder, on_event, on_left)
         except Exception as error:  # noqa: BLE001 - what is none of the provider's is raised as it is
             if isinstance(error, anthropic.APIStatusError):
-                _tell(error.response.headers, on_left)
+                _tell(_headers_of(error.response), on_left)
             raise self._meant(error, builder.usage) from None
 
     async def _reply(self, body: bytes, builder: ReplyBuilder, on_event: OnEvent, on_left: OnLeft) -> Reply:
         try:
             async with Silence(self._silence_s) as silence:
                 stream = await self._asked_again(body)
-                _tell(stream.response.headers, on_left)
+                headers = _headers_of(stream.response)
+                _tell(headers, on_left)
                 async with stream:
-                    if (document := await _document(stream)) is not None:
+                    if (document := await _document(stream, headers.get("content-type", ""))) is not None:
                         return reply_of(document)
                     await self._read(stream, builder, on_event, silence)
         except Exception as error:
-            if not (builder.whole and _broke_off(error)):  # else all was said before
+            if not ((builder.whole or builder.stopped) and _broke_off(error)):  # else all was said before
                 raise
         return builder.finish()
 
@@ -110,7 +115,7 @@ class AnthropicModel:
         body, betas = _betas_apart(body)
         headers = {"content-type": "application/json", "accept": "text/event-stream", **betas}
         return await self._client.post(
-            "/v1/messages",
+            self._address,
             cast_to=object,
             content=body,
             options={"headers": headers, "follow_redirects": False},  # the key and the money are for this address alone
@@ -131,8 +136,9 @@ class AnthropicModel:
                 silence.ignore()
                 await _count(events, found, pieces, builder)
                 raise
-            silence.ignore()
-            await _end(pieces)
+            silence.within(END_S)
+            async for _ in pieces:
+                pass
 
     def _meant(self, error: Exception, usage: dict[str, Any]) -> Exception:
         """What a failure is to the run."""
@@ -165,9 +171,13 @@ def _broke_off(error: Exception) -> bool:
     return known or type(error).__module__.split(".")[0] in _TRANSPORT
 
 
-async def _document(stream: AsyncStream[object]) -> bytes | None:
+def _headers_of(response: Any) -> dict[str, str]:
+    """By their names in small letters: to ask the response itself takes a look at all of them each time."""
+    return dict(response.headers.items())
+
+
+async def _document(stream: AsyncStream[object], kind: str) -> bytes | None:
     """What came instead of a stream: the reply as one document. Raises `BrokenReply` for a page."""
-    kind = stream.response.headers.get("content-type", "")
     if "html" in kind:
         raise BrokenReply(f"the answer is a page, of type {kind}, and no reply: is ANTHROPIC_BASE_URL right?")
     return await stream.response.aread() if "json" in kind else None
@@ -185,18 +195,6 @@ def _take(found: Iterator[Event], builder: ReplyBuilder, on_event: OnEvent, sile
         silence.heard()
         if builder.stopped:
             return
-
-
-async def _end(pieces: AsyncIterator[bytes]) -> None:
-    """Read what comes behind a reply, which is nothing but the stream's end. The reply is there, whatever comes."""
-    try:
-        async with asyncio.timeout(END_S):
-            async for _ in pieces:
-                pass
-    except Exception as error:
-        if not _broke_off(error):
-            raise
-        log.debug("a stream did not end behind its reply: %r", error)
 
 
 async def _count(events: Events, found: Iterator[Event], pieces: AsyncIterator[bytes], builder: ReplyBuilder) -> None:
