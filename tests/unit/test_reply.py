@@ -47,6 +47,18 @@ def broken(events: Iterable[Event]) -> str:
     return caught.value.reason
 
 
+def test_a_reply_that_was_broken_is_never_whole_again() -> None:
+    """Whatever goes wrong while its cost is read, or while its connection is closed."""
+    builder = fed(start(), *said(0, "hello"), *end("end_turn")[:1])
+    assert builder.whole
+    with pytest.raises(BrokenReply, match="goes on after its end") as caught:
+        builder.feed(json_of(said(1, "more")[0]))
+    builder.count(json_of({"type": "message_stop"}))
+    with pytest.raises(BrokenReply) as again:
+        builder.finish()
+    assert again.value is caught.value
+
+
 # --- stop reasons ----------------------------------------------------------------------------------------
 
 

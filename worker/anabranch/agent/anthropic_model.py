@@ -1,6 +1,6 @@
 """One call of the model, and what its failure means. The only import of `anthropic`.
 
-The SDK does transport, authentication and errors. It does not retry (we do, under the run's deadline, in
+The SDK does transport, authentication, headers and errors. It does not retry (we do, under the run's deadline, in
 `thinking.py`), and it does not parse the stream: its repairs would turn a broken reply into a plausible
 one, so `reply.py` reads the raw events. Called by `Thinker`, and by nobody else.
 """
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import anthropic
 import orjson
-from anthropic import AsyncStream
+from anthropic._models import FinalRequestOptions
 
 from anabranch.agent.allowance import left_of, retry_after_of
 from anabranch.agent.conversation import without_thoughts
@@ -53,9 +53,7 @@ class AnthropicModel:
 
     def __init__(self, client: anthropic.AsyncAnthropic, silence_s: float) -> None:
         self._client, self._silence_s = client, silence_s
-        self._address = (
-            f"{str(client.base_url).rstrip('/')}/v1/messages"  # whole: else the SDK puts it together for each call
-        )
+        self._requests = Requests(client)
 
     @classmethod
     @asynccontextmanager
@@ -87,19 +85,19 @@ class AnthropicModel:
     async def _reply(self, body: bytes, builder: ReplyBuilder, on_event: OnEvent, on_left: OnLeft) -> Reply:
         try:
             async with Silence(self._silence_s) as silence:
-                stream = await self._asked_again(body)
-                headers = _headers_of(stream.response)
-                _tell(headers, on_left)
-                async with stream:
-                    if (document := await _document(stream, headers.get("content-type", ""))) is not None:
+                response = await self._asked_again(body)
+                async with aclosing(response):
+                    headers = _headers_of(response)
+                    _tell(headers, on_left)
+                    if (document := await _document(response, headers.get("content-type", ""))) is not None:
                         return reply_of(document)
-                    await self._read(stream, builder, on_event, silence)
+                    await self._read(response, builder, on_event, silence)
         except Exception as error:
             if not ((builder.whole or builder.stopped) and _broke_off(error)):  # else all was said before
                 raise
         return builder.finish()
 
-    async def _asked_again(self, body: bytes) -> AsyncStream[object]:
+    async def _asked_again(self, body: bytes) -> Any:
         """Newer models refuse what they thought once something before it has changed, such as a tool's description by a
         deploy. Without it the conversation goes on, and the refusal has cost nothing.
         """
@@ -111,23 +109,23 @@ class AnthropicModel:
             log.warning("the model takes back nothing of what it has thought, for something before it was changed")
             return await self._asked(without_thoughts(body))
 
-    async def _asked(self, body: bytes) -> AsyncStream[object]:
-        body, betas = _betas_apart(body)
-        headers = {"content-type": "application/json", "accept": "text/event-stream", **betas}
-        return await self._client.post(
-            self._address,
-            cast_to=object,
-            content=body,
-            options={"headers": headers, "follow_redirects": False},  # the key and the money are for this address alone
+    async def _asked(self, body: bytes) -> Any:
+        """The response, of which only the head has been read. Raises what the SDK would."""
+        client = self._client
+        response = await client._client.send(
+            self._requests.of(body),
             stream=True,
-            stream_cls=AsyncStream[object],
+            follow_redirects=False,  # the key and the money are for this address alone
         )
+        if response.is_success:
+            return response
+        async with aclosing(response):
+            await response.aread()
+        raise client._make_status_error_from_response(response)
 
-    async def _read(
-        self, stream: AsyncStream[object], builder: ReplyBuilder, on_event: OnEvent, silence: Silence
-    ) -> None:
+    async def _read(self, response: Any, builder: ReplyBuilder, on_event: OnEvent, silence: Silence) -> None:
         events, found = Events(), iter(list[Event]())
-        async with aclosing(stream.response.aiter_bytes()) as pieces:
+        async with aclosing(response.aiter_bytes()) as pieces:
             try:
                 while not builder.stopped and (piece := await anext(pieces, None)) is not None:
                     found = events.feed(piece)
@@ -159,6 +157,35 @@ class AnthropicModel:
                 return error
 
 
+class Requests:
+    """What is sent to the provider: one request of the SDK's making for each set of betas, and of those that follow the
+    same with another content. To make each anew, and to see it through, took a third of the CPU of a call.
+    """
+
+    def __init__(self, client: anthropic.AsyncAnthropic) -> None:
+        self._client = client
+        self._address = f"{str(client.base_url).rstrip('/')}/v1/messages"
+        self._made: dict[str, Any] = {}
+
+    def of(self, body: bytes) -> Any:
+        """An `httpx2.Request`."""
+        content, betas = _betas_apart(body)
+        if (made := self._made.get(betas)) is None:
+            made = self._made[betas] = self._first(betas)
+        extensions = dict(made.extensions)
+        return type(made)(made.method, made.url, headers=made.headers, content=content, extensions=extensions)
+
+    def _first(self, betas: str) -> Any:
+        headers = {"content-type": "application/json", "accept": "text/event-stream"}
+        if betas:
+            headers["anthropic-beta"] = betas
+        options = FinalRequestOptions.construct(method="post", url=self._address, content=b"", headers=headers)
+        made = self._client._build_request(options)
+        for name in "content-length", "cookie":  # the cookies are aiohttp's to keep
+            made.headers.pop(name, None)
+        return made
+
+
 _UNBOUND: Final = "bound to a different conversation"
 _TRANSPORT: Final = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "anyio", "h11"})
 
@@ -176,11 +203,11 @@ def _headers_of(response: Any) -> dict[str, str]:
     return dict(response.headers.items())
 
 
-async def _document(stream: AsyncStream[object], kind: str) -> bytes | None:
+async def _document(response: Any, kind: str) -> bytes | None:
     """What came instead of a stream: the reply as one document. Raises `BrokenReply` for a page."""
     if "html" in kind:
         raise BrokenReply(f"the answer is a page, of type {kind}, and no reply: is ANTHROPIC_BASE_URL right?")
-    return await stream.response.aread() if "json" in kind else None
+    return bytes(await response.aread()) if "json" in kind else None
 
 
 def _take(found: Iterator[Event], builder: ReplyBuilder, on_event: OnEvent, silence: Silence) -> None:
@@ -218,11 +245,11 @@ async def _count(events: Events, found: Iterator[Event], pieces: AsyncIterator[b
 _BETAS: Final = re.compile(rb'\{"betas":(\["[^\]]*"\]),')
 
 
-def _betas_apart(body: bytes) -> tuple[bytes, dict[str, str]]:
+def _betas_apart(body: bytes) -> tuple[bytes, str]:
     """A request as the provider takes it: the betas that it names first belong into a header."""
     if (found := _BETAS.match(body)) is None:
-        return body, {}
-    return b"{" + body[found.end() :], {"anthropic-beta": ",".join(orjson.loads(found.group(1)))}
+        return body, ""
+    return b"{" + body[found.end() :], ",".join(orjson.loads(found.group(1)))
 
 
 def _tell(headers: Mapping[str, str], on_left: OnLeft) -> None:

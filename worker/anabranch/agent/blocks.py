@@ -68,6 +68,8 @@ class Block:
     texts: dict[str, list[str]] = field(default_factory=dict)
     citations: list[str] = field(default_factory=list)
     replaced: dict[str, str] = field(default_factory=dict)
+    grown: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    """By the kinds of the pieces that have come: the piece's field, and the texts of the field that grows."""
     stopped: bool = False
 
     def add(self, delta: dict[str, Any], event: str) -> None:
@@ -75,6 +77,9 @@ class Block:
         kind = delta["type"]
         if self.stopped:
             raise Misfit(f"a {kind} comes after the end of its block")
+        if (known := self.grown.get(kind)) is not None:  # as for nearly all
+            known[1].append(text_of(delta[known[0]]))
+            return
         name = self._grows(kind)
         if kind == "citations_delta":
             self.citations.append(members(members(event)["delta"])["citation"])
@@ -82,7 +87,10 @@ class Block:
             self.replaced.update(members(members(event)["delta"]))
             del self.replaced["type"]
         else:
-            self.texts.setdefault(name, []).append(text_of(delta[_TEXTS[kind][1]]))
+            piece = _TEXTS[kind][1]
+            pieces = self.texts.setdefault(name, [])
+            pieces.append(text_of(delta[piece]))
+            self.grown[kind] = piece, pieces
 
     def _grows(self, kind: str) -> str:
         """The field that a piece of this kind makes longer."""

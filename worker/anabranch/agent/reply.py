@@ -72,6 +72,7 @@ class ReplyBuilder:
         self._usage: dict[str, str] = {}  # as `usage`, each field as it was written
         self._stop: str | None = None
         self._halved = False
+        self._broken: BrokenReply | None = None
         self.usage: dict[str, Any] = {}
         self.stopped = False
 
@@ -93,12 +94,14 @@ class ReplyBuilder:
             self._halved = self._halved or halved
             self._take(event, text)
         except Misfit as error:
-            raise BrokenReply(error.reason, self.usage, error.curable) from None
+            self._broken = BrokenReply(error.reason, self.usage, error.curable)
         except orjson.JSONDecodeError as error:
-            raise BrokenReply(f"an event of the stream is not JSON: {error}", self.usage) from None
+            self._broken = BrokenReply(f"an event of the stream is not JSON: {error}", self.usage)
         except _MISSHAPEN as error:
-            raise BrokenReply(f"an event of the stream has the wrong shape: {error!r}", self.usage) from None
-        return _showable(event) if halved else event
+            self._broken = BrokenReply(f"an event of the stream has the wrong shape: {error!r}", self.usage)
+        else:
+            return _showable(event) if halved else event
+        raise self._broken from None
 
     def count(self, data: str | bytes) -> None:
         """Take only the usage of an event, and whether it is the last: a broken reply costs what it says to its end."""
@@ -178,7 +181,9 @@ class ReplyBuilder:
         return self._blocks[index]
 
     def finish(self) -> Reply:
-        """The whole reply, after the end of the stream. Raises `BrokenReply`."""
+        """The whole reply, after the end of the stream. Raises `BrokenReply`, also if `feed` has done so."""
+        if self._broken is not None:
+            raise self._broken
         try:
             head = self._started()
             if not self.stopped and self._stop is None:
@@ -228,7 +233,8 @@ _MISSHAPEN = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 def _event(text: str) -> tuple[dict[str, Any], bool]:
     """An event of the stream, and whether it may hold half of a character, as where a text was cut by UTF-16."""
     try:
-        return dict(orjson.loads(text)), False
+        event = orjson.loads(text)
+        return event if type(event) is dict else dict(event), False
     except orjson.JSONDecodeError:
         if "\\ud" not in text.lower():
             raise

@@ -56,6 +56,9 @@ class Events:
 
 def _event(block: str) -> Event | None:
     """The event of these lines; None if they carry no data, such as a comment that keeps a connection alive."""
+    first, mark, text = block.partition("\ndata: ")
+    if mark and "\n" not in text and first[:7] == "event: " and "\n" not in first:  # what nearly all look like
+        return Event(first[7:] or None, text) if text else None
     name: str | None = None
     data: list[str] = []
     for line in block.split("\n"):
