@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fetch Kafka now, if a test will ask for it: it may take longer than a test is given."""
-    ours = {"broker", "secured"} if os.environ.get(BOOTSTRAP_VARIABLE) else {"broker", "secured", "kafka"}
+    ours = {"broker", "cluster", "secured"} | (set() if os.environ.get(BOOTSTRAP_VARIABLE) else {"kafka"})
     wanted = any(ours.intersection(getattr(item, "fixturenames", ())) for item in session.items)
     if not wanted or session.config.option.collectonly:
         return

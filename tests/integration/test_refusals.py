@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from aiokafka.protocol.produce import ProduceRequest_v7, ProduceResponse_v7
 from tests.support.acls import deny
+from tests.support.deaths import apart, death_of
 from tests.support.fleet import ANSWER_S, Fleet, fleet, settings_for
 from tests.support.kafka import Broker, launch
 from tests.support.kafka_admin import drop_topics
@@ -26,7 +27,6 @@ from tests.support.wait import until
 
 from anabranch import App
 from anabranch.config import AnthropicSettings, Settings
-from anabranch.errors import Forbidden, TopicsError
 from anabranch.kafka import appender, producing
 from anabranch.kafka.link import Link, Then
 from anabranch.kafka.produce_wire import PRODUCE
@@ -36,7 +36,6 @@ from anabranch.testing import Answer, last_results, prompt_of, result_text, tool
 
 pytestmark = pytest.mark.timeout(120)
 
-ENDS_S = 40.0
 STORAGE_ERROR = 56
 
 app = App("refusals")
@@ -84,31 +83,6 @@ def as_user(settings: Settings, broker: Broker, user: str) -> Settings:
         sasl_password=user,
     )
     return replace(settings, kafka=kafka)
-
-
-@asynccontextmanager
-async def apart(serving: Coroutine[Any, Any, int], shutdown: Shutdown) -> AsyncIterator[asyncio.Task[int]]:
-    """A worker whose death is not the test's; it has stopped at the end of the block."""
-    task = asyncio.create_task(serving)
-    ready = asyncio.create_task(shutdown.ready.wait())
-    try:
-        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
-        yield task
-    finally:
-        ready.cancel()
-        shutdown.ask()
-        await asyncio.wait({task}, timeout=ENDS_S)
-
-
-async def death_of(task: asyncio.Task[int]) -> str:
-    """Why a worker ended by itself: the one error that the command prints before it exits with 1."""
-    await asyncio.wait({task}, timeout=ENDS_S)
-    assert task.done(), f"still running after {ENDS_S:g} s"
-    error = task.exception()
-    while isinstance(error, BaseExceptionGroup):
-        (error,) = error.exceptions
-    assert isinstance(error, Forbidden | TopicsError), repr(error)
-    return str(error)
 
 
 @asynccontextmanager

@@ -34,7 +34,11 @@ PLACE = Place(NAMESPACE.calls("q"), 0)
 
 
 class Group:
-    """What is committed for the queue's group; `refuses` commits when it is told to. All offsets begin at 0."""
+    """What is committed for the queue's group; `refuses` commits when it is told to. All offsets begin at 0, and end
+    at `end`.
+    """
+
+    end = 1_000_000
 
     def __init__(self) -> None:
         self.stands: dict[Place, Committed] = {}
@@ -54,6 +58,9 @@ class Group:
 
     async def begins(self, places: Iterable[Place]) -> dict[Place, int]:
         return dict.fromkeys(places, 0)
+
+    async def ends(self, places: Iterable[Place]) -> dict[Place, int]:
+        return dict.fromkeys(places, self.end)
 
     async def partitions(self, topic: str) -> int:
         return self.count

@@ -35,13 +35,11 @@ class Broker:
     `stop` and `kill` keep data and port, so that `start` goes on where it was; `close` ends it for good.
     """
 
-    def __init__(self, source: Source, guarded: bool = False) -> None:
+    def __init__(self, source: Source, guarded: bool = False, node: Node | None = None) -> None:
         """Fetches and formats; does not start. Raises KafkaFailed."""
         source.fetch()
-        port, controller_port, guarded_port = free_ports(3)
         self._source = source
-        home = Path(tempfile.mkdtemp(prefix="anabranch-kafka-"))
-        self._node = Node(home, port, controller_port, guarded_port if guarded else None)
+        self._node = node or new_node(guarded)
         self._log = self._node.home / "broker.log"
         self._process: GuardedProcess | None = None
         try:
@@ -74,10 +72,14 @@ class Broker:
 
     def start(self) -> None:
         """Start it, if it is not running, and wait until it serves. Raises KafkaFailed with the end of its log."""
+        self.begin()
+        self._wait_until_it_serves()
+
+    def begin(self) -> None:
+        """Start it, if it is not running, and do not wait: one of several serves only when others do."""
         if not self.is_running():
             self.kill()  # lets go of one that ended by itself
             self._process = GuardedProcess(self._source.command(self._node), self._log)
-        self._wait_until_it_serves()
 
     def _wait_until_it_serves(self) -> None:
         deadline = time.monotonic() + READY_DEADLINE_S
@@ -100,6 +102,16 @@ class Broker:
         if self._process is not None:
             self._process.kill()
 
+    def freeze(self) -> None:
+        """Let it stand still, as a machine does that nobody reaches any more: its connections stay."""
+        if self._process is not None:
+            self._process.freeze()
+
+    def thaw(self) -> None:
+        """Let it go on where it was."""
+        if self._process is not None:
+            self._process.thaw()
+
     def close(self) -> None:
         """Kill it and delete its data."""
         self.kill()
@@ -117,6 +129,13 @@ class Broker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def new_node(guarded: bool = False) -> Node:
+    """A folder, and ports that are free."""
+    port, controller_port, guarded_port = free_ports(3)
+    home = Path(tempfile.mkdtemp(prefix="anabranch-kafka-"))
+    return Node(home, port, controller_port, guarded_port if guarded else None)
 
 
 def launch(guarded: bool = False) -> Broker:

@@ -37,9 +37,9 @@ def drop_topics(bootstrap: str, prefix: str) -> None:
 
 
 @asynccontextmanager
-async def admin_of(bootstrap: str) -> AsyncIterator[Any]:
+async def admin_of(bootstrap: str, **arguments: Any) -> AsyncIterator[Any]:
     """aiokafka's admin client, started (`Any`, because most of its methods have no types)."""
-    admin: Any = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    admin: Any = AIOKafkaAdminClient(bootstrap_servers=bootstrap, **arguments)
     try:
         await admin.start()
         yield admin

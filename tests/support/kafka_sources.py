@@ -110,12 +110,16 @@ class Jars:
     def format(self, node: Node) -> None:
         lines = [f"{name}={value}\n" for name, value in self.settings(node).items()]
         self._properties(node).write_text("".join(lines).replace("\\", "/"))
-        storage = ["kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(self._properties(node))]
+        storage = ["kafka.tools.StorageTool", "format", "-t", self.cluster_id(), "-c", str(self._properties(node))]
         _run([*self._java, *storage, *self.format_options], "format Kafka's storage", deadline_s=60)
 
     def settings(self, node: Node) -> dict[str, str]:
         """The broker's settings."""
         return settings(node, host="127.0.0.1", log_dir=str(node.home / "data"))
+
+    def cluster_id(self) -> str:
+        """Of the cluster that a node is formatted for: of its own, here."""
+        return new_cluster_id()
 
     def command(self, node: Node) -> Command:
         return Command([*self._java, "kafka.Kafka", str(self._properties(node))], remove=node.home)
@@ -146,7 +150,7 @@ class Docker:
         # No host: inside the container all interfaces; `publish` lets only the loopback in from outside.
         values = settings(node, host="", log_dir="/tmp/anabranch-kafka")
         env = {"KAFKA_" + name.upper().replace(".", "_"): value for name, value in values.items()}
-        env |= {"CLUSTER_ID": _cluster_id(), "KAFKA_HEAP_OPTS": " ".join(JVM)}
+        env |= {"CLUSTER_ID": new_cluster_id(), "KAFKA_HEAP_OPTS": " ".join(JVM)}
         flags = [part for name, value in env.items() for part in ("--env", f"{name}={value}")]
         ports = [port for port in (node.port, node.guarded_port) if port is not None]
         flags += [part for port in ports for part in ("--publish", f"127.0.0.1:{port}:{port}")]
@@ -226,7 +230,7 @@ def _guarded(plain: dict[str, str], host: str, port: int) -> dict[str, str]:
     }
 
 
-def _cluster_id() -> str:
+def new_cluster_id() -> str:
     """Kafka's own form of a random UUID: 22 characters, and none of the reserved ids, which begin with a dash."""
     return "A" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
 

@@ -8,7 +8,9 @@ Called by: pytest.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
+from itertools import accumulate
 from random import Random
 
 import pytest
@@ -51,7 +53,8 @@ def starts(budget: Budget, calls: int, use: Callable[[int], tuple[int, int]], la
 
 def most_in(at: list[float], amounts: list[float], seconds: float = MINUTE_S) -> float:
     """The most that any window of so many seconds holds."""
-    return max(sum(n for when, n in zip(at, amounts, strict=True) if begin <= when < begin + seconds) for begin in at)
+    until = [0.0, *accumulate(amounts)]
+    return max(until[bisect_left(at, begin + seconds)] - until[first] for first, begin in enumerate(at))
 
 
 def test_a_share_is_the_owned_part_of_the_partitions() -> None:

@@ -141,13 +141,15 @@ async def test_who_asks_on_a_closed_or_broken_connection_hears_of_it() -> None:
 
 async def test_a_broker_that_does_not_answer_in_time_is_left_also_if_it_answered_others() -> None:
     connection = Connection()
-    link = Link(connection, 0.05)
+    silences: list[None] = []
+    link = Link(connection, 0.05, lambda: silences.append(None))
     feed = connection._reader.feed_data
     heard: list[bytes | Exception] = []
     link.ask(0, 7, b"", heard.append)
     link.ask(0, 7, b"", heard.append)
     feed(frame(1, b""))
     await until(lambda: len(heard) == 2, SOON_S, "the second one is told")
+    assert len(silences) == 1
     assert isinstance(heard[1], KafkaConnectionError)
     assert not link.is_open
     assert connection.aborted, "what has not been written yet is sent again, and must not follow that"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.errors import WireError
-from anabranch.tools.marks import FULL, Marks, ShareMark, read, write
+from anabranch.tools.marks import FULL, Marks, ShareMark, lying_below, read, write
 
 OFFSETS = st.frozensets(st.integers(0, 3000))
 
@@ -32,6 +32,13 @@ def test_shares_of_limits_are_told_behind_all_else() -> None:
     marks = Marks(frozenset({4}), held=(("ff", 1),), shares=shares)
     assert read(3, write(3, marks)) == marks
     assert read(3, write(3, Marks(shares=shares))) == Marks(shares=shares)
+
+
+def test_of_a_queue_that_is_shorter_the_calls_to_come_have_no_marks_and_those_that_run_keep_theirs() -> None:
+    held, shares = (("ff", 1),), (ShareMark("*", 1_800_000_000_000),)
+    marks = Marks(frozenset({4, 7, 8}), frozenset({5, 9}), held, shares)
+    assert lying_below(7, marks) == Marks(frozenset({4}), frozenset({5}), held, shares)
+    assert lying_below(10, marks) is marks
 
 
 def test_no_marks_need_no_metadata() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,9 +29,10 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from tests.support.wait import until
 
 from anabranch.codec import Outgoing
-from anabranch.kafka import producing
+from anabranch.kafka import producing, silent
 from anabranch.kafka.producing import Batch, Producer
 from anabranch.kafka.sent import Acked
+from anabranch.kafka.silent import Silent
 
 SOON_S = 10.0
 LOG = "t.agent.log"
@@ -84,6 +86,8 @@ class Cluster:
         self.cluster = self
         self.codes = [0]
         self.gone: set[int] = set()
+        self.quiet: set[int] = set()
+        self._conns: dict[Any, Any] = {}
 
     def leader_for_partition(self, where: TopicPartition) -> int | None:
         return self.leaders.get(where.partition, where.partition % 2)
@@ -91,8 +95,14 @@ class Cluster:
     def force_metadata_update(self) -> None:
         self.looked += 1
 
+    def brokers(self) -> list[Any]:
+        return [SimpleNamespace(nodeId=node_id) for node_id in (0, 1)]
+
     def get_random_node(self) -> int:
-        return max(self.gone, default=0)
+        return max(self.gone | self.quiet, default=0)
+
+    hosts = (("broker", 9092, 0),)
+    _get_conn = None
 
     async def bootstrap(self) -> None: ...
 
@@ -102,6 +112,9 @@ class Cluster:
         if node_id in self.gone:
             self.gone.remove(node_id)
             raise NodeNotReadyError
+        if node_id in self.quiet:
+            self.quiet.remove(node_id)
+            await asyncio.Event().wait()
 
         class Answer:
             error_code, producer_id, producer_epoch = self.codes.pop(0), 41, 3
@@ -156,6 +169,13 @@ async def test_batches_of_a_turn_go_in_one_request_to_each_leader(cluster: Clust
         assert link.batches[LOG, node_id].producer_epoch == 3
         link.answer()
     assert told == [Acked(7)] * 4
+
+
+async def test_a_leader_that_waits_for_its_replicas_says_so_before_it_counts_as_silent(cluster: Cluster) -> None:
+    producer, told = await started(), Told()
+    producer.send([batch(told)])
+    request, _ = (await asked(cluster)).asked[0]
+    assert request.timeout == 10_000 < producing.REQUEST_S * 1000
 
 
 async def test_sequence_numbers_count_the_records_of_a_partition(cluster: Cluster) -> None:
@@ -331,3 +351,27 @@ async def test_who_writes_is_asked_for_until_the_broker_knows_or_refuses(cluster
 async def test_a_broker_that_is_gone_is_not_the_only_one_that_can_say_who_writes(cluster: Cluster) -> None:
     cluster.gone = {1, 2}
     assert (await started())._identity == (41, 3)
+
+
+async def test_a_silent_broker_is_left_and_another_says_who_writes(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producing, "REQUEST_S", 2.0)
+    monkeypatch.setattr(silent, "SERVER_S", 0.05)
+    cluster.quiet = {1}
+    producer = await started()
+    assert producer._identity == (41, 3)
+    assert Silent.of(producer._client)._is_left(1)
+
+
+async def test_brokers_without_numbers_are_asked_for_longer_than_silent_ones(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their controller fell silent, and they wait for it."""
+    monkeypatch.setattr(producing, "REQUEST_S", 0.05)
+    cluster.codes = [14] * 200 + [0]
+    assert (await started())._identity == (41, 3)
+    monkeypatch.setattr(producing, "NUMBERED_S", 0.05)
+    cluster.codes = [14] * 100_000
+    with pytest.raises(KafkaTimeoutError, match="controller"):
+        await started()

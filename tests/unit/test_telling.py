@@ -160,7 +160,7 @@ async def test_a_successor_repeats_nothing_that_is_old_or_was_released() -> None
     successor.clock.now = 9.0 + AGAIN_S + 1
     successor.begin().read()
     assert old.spans == []
-    desk.log.write(e.PartitionReleased(6))
+    desk.log.write(e.PartitionReleased(len(desk.log.records)))
     successor = Desk(desk.log, traces=released)
     successor.begin().read()
     assert released.spans == []

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import pytest
 from tests.support import builders as b
 from tests.support.desk import Outbox
 
@@ -50,14 +51,18 @@ class Commits:
     def resume(self, place: Place) -> None: ...
 
 
-class Eaten:
-    """In the place of a subscription: the partition begins at 12, and the group had committed at 10."""
+class Offsets:
+    """In the place of a subscription: where the partition begins and ends, and that the group had committed at 10."""
 
-    def __init__(self, known: marks.Marks) -> None:
-        self._committed, self.sought = Committed(10, marks.write(10, known)), -1
+    def __init__(self, known: marks.Marks, begin: int = 0, end: int = 20) -> None:
+        self._committed, self._begin, self._end = Committed(10, marks.write(10, known)), begin, end
+        self.sought = -1
 
     async def begins(self, places: Iterable[Place]) -> dict[Place, int]:
-        return dict.fromkeys(places, 12)
+        return dict.fromkeys(places, self._begin)
+
+    async def ends(self, places: Iterable[Place]) -> dict[Place, int]:
+        return dict.fromkeys(places, self._end)
 
     async def committed(self, places: Iterable[Place]) -> dict[Place, Committed]:
         return dict.fromkeys(places, self._committed)
@@ -110,12 +115,40 @@ async def test_a_worker_that_stops_while_a_call_waits_for_its_commit_lets_others
 
 async def test_what_retention_has_eaten_of_a_queue_makes_nobody_forget_what_was_begun_above() -> None:
     worker, _, _ = worker_with({})
-    eaten = Eaten(marks.Marks(finished=frozenset({11, 13}), begun=frozenset({14})))
+    eaten = Offsets(marks.Marks(finished=frozenset({11, 13}), begun=frozenset({14})), begin=12)
     worker._membership._subscription = cast(Subscription, eaten)
     await worker.take_over(frozenset({PLACE}))
     progress = worker._lanes[PLACE].progress
     assert eaten.sought == 12
     assert [progress.take(offset) for offset in range(12, 16)] == ["new", "known", "begun", "new"]
+
+
+async def test_a_queue_that_ends_before_what_was_committed_is_read_from_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever is there may have been executed."""
+    worker, _, _ = worker_with({})
+    shorter = Offsets(marks.Marks(finished=frozenset({11, 13}), begun=frozenset({14})), end=5)
+    worker._membership._subscription = cast(Subscription, shorter)
+    await worker.take_over(frozenset({PLACE}))
+    assert shorter.sought == 5
+    assert [worker._lanes[PLACE].progress.take(offset) for offset in (5, 11, 14)] == ["new"] * 3
+    assert "ends at 5, and calls up to 10 were finished" in caplog.text
+
+
+@pytest.mark.parametrize(("end", "then"), [(8, ["new"] * 6), (13, ["known", "begun", "new", "new"])])
+async def test_of_a_queue_that_has_lost_calls_only_what_is_there_is_over_and_keys_are_still_held(
+    end: int, then: list[str]
+) -> None:
+    worker, _, _ = worker_with({})
+    lost = Offsets(marks.Marks(frozenset({11, 13}), frozenset({12, 14}), (("key", int(NOW) + 60),)), end=end)
+    worker._membership._subscription = cast(Subscription, lost)
+    await worker.take_over(frozenset({PLACE}))
+    lane = worker._lanes[PLACE]
+    assert lost.sought == min(10, end)
+    first = 11 if end > 10 else end
+    assert [lane.progress.take(offset) for offset in range(first, first + len(then))] == then
+    assert lane.held == {"key": int(NOW) + 60}
 
 
 async def test_a_call_is_begun_only_when_the_commit_says_so() -> None:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import BeforeValidator, Field
 
 from anabranch.prices import Price
+from anabranch.weights import WEIGHT
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -122,7 +123,7 @@ class AgentSettings:
     max_open_bytes: Count = 512 * 1024 * 1024
     max_partition_bytes: Count = 64 * 1024 * 1024
     hold_after_s: SomeSeconds = 30.0
-    interactive_weight: Count = 4
+    interactive_weight: Count = WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class ToolSettings:
     max_taken_bytes: Count = 128 * 1024 * 1024
     hand_off_s: Seconds = 300.0
     threads: Count = 64
-    interactive_weight: Count = 4
+    interactive_weight: Count = WEIGHT
     processes: Count = field(default_factory=lambda: max(2, os.cpu_count() or 1))
 
 

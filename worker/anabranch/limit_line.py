@@ -7,16 +7,18 @@ Lanes have turns by weight, and the calls of one lane theirs in their order. It 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from anabranch.fields import LANES, Lane
 from anabranch.weights import Weights
 
 if TYPE_CHECKING:
     from anabranch.limits import Pacer
+
+_OTHER: Final[Mapping[Lane, Lane]] = {"interactive": "bulk", "bulk": "interactive"}
 
 
 @dataclass(slots=True, eq=False)
@@ -100,16 +102,14 @@ class Line:
     def pop(self, turn: Turn) -> None:
         """The turn of whoever is `first` has come."""
         heappop(self._lanes[turn.lane])
-        other = self._lanes["bulk" if turn.lane == "interactive" else "interactive"]
-        self._weights.took(turn.lane, self._first_of(other) is not None)
+        self._weights.took(turn.lane, self._first_of(self._lanes[_OTHER[turn.lane]]) is not None)
 
     def in_turn(self) -> Iterator[Turn]:
         """Those who wait, as their turns will come if nobody joins or goes."""
         weights = self._weights.copy()
         lanes = {lane: self._waiting(waiting) for lane, waiting in self._lanes.items()}
         while (lane := weights.next(bool(lanes["interactive"]), bool(lanes["bulk"]))) is not None:
-            other: Lane = "bulk" if lane == "interactive" else "interactive"
-            weights.took(lane, bool(lanes[other]))
+            weights.took(lane, bool(lanes[_OTHER[lane]]))
             yield heappop(lanes[lane])
 
     def keep(self, turns: Iterable[Turn]) -> None:

@@ -23,6 +23,7 @@ from aiolimiter import AsyncLimiter
 from anabranch.fields import Lane
 from anabranch.homes import Share
 from anabranch.limit_line import Line, Turn
+from anabranch.weights import WEIGHT
 
 SLACK: Final = 0.02
 """By how much of the rate a second may be over, beside one call: so what was late is caught up with."""
@@ -30,8 +31,6 @@ LATE_S: Final = 0.06
 """How late the schedule may be and catch up. More of it would show in ten seconds."""
 SECOND_S: Final = 1.01
 """What counts as a second: between the count of a start and the tool itself a busy loop may lose some time."""
-WEIGHT: Final = 4
-"""How many calls of the interactive lane go for each of the bulk lane, while both wait."""
 LOOK_S: Final = 0.1
 """How soon a worker that may have lost its session looks again."""
 

@@ -6,7 +6,12 @@ starves. The lines for the model, for a place in a tool worker and for a limit a
 
 from __future__ import annotations
 
+from typing import Final
+
 from anabranch.fields import Lane
+
+WEIGHT: Final = 4
+"""How many turns the interactive lane has for each of the bulk lane, unless somebody sets it."""
 
 
 class Weights:

@@ -8,9 +8,17 @@ bulk lane's partition its own, and the *low* that it is as of: so a worker of be
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 from anabranch.agent.state import Nexts
-from anabranch.kafka.seam import Committed
+from anabranch.kafka.seam import Committed, Place
 from anabranch.values import frozen
+
+log = logging.getLogger(__name__)
+
+Offsets = Mapping[Place, int]
 
 
 @frozen()
@@ -50,6 +58,37 @@ def read_commit(committed: Committed | None, bulk: Committed | None = None) -> C
         _, low, next_bulk = _numbers(bulk) or (1, -1, -1)
         next_bulk, reached = next_bulk if low == committed.offset else -1, bulk.offset
     return Commit(committed.offset, done, next_request, next_bulk, reached)
+
+
+def trusted(commit: Commit, log_place: Place, lanes: Sequence[Place], begins: Offsets, ends: Offsets) -> Commit:
+    """What counts of a commit if topics are shorter than it says, which nothing but a loss of records makes them.
+
+    `lanes` are the interactive and the bulk requests.
+    """
+    (requests, bulk), end = lanes, ends[log_place]
+    if commit.low <= end:
+        if commit.next_request > ends[requests]:
+            log.error(
+                "%s/%d ends at %d, and requests up to %d were taken up: what comes below that is not. Was it deleted "
+                "and created anew? Then do the same with %s",
+                *requests, ends[requests], commit.next_request, log_place.topic, extra=requests._asdict(),
+            )  # fmt: skip
+        return commit if commit.done <= end else replace(commit, done=end)
+    log.error(
+        "%s/%d ends at %d, and was folded beyond %d: what is gone is forgotten, runs included. Was it deleted and "
+        "created anew, or did a replica become leader that lacked some?",
+        *log_place, end, commit.low, extra=log_place._asdict(),
+    )  # fmt: skip
+    next_request = commit.next_request if commit.next_request <= ends[requests] else -1  # else it was created anew too
+    next_bulk, reached = (at if at <= ends[bulk] else 0 for at in (commit.next_bulk, commit.bulk_reached))
+    return Commit(begins[log_place] - 1, 0, next_request, next_bulk, reached)
+
+
+def oldest(begin: int, end: int, committed: Committed | None) -> int:
+    """The oldest request that may not have been taken up, if the log does not tell: nobody pays twice for one that was
+    lost with what it has led to.
+    """
+    return begin if committed is None or committed.offset > end else max(begin, committed.offset)
 
 
 def _numbers(committed: Committed) -> tuple[int, int, int] | None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from anabranch.fields import LANES, Lane
-from anabranch.weights import Weights
+from anabranch.weights import WEIGHT, Weights
 
 Call = TypeVar("Call")
-WEIGHT: Final = 4
 
 
 @dataclass(slots=True)

@@ -93,7 +93,7 @@ class Owner:
 
     def begin(self, commit: Commit | None, log_begin: int, end: int, requests: Nexts) -> int:
         """Fold anew, from the commit or the log's start; returns the offset to read from. `requests` are the oldest
-        that there are.
+        that may not have been taken up.
         """
         low = max(commit.low, log_begin) if commit is not None else log_begin
         self.state = Partition(began=low, position=low)

@@ -29,7 +29,7 @@ def event_in(record: Record, station: Station, partition: int, known: Runs, done
         station.signer.check(record)
         event = decode(record)
         if getattr(event, "run_id", None) not in known:
-            _check_place(event, station, partition)
+            _check_place(event, station, partition, record.offset)
         return event
     except WireError as error:
         if record.offset >= done:
@@ -39,8 +39,16 @@ def event_in(record: Record, station: Station, partition: int, known: Runs, done
         return None
 
 
-def _check_place(event: e.Event, station: Station, partition: int) -> None:
-    """A copy on a wrong partition could open its run there, and skip a request. A note may be of any run."""
+def _check_place(event: e.Event, station: Station, partition: int, offset: int) -> None:
+    """A copy on a wrong partition could open its run there, and skip a request. A note may be of any run.
+
+    Whoever gave a partition up can have published nothing that came later: it was of another log, which this one has
+    taken the place of.
+    """
+    if type(event) is e.PartitionReleased:
+        if event.done > offset:
+            raise WireError(f"all below {event.done} is said to be published, which lies behind it")
+        return
     run_id = None if isinstance(event, e.RequestNoted) else getattr(event, "run_id", None)
     if run_id is not None and (own := partition_of(run_id, station.partitions)) != partition:
         raise WireError(f"run {run_id} belongs to partition {own}: it was written to the wrong one")

@@ -16,7 +16,7 @@ from typing import Final
 
 from anabranch.agent.admission import Admission
 from anabranch.agent.calling import ModelCalls
-from anabranch.agent.commit import read_commit
+from anabranch.agent.commit import oldest, read_commit, trusted
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.offer import Offers
 from anabranch.agent.owner import Hooks, Owner
@@ -57,6 +57,7 @@ class AgentWorker:
         self._admitting: dict[Place, asyncio.Task[None]] = {}
         self._committed: dict[Place, Committed] = {}
         self._commit_now = asyncio.Event()
+        self._ends: dict[Place, int] = {}  # when they were taken over
         self._gaps: dict[int, int] = {}  # where, in a partition's log, records seemed to be missing
         self._metadata_kept: bool | None = None
         self._over = asyncio.Event()
@@ -267,15 +268,19 @@ class AgentWorker:
         logs = [Place(self._log, partition) for partition in partitions]
         requests = [Place(self._topics["interactive"], partition) for partition in partitions]
         bulk = [Place(self._topics["bulk"], partition) for partition in partitions]
-        ends, begins = await self.subscription.ends(logs), await self.subscription.begins([*logs, *requests, *bulk])
-        committed = await self.subscription.committed([*logs, *bulk])
-        for place, request_place, bulk_place in zip(logs, requests, bulk, strict=True):
-            known = read_commit(committed.get(place), committed.get(bulk_place))
+        everything = [*logs, *requests, *bulk]
+        committed = await self.subscription.committed(everything)
+        ends = self._ends = await self.subscription.ends(everything)
+        begins = await self.subscription.begins(everything)
+        for place, *lanes in zip(logs, requests, bulk, strict=True):
+            known = read_commit(committed.get(place), committed.get(lanes[1]))
+            if known is not None:
+                known = trusted(known, place, lanes, begins, ends)
             owner = self._owners.get(place.partition)
-            if owner is None or owner.state.position < begins[place]:  # a fold with a gap is of another log
+            if owner is None or not begins[place] <= owner.state.position <= ends[place]:  # it is a fold of another log
                 self._forget(place.partition)
                 owner = self._new_owner(place.partition)
-                firsts = Nexts(begins[request_place], begins[bulk_place])
+                firsts = Nexts(*(oldest(begins[at], ends[at], committed.get(at)) for at in lanes))
                 position = owner.begin(known, begins[place], ends[place], firsts)
             else:
                 position = owner.resume(ends[place])
@@ -327,7 +332,8 @@ class AgentWorker:
         admission.suspend()
         for lane, topic in self._topics.items():
             if (place := Place(topic, partition)) in self._places:
-                self.subscription.seek(place, admission.position(lane))
+                position = admission.position(lane)
+                self.subscription.seek(place, min(position, self._ends.get(place, position)))
                 admitting = self._tasks.create_task(admission.run(lane), name=f"admit {partition} {lane}")
                 self._admitting[place] = self._tasks.watch(admitting)
 

@@ -25,12 +25,14 @@ from aiokafka.errors import (
     InvalidReplicationFactorError,
     KafkaError,
     NoError,
+    RequestTimedOutError,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
     for_code,
 )
 from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from anabranch.config import KafkaSettings
@@ -40,17 +42,21 @@ from anabranch.kafka.comparison import APPLY, Cluster, Configs, Seen
 from anabranch.kafka.login import unreachable
 from anabranch.kafka.refusals import FORBIDDEN, refusal
 from anabranch.kafka.seam import Committed, Lack, Place
+from anabranch.kafka.silent import Silent
 from anabranch.topics import TopicSpec
 from anabranch.wording import counted
 
 CONNECT_S: Final = 15.0
 """How long the first connection may take."""
+ANSWER_S: Final = 10.0
+"""How long one broker is waited for: there is time to ask another."""
 DEADLINE_S: Final = 30.0
 """How long a request is repeated, and how long a change may take to be seen."""
 PAUSE_S: Final = 0.1
 
 T = TypeVar("T")
 _FORBIDDEN: Final = (TopicAuthorizationFailedError, ClusterAuthorizationFailedError, GroupAuthorizationFailedError)
+_OF_A_GROUP: Final = 0
 _OF_THIS_TOPIC: Final = 1  # DescribeConfigs: the source DYNAMIC_TOPIC_CONFIG
 _NAMED: Final = "ANABRANCH_BOOTSTRAP names its host and port, ANABRANCH_SECURITY_PROTOCOL and ANABRANCH_SASL_* the way"
 # aiokafka's constructors have no types.
@@ -79,7 +85,8 @@ class Admin:
 
     async def __aenter__(self) -> Self:
         try:
-            self._client = AIOKafkaAdminClient(**self._arguments)
+            self._client = AIOKafkaAdminClient(**self._arguments, request_timeout_ms=int(ANSWER_S * 1000))
+            Silent(self._client._client)
             async with asyncio.timeout(CONNECT_S):
                 await self._client.start()
         except (KafkaError, OSError, TimeoutError, ValueError) as error:
@@ -171,8 +178,10 @@ class Admin:
         partitions: dict[str, list[int]] = {}
         for place in sorted(places):
             partitions.setdefault(place.topic, []).append(place.partition)
-        coordinator = await self._client.find_coordinator(group)
-        answer = await self._send(OffsetFetchRequest(group, list(partitions.items())), coordinator)
+        coordinator = await self._send(FindCoordinatorRequest(group, _OF_A_GROUP))
+        _raise_for(coordinator["error_code"], group)
+        request = OffsetFetchRequest(group, list(partitions.items()))
+        answer = await self._send(request, coordinator["coordinator_id"])
         _raise_for(answer.get("error_code", 0), group)
         found = {}
         for topic in answer["topics"]:
@@ -285,7 +294,13 @@ class Admin:
     # -- asking ----------------------------------------------------------------------------------------------------
 
     async def _send(self, request: Any, node: int | None = None) -> dict[str, Any]:
-        answer = await self._client._send_request(request, node)
+        client = self._client._client
+        asked = client.get_random_node() if node is None else node
+        try:
+            answer = await client.send(asked, request)
+        except RequestTimedOutError:
+            Silent.of(client).leave(asked)
+            raise
         return dict(answer.to_object())
 
     async def _know_controller(self) -> None:

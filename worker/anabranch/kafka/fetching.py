@@ -33,11 +33,14 @@ from anabranch.kafka.fetch_wire import Answer, Bounds
 from anabranch.kafka.link import Link, linked
 from anabranch.kafka.reading import Reading
 from anabranch.kafka.seam import Place
+from anabranch.kafka.silent import Silent
 
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.1
 """How often `look` and `check` are to be called."""
+SILENT_S: Final = 15.0
+"""After so long without an answer a broker is left: it was asked to answer within 0.1 s, whatever there is."""
 RESETS_S: Final = 1.0
 """How often aiokafka's fetcher looks whether a position is missing, unless it is told."""
 NOBODY: Final = frozenset({None, -1})
@@ -59,6 +62,7 @@ class Fetching:
     ) -> None:
         self._consumer, self._on_fetched, self._known = consumer, on_fetched, known
         self.is_answering = is_answering
+        Silent(consumer._client)
         self.bounds = Bounds(
             consumer._fetch_max_wait_ms,
             consumer._fetch_min_bytes,
@@ -141,6 +145,11 @@ class Fetching:
         reading = self._readings.get(place) if self._is_assigned() else None
         return None if reading is None else reading.state._position
 
+    def was_reset(self, place: Place) -> bool:
+        """Whether there was nothing to be read where it was to be read on, since it was sought."""
+        reading = self._readings.get(place)
+        return reading is not None and reading.was_reset
+
     def seek(self, place: Place, offset: int) -> None:
         self._consumer.seek(TopicPartition(*place), offset)
         if self._is_assigned() and (reading := self._readings.get(place)) is not None:
@@ -159,8 +168,7 @@ class Fetching:
         return self._is_begun and not self._ready and self._failure is None
 
     async def connect(self, node_id: int) -> Link:
-        client = self._consumer._client
-        return await linked(client, node_id, client._request_timeout_ms / 1000)
+        return await linked(self._consumer._client, node_id, SILENT_S)
 
     def wanted(self, asking: Asking) -> dict[Place, int]:
         """What is to be fetched of a broker. Some microseconds for each partition that it leads, before each fetch."""
@@ -235,6 +243,7 @@ class Fetching:
         if error is OffsetOutOfRangeError:
             log.info("%s has no record at %d any more, or not yet: its position is reset", reading.place, reading.asked)
             fetcher = self._consumer._fetcher
+            reading.was_reset = True
             reading.state.await_reset(OffsetResetStrategy.EARLIEST)
             fetcher._notify(fetcher._wait_consume_future)
         elif error.invalid_metadata:

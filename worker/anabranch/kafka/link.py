@@ -16,10 +16,13 @@ import logging
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from aiokafka.conn import CloseReason
 from aiokafka.errors import CorrelationIdError, IncompatibleBrokerVersion, KafkaConnectionError, NodeNotReadyError
+
+from anabranch.kafka.silent import Silent
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +63,8 @@ class _Asked:
 class Link:
     """One connection of aiokafka's that nobody else uses, and over which nothing is under way yet."""
 
-    def __init__(self, connection: Any, timeout_s: float) -> None:
-        self._connection, self._timeout_s = connection, timeout_s
+    def __init__(self, connection: Any, timeout_s: float, on_silence: Callable[[], None] = lambda: None) -> None:
+        self._connection, self._timeout_s, self._on_silence = connection, timeout_s, on_silence
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
         self._correlation_id = 0
@@ -119,6 +122,7 @@ class Link:
         else:
             log.warning("%s has not answered for %g s: connecting anew", self._name, self._timeout_s)
             self._close(CloseReason.CONNECTION_TIMEOUT, TimeoutError(f"no answer for {self._timeout_s:g} s"))
+            self._on_silence()
 
     def _close(self, reason: Any, error: Exception) -> None:
         """Whoever waits for an answer hears of it. What is still to be written never is: it may be sent again."""
@@ -164,11 +168,14 @@ class Link:
 
 
 async def linked(client: Any, node_id: int, timeout_s: float) -> Link:
-    """The link of `client` (an `AIOKafkaClient`) to a broker. Raises `NodeNotReadyError` if it cannot be connected."""
+    """The link of `client` (an `AIOKafkaClient`, of which `Silent` knows) to a broker.
+
+    Raises `NodeNotReadyError` if it cannot be connected to.
+    """
     connection = await client._get_conn(node_id, group=GROUP)
     if connection is None or connection._reader is None:
         raise NodeNotReadyError(f"broker {node_id} cannot be connected to")
     link: Link | None = getattr(connection, "link", None)
     if link is None:
-        link = connection.link = Link(connection, timeout_s)
+        link = connection.link = Link(connection, timeout_s, partial(Silent.of(client).leave, node_id))
     return link

@@ -44,17 +44,24 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from anabranch.codec import Outgoing
+from anabranch.kafka import silent
 from anabranch.kafka.link import Link, linked
 from anabranch.kafka.produce_wire import HIGHEST, LOWEST, PRODUCE, Where, read_produced, write_produce
 from anabranch.kafka.sent import Acked
+from anabranch.kafka.silent import Silent
 from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
 
 REQUEST_S: Final = 15.0
+REPLICAS_S: Final = 10.0
+"""For how long a leader waits for its replicas, and then says so: a broker that says nothing for longer is silent."""
 AGAIN_S: Final = 0.1
 """Before what could not be written is sent again: its leader may be changing."""
 STOP_S: Final = 5.0
+NUMBERED_S: Final = 40.0
+"""For how long brokers may say that they have no number for a new producer. Those that had asked a controller that fell
+silent ask its successor after 30 s (`controller.socket.timeout.ms`)."""
 METADATA_S: Final = 60.0
 UNDER_WAY: Final = 5
 """Requests to one broker at a time, at most; what comes meanwhile makes the next one larger."""
@@ -118,6 +125,7 @@ class Producer:
         self._client: Any = AIOKafkaClient(
             **arguments, request_timeout_ms=int(REQUEST_S * 1000), metadata_max_age_ms=int(METADATA_S * 1000)
         )
+        Silent(self._client)
         self._loop = asyncio.get_running_loop()
         self._idempotent = idempotent
         self._identity = _NOBODY
@@ -135,14 +143,15 @@ class Producer:
         """Connect. Raises `KafkaError` or `OSError`, also where idempotence is wanted and not to be had."""
         await self._client.bootstrap()
         if self._idempotent:
-            async with asyncio.timeout(REQUEST_S):
-                self._identity = await self._identify()
+            async with asyncio.timeout(REQUEST_S) as patience:
+                self._identity = await self._identify(patience)
 
-    async def _identify(self) -> tuple[int, int]:
+    async def _identify(self, patience: asyncio.Timeout) -> tuple[int, int]:
+        last = self._loop.time() + NUMBERED_S
         while True:
             node_id = self._client.get_random_node()
             try:
-                answer = await self._client.send(node_id, InitProducerIdRequest(None, int(REQUEST_S * 1000)))
+                answer = await self._ask_who(node_id)
             except KafkaError as error:
                 if not error.retriable:
                     raise
@@ -153,7 +162,20 @@ class Producer:
                     return answer.producer_id, answer.producer_epoch
                 if not issubclass(kind, _NOT_YET):
                     raise kind()
+                if self._loop.time() > last:
+                    raise KafkaTimeoutError("its brokers get no numbers for producers: does the controller answer?")
+                patience.reschedule(last + REQUEST_S)
             await asyncio.sleep(AGAIN_S)
+
+    async def _ask_who(self, node_id: int) -> Any:
+        """If there are others, there is time to ask one of them too."""
+        patience_s = silent.SERVER_S if len(self._client.cluster.brokers()) > 1 else None
+        try:
+            async with asyncio.timeout(patience_s):
+                return await self._client.send(node_id, InitProducerIdRequest(None, int(REQUEST_S * 1000)))
+        except TimeoutError:
+            Silent.of(self._client).leave(node_id)
+            raise RequestTimedOutError from None
 
     async def stop(self) -> None:
         """Nothing that it holds is written from now on, and nobody hears of it. Bounded; never raises."""
@@ -262,7 +284,7 @@ class Producer:
             now.append(batch)
             batch.is_out = True
         self._under_way[leader] = self._under_way.get(leader, 0) + 1
-        body = write_produce(packed, int(REQUEST_S * 1000))
+        body = write_produce(packed, int(REPLICAS_S * 1000))
         link.ask(PRODUCE, version, body, partial(self._answered, leader, version, now))
         if len(now) < len(batches):
             self._send_to(leader, batches[len(now) :])

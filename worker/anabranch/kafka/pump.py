@@ -145,21 +145,31 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             begun = self._begun.get(place)
             if begun is None:
                 continue  # fetched before the listener said where to begin
-            if records[0].offset < begun:  # the log has lost what was sought, and was read from its beginning
-                records = [record for record in records if record.offset >= begun]
-            if records:
-                self._begun[place] = records[-1].offset + 1
-                self._listener.records(place, records)
+            self._see_whether_shorter(place, records[0].offset, begun)  # sooner than `_report` does
+            self._begun[place] = records[-1].offset + 1
+            self._listener.records(place, records)
         self._fetching.tell_soon()
 
     def _report(self) -> None:
         """Positions move past what is not delivered too (the markers of a transaction, say)."""
         for place in list(self._begun):
             offset = self._fetching.position(place)
-            if offset is None or offset == self._told.get(place) or offset < self._begun.get(place, offset + 1):
-                continue  # not known, not new, or no longer ours
+            begun = self._begun.get(place)
+            if offset is None or begun is None or offset == self._told.get(place):
+                continue  # not known, no longer ours, or not new
+            self._see_whether_shorter(place, offset, begun)
+            if offset < begun:
+                continue
             self._begun[place] = self._told[place] = offset
             self._listener.position(place, offset)
+
+    def _see_whether_shorter(self, place: Place, offset: int, begun: int) -> None:
+        """If what was read is gone, a place is read from its beginning again. Whoever goes by it must not go on."""
+        if offset < begun and self._fetching.was_reset(place):
+            raise BrokerError(
+                f"{place.topic}/{place.partition} was read up to {begun}, and it ends before that now: records are "
+                "lost. Was it deleted and created anew, or did a replica become leader that lacked some?"
+            )
 
     async def _see_topics(self) -> None:
         """The group goes on without a topic that was deleted, and says nothing: nobody would be served, silently."""

@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from anabranch.codec import Record
 from anabranch.errors import BrokerError
-from anabranch.kafka.fetching import LOOK_S, Fetching
+from anabranch.kafka.fetching import LOOK_S, SILENT_S, Fetching
 from anabranch.kafka.login import unreachable
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Place, Start
@@ -39,6 +39,7 @@ class KafkaReader:
             **arguments,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            request_timeout_ms=int(SILENT_S * 1000),
             fetch_max_wait_ms=100,
             max_partition_fetch_bytes=4 * 1024 * 1024,
             isolation_level="read_committed",

@@ -26,14 +26,14 @@ class Reading:
 
     __slots__ = (
         "_asked", "_asker", "_at", "_offset", "_records",
-        "barred_until", "is_ready", "is_warned", "leader", "place", "state",
+        "barred_until", "is_ready", "is_warned", "leader", "place", "state", "was_reset",
     )  # fmt: skip
 
     def __init__(self, place: Place, state: Any) -> None:
         self.place, self.state = place, state
         self.leader: int | None = None
         self.barred_until = 0.0
-        self.is_ready = self.is_warned = False
+        self.is_ready = self.is_warned = self.was_reset = False
         self._asker: object = None
         self._asked = self._offset = self._at = 0
         self._records: Any = None
@@ -57,6 +57,7 @@ class Reading:
     def forget(self) -> None:
         """Nothing counts of what was fetched, or is on its way: it was sought, perhaps to where it was before."""
         self._asker = self._records = None
+        self.was_reset = False
 
     @property
     def asked(self) -> int:

@@ -105,7 +105,7 @@ class Subscription(Protocol):
     """Membership in a consumer group."""
 
     async def run(self) -> None:
-        """Read and deliver until `stop`. Raises if the group cannot be read."""
+        """Read and deliver until `stop`. Raises if the group cannot be read, or a place has lost what was read."""
         ...
 
     def stop(self) -> None: ...
@@ -116,7 +116,9 @@ class Subscription(Protocol):
         ...
 
     def seek(self, place: Place, offset: int) -> None:
-        """Begin, or go on, at `offset`, paused or not. Of a place that is not ours: nothing happens."""
+        """Begin, or go on, at `offset`, paused or not; the place must not end before it. Of a place that is not ours:
+        nothing happens.
+        """
         ...
 
     def pause(self, place: Place) -> None: ...

@@ -49,6 +49,17 @@ class Marks:
     shares: tuple[ShareMark, ...] = ()
 
 
+def lying_below(end: int, marks: Marks) -> Marks:
+    """What counts of them where a queue ends at `end`: of calls that are yet to come none is over, or was started.
+
+    Keys and shares are those of calls that run, wherever these lay.
+    """
+    if all(offset < end for offsets in (marks.finished, marks.begun) for offset in offsets):
+        return marks
+    finished, begun = (frozenset(at for at in offsets if at < end) for offsets in (marks.finished, marks.begun))
+    return Marks(finished, begun, marks.held, marks.shares)
+
+
 def write(low: int, marks: Marks) -> str:
     """The metadata for a commit at `low`. Offsets below `low` are left out: the commit itself says them."""
     held = ",".join(f"{key}={until:x}" for key, until in marks.held)

@@ -18,10 +18,11 @@ from functools import partial
 from typing import Final
 
 from anabranch.homes import Share, budget_of, homes, share
-from anabranch.limits import WEIGHT, Held, Pacer, ShareLost
+from anabranch.limits import Held, Pacer, ShareLost
 from anabranch.specs import LimitSpec
 from anabranch.tools.marks import ShareMark
 from anabranch.tools.meters import ToolMeters
+from anabranch.weights import WEIGHT
 
 UNNAMED: Final = "*"
 NOT_AT_ALL: Final = -1.0

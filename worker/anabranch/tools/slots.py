@@ -17,11 +17,10 @@ from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 from anabranch.fields import Lane
-from anabranch.weights import Weights
+from anabranch.weights import WEIGHT, Weights
 
 TURN: Final = 8
 """How many calls of a run go, one after the other, before it is another's turn."""
-WEIGHT: Final = 4
 NOBODY: Final = ""
 """The tenant of calls without one."""
 

@@ -209,22 +209,27 @@ class ToolWorker:
         if self._shares.in_use:
             self._shares.spread_over(await subscription.partitions(self._bench.namespace.calls(self._bench.queue)))
         begins, committed = await subscription.begins(ours), await subscription.committed(ours)
+        ends = await subscription.ends(ours)
         if ours and self._at_most_once:
             first = ours[0]
             await self._commits.find_out_about_metadata(first, committed.get(first), begins[first])
         for place in ours:
-            lane = self._lanes[place] = self._new_lane(place, committed.get(place), begins[place])
+            lane = self._lanes[place] = self._new_lane(place, committed.get(place), begins[place], ends[place])
             subscription.seek(place, lane.progress.position)
         self._bench.meters.takeovers.observe(asyncio.get_running_loop().time() - self._membership.assigned_at)
 
-    def _new_lane(self, place: Place, committed: Committed | None, begin: int) -> Lane:
+    def _new_lane(self, place: Place, committed: Committed | None, begin: int, end: int) -> Lane:
         position, known = begin, Marks()
         if committed is not None:
             position = max(committed.offset, begin)  # retention may have eaten a call that waits for long
             try:
-                known = marks.read(committed.offset, committed.metadata)
+                known = marks.lying_below(end, marks.read(committed.offset, committed.metadata))
             except WireError as error:
                 log.error("%s/%d: %s: calls may be executed again", *place, error, extra=place._asdict())
+            if committed.offset > end:
+                what = "%s/%d ends at %d, and calls up to %d were finished: records are lost"
+                log.error(what, *place, end, committed.offset, extra=place._asdict())
+                position = end
         progress = Progress(position, known, self._executing.get(place, {}))
         if self._shares.in_use:
             self._shares.gain(place.partition, known.shares)

@@ -1,0 +1,167 @@
+"""Brokers that say nothing: who is asked instead, and for how long, without a broker.
+
+Responsible for: `Silent`, around a fake of aiokafka's client. Must never: open a socket; tests/integration does. Called
+by: pytest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.client import ConnectionGroup
+from aiokafka.conn import CloseReason
+from tests.support.wait import until
+
+from anabranch.kafka import silent
+from anabranch.kafka.silent import Silent
+
+SOON_S = 10.0
+GROUPS = ConnectionGroup.DEFAULT, ConnectionGroup.COORDINATION, "records"
+
+
+class Connection:
+    def __init__(self) -> None:
+        self.closed_for: Any = None
+        self.is_open = True
+        self.aborted = 0
+        self._last_action = -math.inf
+        self._writer = SimpleNamespace(transport=SimpleNamespace(abort=self._abort))
+
+    def _abort(self) -> None:
+        assert self.closed_for is None, "it is closed already, and writes what is left"
+        self.aborted += 1
+
+    def connected(self) -> bool:
+        return self.is_open
+
+    def close(self, reason: Any, exc: Exception) -> None:
+        self.closed_for, self.is_open = reason, False
+
+
+class Client:
+    """What `Silent` uses of aiokafka's: brokers 1 and 2, of which those in `dead` cannot be connected to. It connects
+    one at a time.
+    """
+
+    def __init__(self, servers: int = 2) -> None:
+        self.hosts = [("broker", number, 0) for number in range(servers)]
+        self.cluster = SimpleNamespace(brokers=lambda: [SimpleNamespace(nodeId=1), SimpleNamespace(nodeId=2)])
+        self._conns = {(node, group): Connection() for node in (1, 2) for group in GROUPS}
+        self._request_timeout_ms = 40_000
+        self.dead: dict[int, float] = {}
+        self.asked: list[int] = []
+        self.looked = 0
+        self.patience: list[int] = []
+        self._turn = asyncio.Lock()
+
+    def force_metadata_update(self) -> None:
+        self.looked += 1
+
+    async def _get_conn(self, node_id: int, *, group: int | str = ConnectionGroup.DEFAULT) -> Connection | None:
+        async with self._turn:
+            self.asked.append(node_id)
+            if node_id in self.dead:
+                await asyncio.sleep(self.dead[node_id])
+                return None
+            self._conns[node_id, group].is_open = True
+            return self._conns[node_id, group]
+
+    def lose(self) -> None:
+        """Let all connections end."""
+        for connection in self._conns.values():
+            connection.is_open = False
+
+    async def bootstrap(self) -> None:
+        self.patience.append(self._request_timeout_ms)
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, refused_s: float, dead: dict[int, float]) -> Client:
+    """One whose `dead` brokers cannot be connected to after so long: longer than `refused_s` is silence."""
+    client = Client()
+    Silent(client)
+    monkeypatch.setattr(silent, "REFUSED_S", refused_s)
+    client.dead = dead
+    return client
+
+
+def closed(client: Client) -> set[int]:
+    return {node for (node, _), connection in client._conns.items() if connection.closed_for is not None}
+
+
+async def test_a_silent_broker_is_left_by_all_and_asked_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client()
+    Silent(client)
+    monkeypatch.setattr(silent, "LEAVE_S", 0.2)
+    Silent.of(client).leave(1)
+    assert closed(client) == {1}
+    assert {client._conns[1, group].closed_for for group in GROUPS} == {CloseReason.CONNECTION_TIMEOUT}
+    assert {client._conns[1, group].aborted for group in GROUPS} == {1}
+    assert await client._get_conn(1) is None
+    assert (client.asked, client.looked) == ([], 1), "another one may know who leads"
+    assert await client._get_conn(2, group="records") is client._conns[2, "records"]
+    found = await until(lambda: client._get_conn(1), SOON_S, "it to be asked again")
+    assert found is client._conns[1, ConnectionGroup.DEFAULT]
+
+
+async def test_one_that_takes_long_to_fail_is_silent_and_one_that_refuses_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = refusing(monkeypatch, 0.1, {1: 0.15, 2: 0.0})
+    client.lose()
+    for node in (2, 2, 1, 1):
+        assert await client._get_conn(node) is None
+    assert client.asked == [2, 2, 1]
+    assert closed(client) == {1}
+
+
+async def test_one_that_answers_is_not_silent_though_another_connection_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its name is not found just now, or there is no token: what is connected goes on."""
+    client = refusing(monkeypatch, 0.05, {1: 0.1, 2: 0.1})
+    for node in (1, 2):
+        client._conns[node, ConnectionGroup.DEFAULT].is_open = False
+        client._conns[node, ConnectionGroup.COORDINATION].is_open = node == 1
+        client._conns[node, "records"]._last_action = time.monotonic() - silent.HEARD_S - 1
+        client._conns[node, ConnectionGroup.COORDINATION]._last_action = time.monotonic()
+    for node in (1, 2, 1):
+        assert await client._get_conn(node) is None
+    assert client.asked == [1, 2, 1]
+    assert closed(client) == {2}
+
+
+async def test_who_waits_meanwhile_does_not_wait_for_the_silent_one_again_and_is_not_taken_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = refusing(monkeypatch, 0.1, {1: 0.15, 2: 0.0})
+    client.lose()
+    client._conns[2, "records"].is_open = True
+    waiting = asyncio.gather(*(client._get_conn(node, group=group) for node in (1, 2) for group in GROUPS[:2]))
+    await asyncio.sleep(0)
+    assert await client._get_conn(2, group="records") is client._conns[2, "records"], "what is there is had at once"
+    assert not waiting.done()
+    assert await waiting == [None] * 4
+    assert client.asked == [1, 2, 2]
+    assert closed(client) == {1}
+
+
+async def test_if_all_are_silent_none_is_left() -> None:
+    client = Client()
+    Silent(client).leave(1)
+    Silent.of(client).leave(2)
+    assert await client._get_conn(1) is not None
+    assert await client._get_conn(2) is not None
+
+
+@pytest.mark.parametrize(("servers", "patience_ms"), [(1, 40_000), (3, 4_000)])
+async def test_a_start_has_time_for_several_servers(servers: int, patience_ms: int) -> None:
+    client = Client(servers)
+    Silent(client)
+    await client.bootstrap()
+    assert client.patience == [patience_ms]
+    assert client._request_timeout_ms == 40_000, "for whatever is asked then"

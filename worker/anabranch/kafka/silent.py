@@ -1,0 +1,100 @@
+"""Brokers that do not answer and do not hang up, as one whose machine has lost its network: nobody waits for them long.
+
+aiokafka asks any broker for metadata or for a group's coordinator, waits 10 to 40 s for one that is silent, and asks it
+again the next time. While it connects to it, it connects to no other. So a client that has met a silent broker leaves
+that one alone for a while: to everybody it is one that cannot be connected to, and another one is asked, which knows by
+then who leads.
+
+Responsible for: that, in one client; that a client that begins has time for all servers that it was given. Must never:
+leave a broker alone for ever. Called by: `link.py`, `admin.py`, `producing.py`, `fetching.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final
+
+from aiokafka.client import ConnectionGroup
+from aiokafka.conn import CloseReason
+from aiokafka.errors import KafkaConnectionError
+
+LEAVE_S: Final = 10.0
+"""By then it is no longer among the brokers (`broker.session.timeout.ms` is 9 s), or it is tried again."""
+REFUSED_S: Final = 1.0
+"""A broker that cannot be connected to says so sooner; one that took longer to fail is silent."""
+HEARD_S: Final = 5.0
+"""Nor is one that has answered so lately: what took long may have been a name that is not found, or a token."""
+SERVER_S: Final = 4.0
+"""For how long one of several bootstrap servers is waited for: with three, all are asked before a start fails."""
+
+
+class Silent:
+    """The silent brokers of one client, an `AIOKafkaClient` that has not been started: `of` finds it again."""
+
+    def __init__(self, client: Any) -> None:
+        self._client, self._connect, self._bootstrap = client, client._get_conn, client.bootstrap
+        self._left: dict[int, float] = {}
+        self._turn = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        client.silent, client._get_conn = self, self._connected
+        if len(client.hosts) > 1:
+            client.bootstrap = self._bootstrapped
+
+    @staticmethod
+    def of(client: Any) -> Silent:
+        silent: Silent = client.silent
+        return silent
+
+    def leave(self, node_id: int) -> None:
+        """End all connections to a broker at once, whatever they have still to write, and make none for a while."""
+        self._left[node_id] = self._loop.time() + LEAVE_S
+        for (known, _), connection in list(self._client._conns.items()):
+            if known == node_id:
+                if connection._writer is not None:
+                    connection._writer.transport.abort()
+                error = KafkaConnectionError(f"broker {node_id} does not answer")
+                connection.close(reason=CloseReason.CONNECTION_TIMEOUT, exc=error)
+
+    async def _connected(self, node_id: int, **arguments: Any) -> Any:
+        """In the place of aiokafka's `_get_conn`. None stands for a broker that cannot be connected to.
+
+        It connects one at a time. Whoever waits for that here and not there knows by then who was silent, and is not
+        taken for silent itself.
+        """
+        known = self._client._conns.get((node_id, arguments.get("group", ConnectionGroup.DEFAULT)))
+        if known is not None and known.connected():
+            return known
+        async with self._turn:
+            if self._is_left(node_id):
+                self._client.force_metadata_update()
+                return None
+            began = self._loop.time()
+            connection = await self._connect(node_id, **arguments)
+            if connection is None and self._loop.time() > began + REFUSED_S and not self._is_heard(node_id):
+                self.leave(node_id)
+            return connection
+
+    def _is_heard(self, node_id: int) -> bool:
+        """Whether it has answered over another connection."""
+        since = time.monotonic() - HEARD_S
+        return any(
+            known == node_id and connection.connected() and connection._last_action > since
+            for (known, _), connection in self._client._conns.items()
+        )
+
+    def _is_left(self, node_id: int) -> bool:
+        """If all are silent, none is left: something else is the matter."""
+        now = self._loop.time()
+        left = {node for node, until in self._left.items() if now < until}
+        return node_id in left and not left.issuperset(broker.nodeId for broker in self._client.cluster.brokers())
+
+    async def _bootstrapped(self) -> None:
+        """In the place of aiokafka's `bootstrap`."""
+        client = self._client
+        patience_ms = client._request_timeout_ms
+        client._request_timeout_ms = min(patience_ms, int(SERVER_S * 1000))
+        try:
+            await self._bootstrap()
+        finally:
+            client._request_timeout_ms = patience_ms
