@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import struct
+import time
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from aiokafka.errors import CorrelationIdError, IncompatibleBrokerVersion, KafkaConnectionError
 from tests.support.wait import until
 
+from anabranch.kafka import link as link_module
 from anabranch.kafka.link import Link
 
 SOON_S = 10.0
@@ -153,6 +155,27 @@ async def test_a_broker_that_does_not_answer_in_time_is_left_also_if_it_answered
     assert isinstance(heard[1], KafkaConnectionError)
     assert not link.is_open
     assert connection.aborted, "what has not been written yet is sent again, and must not follow that"
+
+
+async def test_who_stood_still_reads_what_was_answered_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "LATE_S", 0.05)
+    connection = Connection()
+    silences: list[None] = []
+    link = Link(connection, 0.02, lambda: silences.append(None))
+    feed = connection._reader.feed_data
+    heard: list[bytes | Exception] = []
+    link.ask(0, 7, b"", heard.append)
+    began = time.monotonic()
+    while time.monotonic() < began + 0.1:  # the whole process, not this task
+        pass
+    first = link._watch
+    await until(lambda: link._watch is not first, SOON_S, "it to look")
+    assert link.is_open
+    feed(frame(1, b""))
+    assert not isinstance(heard[0], Exception)
+    link.ask(0, 7, b"", heard.append)
+    await until(lambda: len(heard) == 2, SOON_S, "the broker to be silent")
+    assert (link.is_open, len(silences)) == (False, 1)
 
 
 async def test_an_idle_connection_is_not_taken_for_a_broker_that_hangs() -> None:

@@ -119,6 +119,16 @@ async def test_one_that_takes_long_to_fail_is_silent_and_one_that_refuses_is_not
     assert closed(client) == {1}
 
 
+async def test_one_that_never_says_whether_it_can_be_connected_to_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However patient its client is otherwise: others wait meanwhile."""
+    client = refusing(monkeypatch, 0.01, {1: 3600.0})
+    monkeypatch.setattr(silent, "CONNECT_S", 0.05)
+    client.lose()
+    assert await client._get_conn(1) is None
+    assert closed(client) == {1}
+    assert await client._get_conn(2) is not None
+
+
 async def test_one_that_answers_is_not_silent_though_another_connection_cannot_be_had(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

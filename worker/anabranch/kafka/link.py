@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 GROUP: Final = "records"
 """aiokafka keeps a connection for each broker and group; whatever it asks itself goes through others."""
+LATE_S: Final = 1.0
+"""A process that looks later than this stood still itself: what was answered meanwhile is still to be read."""
 _SIZE: Final = struct.Struct(">i")
 _HEAD: Final = struct.Struct(">ihhih")
 _CORRELATION: Final = struct.Struct(">i")
@@ -111,7 +113,7 @@ class Link:
     def _name(self) -> str:
         return f"{self._connection.host}:{self._connection.port}"
 
-    def _look(self) -> None:
+    def _look(self, has_read: bool = False) -> None:
         """Answers come in order, so the oldest request is the one to look at."""
         self._watch = None
         if not (under_way := self._connection._requests):
@@ -119,6 +121,8 @@ class Link:
         left_s = under_way[0][1] + self._timeout_s - time.monotonic()
         if left_s > 0:
             self._watch = self._loop.call_later(left_s, self._look)
+        elif left_s < -LATE_S and not has_read:
+            self._watch = self._loop.call_later(LATE_S, self._look, True)
         else:
             log.warning("%s has not answered for %g s: connecting anew", self._name, self._timeout_s)
             self._close(CloseReason.CONNECTION_TIMEOUT, TimeoutError(f"no answer for {self._timeout_s:g} s"))

@@ -247,9 +247,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
     async def _commit(self, offsets: Mapping[Place, Committed]) -> bool:
         wanted = {TopicPartition(*place): OffsetAndMetadata(at.offset, at.metadata) for place, at in offsets.items()}
         try:
-            async with asyncio.timeout(
-                COMMIT_S
-            ):  # `wait_for` may swallow a cancellation, and whoever waits for us hangs
+            async with asyncio.timeout(COMMIT_S):  # `wait_for` may swallow a cancellation: then our caller hangs
                 await self._consumer.commit(wanted)
         except (KafkaError, TimeoutError, ValueError) as error:
             log.info("a commit of group %s was not confirmed: %r", self._group, error)

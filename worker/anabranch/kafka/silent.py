@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any, Final
 
 from aiokafka.client import ConnectionGroup
@@ -23,6 +24,8 @@ LEAVE_S: Final = 10.0
 """By then it is no longer among the brokers (`broker.session.timeout.ms` is 9 s), or it is tried again."""
 REFUSED_S: Final = 1.0
 """A broker that cannot be connected to says so sooner; one that took longer to fail is silent."""
+CONNECT_S: Final = 15.0
+"""How long connecting may take, a token and a login included: a member of a group is otherwise patient for 40 s."""
 HEARD_S: Final = 5.0
 """Nor is one that has answered so lately: what took long may have been a name that is not found, or a token."""
 SERVER_S: Final = 4.0
@@ -69,8 +72,10 @@ class Silent:
             if self._is_left(node_id):
                 self._client.force_metadata_update()
                 return None
-            began = self._loop.time()
-            connection = await self._connect(node_id, **arguments)
+            began, connection = self._loop.time(), None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CONNECT_S):
+                    connection = await self._connect(node_id, **arguments)
             if connection is None and self._loop.time() > began + REFUSED_S and not self._is_heard(node_id):
                 self.leave(node_id)
             return connection
