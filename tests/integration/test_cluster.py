@@ -21,7 +21,7 @@ from tests.support.apps.adding import app, check, inputs, script
 from tests.support.cluster import Cluster, launch_cluster
 from tests.support.fleet import ANSWER_S, fleet, settings_for
 from tests.support.kafka_sources import KafkaFailed, KafkaUnavailable
-from tests.support.log_worlds import KafkaWorld
+from tests.support.log_worlds import KafkaWorld, record_for
 from tests.support.need import unavailable
 from tests.support.raw import read_until
 from tests.support.traffic import Traffic
@@ -29,6 +29,7 @@ from tests.support.wait import until
 
 from anabranch.kafka import admin, fetching, producing, silent
 from anabranch.kafka.link import Link
+from anabranch.kafka.seam import Place
 
 ROUNDS = int(os.environ.get("ANABRANCH_TEST_ROUNDS", "1"))
 PARTITIONS = 6
@@ -108,6 +109,24 @@ async def test_a_broker_that_stands_still_is_left(
         finally:
             cluster.thaw()
         await cluster.whole()
+
+
+async def test_whoever_starts_while_the_controller_stands_still_waits_for_its_successor(
+    cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others get no numbers for producers before they give up asking it."""
+    monkeypatch.setattr(producing, "REQUEST_S", 2.0)  # instead of 15
+    monkeypatch.setattr(silent, "SERVER_S", 1.0)  # instead of 4
+    topic = await cluster.create(f"{namespace}.log", 1)
+    number = cluster.controller()
+    cluster.freeze(number)
+    try:
+        async with KafkaWorld(cluster.bootstrap_from(number), namespace).broker().appender() as appender:
+            written = appender.append(record_for(Place(topic, 0), b"at last"))
+            await until(lambda: written.is_written, WELL_S, "a successor")
+    finally:
+        cluster.thaw()
+    await cluster.whole()
 
 
 async def test_all_brokers_may_be_away_for_a_while(cluster: Cluster, namespace: str) -> None:

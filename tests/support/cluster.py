@@ -6,6 +6,7 @@ Must never: know about agents, tools or our own clients. Called by: the tests of
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from tests.support.wait import until
 BROKERS: Final = 3
 WHOLE_S: Final = 60.0
 MOVED_S: Final = 20.0
+EPOCH: Final = re.compile(r"Becoming the active controller at epoch (\d+)")
 ANSWER_MS: Final = 3000
 """For how long the harness waits for a broker that may stand still."""
 _new_topic: Any = NewTopic  # aiokafka's constructors have no types
@@ -240,6 +242,11 @@ class Cluster:
         async with self._admin() as admin:
             _check((await admin._send_request(ElectPreferredLeaders(topic, leaders))).to_object()["error_code"])
         await self.until(topic, lambda now: all(now[part].leader == leader for part, leader in leaders.items()))
+
+    def controller(self) -> int:
+        """The broker that leads them all, as their logs say: it was the last to become that."""
+        began = {number: EPOCH.findall(broker.logged()) for number, broker in self.brokers.items()}
+        return max(began, key=lambda number: max(map(int, began[number]), default=-1))
 
     async def coordinator(self, group: str) -> int:
         """The broker that keeps a group."""

@@ -118,6 +118,10 @@ class Broker:
         self._source.remove(self._node)
         shutil.rmtree(self._node.home, ignore_errors=True)
 
+    def logged(self) -> str:
+        """All that the broker logged."""
+        return self._log.read_text(errors="replace")
+
     def log_tail(self) -> str:
         """The end of what the broker logged."""
         return tail(self._log)
