@@ -27,10 +27,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from anabranch.agent_role import serve_agent
 from anabranch.client import Client
 from anabranch.kafka.memory import MemoryBroker
-from anabranch.roles import serve_agent, serve_tools, topic_specs
+from anabranch.roles import topic_specs
 from anabranch.runtime import Shutdown
+from anabranch.tool_role import serve_tools
 from tests.bench import workload
 from tests.bench.app import AGENT, QUEUE, InstantModel, app
 from tests.bench.processes import ROOT

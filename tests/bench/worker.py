@@ -22,10 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from anabranch.agent_role import serve_agent
 from anabranch.config import Settings
 from anabranch.environment import load
-from anabranch.roles import serve_agent, serve_tools
 from anabranch.runtime import Shutdown
+from anabranch.tool_role import serve_tools
 from tests.bench import floor, logged
 from tests.bench.app import LATER, QUEUE, SOON, InstantModel, app
 from tests.bench.settings import settings_for

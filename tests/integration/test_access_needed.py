@@ -30,11 +30,13 @@ from tests.support.kafka_secured import SecuredKafka
 from tests.support.raw import answer_of, produce
 
 from anabranch.access import Grant, grants
+from anabranch.agent_role import serve_agent
 from anabranch.client import Client
 from anabranch.config import Settings
 from anabranch.errors import Forbidden
-from anabranch.roles import broker_of, serve_agent, serve_tools
+from anabranch.roles import broker_of
 from anabranch.runtime import Shutdown
+from anabranch.tool_role import serve_tools
 from anabranch.topics import partition_of
 
 pytestmark = pytest.mark.timeout(180)

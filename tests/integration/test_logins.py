@@ -31,9 +31,9 @@ from anabranch.config import KafkaSettings, Settings, WorkerSettings
 from anabranch.errors import BrokerError, ConfigError
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.oauth import NoToken, TokenSource
-from anabranch.roles import serve_tools
 from anabranch.runtime import Shutdown
 from anabranch.testing import tool_use
+from anabranch.tool_role import serve_tools
 
 Way = Callable[[SecuredKafka], dict[str, Any]]
 WRONG = "hunter2-is-wrong"

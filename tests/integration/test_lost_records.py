@@ -18,12 +18,14 @@ from tests.support.kafka_admin import admin_of, drop_topics
 from tests.support.wait import until
 
 from anabranch import App
+from anabranch.agent_role import serve_agent
 from anabranch.config import Settings
 from anabranch.errors import BrokerError
 from anabranch.kafka import pump
-from anabranch.roles import broker_of, serve_agent, serve_tools, topic_specs
+from anabranch.roles import broker_of, topic_specs
 from anabranch.runtime import Shutdown
 from anabranch.testing import Answer, prompt_of, tool_use, turn_of
+from anabranch.tool_role import serve_tools
 
 pytestmark = pytest.mark.timeout(120)
 

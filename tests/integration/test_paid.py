@@ -24,11 +24,11 @@ from anabranch import messages as m
 from anabranch.agent import fold
 from anabranch.agent.anthropic_model import AnthropicModel
 from anabranch.agent.asking import to_request
-from anabranch.agent.jobs import Clockwork, Job
-from anabranch.agent.lanes import steady_time
+from anabranch.agent.jobs import Job
 from anabranch.agent.offer import Offers
 from anabranch.agent.state import Partition
 from anabranch.agent.thinking import Thinker
+from anabranch.clockwork import Clockwork, steady_time
 from anabranch.config import AgentSettings, AnthropicSettings
 from anabranch.prices import Price
 from anabranch.registry import Registry

@@ -26,13 +26,15 @@ from tests.support.raw import answer_of
 from tests.support.wait import until
 
 from anabranch import App
+from anabranch.agent_role import serve_agent
 from anabranch.config import AnthropicSettings, Settings
 from anabranch.kafka import appender, producing
 from anabranch.kafka.link import Link, Then
 from anabranch.kafka.produce_wire import PRODUCE
-from anabranch.roles import broker_of, serve_agent, serve_tools, topic_specs
+from anabranch.roles import broker_of, topic_specs
 from anabranch.runtime import Shutdown
 from anabranch.testing import Answer, last_results, prompt_of, result_text, tool_use, turn_of
+from anabranch.tool_role import serve_tools
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -18,12 +18,13 @@ from tests.support.raw import read_until
 from tests.support.wait import until
 
 from anabranch import App
+from anabranch.agent_role import serve_agent
 from anabranch.config import AnthropicSettings
 from anabranch.errors import ConfigError, TopicsError
 from anabranch.messages import RunResponse
-from anabranch.roles import serve_agent, serve_tools
 from anabranch.runtime import Shutdown
 from anabranch.testing import Answer, last_results, tool_use, turn_of
+from anabranch.tool_role import serve_tools
 
 tools_app = App("tools-of-another-team", namespace="shared")
 agents_app = App("agents-of-one-team", namespace="shared")

@@ -18,9 +18,10 @@ from functools import partial
 from random import Random
 from typing import Any, Final, cast
 
-from anabranch.agent.jobs import Clockwork
+from anabranch.agent_role import serve_agent
 from anabranch.app import App
 from anabranch.bodies import dump
+from anabranch.clockwork import Clockwork
 from anabranch.codec import Outgoing, cloud_event, encode
 from anabranch.config import Settings
 from anabranch.fields import LANES, Lane
@@ -30,8 +31,8 @@ from anabranch.kafka.seam import Committed, Place
 from anabranch.kafka.sent import Sent
 from anabranch.log_events import RunCancelled
 from anabranch.messages import ReplyTo, RunRequest
-from anabranch.roles import serve_agent, serve_tools
 from anabranch.runtime import Shutdown
+from anabranch.tool_role import serve_tools
 from anabranch.topics import partition_of
 from tests.simulation import conditions, faults, workload
 from tests.simulation.archive import GROUPS, Archive

@@ -14,8 +14,8 @@ import random
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from anabranch.agent.jobs import Clockwork
 from anabranch.agent.thinking import Thinker
+from anabranch.clockwork import Clockwork
 from tests.support.virtual import now, virtually
 
 

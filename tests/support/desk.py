@@ -19,7 +19,7 @@ from anabranch import log_events as e
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
-from anabranch.agent.jobs import Clockwork, Job
+from anabranch.agent.jobs import Job
 from anabranch.agent.offer import Offers
 from anabranch.agent.owner import Hooks, Owner
 from anabranch.agent.room import Room
@@ -28,6 +28,7 @@ from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.agent.thinking import Thinker
 from anabranch.agent.traces import AgentTraces
+from anabranch.clockwork import Clockwork
 from anabranch.codec import Outgoing, decode, encode, header
 from anabranch.config import AgentSettings
 from anabranch.kafka.seam import Appender

@@ -12,13 +12,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from anabranch.agent_role import serve_agent
 from anabranch.app import App
 from anabranch.client import Client
 from anabranch.config import AgentSettings, AnthropicSettings, KafkaSettings, Settings, WorkerSettings
 from anabranch.messages import RunResponse
-from anabranch.roles import broker_of, namespace_of, serve_agent, serve_tools, topic_specs
+from anabranch.roles import broker_of, namespace_of, topic_specs
 from anabranch.runtime import Shutdown
 from anabranch.testing import Answer, RateLimits, Script, ScriptedModel, last_results, result_text, turn_of
+from anabranch.tool_role import serve_tools
 from anabranch.topics import Namespace
 
 START_S = 30.0

@@ -13,11 +13,12 @@ from random import Random
 
 from tests.support.virtual import now, virtually
 
-from anabranch.agent.jobs import Clockwork
 from anabranch.agent.model import OnEvent, OnLeft
 from anabranch.agent.reply import Reply, reply_of
+from anabranch.agent_role import serve_agent
 from anabranch.app import App
 from anabranch.bodies import dump
+from anabranch.clockwork import Clockwork
 from anabranch.codec import Outgoing, cloud_event, encode
 from anabranch.config import KafkaSettings, Settings, WorkerSettings
 from anabranch.kafka.memory import MemoryBroker, Timing
@@ -25,7 +26,6 @@ from anabranch.kafka.memory_append import MemoryAppender
 from anabranch.kafka.seam import Place
 from anabranch.log_events import RunCancelled
 from anabranch.messages import RunRequest
-from anabranch.roles import serve_agent
 from anabranch.runtime import Shutdown
 from anabranch.topics import Namespace
 

@@ -6,6 +6,8 @@ Responsible for: libraries that are imported in one place, and the roles that do
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,10 +57,20 @@ def test_the_roles_do_not_know_each_other(role: str, other: str) -> None:
         assert not [name for name in imported(file) if name.startswith(f"anabranch.{other}")], file
 
 
+@pytest.mark.parametrize(("role", "other"), [("agent_role", "tools"), ("tool_role", "agent")])
+def test_who_starts_one_role_is_spared_the_other_and_what_few_need(role: str, other: str) -> None:
+    """A start is a part of a second of CPU, which a fleet that grows under load has little of."""
+    code = f"import anabranch.{role}, sys; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert f"anabranch.{role}" in found
+    assert not [name for name in found if name.split(".")[:2] == ["anabranch", other]]
+    assert not {"anthropic", "aiohttp", "obstore", "opentelemetry", "cryptography"} & set(found)
+
+
 @pytest.mark.parametrize("folder", ["agent", "tools", "kafka"])
 def test_nobody_below_the_runtime_knows_who_watches(folder: str) -> None:
-    above = {"anabranch.roles", "anabranch.runtime", "anabranch.watch", "anabranch.probes", "anabranch.metrics"}
-    above |= {"anabranch.health", "anabranch.tracing"}
+    above = {"anabranch.roles", "anabranch.agent_role", "anabranch.tool_role", "anabranch.runtime", "anabranch.watch"}
+    above |= {"anabranch.probes", "anabranch.metrics", "anabranch.health", "anabranch.tracing"}
     for file in (PACKAGE / folder).glob("*.py"):
         assert not above & set(imported(file)), file
 

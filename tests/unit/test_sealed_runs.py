@@ -27,7 +27,7 @@ from anabranch.agent import snapshot
 from anabranch.agent.answer import answer, response
 from anabranch.agent.asking import to_request
 from anabranch.agent.conversation import content_of, request_body
-from anabranch.agent.jobs import Clockwork, Job, Request
+from anabranch.agent.jobs import Job, Request
 from anabranch.agent.large import Large, is_for_the_store, sealed_in
 from anabranch.agent.model import Hopeless, Transient
 from anabranch.agent.offer import Offer, Offers
@@ -38,6 +38,7 @@ from anabranch.agent.state import Run
 from anabranch.agent.thinking import Thinker
 from anabranch.bodies import dump, read, read_request
 from anabranch.client_seals import ClientSeals
+from anabranch.clockwork import Clockwork
 from anabranch.config import AgentSettings, StoreSettings
 from anabranch.errors import Forgotten, InvalidRequest, SealError, StoreError
 from anabranch.log_events import ToolResult

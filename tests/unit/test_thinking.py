@@ -20,13 +20,14 @@ from tests.support.virtual import now
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.agent.jobs import Clockwork, Job, Request
+from anabranch.agent.jobs import Job, Request
 from anabranch.agent.model import Hopeless, OnEvent, OnLeft, Transient
 from anabranch.agent.plan import BatchContext
 from anabranch.agent.reply import Reply, RequestedCall
 from anabranch.agent.thinking import Thinker
 from anabranch.agent.tokens import derived
 from anabranch.agent.traces import AgentTraces
+from anabranch.clockwork import Clockwork
 from anabranch.config import AgentSettings, ModelLimits
 from anabranch.prices import Price, usage_of
 from anabranch.spans import Traces

@@ -2,8 +2,9 @@
 
 Responsible for: context variables that a task sets once, so that every record of it (a tool's own, a library's) can say
 which run, call and partition it is of. Setting one costs next to nothing: what it says is asked for when there is a
-record to be written. Must never: format, or hold more than a reference. Called by: the roles and `roles.py`, which
-set it; `cli/loglines.py`, which reads it. A record that is written elsewhere gives the same fields by `extra`.
+record to be written. Must never: format, or hold more than a reference. Called by: the roles and those who start
+them, who set it; `cli/loglines.py`, which reads it. A record that is written elsewhere gives the same fields by
+`extra`.
 """
 
 from __future__ import annotations

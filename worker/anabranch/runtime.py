@@ -1,8 +1,8 @@
 """The life of a worker: it is supervised, serves until asked to stop, is drained, and leaves.
 
 The order is: join the group, serve until asked to stop, give up all that is ours, finish what is in flight, leave.
-Whatever dies in between ends the worker loudly. Must never: know which role it is. Called by: `roles.py`, which puts
-the workers together; the commands and tests, which ask one to stop.
+Whatever dies in between ends the worker loudly. Must never: know which role it is. Called by: `agent_role.py` and
+`tool_role.py`, which put the workers together; the commands and tests, which ask one to stop.
 """
 
 from __future__ import annotations

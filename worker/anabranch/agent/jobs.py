@@ -7,7 +7,6 @@ came of it. Must never: decide anything, or wait.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +16,11 @@ from anabranch.agent.breaker import Pass
 from anabranch.agent.budget import Attempt
 from anabranch.agent.conversation import Found
 from anabranch.agent.fitting import Fitting
-from anabranch.agent.lanes import Lane, steady_time
+from anabranch.agent.lanes import Lane
 from anabranch.agent.large import Incomplete
 from anabranch.agent.plan import BatchContext
 from anabranch.agent.retrying import Tries
+from anabranch.clockwork import steady_time
 from anabranch.fields import Lane as By
 from anabranch.values import frozen
 
@@ -59,19 +59,6 @@ class Job:
 
     def other_than(self, model: str) -> str | None:
         return self.fallback if model == self.model else self.model
-
-
-@frozen()
-class Clockwork:
-    """What is not pure: the time in epoch seconds, ids, chance, what this process is called. A simulation puts in its
-    own."""
-
-    now: Callable[[], float]
-    new_id: Callable[[], str]
-    chance: random.Random
-    process: str = "process"
-    steady: Callable[[], float] = steady_time
-    """A time that is never set back, in seconds: the loop's."""
 
 
 @frozen(eq=False)

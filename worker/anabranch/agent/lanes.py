@@ -221,8 +221,3 @@ def _held_by(lane: Lane[Call], now: float) -> str:
         return lane.budget.held_by(now)
     when = "one call is finding out" if opens == math.inf else f"one call finds out in {opens - now:.0f} s"
     return f"it fails too often to be asked; {when}"
-
-
-def steady_time() -> float:
-    """The running loop's: it is never set back."""
-    return asyncio.get_running_loop().time()

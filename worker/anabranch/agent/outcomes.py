@@ -17,7 +17,7 @@ from typing import Any
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.fitting import BUDGET
-from anabranch.agent.jobs import Clockwork, Request, Trying
+from anabranch.agent.jobs import Request, Trying
 from anabranch.agent.large import HEADER_BYTES, REPLY_BYTES, Large
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Hopeless
@@ -25,6 +25,7 @@ from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply
 from anabranch.agent.retrying import Nothing
 from anabranch.bodies import dump
+from anabranch.clockwork import Clockwork
 from anabranch.fields import SEALED
 from anabranch.meters import Counter
 from anabranch.prices import Price, price_of, usage_of

@@ -2,7 +2,7 @@
 
 It knows what the registry says of limits, and how many partitions each queue has, which it asks the broker beside the
 work and never while a plan is made. Of a queue that is not known yet nothing is chosen: the key decides then, and a
-tool worker sends a call that has missed its home there. The plan asks; `roles.py` runs `follow`.
+tool worker sends a call that has missed its home there. The plan asks; `agent_role.py` runs `follow`.
 """
 
 from __future__ import annotations

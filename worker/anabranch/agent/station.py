@@ -10,7 +10,6 @@ from functools import partial
 
 from anabranch import log_events as e
 from anabranch.about import about_record, place_of
-from anabranch.agent.jobs import Clockwork
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.plan import Place, by_key
 from anabranch.agent.room import Room
@@ -18,6 +17,7 @@ from anabranch.agent.saturation import Saturation
 from anabranch.agent.thinking import Thinker
 from anabranch.agent.traces import AgentTraces
 from anabranch.bodies import without_given
+from anabranch.clockwork import Clockwork
 from anabranch.codec import Outgoing, Record, encode
 from anabranch.config import AgentSettings
 from anabranch.deadletters import dead_letter

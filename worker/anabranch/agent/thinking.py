@@ -19,7 +19,7 @@ from typing import Any, Final
 from anabranch import log_events as e
 from anabranch.about import TOPIC
 from anabranch.agent.breaker import Verdict
-from anabranch.agent.jobs import Clockwork, Grant, Job, Request, Trying
+from anabranch.agent.jobs import Grant, Job, Request, Trying
 from anabranch.agent.lanes import Lane, Lanes
 from anabranch.agent.large import Large
 from anabranch.agent.meters import AgentMeters
@@ -30,6 +30,7 @@ from anabranch.agent.reply import Reply
 from anabranch.agent.retrying import RULES, Tries, pause_s
 from anabranch.agent.switching import Switching
 from anabranch.agent.traces import AgentTraces, Attempted
+from anabranch.clockwork import Clockwork
 from anabranch.config import AgentSettings, ModelLimits
 from anabranch.prices import Price
 from anabranch.sealing import NO_SEALING, Sealing

@@ -114,7 +114,8 @@ class _Dev:
         return abandoned
 
     def _roles(self, settings: Settings, watch: Watch) -> list[Role]:
-        from anabranch.roles import serve_agent, serve_tools
+        from anabranch.agent_role import serve_agent
+        from anabranch.tool_role import serve_tools
 
         def tools(queue: str) -> Role:
             return lambda shutdown: serve_tools(self.app, queue, settings, shutdown, lenient=True, watch=watch)

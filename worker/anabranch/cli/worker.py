@@ -1,7 +1,8 @@
 """`anabranch worker agent APP` and `anabranch worker tool APP --queue Q`: one role, until a signal.
 
 Responsible for what signals mean: the first drains, the second ends the process quickly, and a process that was
-asked to end does end, whatever its tools do. The roles themselves are in `roles.py`. `dev.py` uses `serve` too.
+asked to end does end, whatever its tools do. The roles themselves are in `agent_role.py` and `tool_role.py`. `dev.py`
+uses `serve` too.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def worker() -> None:
 @frame.options(least="debug")
 def agent(common: frame.Frame, reference: str) -> int:
     """Run the agents of APP: read requests, call the model, send tool calls out, answer."""
-    from anabranch.roles import serve_agent
+    from anabranch.agent_role import serve_agent
 
     app, settings = _app(common, reference), common.settings
     log.info("agent worker of namespace %s at %s", common.namespace(app).name, settings.kafka.bootstrap)
@@ -63,7 +64,7 @@ def agent(common: frame.Frame, reference: str) -> int:
 @frame.options(least="debug")
 def tool(common: frame.Frame, reference: str, queue: str) -> int:
     """Run the tools of APP that are in one queue. It needs no key for the model."""
-    from anabranch.roles import serve_tools
+    from anabranch.tool_role import serve_tools
 
     app, settings = _app(common, reference), common.settings
     where = common.namespace(app).name, settings.kafka.bootstrap

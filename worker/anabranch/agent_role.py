@@ -1,0 +1,159 @@
+"""The agent role, put together: everything that an agent worker is made of, and its start.
+
+What the App declares and how the topics are set up is checked first, then the worker registers and learns who else is
+there, and then `runtime.py` lets it live. Must never: decide how a worker lives or ends, or know of the tool role.
+Called by: the commands, and tests; `agent/` knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final
+
+from anabranch.about import WORKER
+from anabranch.agent.meters import AgentMeters
+from anabranch.agent.model import Model
+from anabranch.agent.placing import Placing
+from anabranch.agent.room import Room
+from anabranch.agent.saturation import Saturation
+from anabranch.agent.station import Station
+from anabranch.agent.thinking import Thinker
+from anabranch.agent.traces import AgentTraces
+from anabranch.agent.worker import AgentWorker
+from anabranch.app import App
+from anabranch.callers import callers_of
+from anabranch.clockwork import Clockwork, real_clockwork
+from anabranch.config import Settings
+from anabranch.kafka.seam import Broker
+from anabranch.registry import Registry, follow, register
+from anabranch.roles import broker_of, info_of, namespace_of, refuse_bad_topics, store_of, tracing_of
+from anabranch.runtime import Post, Shutdown, serve
+from anabranch.sealing import checked
+from anabranch.signing import signer_of
+from anabranch.specs import AgentSpec
+from anabranch.tasks import alongside
+from anabranch.topics import Namespace
+from anabranch.watch import Watch, watching
+
+log = logging.getLogger(__name__)
+
+READY_S: Final = 60.0
+
+
+async def serve_agent(
+    app: App,
+    settings: Settings,
+    shutdown: Shutdown,
+    *,
+    broker: Broker | None = None,
+    model: Model | None = None,
+    clockwork: Clockwork | None = None,
+    watch: Watch | None = None,
+) -> int:
+    """Run an agent worker until asked to stop; returns how many model calls were abandoned.
+
+    `watch` is that of the process, where it has several roles.
+    """
+    app.check()
+    async with watching(settings.worker, watch) as watch:
+        return await _serve_agent(app, settings, shutdown, broker, model, clockwork or real_clockwork(), watch)
+
+
+async def _serve_agent(
+    app: App,
+    settings: Settings,
+    shutdown: Shutdown,
+    broker: Broker | None,
+    model: Model | None,
+    clockwork: Clockwork,
+    watch: Watch,
+) -> int:
+    meters = AgentMeters()
+    meters.know(app.agent_specs())
+    signer = signer_of(settings.signing)
+    broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
+    await refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
+    worker_id, registry, store = clockwork.new_worker_id("agent"), Registry(signer), await store_of(settings, namespace)
+    sealing = await checked(settings.sealing, namespace.name, store, app.keys)
+    WORKER.set(worker_id)
+    async with (
+        tracing_of(settings, "anabranch-agent", worker_id) as tracing,
+        broker.appender() as appender,
+        _model(settings, model) as opened,
+    ):
+        traces = None if tracing is None else AgentTraces(tracing, namespace, clockwork.now)
+        thinker = Thinker(
+            opened, settings.agent, settings.prices, clockwork, settings.models, store, meters, traces, sealing
+        )
+        await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs(), app.limit_specs(), signer)
+        placing = Placing(broker, namespace, registry)
+        station = Station(
+            namespace=namespace,
+            worker_id=worker_id,
+            appender=appender,
+            thinker=thinker,
+            registry=registry,
+            settings=settings.agent,
+            prices=settings.prices,
+            clockwork=clockwork,
+            room=Room(settings.agent.max_open_bytes),
+            saturation=Saturation(registry, settings.agent.hold_after_s, clockwork.now),
+            partitions=await broker.partitions(namespace.log),
+            response_partitions=await broker.partitions(namespace.responses),
+            place=placing.partition,
+            store=store,
+            sealing=sealing,
+            signer=signer,
+            meters=meters,
+            traces=traces,
+        )
+        worker = AgentWorker(station, broker, settings.worker.commit_s)
+        info = info_of(worker_id, "agent", clockwork.now, lambda: worker.running)
+        topics, newer, group = [namespace.requests, namespace.log], [namespace.bulk_requests], namespace.agents_group
+        post = Post(worker, info, topics, group, broker, appender, namespace, settings.worker, meters, watch, newer)
+        async with _following(broker, namespace, registry, app), alongside(placing.follow(), "placing"):
+            await placing.learn()
+            return await serve(post, shutdown)
+
+
+def _model(settings: Settings, model: Model | None) -> AbstractAsyncContextManager[Model]:
+    if model is not None:
+        return _given(model)
+    from anabranch.agent.anthropic_model import AnthropicModel  # a second of imports that tool workers are spared
+
+    return AnthropicModel.opened(settings.anthropic, settings.agent.model_silence_s)
+
+
+@asynccontextmanager
+async def _given(model: Model) -> AsyncIterator[Model]:
+    yield model
+
+
+@asynccontextmanager
+async def _following(broker: Broker, namespace: Namespace, registry: Registry, app: App) -> AsyncIterator[None]:
+    """Follow the registry; what is inside begins when it is known."""
+    ready = asyncio.Event()
+    async with alongside(follow(broker, namespace, registry, ready), "registry"):
+        async with asyncio.timeout(READY_S):
+            await ready.wait()
+        for agent in app.agent_specs():
+            _warn_of_unknown(agent, registry)
+        yield
+
+
+def _warn_of_unknown(agent: AgentSpec, registry: Registry) -> None:
+    """Names that may be misspelt, or of tools whose worker has never been started."""
+    for name in agent.tools:
+        tool = registry.tool(name)
+        if tool is None:
+            log.warning("agent %s: nobody has registered tool %r yet: a call gets an error", agent.name, name)
+            continue
+        if not callers_of(tool, agent):
+            who = " and ".join(tool.allowed_callers)
+            log.warning("agent %s: tool %r may be called by %s alone, and is not offered", agent.name, name, who)
+        for earlier in tool.after:
+            if registry.tool(earlier) is None:
+                log.warning("tool %s: nobody has registered tool %r, so it waits for no call of it", name, earlier)
