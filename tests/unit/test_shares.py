@@ -16,7 +16,7 @@ from anabranch.homes import homes
 from anabranch.limits import LATE_S, Pacer, ShareLost
 from anabranch.specs import LimitSpec
 from anabranch.tools.marks import Marks, ShareMark, read, write
-from anabranch.tools.shares import UNNAMED, Shares
+from anabranch.tools.shares import PAUSE_MAX_S, UNNAMED, Shares
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +238,17 @@ def test_a_pause_holds_for_homes_that_had_no_call_yet() -> None:
             return [*worker.at, now()]
 
     assert virtually(run) == pytest.approx([0.1, 30.1])
+
+
+def test_a_pause_for_ever_is_one_of_a_day_that_a_commit_can_name() -> None:
+    async def run() -> float:
+        home = home_of(MINUTELY)
+        worker = Worker(MINUTELY).gain(home)
+        await worker.call(MINUTELY)
+        worker.shares.pause("mail", None, 1e306)
+        return worker.leave(home)[0].due_ms / 1000 - EPOCH
+
+    assert virtually(run) == pytest.approx(60.0 + PAUSE_MAX_S, abs=1.0)
 
 
 def test_a_crowd_of_tenants_is_not_looked_through_for_each_new_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,8 @@ from anabranch.weights import WEIGHT
 UNNAMED: Final = "*"
 NOT_AT_ALL: Final = -1.0
 """For so long the lines of a home go on that nobody was told of."""
+PAUSE_MAX_S: Final = 86_400.0
+"""The longest pause, whatever a tool asks for: each owner passes it on to the next, in a commit that names its end."""
 ROOM: Final = 24
 """How many budgets a commit names."""
 CROWD: Final = 256
@@ -89,7 +91,7 @@ class Shares:
 
     def pause(self, limit: str, tenant: str | None, seconds: float) -> None:
         """Let nothing of this budget through on this worker for so long."""
-        budget = _hash(budget_of(self._limits[limit], tenant))
+        budget, seconds = _hash(budget_of(self._limits[limit], tenant)), min(seconds, PAUSE_MAX_S)
         self._paused_until[budget] = max(self._paused_until.get(budget, 0.0), _loop_now() + seconds)
         for partition in self.homes(limit, tenant):
             if (pacer := self._pacers.get((partition, budget))) is not None:
