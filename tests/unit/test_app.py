@@ -282,6 +282,7 @@ def test_a_limit_knows_its_rate_a_second() -> None:
         ("crm", 0, None, "more than 0"),
         ("a b", 1, None, "'a b'"),
         ("crm", 1, 0, "concurrency=0"),
+        ("crm", 1, 10**30, "concurrency must be less than"),
         ("crm", "1/2d", None, "between one a day and 100,000 a second"),
         ("crm", "101/ms", None, "between one a day and 100,000 a second"),
     ],

@@ -177,14 +177,17 @@ async def test_a_pause_that_the_api_asks_for_uses_up_no_retry(executor: Executor
     assert line.seen == [*a_try, "pause 3", *a_try, "pause 4", *a_try, *a_try]
 
 
-async def test_a_pause_beyond_the_deadline_is_an_error_for_the_model(executor: Executor) -> None:
+@pytest.mark.parametrize(("after", "paused"), [(60, "pause 60"), (1e300, "pause 300")])
+async def test_a_pause_beyond_the_deadline_is_an_error_for_the_model_and_holds_up_the_others(
+    executor: Executor, after: float, paused: str
+) -> None:
     async def ask() -> str:
-        raise RateLimited("the quota is used up", after=60)
+        raise RateLimited("the quota is used up", after=after)
 
     line = Line()
     done = await executor.execute(tool(ask, retries=3), {}, call(deadline=time.time() + 30), line)
     assert (done.outcome, done.content, done.tries) == ("error", "ask failed: the quota is used up", 1)
-    assert line.seen == ["in", "start", "out"]
+    assert line.seen == ["in", "start", "out", paused]
 
 
 async def test_a_pause_without_a_limit_is_waited_for(executor: Executor) -> None:

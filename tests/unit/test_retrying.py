@@ -13,6 +13,7 @@ from typing import get_args
 import pytest
 
 from anabranch import log_events as e
+from anabranch.agent.budget import PAUSE_MAX_S
 from anabranch.agent.model import Failure, Transient
 from anabranch.agent.retrying import BURST, NAMED, REPLY, RULES, TELL_S, RetryBudget, Tries, pause_s
 from anabranch.config import AgentSettings
@@ -46,6 +47,10 @@ def test_retry_after_is_the_least() -> None:
 
 def test_a_retry_after_beyond_the_deadline_is_no_pause() -> None:
     assert set(drawn("overload", 1, left_s=20.0, retry_after=30.0)) == {None}
+
+
+def test_a_retry_after_of_hours_ends_no_run_that_has_time_to_find_out() -> None:
+    assert set(drawn("rate_limit", 1, left_s=3600.0, retry_after=86_400.0)) == {PAUSE_MAX_S}
 
 
 def test_chance_alone_leaves_time_for_another_try() -> None:

@@ -13,10 +13,10 @@ import pytest
 from tests.support.virtual import now, tick, virtually
 
 from anabranch.homes import homes
-from anabranch.limits import LATE_S, ShareLost
+from anabranch.limits import LATE_S, Pacer, ShareLost
 from anabranch.specs import LimitSpec
 from anabranch.tools.marks import Marks, ShareMark, read, write
-from anabranch.tools.shares import UNNAMED, Shares
+from anabranch.tools.shares import PAUSE_MAX_S, UNNAMED, Shares
 
 
 @pytest.fixture(autouse=True)
@@ -222,6 +222,52 @@ def test_a_pause_is_one_tenants() -> None:
         return worker.at
 
     assert virtually(run) == [1.0, 1.0, 2.0, 31.0]
+
+
+def test_a_pause_holds_for_homes_that_had_no_call_yet() -> None:
+    async def run() -> list[float]:
+        limit = LimitSpec("crm", "q", 20.0)
+        worker = Worker(limit)
+        for partition in homes(limit, None, 8):
+            worker.gain(partition)
+        await worker.call(limit)
+        worker.shares.pause("crm", None, 30.0)
+        pacer = worker.shares.pacer("crm", None, homes(limit, None, 8)[1])
+        async with pacer.inside(pacer.join(0, 60.0, lambda: False)) as turn:
+            await turn.start()
+            return [*worker.at, now()]
+
+    assert virtually(run) == pytest.approx([0.1, 30.1])
+
+
+def test_a_pause_for_ever_is_one_of_a_day_that_a_commit_can_name() -> None:
+    async def run() -> float:
+        home = home_of(MINUTELY)
+        worker = Worker(MINUTELY).gain(home)
+        await worker.call(MINUTELY)
+        worker.shares.pause("mail", None, 1e306)
+        return worker.leave(home)[0].due_ms / 1000 - EPOCH
+
+    assert virtually(run) == pytest.approx(60.0 + PAUSE_MAX_S, abs=1.0)
+
+
+def test_a_crowd_of_tenants_is_not_looked_through_for_each_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> int:
+        worker, looked = Worker(TENANTS), 0
+
+        def is_spent(_: Pacer) -> bool:
+            nonlocal looked
+            looked += 1
+            return False
+
+        monkeypatch.setattr(Pacer, "is_spent", property(is_spent))
+        for partition in range(8):
+            worker.gain(partition)
+        for number in range(4000):
+            worker.shares.pacer("api", f"tenant-{number}", home_of(TENANTS, f"tenant-{number}"))
+        return looked
+
+    assert virtually(run) < 2 * 4000
 
 
 def test_tenants_that_are_quiet_cost_no_memory() -> None:

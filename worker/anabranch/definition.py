@@ -81,6 +81,7 @@ def size(label: str, value: int | str) -> int:
     return found
 
 
+MOST: Final = 2**53
 SLOWEST: Final = 1 / 86_400
 FASTEST: Final = 100_000.0
 
@@ -105,6 +106,8 @@ def _labelled(label: str) -> Iterator[None]:
 def whole(label: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise DefinitionError(f"{label}={value!r} must be a whole number of at least {least}")
+    if value >= MOST:
+        raise DefinitionError(f"{label} must be less than 2**53, so that it can be written as JSON")
 
 
 def one_of(label: str, value: object, allowed: Collection[str]) -> None:

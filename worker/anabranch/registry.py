@@ -88,7 +88,11 @@ class Registry:
             self.limits.pop(name, None)
             self.version += 1
         else:
-            self.add(limits=[read(LimitSpec, value)])
+            limit = read(LimitSpec, value)
+            if (known := self.limits.get(limit.name)) is not None and known.queue != limit.queue:
+                twice = "limit %s was registered with queue %r, and now with %r: each has a budget of its own; use one"
+                log.warning(twice, limit.name, known.queue, limit.queue)
+            self.add(limits=[limit])
 
     def _take_agent(self, key: str, value: bytes | None) -> None:
         name, _, revision = key.rpartition("@")

@@ -3,7 +3,8 @@
 PURE: time and chance are given, in seconds of one clock; `thinking.py` asks, and waits. It never ends a run: what may
 not be tried again yet waits, and only the run's own deadline bounds that.
 
-- **Full jitter.** A pause is drawn between nothing and a bound that doubles with each try; `retry-after` is the least.
+- **Full jitter.** A pause is drawn between nothing and a bound that doubles with each try; `retry-after` is the least,
+  as far as the model itself is paused for it.
 - **A budget** (`RetryBudget`): retries are a part of the first tries, and a small rate besides. So a provider that
   fails all is asked a fifth more than it would be, and not many times as often. Each reply allows for `REPLY` more:
   when it works again, those who wait come back twice as fast with each round trip. Refusals because of a limit are not
@@ -21,6 +22,7 @@ from typing import Final, Literal
 
 from anabranch import log_events as e
 from anabranch.agent.breaker import Verdict
+from anabranch.agent.budget import PAUSE_MAX_S
 from anabranch.agent.model import Failure, Transient
 from anabranch.config import AgentSettings
 from anabranch.values import frozen
@@ -72,7 +74,7 @@ def pause_s(error: Transient, tries: int, left_s: float, settings: AgentSettings
     if pause >= left_s > settings.model_backoff_s:
         pause = left_s / 2  # there is time for another try
     if error.retry_after is not None:
-        pause = max(pause, error.retry_after)
+        pause = max(pause, min(error.retry_after, PAUSE_MAX_S))
     return pause if pause < left_s else None
 
 

@@ -15,7 +15,7 @@ from anabranch.cli import frame
 
 if TYPE_CHECKING:
     from anabranch.registry import Registry
-    from anabranch.specs import AgentSpec, ToolSpec, WorkerInfo
+    from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
 
 
 @click.command()
@@ -34,12 +34,14 @@ def agents(common: frame.Frame) -> None:
 @frame.options(app=True, listing=True)
 def tools(common: frame.Frame) -> None:
     """List the tools that are registered, with the queue that each is called through."""
-    found = sorted(_read(common).tools.values(), key=lambda tool: (tool.queue, tool.name))
+    registry = _read(common)
+    found = sorted(registry.tools.values(), key=lambda tool: (tool.queue, tool.name))
     if common.as_json:
-        frame.print_json(found)
+        frame.print_json([{**asdict(tool), "limit_in_force": registry.limits.get(tool.limit or "")} for tool in found])
         return
     columns = ("tool", "queue", ">timeout", "delivery", "limit", "description")
-    frame.print_table(columns, map(_tool, found), empty=_nothing(common, "tool", "anabranch worker tool APP --queue Q"))
+    rows = [_tool(tool, registry.limits.get(tool.limit or "")) for tool in found]
+    frame.print_table(columns, rows, empty=_nothing(common, "tool", "anabranch worker tool APP --queue Q"))
 
 
 @click.command()
@@ -79,9 +81,19 @@ def _agent(agent: AgentSpec) -> tuple[object, ...]:
     return agent.name, agent.model, tools, agent.limits.max_turns, f"{agent.limits.deadline_s:g} s", agent.revision
 
 
-def _tool(tool: ToolSpec) -> tuple[object, ...]:
+def _tool(tool: ToolSpec, limit: LimitSpec | None) -> tuple[object, ...]:
     description = tool.description.strip().partition("\n")[0]
-    return tool.name, tool.queue, f"{tool.timeout_s:g} s", tool.delivery, tool.limit or "-", description
+    budget = (tool.limit or "-") if limit is None else _limit(limit)
+    return tool.name, tool.queue, f"{tool.timeout_s:g} s", tool.delivery, budget, description
+
+
+def _limit(limit: LimitSpec) -> str:
+    """As people write it, by the shortest unit in which it is one or more."""
+    units = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+    unit = next((unit for unit, seconds in units.items() if limit.per_second * seconds >= 0.9), "d")
+    at_once = "" if limit.concurrency is None else f", {limit.concurrency} at once"
+    whose = "" if limit.per is None else f", per {limit.per}"
+    return f"{limit.name} {limit.per_second * units[unit]:.6g}/{unit}{at_once}{whose}"
 
 
 def _worker(worker: WorkerInfo, now: float) -> tuple[object, ...]:

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 BACKOFF_S: Final = (0.2, 10.0)
 SHOWN: Final = 4000
+PAUSE_MAX_S: Final = 300.0
+"""The longest pause for which no call is left to wait: after it another one finds out."""
 RETRIED: Final = 100
 """How many pauses of a call are remembered: its API may ask for them until its deadline."""
 
@@ -249,6 +251,8 @@ class Executor:
                     return await run(work, work.function())
             except RateLimited as error:
                 if self._now() + error.after >= work.call.deadline:
+                    if gate is not None:
+                        await gate.pause(min(error.after, PAUSE_MAX_S))
                     raise
                 work.retried = (*work.retried[-RETRIED:], Retried("paused", self._now(), type(error).__name__))
                 said = {"content": _text_of(error)}

@@ -27,10 +27,12 @@ from anabranch.weights import WEIGHT
 UNNAMED: Final = "*"
 NOT_AT_ALL: Final = -1.0
 """For so long the lines of a home go on that nobody was told of."""
+PAUSE_MAX_S: Final = 86_400.0
+"""The longest pause, whatever a tool asks for: each owner passes it on to the next, in a commit that names its end."""
 ROOM: Final = 24
 """How many budgets a commit names."""
 CROWD: Final = 256
-"""From so many pacers on, those that are not in use are dropped."""
+"""From so many pacers on, those that are not in use are dropped; then at twice as many as were left."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,8 @@ class Shares:
         self._homes: dict[int, _Home] = {}
         self._pacers: dict[tuple[int, str], Pacer] = {}
         self._said: dict[tuple[int, str], ShareMark] = {}
+        self._paused_until: dict[str, float] = {}  # by budget: of pacers that are made meanwhile
+        self._crowd = CROWD
         self._closing = False
 
     @property
@@ -87,9 +91,10 @@ class Shares:
 
     def pause(self, limit: str, tenant: str | None, seconds: float) -> None:
         """Let nothing of this budget through on this worker for so long."""
-        budget = _hash(budget_of(self._limits[limit], tenant))
-        for (_, name), pacer in self._pacers.items():
-            if name == budget:
+        budget, seconds = _hash(budget_of(self._limits[limit], tenant)), min(seconds, PAUSE_MAX_S)
+        self._paused_until[budget] = max(self._paused_until.get(budget, 0.0), _loop_now() + seconds)
+        for partition in self.homes(limit, tenant):
+            if (pacer := self._pacers.get((partition, budget))) is not None:
                 pacer.pause(seconds)
 
     def pacer(self, limit: str, tenant: str | None, partition: int) -> Pacer:
@@ -102,7 +107,7 @@ class Shares:
         part = share(spec, tenant, partition, self._partitions)
         if home is None or part is None:
             raise ShareLost
-        if len(self._pacers) >= CROWD:
+        if len(self._pacers) >= self._crowd:
             self._drop_spent()
         told = home.told.get(key[1])
         count = partial(self._meters.limit_started.count, limit)
@@ -110,6 +115,8 @@ class Shares:
             part, self._due(home, told, part), partial(self._may_start, partition), count, limit, self._interactive
         )
         made.open(0.0, self._held(told))
+        if (left := self._paused_until.get(key[1], 0.0) - _loop_now()) > 0:
+            made.pause(left)
         self._pacers[key] = made
         return made
 
@@ -122,6 +129,8 @@ class Shares:
         for key in [key for key, pacer in self._pacers.items() if pacer.is_spent]:
             del self._pacers[key]
             self._said.pop(key, None)
+        self._crowd, now = max(CROWD, 2 * len(self._pacers)), _loop_now()
+        self._paused_until = {budget: until for budget, until in self._paused_until.items() if until > now}
 
     def sample(self) -> None:
         """Bring the gauges up to date: what of each limit is ours, and who waits for it."""
