@@ -115,7 +115,8 @@ async def _serve_agent(
     signer = signer_of(settings.signing)
     broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
     await _refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
-    worker_id, registry, store = _new_worker_id("agent", clockwork), Registry(signer), await _store(settings, namespace)
+    worker_id, registry = _new_worker_id("agent", clockwork), Registry(signer, clockwork.now)
+    store = await _store(settings, namespace)
     sealing = await checked(settings.sealing, namespace.name, store, app.keys)
     WORKER.set(worker_id)
     async with (
