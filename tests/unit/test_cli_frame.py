@@ -13,8 +13,10 @@ from pathlib import Path
 
 import click
 import pytest
+from tests.support import builders as b
+from tests.support.desk import Desk
 
-from anabranch.cli import anabranch, deadletters, dev, frame
+from anabranch.cli import anabranch, deadletters, dev, frame, runs
 from anabranch.deadletters import KEPT
 from anabranch.environment import sources
 from anabranch.errors import AnabranchError, BrokerError
@@ -142,6 +144,15 @@ def test_a_worker_is_dead_after_30_s_of_silence() -> None:
     worker = WorkerInfo("w", "tool", "1", started_at=0.0, seen_at=100.0)
     assert is_alive(worker, 130.0)
     assert not is_alive(worker, 130.1)
+
+
+async def test_a_cancel_says_what_has_come_of_it() -> None:
+    desk = Desk().begin().write(b.requested())
+    run = desk.owner.state.runs["r"]
+    assert runs.cancelled("r", None) == "run r was not admitted yet: it will be cancelled when it is"
+    assert runs.cancelled("r", run) == "run r is cancelled"
+    run.parked = "event type 'x' is not known"
+    assert "r is parked (event type 'x' is not known): it will be cancelled" in runs.cancelled("r", run)
 
 
 def letter(origin: str, value: bytes = b"{}") -> deadletters.Letter:

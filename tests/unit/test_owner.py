@@ -221,6 +221,24 @@ async def test_an_unknown_event_parks_its_run() -> None:
     assert desk.owner.commit(True) == Commit(0, 2, 0)
 
 
+@pytest.mark.parametrize(
+    "of", [[], [("ce_runid", b"r"), ("ce_life", b"7")], [("ce_runid", b"else"), ("ce_life", b"0")]]
+)
+async def test_an_unknown_event_of_no_open_run_parks_none(
+    of: list[tuple[str, bytes]], caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = Desk().begin().write(b.requested())
+    desk.log.records.append(replace(b.record(b.run_expired(), 1), headers=[("ce_type", b"x"), *of]))
+    desk.read()
+    assert desk.jobs.cancelled == []
+    assert "event type 'x' is not known: of no open run" in caplog.text
+
+
+async def test_what_cannot_be_placed_is_told_without_control_characters(caplog: pytest.LogCaptureFixture) -> None:
+    Desk(partitions=4).begin().write(e.RunCancelled("evil\x1b[31m", None, "x"))
+    assert "run 'evil\\x1b[31m' belongs to partition" in caplog.text
+
+
 # --- at most once ----------------------------------------------------------------------
 
 

@@ -39,8 +39,8 @@ def take(registry: Registry, entry: Outgoing) -> None:
     registry.take(b.as_read(entry, 0))
 
 
-def saturation(clock: Callable[[], float]) -> Saturation:
-    registry = Registry()
+def saturation(clock: Callable[[], float], registry: Registry | None = None) -> Saturation:
+    registry = registry or Registry()
     registry.add([b.tool(), replace(b.tool("other"), queue="idle")])
     return Saturation(registry, HOLD_S, clock)
 
@@ -63,6 +63,17 @@ async def test_from_the_threshold_on_requests_wait_until_half_of_it() -> None:
         tells(asked.registry, waiting_s)
         found.append(await waits(asked))
     assert found == [False, False, True, True, True, False, False, True]
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, 1e12, 1e308])
+async def test_a_worker_whose_clock_is_ahead_is_dead_as_soon_as_others(ahead_s: float) -> None:
+    """What a worker in another language says in milliseconds, too: else its queue would hold requests up for ever."""
+    clock = [1000.0]
+    asked = saturation(lambda: clock[0], Registry(now=lambda: clock[0]))
+    tells(asked.registry, 100, at=clock[0] + ahead_s)
+    assert await waits(asked)
+    clock[0] += DEAD_S + 1
+    assert not await waits(asked)
 
 
 async def test_an_agent_without_tools_of_that_queue_goes_on() -> None:

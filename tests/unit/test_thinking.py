@@ -290,6 +290,8 @@ def test_a_plan_that_does_not_fit_a_header_fails_the_run() -> None:
     calls = tuple(RequestedCall("x" * 10_000, "t", {}) for _ in range(30))
     event = only(thought(Script(Reply("calls", "tool_use", b"{}", calls, {})), lambda desk: desk.submit()))
     assert event.error.code == "internal"
+    assert "its 30 calls take" in event.error.message
+    assert "ANABRANCH_STORE" not in event.error.message, "a plan lies in no store"
 
 
 @pytest.mark.parametrize("count", [-1, 2**60, 1.5, "many", None, [1]])

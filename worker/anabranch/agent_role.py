@@ -76,7 +76,8 @@ async def _serve_agent(
     signer = signer_of(settings.signing)
     broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
     await refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
-    worker_id, registry, store = clockwork.new_worker_id("agent"), Registry(signer), await store_of(settings, namespace)
+    worker_id, registry = clockwork.new_worker_id("agent"), Registry(signer, clockwork.now)
+    store = await store_of(settings, namespace)
     sealing = await checked(settings.sealing, namespace.name, store, app.keys)
     WORKER.set(worker_id)
     async with (

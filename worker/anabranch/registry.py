@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 from anabranch.bodies import dump, read
@@ -29,10 +31,11 @@ DEAD_S: Final = 30.0
 class Registry:
     """Tools and limits by name, agents by name and revision, workers by id. `on_workers` are called when one tells of
     itself, or is gone. Agents that `signer` does not vouch for are not taken. `version` changes with all but workers.
+    `now` is epoch seconds.
     """
 
-    def __init__(self, signer: Signer = NO_SIGNER) -> None:
-        self._signer = signer
+    def __init__(self, signer: Signer = NO_SIGNER, now: Callable[[], float] = time.time) -> None:
+        self._signer, self._now = signer, now
         self.tools: dict[str, ToolSpec] = {}
         self.limits: dict[str, LimitSpec] = {}
         self.agents: dict[str, AgentSpec] = {}
@@ -108,7 +111,8 @@ class Registry:
         if value is None:
             self.workers.pop(name, None)
         else:
-            self.workers[name] = read(WorkerInfo, value)
+            told = read(WorkerInfo, value)  # a clock that is ahead, or counts milliseconds, must not keep it alive
+            self.workers[name] = replace(told, seen_at=min(told.seen_at, self._now()))
         for changed in self.on_workers:
             changed()
 

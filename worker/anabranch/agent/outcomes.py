@@ -30,6 +30,7 @@ from anabranch.fields import SEALED
 from anabranch.meters import Counter
 from anabranch.prices import Price, price_of, usage_of
 from anabranch.specs import AgentSpec
+from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +68,14 @@ class Outcomes:
         request = trying.request
         planned = plan(reply.calls, context)
         plan_json = dump(planned)
-        if len(body) > REPLY_BYTES or len(plan_json) > HEADER_BYTES:
-            size = len(reply.body) + len(plan_json)
+        if len(plan_json) > HEADER_BYTES:  # which lies in no store
+            size = f"its {counted(len(planned), 'call')} take {len(plan_json)} bytes, of {HEADER_BYTES} at most"
+            mend = "have the model make fewer in a turn, or lower the agent's max_tokens"
+            raise Hopeless("internal", f"the reply does not fit into the log: {size}: {mend}")
+        if len(body) > REPLY_BYTES:
+            size = f"{len(reply.body)} bytes, of {REPLY_BYTES} at most"
             mend = "lower the agent's max_tokens, or give the workers a store (ANABRANCH_STORE)"
-            raise Hopeless("internal", f"the reply of {size} bytes does not fit into the log: {mend}")
+            raise Hopeless("internal", f"the reply does not fit into the log: {size}: {mend}")
         return e.ModelReplied(
             context.run_id,
             request.life,

@@ -261,7 +261,8 @@ class Owner:
                 touched.update({(run.run_id, run.life): run for run in held})
             case e.UnknownEvent():
                 what = self._about(event)
-                log.error("offset %d: %s: run %s is parked", offset, event.reason, event.run_id, extra=what)
+                parked = f"run {event.run_id} is parked" if run is not None and run.parked else "of no open run"
+                log.error("offset %d: %s: %s", offset, event.reason, parked, extra=what)
 
     def _say_defects(self, event: e.Event) -> None:
         for defect in self.state.defects:

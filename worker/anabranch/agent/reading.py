@@ -51,4 +51,4 @@ def _check_place(event: e.Event, station: Station, partition: int, offset: int) 
         return
     run_id = None if isinstance(event, e.RequestNoted) else getattr(event, "run_id", None)
     if run_id is not None and (own := partition_of(run_id, station.partitions)) != partition:
-        raise WireError(f"run {run_id} belongs to partition {own}: it was written to the wrong one")
+        raise WireError(f"run {run_id!r} belongs to partition {own}: it was written to the wrong one")

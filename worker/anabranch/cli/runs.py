@@ -186,12 +186,18 @@ async def _cancel(common: frame.Frame, run_id: str, reason: str) -> None:
         async with common.client() as client:
             await client.cancel(run_id, reason)
         run = await log.catch_up()
-        if run is None:
-            frame.say(f"run {run_id} was not admitted yet: it will be cancelled when it is")
-            return
-        if run.ending is not None and run.ending.status != "cancelled":
+        if run is not None and run.ending is not None and run.ending.status != "cancelled":
             _refuse_ended(run)
-        frame.say(f"run {run_id} is cancelled")
+        frame.say(cancelled(run_id, run))
+
+
+def cancelled(run_id: str, run: Run | None) -> str:
+    """What has come of a cancel that is in the log."""
+    if run is None:
+        return f"run {run_id} was not admitted yet: it will be cancelled when it is"
+    if run.ending is None and run.parked:
+        return f"run {run_id} is parked ({run.parked}): it will be cancelled by agent workers that know this"
+    return f"run {run_id} is cancelled"
 
 
 def _refuse_ended(run: Run) -> None:
