@@ -181,6 +181,9 @@ class App:
     ) -> Agent:
         """Declares an agent. `tools` may name tools of another App; `options` go to the model's API as they are.
 
+        A run ends after `max_turns` replies, at its `deadline` (seconds, or "10m"), or once it has cost `max_cost_usd`.
+        In a turn `max_calls_per_turn` calls are made; those beyond it get an error result, so raise it for an agent
+        that fans out more.
         `system` is a text, or a path, relative to the caller's file, that ends in .md or .txt. `tool_choice` is None
         (the model decides), "any", "none", or the tool that is forced on the first turn. `server_tools` are those that
         the provider runs, as its API takes them: `{"type": "code_execution_20260120", "name": "code_execution"}`.
