@@ -348,12 +348,18 @@ def test_a_call_and_a_retryable_survive_the_way_to_another_process() -> None:
     assert (str(error), error.after) == ("busy", 2.0)
     limited = pickle.loads(pickle.dumps(RateLimited("slow down", after=30)))
     assert (str(limited), limited.after) == ("slow down", 30.0)
+    assert RateLimited(after="30").after == 30.0, "as the header says it"
+    assert RateLimited(after="5m").after == 300.0
 
 
-@pytest.mark.parametrize("after", [-1, float("inf"), float("nan")])
-def test_a_pause_that_is_none_is_refused(after: float) -> None:
+@pytest.mark.parametrize(
+    "after", [-1, float("inf"), float("nan"), pytest.param(10**310, id="huge"), "soon", "Sun, 22 Nov 2026 12:00:00 GMT"]
+)
+def test_a_pause_that_is_none_is_refused(after: float | str) -> None:
     with pytest.raises(ValueError, match="seconds to wait"):
         RateLimited(after=after)
+    with pytest.raises(ValueError, match="seconds to wait"):
+        Retryable("busy", after=after)
 
 
 def test_the_package_exports_what_users_need() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -31,25 +30,30 @@ AT_MOST_ONCE_GRACE_S = 60.0
 
 
 class Retryable(AnabranchError):
-    """Raised by a tool for an error that may pass; `after` is how many seconds to wait before the next try."""
+    """Raised by a tool for an error that may pass; `after` is how many seconds (or "5m") the next try waits."""
 
-    def __init__(self, message: str, after: float | None = None) -> None:
+    def __init__(self, message: str, after: float | str | None = None) -> None:
         super().__init__(message)
-        self.after = after
+        self.after = None if after is None else _seconds("Retryable", after)
 
 
 class RateLimited(AnabranchError):
-    """Raised by a tool when its API asks for a pause of `after` seconds, as a 429 with `retry-after` does.
+    """Raised by a tool when its API asks for a pause of `after` seconds (or "5m"), as a 429 with `retry-after` does.
 
     The tool's limit lets nothing through on this worker for so long; the call goes back to waiting, within its
     deadline, and uses up no retry.
     """
 
-    def __init__(self, message: str = "the API asks for a pause", after: float = 1.0) -> None:
+    def __init__(self, message: str = "the API asks for a pause", after: float | str = 1.0) -> None:
         super().__init__(message)
-        if not (math.isfinite(after) and after >= 0):
-            raise ValueError(f"RateLimited(after={after!r}): give the seconds to wait, 0 or more")
-        self.after = float(after)
+        self.after = _seconds("RateLimited", after)
+
+
+def _seconds(error: str, after: float | str) -> float:
+    try:
+        return units.duration(after)
+    except units.UnitError as refused:
+        raise ValueError(f"{error}(after={after!r}): give the seconds to wait, 0 or more ({refused})") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Final
 
@@ -25,6 +26,7 @@ _BYTES: Final[Mapping[str, int]] = {
 }
 
 _NUMBER: Final = r"(?:\d+(?:_\d+)*(?:\.\d+)?|\.\d+)"
+MOST: Final = sys.float_info.max
 _PART: Final = re.compile(rf"({_NUMBER})\s*(ms|s|min|m|h|d)\s*", re.ASCII)
 _PLAIN: Final = re.compile(_NUMBER, re.ASCII)
 _RATE: Final = re.compile(rf"({_NUMBER})\s*/\s*({_NUMBER})?\s*(ms|s|min|m|h|d)", re.ASCII)
@@ -87,6 +89,6 @@ def size(value: int | str) -> int:
 def _finite(value: Number, what: str, hint: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UnitError(f"{value!r} is no {what}: {hint}")
-    if not math.isfinite(value) or value < 0:
+    if value < 0 or value > MOST or math.isnan(value):
         raise UnitError(f"the {what} {value!r} must be a finite number that is not negative: {hint}")
     return float(value)
