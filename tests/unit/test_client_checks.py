@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,3 +88,10 @@ async def test_a_client_that_is_not_open_says_so(broker: MemoryBroker, closed: b
         await client.cancel("run-1")
     with pytest.raises(error, match=told):
         await anext(client.events("run-1"))
+
+
+async def test_an_inbox_is_none_of_the_partitions_that_were_added_to_the_answers() -> None:
+    """Agent workers that began before that know nothing of them, and would refuse the request."""
+    specs = [replace(spec, partitions=1_000 if spec.name == SHOP.responses else 1) for spec in SHOP.specs([])]
+    async with Client(SHOP, MemoryBroker(specs)) as client:
+        assert client._inbox == 0

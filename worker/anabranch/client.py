@@ -148,7 +148,9 @@ class Client:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(asyncio.to_thread, self._traces.close)
             self._partitions = await self._broker.partitions(self.namespace.requests)
-            self._inbox = secrets.randbelow(await self._broker.partitions(self.namespace.responses))
+            answers = await self._broker.partitions(self.namespace.responses)
+            # Some may have been added since the agent workers began, which then refuse a request that names one.
+            self._inbox = secrets.randbelow(min(answers, self._partitions))
             self._appender = await stack.enter_async_context(self._broker.appender())
             inbox = [Place(self.namespace.responses, self._inbox)]
             reader = await stack.enter_async_context(self._broker.reader(inbox, "end"))
