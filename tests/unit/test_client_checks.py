@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import math
 from collections.abc import AsyncIterator
@@ -65,7 +66,13 @@ async def test_a_wrong_request_is_refused_by_its_field(
 
 @pytest.mark.parametrize(
     ("run_id", "reason", "told"),
-    [("", "why", "run_id: ''"), ("a b", "why", "run_id: 'a b'"), (None, "why", "run_id: None"), ("r", 5, "reason: 5")],
+    [
+        ("", "why", "run_id: ''"),
+        ("a b", "why", "run_id: 'a b'"),
+        (None, "why", "run_id: None"),
+        ("r", 5, "reason: 5"),
+        ("r", "\ud800", "reason: cannot"),
+    ],
 )
 async def test_a_wrong_cancel_leaves_nothing_in_the_log(
     broker: MemoryBroker, client: Client, run_id: Any, reason: Any, told: str
@@ -95,3 +102,11 @@ async def test_an_inbox_is_none_of_the_partitions_that_were_added_to_the_answers
     specs = [replace(spec, partitions=1_000 if spec.name == SHOP.responses else 1) for spec in SHOP.specs([])]
     async with Client(SHOP, MemoryBroker(specs)) as client:
         assert client._inbox == 0
+
+
+async def test_a_client_that_was_opened_in_another_event_loop_says_so(client: Client) -> None:
+    def elsewhere() -> None:
+        with pytest.raises(AnabranchError, match="opened in another event loop"):
+            asyncio.run(client.cancel("run-1"))
+
+    await asyncio.to_thread(elsewhere)

@@ -353,6 +353,8 @@ class Client:
     def _check_open(self) -> Appender:
         if self._appender is None:
             raise AnabranchError("the client is not open: use it as `async with app.client() as client`")
+        if self._reading is not None and self._reading.get_loop() is not asyncio.get_running_loop():
+            raise AnabranchError("the client was opened in another event loop: use it there, or make one for each loop")
         self._raise_if_dead()
         return self._appender
 

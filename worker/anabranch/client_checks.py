@@ -52,8 +52,9 @@ def cancel(run_id: str, reason: str) -> None:
         raise InvalidRequest(
             f"run_id: {run_id!r} must be the id of a run, 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':', '-'"
         )
-    if not isinstance(cast(object, reason), str):
+    if not isinstance(cast(object, reason), str | None):
         raise InvalidRequest(f"reason: {reason!r} must be a text")
+    _check_writable("reason", reason)
 
 
 def written(request: RunRequest) -> bytes:
