@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import pickle
 import subprocess
@@ -139,6 +140,8 @@ def test_an_unknown_keyword_is_a_type_error(app: App) -> None:
         ({"run_in": "gpu"}, "run_in='gpu'"),
         ({"run_in": "process"}, "run_in='process'.*top of its module"),
         ({"serial_key": "customer"}, r"serial_key='customer' is none of \['x'\]"),
+        ({"serial_key": ["x"]}, r"serial_key=\['x'\] is none of \['x'\]"),
+        ({"description": "half a \ud83d"}, "description holds half a character"),
         ({"max_result": "huge"}, "max_result: 'huge'"),
         ({"max_result": 0}, "max_result=0"),
         ({"queue": "a b"}, "queue 'a b'"),
@@ -164,6 +167,16 @@ def test_a_wrong_keyword_is_told_with_where_it_stands(app: App, options: dict[st
         app.tool(**options)(function)
     assert f"function ({__file__}:{line}): " in str(caught.value)
     assert app.tool_specs() == []
+
+
+def test_what_is_no_function_is_told_with_where_it_was_handed_over(app: App) -> None:
+    class Callable:
+        def __call__(self, x: int) -> None: ...
+
+    for wrong in (Callable, Callable(), functools.partial(score, "abc"), len):
+        with pytest.raises(DefinitionError, match="a tool is a function") as caught:
+            app.tool(queue="io")(wrong)
+        assert f" ({__file__}:" in str(caught.value)
 
 
 def undocumented(x: int) -> None: ...

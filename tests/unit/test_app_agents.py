@@ -139,6 +139,9 @@ def test_a_prompt_is_read_beside_the_file_that_names_it(app: App, beside: Callab
         ({"system": "prompts/none.md"}, r"prompts/none\.md cannot be read.*relative to the file"),
         ({"system": None}, "system=None"),
         ({"model": " "}, "model"),
+        ({"model": None}, "model=None must be the name of a model"),
+        ({"model": "\ud800"}, "must be the name of a model"),
+        ({"system": "half a \ud83d"}, "system holds half a character"),
         ({"tools": ["a", "a"]}, "names 'a' twice"),
         ({"tools": "a"}, r"tools=\['weather'\]"),
         ({"tools": ["a b"]}, "'a b'"),
@@ -163,6 +166,7 @@ def test_a_prompt_is_read_beside_the_file_that_names_it(app: App, beside: Callab
         ({"stream": True}, "'stream' is set by Anabranch"),
         ({"max_turn": 5}, "did you mean 'max_turns'"),
         ({"thinking": object()}, "values of JSON"),
+        ({"top": {"share": float("nan")}}, "values of JSON"),
     ],
 )
 def test_a_wrong_agent_is_refused(app: App, options: dict[str, Any], told: str) -> None:

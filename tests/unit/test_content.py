@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import datetime as dt
 import enum
+import itertools
 import json
 from typing import Any
 
@@ -82,6 +83,14 @@ def test_what_has_no_json_is_refused_with_its_type(value: object, named: str) ->
     with pytest.raises(ResultError, match=f"returned a {named}.*should return a string") as caught:
         to_content(value)
     caught.value.args[0].encode()
+
+
+def test_a_generator_is_refused_before_it_runs() -> None:
+    """It would run on the worker's loop, where no timeout reaches it."""
+    numbers = itertools.count()
+    with pytest.raises(ResultError, match=r"returned a generator.*should return a list"):
+        to_content(number for number in numbers)
+    assert next(numbers) == 0
 
 
 def test_a_circular_value_is_refused() -> None:

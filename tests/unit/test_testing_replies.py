@@ -109,6 +109,22 @@ def test_a_script_is_found_in_a_module(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("x = 1\n1 / 0", r"importing .*fails\.py failed: ZeroDivisionError: division by zero \(.*fails\.py:2\)"),
+        ("def (", r"fails\.py is no Python: .* \(.*fails\.py:1\)"),
+        ("import no_such_module_x", r"ModuleNotFoundError: .*fails\.py:1"),
+        ("raise SystemExit(4)", r"SystemExit: 4 \(.*fails\.py:1\)"),
+    ],
+)
+def test_a_script_that_cannot_be_imported_is_told_with_the_line(tmp_path: Path, code: str, told: str) -> None:
+    path = tmp_path / "script_that_fails.py"
+    path.write_text(code)
+    with pytest.raises(ConfigError, match=told):
+        load_script(str(path))
+
+
+@pytest.mark.parametrize(
     ("target", "reason"),
     [
         ("gone.py", "there is no file 'gone.py'"),

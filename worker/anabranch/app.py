@@ -126,11 +126,11 @@ class App:
         if unknown := options.keys() - ToolOptions.__annotations__.keys():
             raise TypeError(f"App.tool() got unexpected keyword arguments {sorted(unknown)}")
         declared = Declared(**options)
-        namespace = dict(sys._getframe(1).f_locals)
+        frame = sys._getframe(1)
+        namespace, caller = dict(frame.f_locals), Place.of_frame("", frame)
 
         def declare(function: Function) -> Function:
-            place = _place_of(function)
-            with place.named():
+            with _place_of(function, caller).named():
                 self._add(self._tool(function, declared, namespace))
             return function
 
@@ -197,6 +197,7 @@ class App:
         """
         place = Place.of_frame(f"agent {name!r}", sys._getframe(1))
         with place.named():
+            definition.check_model(model)
             named = definition.tool_names("tools", tools, self._named())
             draft = AgentSpec(
                 name=name,
@@ -276,10 +277,13 @@ class App:
                 )
 
 
-def _place_of(function: object) -> Place:
+def _place_of(function: object, caller: Place) -> Place:
+    """Where a function begins; what is none is looked for where it was handed over."""
     code = getattr(inspect.unwrap(function) if callable(function) else function, "__code__", None)
     name = getattr(function, "__qualname__", repr(function))
-    return Place(f"tool {name}", code.co_filename if code else "<unknown>", code.co_firstlineno if code else 0)
+    return (
+        Place(f"tool {name}", code.co_filename, code.co_firstlineno) if code else replace(caller, what=f"tool {name}")
+    )
 
 
 def _check_function(function: object) -> None:

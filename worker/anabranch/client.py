@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from anabranch import client_checks as checked
 from anabranch.agent.answer import words_of
 from anabranch.bodies import dump, read, read_request
 from anabranch.client_seals import STORE_S, ClientSeals, is_sealed
@@ -39,7 +40,6 @@ from anabranch.spans import Traces
 from anabranch.spans import opened as open_traces
 from anabranch.store import NO_STORE, Store, opened
 from anabranch.topics import BODY_BYTES, Namespace, partition_of
-from anabranch.units import duration
 from anabranch.view import LogView
 
 if TYPE_CHECKING:
@@ -148,7 +148,9 @@ class Client:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(asyncio.to_thread, self._traces.close)
             self._partitions = await self._broker.partitions(self.namespace.requests)
-            self._inbox = secrets.randbelow(await self._broker.partitions(self.namespace.responses))
+            answers = await self._broker.partitions(self.namespace.responses)
+            # Some may have been added since the agent workers began, which then refuse a request that names one.
+            self._inbox = secrets.randbelow(min(answers, self._partitions))
             self._appender = await stack.enter_async_context(self._broker.appender())
             inbox = [Place(self.namespace.responses, self._inbox)]
             reader = await stack.enter_async_context(self._broker.reader(inbox, "end"))
@@ -187,25 +189,26 @@ class Client:
         `InvalidRequest` for what no worker would take, `BrokerError` if Kafka does not take it, `StoreError` if the
         store does not, `Forgotten` if the tenant's key was deleted.
         """
-        run_id = run_id or f"run-{secrets.token_hex(10)}"
+        self._check_open()
+        run_id = f"run-{secrets.token_hex(10)}" if run_id is None else run_id
         request = RunRequest(
             run_id=run_id,
             agent=agent,
             input=input,
             messages=messages,
             tenant=tenant,
-            deadline_s=None if deadline is None else duration(deadline),
+            deadline_s=None if deadline is None else checked.seconds(deadline),
             max_turns=max_turns,
-            max_cost_usd=max_cost_usd,
+            max_cost_usd=None if max_cost_usd is None else checked.dollars(max_cost_usd),
             parallel_tool_calls=parallel_tool_calls,
-            metadata=dict(metadata) if metadata is not None else None,
+            metadata=None if metadata is None else checked.an_object(metadata),
             reply_to=ReplyTo(self._inbox),
             stream=stream,
             stream_thinking=stream_thinking,
         )
         answer = self._expect(run_id)
         try:
-            await self._request(request, lane)
+            await self._request(request, checked.lane(lane))
         except BaseException:
             self._forget(run_id, answer)
             raise
@@ -215,6 +218,8 @@ class Client:
         """End a run. It is heard at once by an open run; one that still waits to be admitted will end when it is,
         however many requests lie between it and the cancel.
         """
+        self._check_open()
+        checked.cancel(run_id, reason)
         await self._say(RunCancelled(run_id, None, reason))  # first: an open run ends for this reason
         request = RunRequest(run_id=run_id, cancel=True)
         said = await asyncio.gather(*(self._request(request, lane) for lane in LANES))
@@ -229,6 +234,7 @@ class Client:
         Of a run that asked to be streamed, what its model says comes as it says it: see `anabranch.events`. Raises
         `Forbidden` if this client may not hear it.
         """
+        self._check_open()
         place = Place(self.namespace.log, partition_of(run_id, self._partitions))
         async with (
             self._broker.reader([place], "begin" if since is None else since) as reader,
@@ -269,7 +275,7 @@ class Client:
             self._waiting[run_id] = left
 
     async def _request(self, request: RunRequest, lane: Lane) -> Acked:
-        body, run_id = dump(request), request.run_id or ""
+        body, run_id = checked.written(request), request.run_id or ""
         read_request(body)
         if self._seals.is_set and not request.cancel:
             body = dump(await self._seals.request(request))
@@ -308,11 +314,9 @@ class Client:
         return replace(response, output=output, content=content)
 
     async def _append(self, record: Any) -> Acked:
-        if self._appender is None:
-            raise AnabranchError("the client is not open: use it as `async with app.client() as client`")
-        self._raise_if_dead()
+        appender = self._check_open()
         try:
-            return await self._appender.append(record)
+            return await appender.append(record)
         except AnabranchError as error:
             if isinstance(error, BrokerError):
                 raise
@@ -346,10 +350,20 @@ class Client:
             if not future.done():
                 future.set_result(response)
 
+    def _check_open(self) -> Appender:
+        if self._appender is None:
+            raise AnabranchError("the client is not open: use it as `async with app.client() as client`")
+        if self._reading is not None and self._reading.get_loop() is not asyncio.get_running_loop():
+            raise AnabranchError("the client was opened in another event loop: use it there, or make one for each loop")
+        self._raise_if_dead()
+        return self._appender
+
     def _raise_if_dead(self) -> None:
-        if self._reading is not None and self._reading.done():
-            error = None if self._reading.cancelled() else self._reading.exception()
-            raise BrokerError(f"the client no longer reads its inbox: {error!r}")
+        if self._reading is None or not self._reading.done():
+            return
+        if self._reading.cancelled():
+            raise BrokerError("the client was closed: use it inside of its `async with`, or make another one")
+        raise BrokerError(f"the client no longer reads its inbox: {self._reading.exception()!r}")
 
     async def _stop_reading(self) -> None:
         if self._reading is not None:

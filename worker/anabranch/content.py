@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from types import GeneratorType
 from typing import Any, Final, TypeGuard
 
 import orjson
@@ -57,7 +58,8 @@ def to_content(value: object) -> Content:
 
     A text stays as it is, a content block or a list of them (texts among them become blocks) stay blocks;
     anything else becomes JSON: `None` is `null`, and so are NaN and the infinities. A lone surrogate in a
-    text becomes U+FFFD. Raises `ResultError` for what has no JSON.
+    text becomes U+FFFD. Raises `ResultError` for what has no JSON, and for a generator: it would run here, on the loop
+    and beyond its tool's timeout, perhaps for ever.
     """
     if isinstance(value, str):
         return _clean(value)
@@ -65,6 +67,10 @@ def to_content(value: object) -> Content:
         return _blocks([value])
     if isinstance(value, list | tuple) and _are_blocks(value):
         return _blocks(value)
+    if isinstance(value, GeneratorType):
+        raise ResultError(
+            "the tool returned a generator, whose values are not there yet: it should return a list of them"
+        )
     return _json(value)
 
 

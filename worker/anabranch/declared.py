@@ -226,8 +226,9 @@ class Declared:
 
     def spec(self, name: str, description: str | None, schema: dict[str, Json], known: Mapping[Any, str]) -> ToolSpec:
         self._check(name, description)
-        if self.serial_key is not None and self.serial_key not in schema.get("properties", {}):
-            raise DefinitionError(f"serial_key={self.serial_key!r} is none of {list(schema.get('properties', {}))}")
+        arguments = list(schema.get("properties", {}))
+        if self.serial_key is not None and self.serial_key not in arguments:
+            raise DefinitionError(f"serial_key={self.serial_key!r} is none of {arguments}")
         timeout_s = definition.seconds("timeout", self.timeout)
         grace_s = timeout_s + AT_MOST_ONCE_GRACE_S if self.delivery == "at_most_once" else None
         return ToolSpec(
@@ -264,6 +265,7 @@ class Declared:
             )
         if description is not None and not isinstance(description, str):
             raise DefinitionError(f"description={description!r} must be a text")
+        definition.text("the description", description or "")
 
     def run_in_of(self, function: Callable[..., Any]) -> RunIn:
         coroutine = inspect.iscoroutinefunction(function)

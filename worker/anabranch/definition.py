@@ -7,6 +7,7 @@ Pure, but for reading the files that a declaration names. The checks here raise 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -108,6 +109,20 @@ def whole(label: str, value: object, least: int) -> None:
         raise DefinitionError(f"{label}={value!r} must be a whole number of at least {least}")
     if value >= MOST:
         raise DefinitionError(f"{label} must be less than 2**53, so that it can be written as JSON")
+
+
+def text(label: str, value: str) -> None:
+    """A text that can be written as JSON."""
+    if not _is_utf8(value):
+        raise DefinitionError(f"{label} holds half a character (a lone surrogate), which JSON cannot: take it out")
+
+
+def _is_utf8(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def one_of(label: str, value: object, allowed: Collection[str]) -> None:
@@ -244,7 +259,8 @@ def check_options(options: Mapping[str, Json], own: Collection[str]) -> None:
     _check_betas(options.get("betas", []))
     try:
         orjson.dumps(dict(options))
-    except (orjson.JSONEncodeError, TypeError) as error:
+        json.dumps(options, allow_nan=False)
+    except (orjson.JSONEncodeError, TypeError, ValueError) as error:
         raise DefinitionError(f"the options {sorted(options)} must be values of JSON: {error}") from error
 
 
@@ -278,12 +294,21 @@ def revision_of(spec: AgentSpec) -> str:
     return hashlib.sha256(orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
+def check_model(model: object) -> None:
+    """What else is asked of a model goes by its name."""
+    if not _is_model(model):
+        raise DefinitionError(f"model={model!r} must be the name of a model")
+
+
+def _is_model(name: object) -> bool:
+    return isinstance(name, str) and bool(name.strip()) and _is_utf8(name)
+
+
 def check_agent(spec: AgentSpec) -> None:
     """All of an agent but its name being free, its options and its files."""
     check_name("agent name", spec.name)
-    if not isinstance(spec.model, str) or not spec.model.strip():
-        raise DefinitionError(f"model={spec.model!r} must be the name of a model")
-    if spec.fallback is not None and (not isinstance(spec.fallback, str) or not spec.fallback.strip()):
+    text("system", spec.system)
+    if spec.fallback is not None and not _is_model(spec.fallback):
         raise DefinitionError(f"fallback={spec.fallback!r} must be the name of a model, or None")
     if spec.fallback == spec.model:
         raise DefinitionError(f"fallback={spec.fallback!r} is the agent's own model: name another one, or leave it out")

@@ -24,11 +24,23 @@ from anabranch.testing.server import ScriptedModel
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("script")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=0, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
 @click.option("--port-file", type=click.Path(dir_okay=False, path_type=Path), help="Write the port there.")
 @click.option("--model", "models", multiple=True, default=["scripted"], show_default=True,
               help="A model name that is known; may be repeated.")  # fmt: skip
-@click.option("--latency", "latency_s", default=0.0, help="Seconds before each reply, beside the script's own.")
+@click.option(
+    "--latency",
+    "latency_s",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="Seconds before each reply, beside the script's own.",
+)
 @click.option("--requests-per-minute", "requests", type=float, help="Refuse with 429 what exceeds it, for each model.")
 @click.option("--input-tokens-per-minute", "input_tokens", type=float, help="The same for input tokens.")
 @click.option("--output-tokens-per-minute", "output_tokens", type=float, help="The same for output tokens.")

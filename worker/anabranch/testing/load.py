@@ -8,11 +8,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from anabranch.errors import ConfigError
+from anabranch.errors import AnabranchError, ConfigError
 from anabranch.testing.server import Script
 
 DEFAULT_ATTRIBUTE = "model"
@@ -22,10 +25,11 @@ def load_script(target: str) -> Script:
     """The script named by `target`; the attribute is `model` unless given.
 
     Raises:
-        ConfigError: there is no such file, module or attribute, or it is no script.
+        ConfigError: there is no such file, module or attribute, it fails when it is imported, or it is no script.
     """
     place, attribute = _split(target)
-    module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
+    with _imported(place):
+        module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
     try:
         script = getattr(module, attribute)
     except AttributeError as error:
@@ -33,6 +37,22 @@ def load_script(target: str) -> Script:
     if not callable(script) and not isinstance(script, list | tuple):
         raise ConfigError(f"{target} is {script!r}: a script is a function of the request or a list of replies")
     return cast(Script, script)
+
+
+@contextmanager
+def _imported(place: str) -> Iterator[None]:
+    """Says in which line the import failed: a traceback would be mostly ours."""
+    try:
+        yield
+    except AnabranchError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{place} is no Python: {error.msg} ({error.filename}:{error.lineno})") from error
+    except (Exception, SystemExit) as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"importing {place} failed: {type(error).__name__}: {error} ({at.filename}:{at.lineno})"
+        ) from error
 
 
 def _split(target: str) -> tuple[str, str]:

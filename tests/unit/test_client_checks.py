@@ -1,0 +1,112 @@
+"""What a client refuses on the spot: each a clear error, and nothing of it in Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import math
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from anabranch.client import Client
+from anabranch.errors import AnabranchError, BrokerError, InvalidRequest
+from anabranch.fields import LANES
+from anabranch.kafka.memory import MemoryBroker
+from anabranch.kafka.seam import Place
+from anabranch.topics import Namespace
+
+SHOP = Namespace("shop")
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    return MemoryBroker(SHOP.specs(["io"]))
+
+
+@pytest.fixture
+async def client(broker: MemoryBroker) -> AsyncIterator[Client]:
+    async with Client(SHOP, broker) as client:
+        yield client
+
+
+def written(broker: MemoryBroker, *topics: str) -> int:
+    specs = SHOP.specs(["io"])
+    return sum(len(broker.records(Place(s.name, n))) for s in specs if s.name in topics for n in range(s.partitions))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"lane": "bulky"}, "lane: 'bulky' must be one of 'interactive', 'bulk'"),
+        ({"lane": None}, "lane: None"),
+        ({"max_cost_usd": math.nan}, "max_cost_usd: nan must be a number above 0"),
+        ({"max_cost_usd": math.inf}, "max_cost_usd: inf"),
+        ({"max_cost_usd": -1}, "max_cost_usd"),
+        ({"deadline": "soon"}, "deadline: 'soon' is no duration"),
+        ({"deadline": -1}, "deadline: the duration -1"),
+        ({"metadata": [1]}, "metadata: must be a dict, not list"),
+        ({"metadata": {"a": object()}}, "metadata: cannot be written as JSON"),
+        ({"metadata": {dt.date: 1}}, "metadata: cannot be written as JSON"),
+        ({"input": "\ud800"}, "input: cannot be written as JSON"),
+        ({"run_id": "\ud800"}, "run_id: cannot be written as JSON"),
+        ({"run_id": ""}, "run_id"),
+        ({"run_id": "a b"}, "run_id"),
+    ],
+)
+async def test_a_wrong_request_is_refused_by_its_field(
+    broker: MemoryBroker, client: Client, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        await client.submit("analyst", **{"input": "hello", **options})
+    assert written(broker, *(SHOP.requests_of(lane) for lane in LANES)) == 0
+
+
+@pytest.mark.parametrize(
+    ("run_id", "reason", "told"),
+    [
+        ("", "why", "run_id: ''"),
+        ("a b", "why", "run_id: 'a b'"),
+        (None, "why", "run_id: None"),
+        ("r", 5, "reason: 5"),
+        ("r", "\ud800", "reason: cannot"),
+    ],
+)
+async def test_a_wrong_cancel_leaves_nothing_in_the_log(
+    broker: MemoryBroker, client: Client, run_id: Any, reason: Any, told: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        await client.cancel(run_id, reason)
+    assert written(broker, SHOP.log) == 0
+
+
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_client_that_is_not_open_says_so(broker: MemoryBroker, closed: bool) -> None:
+    client = Client(SHOP, broker)
+    error, told = (BrokerError, "the client was closed") if closed else (AnabranchError, "the client is not open")
+    if closed:
+        async with client:
+            pass
+    with pytest.raises(error, match=told):
+        await client.submit("analyst", "hello")
+    with pytest.raises(error, match=told):
+        await client.cancel("run-1")
+    with pytest.raises(error, match=told):
+        await anext(client.events("run-1"))
+
+
+async def test_an_inbox_is_none_of_the_partitions_that_were_added_to_the_answers() -> None:
+    """Agent workers that began before that know nothing of them, and would refuse the request."""
+    specs = [replace(spec, partitions=1_000 if spec.name == SHOP.responses else 1) for spec in SHOP.specs([])]
+    async with Client(SHOP, MemoryBroker(specs)) as client:
+        assert client._inbox == 0
+
+
+async def test_a_client_that_was_opened_in_another_event_loop_says_so(client: Client) -> None:
+    def elsewhere() -> None:
+        with pytest.raises(AnabranchError, match="opened in another event loop"):
+            asyncio.run(client.cancel("run-1"))
+
+    await asyncio.to_thread(elsewhere)

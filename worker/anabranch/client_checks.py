@@ -1,0 +1,74 @@
+"""What a client refuses before anything is sent, each as an `InvalidRequest` that names the field.
+
+Responsible for: values that JSON would turn into others, or that no worker would see. Must never: repeat what
+`bodies.read_request` checks. Called by: `client.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+from anabranch.bodies import dump
+from anabranch.errors import InvalidRequest, WireError
+from anabranch.fields import LANES, Json, Lane, is_name
+from anabranch.messages import RunRequest
+from anabranch.units import UnitError, duration
+
+
+def seconds(deadline: float | str) -> float:
+    """The deadline of a run."""
+    try:
+        return duration(deadline)
+    except UnitError as error:
+        raise InvalidRequest(f"deadline: {error}") from None
+
+
+def dollars(most: float) -> float:
+    """What a run may cost: NaN and the infinities would be written as null, which is no limit at all."""
+    if isinstance(most, float) and not math.isfinite(most):
+        raise InvalidRequest(f"max_cost_usd: {most!r} must be a number above 0, or None for the agent's own limit")
+    return most
+
+
+def an_object(metadata: Mapping[str, Json]) -> dict[str, Json]:
+    """The metadata of a run."""
+    if not isinstance(cast(object, metadata), Mapping):
+        raise InvalidRequest(f"metadata: must be a dict, not {type(metadata).__name__}")
+    return dict(metadata)
+
+
+def lane(name: Lane) -> Lane:
+    """The lane of a request."""
+    if name not in LANES:
+        raise InvalidRequest(f"lane: {name!r} must be one of {', '.join(map(repr, LANES))}")
+    return name
+
+
+def cancel(run_id: str, reason: str) -> None:
+    """What a cancel says: it is in the log before its request is looked at."""
+    if not isinstance(cast(object, run_id), str) or not is_name(run_id):
+        raise InvalidRequest(
+            f"run_id: {run_id!r} must be the id of a run, 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':', '-'"
+        )
+    if not isinstance(cast(object, reason), str | None):
+        raise InvalidRequest(f"reason: {reason!r} must be a text")
+    _check_writable("reason", reason)
+
+
+def written(request: RunRequest) -> bytes:
+    """The body of a request."""
+    try:
+        return dump(request)
+    except WireError:
+        for field in ("run_id", "agent", "tenant", "input", "messages", "metadata"):
+            _check_writable(field, getattr(request, field))
+        raise
+
+
+def _check_writable(field: str, value: Json) -> None:
+    try:
+        dump(value)
+    except WireError as error:
+        raise InvalidRequest(f"{field}: {error}") from None
