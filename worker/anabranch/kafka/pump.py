@@ -17,7 +17,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.errors import InvalidSessionTimeoutError, KafkaError
+from aiokafka.errors import InconsistentGroupProtocolError, InvalidSessionTimeoutError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from anabranch.config import KafkaSettings
@@ -113,6 +113,11 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
                 f"group {self._group} at {self._where} {what}: its brokers do not take ANABRANCH_SESSION_TIMEOUT_S "
                 f"{self._session_s:g}: it must lie between their group.min.session.timeout.ms and "
                 "group.max.session.timeout.ms (6 s and 30 min, unless set)"
+            )
+        if isinstance(error, InconsistentGroupProtocolError):
+            return BrokerError(
+                f"group {self._group} at {self._where} {what}: its members share partitions out in another way: they "
+                "are no workers of ours, or of a version that is far older; stop them first"
             )
         refused = refusal(error, self._arguments, "Read", self._group)
         return refused or BrokerError(f"group {self._group} at {self._where} {what}: {error!r}")
