@@ -354,13 +354,14 @@ def test_plain_lag_is_that_of_the_pools_own_group_and_topic() -> None:
     assert {item["parameter"] for item in login["spec"]["secretTargetRef"]} == {"username", "password", "ca"}
 
 
-def test_plain_lag_of_agents_is_that_of_the_requests() -> None:
+def test_plain_lag_of_agents_is_that_of_the_requests_of_either_lane() -> None:
     values = SETS["lag"] | {"agents": {"scaling": {"mode": "keda"}}}
-    [trigger] = render(values).one("ScaledObject", "rel-anabranch-agents")["spec"]["triggers"]
+    triggers = render(values).one("ScaledObject", "rel-anabranch-agents")["spec"]["triggers"]
     namespace = Namespace("team_a.shop")
 
-    told = trigger["metadata"]
-    assert (told["consumerGroup"], told["topic"]) == (namespace.agents_group, namespace.requests)
+    assert {each["metadata"]["consumerGroup"] for each in triggers} == {namespace.agents_group}
+    assert [each["metadata"]["topic"] for each in triggers] == [namespace.requests, namespace.bulk_requests]
+    assert len({each["name"] for each in triggers}) == len(triggers)
 
 
 # --- topics --------------------------------------------------------------------------------------------------------

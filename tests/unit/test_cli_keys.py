@@ -23,9 +23,13 @@ MASTER = base64.b64encode(b"m" * 32).decode()
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    environment = {"ANABRANCH_NAMESPACE": "shop", "ANABRANCH_KEYS": tmp_path.as_uri()}
-    environment |= {"ANABRANCH_KEYS_MASTER": f"m1:{MASTER}"}
-    return lambda *words, **more: CliRunner().invoke(anabranch, ["keys", *words], env=environment, **more)
+    environment = environment_of(tmp_path)
+    return lambda *words, **more: CliRunner().invoke(anabranch, ["keys", *words], **{"env": environment, **more})
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    found = {"ANABRANCH_NAMESPACE": "shop", "ANABRANCH_KEYS": folder.as_uri()}
+    return found | {"ANABRANCH_KEYS_MASTER": f"m1:{MASTER}"}
 
 
 def listed(run: Run) -> dict[str, bool]:
@@ -55,6 +59,17 @@ def test_a_tenant_that_nobody_knows_is_not_forgotten_by_mistake(run: Run) -> Non
     assert (found.exit_code, "has no key" in str(found.exception)) == (1, True)
     assert listed(run) == {}
     assert run("forget", "a/b").exit_code == 2
+
+
+def test_no_key_is_made_with_another_master_key_than_the_namespace_has(run: Run, tmp_path: Path) -> None:
+    assert run("make", "acme").exit_code == 0
+    other = base64.b64encode(b"o" * 32).decode()
+    for masters, told in ((f"m2:{other}", "with the master key 'm1'"), (f"m1:{other}", "does not open")):
+        found = run("make", "umbrella", env={**environment_of(tmp_path), "ANABRANCH_KEYS_MASTER": masters})
+        assert (found.exit_code, told in str(found.exception)) == (1, True)
+    assert listed(run) == {"acme": False}
+    both = {**environment_of(tmp_path), "ANABRANCH_KEYS_MASTER": f"m2:{other} m1:{MASTER}"}
+    assert run("make", "umbrella", env=both).exit_code == 0
 
 
 def test_no_key_is_printed(run: Run, tmp_path: Path) -> None:

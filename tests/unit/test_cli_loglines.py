@@ -146,6 +146,15 @@ def test_a_json_line_is_an_object_with_everything() -> None:
     }
 
 
+@pytest.mark.parametrize("odd", [2**70, {"n": [2**70]}])
+def test_a_json_line_is_one_whatever_a_tool_logs(odd: object) -> None:
+    line = JsonLine().format(record_of("half a pair \ud800\nand more", odd=odd))
+    assert "\n" not in line
+    assert line.isascii()
+    told = json.loads(line)
+    assert (told["message"], told["level"]) == ("half a pair \ud800\nand more", "warning")
+
+
 @pytest.mark.parametrize("form", [OneLine, JsonLine])
 def test_what_was_said_is_shown_where_that_is_switched_on_alone(form: type[OneLine]) -> None:
     record = record_of("t failed: ValueError", error=raised("card 4111"), content="card 4111 is unknown")

@@ -77,6 +77,12 @@ def test_limits_of_models_come_from_the_file_and_are_shown(tmp_path: Path) -> No
         ("[agent]\nmodel_concurrency = 0", r"agent.model_concurrency \(ANABRANCH_AGENT_MODEL_CONCURRENCY"),
         ("[worker]\ndrain_s = inf", "worker.drain_s"),
         ("[worker]\nlog_level = 'loud'", "'loud'"),
+        ("[kafka]\npartitions = true", r"\[kafka\] partitions is true"),
+        ("[models.m]\nrequests_per_minute = true", r"\[models.m\] requests_per_minute is true"),
+        ("[prices.m]\ninput = 1\noutput = false", r"\[prices.m\] output is false"),
+        ("[worker]\nheartbeat_s = 0", r"worker.heartbeat_s \(ANABRANCH_HEARTBEAT_S"),
+        ("[worker]\nheartbeat_s = 60", "worker.heartbeat_s"),
+        ("[kafka]\nsession_timeout_s = 1e9", r"kafka.session_timeout_s \(ANABRANCH_SESSION_TIMEOUT_S"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, told: str) -> None:
@@ -107,6 +113,18 @@ def test_secrets_are_masked() -> None:
     assert "pw" not in str(found)
     assert found["anthropic"]["api_key"] == "********"
     assert found["anthropic"]["auth_token"] is None
+
+
+def test_what_may_be_true_or_false_is_still_so(tmp_path: Path) -> None:
+    text = "[kafka]\nidempotent = false\n[telemetry]\ncapture_content = true\n[models.m]\ncount_cache_reads = true\n"
+    found = load(written(tmp_path, text), {})
+    assert (found.kafka.idempotent, found.telemetry.capture_content) == (False, True)
+    assert found.models["m"].count_cache_reads
+
+
+def test_a_password_in_the_address_of_the_model_is_not_shown() -> None:
+    found = shown(load(environment={"ANTHROPIC_BASE_URL": "https://me:hunter2@proxy:8443/v?key=k-1"}))
+    assert found["anthropic"]["base_url"] == "https://proxy:8443/v"
 
 
 def test_a_variable_that_is_nearly_a_setting_is_told_of_and_what_others_set_is_not() -> None:

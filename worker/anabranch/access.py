@@ -123,7 +123,7 @@ def _reader(ns: Namespace) -> list[Grant]:
 def _operator(ns: Namespace) -> list[Grant]:
     return [
         Grant("Read", "topic", ns.responses, "cancels runs: a client has an inbox"),
-        Grant("Write", "topic", ns.log, "cancels runs, and replays results"),
+        Grant("Write", "topic", ns.log, "cancels runs"),
         Grant("Write", "topic", ns.requests, "cancels runs that wait, and replays requests"),
         Grant("Write", "topic", ns.bulk_requests, "the same for the bulk lane"),
         Grant("Write", "topic", ns.topic(CALLS), "replays calls", prefixed=True),

@@ -20,6 +20,9 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PerMinute = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Heartbeat = Annotated[float, Field(ge=0.1, le=15)]
+"""A worker that tells less often is taken for dead (`registry.DEAD_S`); one that never pauses fills the registry."""
+Session = Annotated[float, Field(gt=0, le=86_400)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -53,7 +56,7 @@ class KafkaSettings:
     ssl_password: str | None = field(default=None, metadata={"secret": True})
     ssl_check_hostname: bool = True
     idempotent: bool = True
-    session_timeout_s: Seconds = 10.0
+    session_timeout_s: Session = 10.0
     replication_factor: Annotated[int, Field(ge=-1)] = -1
     partitions: Count = 24
 
@@ -67,7 +70,7 @@ class WorkerSettings:
     namespace: str | None = None
     drain_s: Seconds = 30.0
     commit_s: Seconds = 1.0
-    heartbeat_s: Seconds = 5.0
+    heartbeat_s: Heartbeat = 5.0
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
     http_host: str | None = None
     stalled_s: SomeSeconds = 15.0
@@ -147,7 +150,7 @@ class AnthropicSettings:
 
     api_key: str | None = field(default=None, metadata={"secret": True})
     auth_token: str | None = field(default=None, metadata={"secret": True})
-    base_url: str | None = None
+    base_url: str | None = field(default=None, metadata={"shown": without_secrets})
 
 
 @dataclass(frozen=True, slots=True)

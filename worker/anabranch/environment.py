@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -65,6 +65,7 @@ def load(file: str | Path | None = None, environment: Mapping[str, str] | None =
         data[section] = {name: value for name, value in given.items() if _other_form(name) not in table} | table
     where = str(file) if file is not None else "a settings file"
     _refuse_unknown(data, where)
+    _refuse_truths(data, where)
     _read_secrets(data)
     try:
         return TypeAdapter(Settings).validate_python(data)
@@ -173,6 +174,18 @@ def _refuse_unknown_of_models(section: str, tables: Mapping[str, Any], file: str
         if isinstance(table, dict) and (unknown := table.keys() - known):
             names = ", ".join(sorted(known))
             raise ConfigError(f"{file}: [{section}.{model}] has no setting {sorted(unknown)[0]!r}; it has {names}")
+
+
+def _refuse_truths(data: Mapping[str, Any], file: str) -> None:
+    """A `true` where a number belongs, which would count as 1."""
+    for section, table in data.items():
+        kind = _BY_MODEL.get(section) or get_type_hints(Settings)[section]
+        tables = {f"{section}.{name}": of for name, of in table.items()} if section in _BY_MODEL else {section: table}
+        for where, given in tables.items():
+            for name, value in given.items() if isinstance(given, dict) else ():
+                hint = get_type_hints(kind).get(name, str)
+                if isinstance(value, bool) and bool not in (hint, *get_args(hint)):
+                    raise ConfigError(f"{file}: [{where}] {name} is {str(value).lower()}, which it cannot be")
 
 
 def _explain(error: ValidationError, file: str) -> str:

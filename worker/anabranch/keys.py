@@ -115,11 +115,7 @@ class StoredKeys:
     async def check(self) -> None:
         """Raises `ConfigError` if keys cannot be had here, or if others wrap theirs with another master key."""
         try:
-            if await self._get(self._probe) is None:
-                await self._make(self._probe, _PROBE)
-            found = await self._get(self._probe)
-            if found is not None:
-                self._key(found, _PROBE)
+            await self._agree()
         except StoreError as error:
             raise ConfigError(f"the keys of ANABRANCH_KEYS cannot be used: {error}") from None
 
@@ -144,6 +140,18 @@ class StoredKeys:
         return await _tried("a key cannot be had", get)
 
     async def _make(self, path: str, tenant: str | None) -> bool:
+        """Nobody may make one that the others cannot open."""
+        await self._agree()
+        return await self._create(path, tenant)
+
+    async def _agree(self) -> None:
+        """Raises `StoreError` if others wrap their keys with a master key that we have not."""
+        if await self._get(self._probe) is None:
+            await self._create(self._probe, _PROBE)
+        if (found := await self._get(self._probe)) is not None:
+            self._key(found, _PROBE)
+
+    async def _create(self, path: str, tenant: str | None) -> bool:
         """One that is there already, empty or not, stays as it is."""
         key = Key(os.urandom(8).hex(), os.urandom(KEY_BYTES))
         name, master = next(iter(self._masters.items()))
@@ -190,6 +198,8 @@ _PROBE: Final = "master key"
 
 
 def _called(tenant: str | None) -> str:
+    if tenant == _PROBE:
+        return "the namespace"
     return "whoever has no tenant" if tenant is None else f"tenant {tenant!r}"
 
 

@@ -41,16 +41,26 @@ sum(anabranch_tool_slots_used{ {{- $s -}} }) / avg(anabranch_tool_slots{ {{- $s 
   {{- end }}
 {{- end -}}
 
+{{/* Of agents the lag of both lanes, each with a trigger: the larger one counts. */}}
 {{- define "anabranch.kedaKafka" -}}
 {{- $prefix := include "anabranch.kafkaNamespace" .root -}}
-{{- $isAgent := eq .pool.role "agent" -}}
+{{- if eq .pool.role "agent" -}}
+{{- $group := printf "%s.agents" $prefix -}}
+{{- include "anabranch.kedaLag" (merge (dict "name" "lag" "group" $group "topic" (printf "%s.agent.requests" $prefix)) .) }}
+{{ include "anabranch.kedaLag" (merge (dict "name" "lag-bulk" "group" $group "topic" (printf "%s.agent.requests.bulk" $prefix)) .) }}
+{{- else -}}
+{{- include "anabranch.kedaLag" (merge (dict "name" "lag" "group" (printf "%s.tools.%s" $prefix .pool.queue) "topic" (printf "%s.tool.calls.%s" $prefix .pool.queue)) .) }}
+{{- end -}}
+{{- end -}}
+
+{{- define "anabranch.kedaLag" -}}
 - type: kafka
-  name: lag
+  name: {{ .name }}
   metricType: AverageValue
   metadata:
     bootstrapServers: {{ include "anabranch.bootstrap" .root | quote }}
-    consumerGroup: {{ ternary (printf "%s.agents" $prefix) (printf "%s.tools.%s" $prefix .pool.queue) $isAgent | quote }}
-    topic: {{ ternary (printf "%s.agent.requests" $prefix) (printf "%s.tool.calls.%s" $prefix .pool.queue) $isAgent | quote }}
+    consumerGroup: {{ .group | quote }}
+    topic: {{ .topic | quote }}
     lagThreshold: {{ .pool.scaling.lagRecords | int | quote }}
     offsetResetPolicy: earliest
     allowIdleConsumers: "false"

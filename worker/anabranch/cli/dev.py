@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import click
 
 from anabranch.cli import frame
+from anabranch.config import without_secrets
 from anabranch.errors import BrokerError, ConfigError, DefinitionError
 from anabranch.wording import counted
 
@@ -146,7 +147,7 @@ class _Dev:
             "namespace": namespace,
             "agents": ", ".join(self.app.agents) or "none",
             "tools": ", ".join(f"{tool.name} ({tool.spec.queue})" for tool in self.app.tools.values()) or "none",
-            "model": self.script or settings.anthropic.base_url or "the Messages API, which costs money",
+            "model": self.script or _address(settings) or "the Messages API, which costs money",
         }
         if port := settings.worker.http_port:
             lines["metrics"] = f"http://localhost:{port}/metrics"
@@ -201,6 +202,10 @@ def port_of(bootstrap: str) -> int | None:
     """The port of the first address if that is on this machine: `localhost:9092` -> 9092."""
     host, _, port = bootstrap.split(",")[0].strip().rpartition(":")
     return int(port) if host.lower() in _LOOPBACK and port.isdigit() and 0 < int(port) < 65536 else None
+
+
+def _address(settings: Settings) -> str:
+    return without_secrets(settings.anthropic.base_url or "")
 
 
 def _found_by_default(bootstrap: str) -> bool:

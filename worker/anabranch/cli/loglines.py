@@ -11,6 +11,7 @@ command.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -157,7 +158,11 @@ class JsonLine(OneLine):
             "exception": shows.exception(record),
         }
         told = {name: value for name, value in line.items() if value is not None}
-        return orjson.dumps({**shows.fields(record), **told}, option=orjson.OPT_NON_STR_KEYS, default=str).decode()
+        whole = {**shows.fields(record), **told}
+        try:
+            return orjson.dumps(whole, option=orjson.OPT_NON_STR_KEYS, default=str).decode()
+        except TypeError:  # half a surrogate pair, or a number of more than 64 bits
+            return json.dumps(whole, separators=(",", ":"), default=str)
 
 
 # --- what is said over and over ---------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.errors import KafkaError
+from aiokafka.errors import InconsistentGroupProtocolError, InvalidSessionTimeoutError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from anabranch.config import KafkaSettings
@@ -62,7 +62,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
     ) -> None:
         self._topics, self._group, self._listener, self._admin = [*topics, *newer], group, listener, admin
         self._memory, self._newer = Memory(), frozenset(newer)
-        self._where = settings.bootstrap
+        self._where, self._session_s = settings.bootstrap, settings.session_timeout_s
         self._arguments = arguments
         self._missing_since: float | None = None
         self._liveness = Liveness(settings.session_timeout_s, settings.session_timeout_s / HEARTBEATS, time.monotonic())
@@ -108,6 +108,17 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             stopping.cancel()
 
     def _explained(self, what: str, error: Exception) -> BrokerError:
+        if isinstance(error, InvalidSessionTimeoutError):
+            return BrokerError(
+                f"group {self._group} at {self._where} {what}: its brokers do not take ANABRANCH_SESSION_TIMEOUT_S "
+                f"{self._session_s:g}: it must lie between their group.min.session.timeout.ms and "
+                "group.max.session.timeout.ms (6 s and 30 min, unless set)"
+            )
+        if isinstance(error, InconsistentGroupProtocolError):
+            return BrokerError(
+                f"group {self._group} at {self._where} {what}: its members share partitions out in another way: they "
+                "are no workers of ours, or of a version that is far older; stop them first"
+            )
         refused = refusal(error, self._arguments, "Read", self._group)
         return refused or BrokerError(f"group {self._group} at {self._where} {what}: {error!r}")
 
