@@ -11,11 +11,14 @@ import asyncio
 import gzip
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 
 import pytest
 from tests.support.attempt import HELLO, JSON, TWO, asked, attempt, attempts, streamed
 from tests.support.stream import sse, start
 from tests.support.wire import STREAM, Answer, chunked, head, http, wire
+
+from anabranch.agent import anthropic_model
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 WHOLE = sse(HELLO)
@@ -51,6 +54,34 @@ async def test_a_page_instead_of_a_reply_is_said_to_be_one() -> None:
     found = (await asked(http(b"<html>Sign in</html>", kind="text/html; charset=utf-8"))).transient
     assert found.broken
     assert "ANTHROPIC_BASE_URL" in found.reason
+
+
+def endless(sent: bytes) -> Answer:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        with suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b"x" * 100_000)
+                await writer.drain()
+
+    return answer
+
+
+async def test_a_refusal_without_an_end_is_told_by_its_beginning() -> None:
+    found = (await asked(endless(head(500, "text/html")))).transient
+    assert (found.failure, found.reason) == ("server", "500: " + "x" * 500)
+
+
+async def test_a_refusal_that_cannot_be_decoded_is_what_its_status_says() -> None:
+    found = (await asked(http(b"no gzip", 400, JSON, headers={"content-encoding": "gzip"}))).hopeless
+    assert (found.code, found.message[:4]) == ("model_rejected", "400:")
+
+
+@pytest.mark.parametrize("sent", [head() + sse([start()]), head(kind=JSON)])
+async def test_a_reply_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(anthropic_model, "REPLY_BYTES", 1024**2)
+    found = (await asked(endless(sent))).hopeless
+    assert (found.code, "longer than" in found.message) == ("model_unavailable", True)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -18,7 +18,7 @@ from tests.support.wait import until
 
 from anabranch import App
 from anabranch.about import TOPIC, WORKER
-from anabranch.cli.loglines import WINDOW_S, JsonLine, OneLine, Repeats, Shows
+from anabranch.cli.loglines import CHAIN, WINDOW_S, JsonLine, OneLine, Repeats, Shows
 from anabranch.redaction import Redaction
 
 COORDINATOR = "aiokafka.consumer.group_coordinator"
@@ -164,6 +164,30 @@ def test_what_was_said_is_shown_where_that_is_switched_on_alone(form: type[OneLi
     assert "KeyError: (" in hidden
     assert "card 4111 is unknown" in shown
     assert "ValueError: card 4111" in shown
+
+
+def in_a_circle() -> ValueError:
+    error = raised("card 4111")
+    assert error.__cause__ is not None
+    error.__cause__.__cause__ = error
+    return error
+
+
+def in_a_long_line() -> ValueError:
+    error = ValueError("card 4111")
+    for _ in range(5000):
+        after = ValueError("card 4111")
+        after.__context__ = error
+        error = after
+    return error
+
+
+@pytest.mark.parametrize("error", [in_a_circle(), in_a_long_line()], ids=["a circle", "a long line"])
+def test_errors_that_name_one_another_without_end_are_told_of_each_once(error: ValueError) -> None:
+    line = OneLine().format(record_of("t failed: ValueError", error=error, content="card 4111 is unknown"))
+    assert 2 <= line.count("Traceback") <= CHAIN
+    assert line.endswith("ValueError: (what it says is shown with ANABRANCH_LOG_CONTENT)")
+    assert "4111" not in line
 
 
 @pytest.mark.parametrize("form", [OneLine, JsonLine])

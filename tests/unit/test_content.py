@@ -145,6 +145,21 @@ def test_an_image_that_the_api_refuses_is_refused(data: Any, media_type: str) ->
         image(data, media_type)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"type": "base64", "media_type": "image/tiff", "data": "AAAA"},
+        {"type": "base64", "media_type": ["image/png"], "data": "AAAA"},
+        {"type": "base64", "data": "AAAA"},
+        {"type": "base64", "media_type": "image/png"},
+        {"type": "base64", "media_type": "image/png", "data": ""},
+    ],
+)
+def test_an_image_block_that_the_api_refuses_is_refused(source: dict[str, Any]) -> None:
+    with pytest.raises(ResultError, match="image"):
+        to_content([text("see"), {"type": "image", "source": source}])
+
+
 def test_a_long_text_is_cut_visibly_with_its_original_size() -> None:
     found = cut("a" * 1_234_567, 32_768)
     assert found == "a" * 32_768 + "... [cut: 32,768 of 1,234,567 bytes shown]"

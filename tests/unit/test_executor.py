@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -106,6 +107,25 @@ def exits() -> None:
 
 def dies() -> None:
     os._exit(1)
+
+
+def writes() -> str:
+    os.write(1, b"RETURN 3\n")
+    return "written"
+
+
+def starts_a_writer() -> str:
+    subprocess.run(["sh", "-c", "echo told; head -c 500000 /dev/zero >&2; cat"], check=True)
+    return "started"
+
+
+def leaves_a_writer() -> str:
+    subprocess.Popen(["sh", "-c", "cat; echo told"])
+    return "left"
+
+
+def forks() -> str:
+    return "parent" if os.fork() else "child"
 
 
 async def test_a_function_for_a_process_runs_in_one(executor: Executor) -> None:
@@ -220,6 +240,11 @@ class Unsayable(Exception):
     __repr__ = __str__
 
 
+class Ending(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -236,6 +261,7 @@ class Unsayable(Exception):
         (KeyboardInterrupt(), "KeyboardInterrupt"),
         (GeneratorExit(), "GeneratorExit"),
         (Unsayable(), "Unsayable: (its text cannot be had: LookupError)"),
+        (Ending(), "Ending: (its text cannot be had: SystemExit)"),
     ],
 )
 @pytest.mark.parametrize("run_in", ["loop", "thread"])
@@ -261,6 +287,20 @@ async def test_a_process_that_ends_is_an_error_and_the_next_one_runs(
     ended = await run(executor, function, run_in="process", timeout=60)
     assert (ended.outcome, told in str(ended.content)) == ("error", True)
     assert (await run(executor, process_id, run_in="process", timeout=60)).outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("function", "result"),
+    [(writes, "written"), (starts_a_writer, "started"), (leaves_a_writer, "left"), (forks, "parent")],
+)
+async def test_what_a_process_and_its_own_write_is_nobodys_result(
+    executor: Executor, function: Any, result: str
+) -> None:
+    own = (await run(executor, process_id, run_in="process", timeout=60)).content
+    done = await run(executor, function, run_in="process", timeout=60)
+    assert (done.outcome, done.content) == ("ok", result)
+    for _ in range(3):
+        assert (await run(executor, process_id, run_in="process", timeout=60)).content == own
 
 
 async def test_arguments_that_do_not_fit_are_told(executor: Executor) -> None:

@@ -45,8 +45,7 @@ def text(value: str) -> Block:
 
 def image(data: bytes, media_type: str) -> Block:
     """An image block with the image in it; `media_type` is one of `IMAGE_TYPES`, else `ResultError`."""
-    if media_type not in IMAGE_TYPES:
-        raise ResultError(f"an image of type {media_type!r} is not taken: use one of {', '.join(IMAGE_TYPES)}")
+    _check_type(media_type)
     if not isinstance(data, bytes | bytearray | memoryview) or not data:
         raise ResultError(f"an image needs its bytes, not {type(data).__name__!r} or nothing")
     encoded = base64.standard_b64encode(data).decode("ascii")
@@ -127,7 +126,25 @@ def _blocks(values: Sequence[Any]) -> Content:
         orjson.dumps(kept)
     except orjson.JSONEncodeError as error:
         raise ResultError(f"a content block that the tool returned cannot be written as JSON: {error}") from error
+    for block in kept:
+        if block["type"] == "image":
+            _check_image(block["source"])
     return kept or ""
+
+
+def _check_image(source: dict[str, Any]) -> None:
+    """The API refuses the whole conversation for an image that it does not take, and that would end the run."""
+    if source["type"] == "base64":
+        _check_type(source.get("media_type"))
+        if not isinstance(source.get("data"), str) or not source["data"]:
+            raise ResultError(
+                "an image block needs its bytes in base64 as source.data: make it with anabranch's image()"
+            )
+
+
+def _check_type(media_type: object) -> None:
+    if media_type not in IMAGE_TYPES:
+        raise ResultError(f"an image of type {media_type!r} is not taken: use one of {', '.join(IMAGE_TYPES)}")
 
 
 def _size(block: Block) -> int:

@@ -35,6 +35,10 @@ COUNT_S: Final = 5.0
 END_S: Final = 0.1
 """How long the end of a stream is waited for after that of its reply: unless it was read, its connection cannot be used
 again."""
+ERROR_BYTES: Final = 1024**2
+"""How much of a refusal is read: what it says lies in its first words."""
+REPLY_BYTES: Final = 128 * 1024**2
+"""How much of a reply is read: several times what the longest takes as a stream of single tokens."""
 _TRANSIENT: Final = frozenset({408, 409, 429})
 _TRANSIENT_KINDS: Final = frozenset({"overloaded_error", "api_error", "rate_limit_error", "timeout_error"})
 _KINDS_OF_STATUS: Final[Mapping[int, Failure]] = {
@@ -120,20 +124,23 @@ class AnthropicModel:
         if response.is_success:
             return response
         async with aclosing(response):
-            await response.aread()
+            response._content = await _refusal(response)
         raise client._make_status_error_from_response(response)
 
     async def _read(self, response: Any, builder: ReplyBuilder, on_event: OnEvent, silence: Silence) -> None:
-        events, found = Events(), iter(list[Event]())
+        events, found, size = Events(), iter(list[Event]()), 0
         async with aclosing(response.aiter_bytes()) as pieces:
             try:
                 while not builder.stopped and (piece := await anext(pieces, None)) is not None:
+                    if (size := size + len(piece)) > REPLY_BYTES:
+                        break
                     found = events.feed(piece)
                     _take(found, builder, on_event, silence)
             except BrokenReply:
                 silence.ignore()
                 await _count(events, found, pieces, builder)
                 raise
+            _refuse_endless(size, builder.usage)
             silence.within(END_S)
             async for _ in pieces:
                 pass
@@ -207,7 +214,35 @@ async def _document(response: Any, kind: str) -> bytes | None:
     """What came instead of a stream: the reply as one document. Raises `BrokenReply` for a page."""
     if "html" in kind:
         raise BrokenReply(f"the answer is a page, of type {kind}, and no reply: is ANTHROPIC_BASE_URL right?")
-    return bytes(await response.aread()) if "json" in kind else None
+    if "json" not in kind:
+        return None
+    document = bytearray()
+    async with aclosing(response.aiter_bytes()) as pieces:
+        async for piece in pieces:
+            document += piece
+            _refuse_endless(len(document), {})
+    return bytes(document)
+
+
+async def _refusal(response: Any) -> bytes:
+    """How the body of a refusal begins. Its status says what it is, also where the rest breaks off."""
+    body = bytearray()
+    try:
+        async with aclosing(response.aiter_bytes()) as pieces:
+            async for piece in pieces:
+                body += piece[: ERROR_BYTES - len(body)]
+                if len(body) == ERROR_BYTES:
+                    break
+    except Exception as error:
+        if not _broke_off(error):
+            raise
+        log.debug("the end of a refusal cannot be read: %r", error)
+    return bytes(body)
+
+
+def _refuse_endless(size: int, usage: dict[str, Any]) -> None:
+    if size > REPLY_BYTES:
+        raise BrokenReply(f"it is longer than {REPLY_BYTES:,} bytes", usage, curable=False)
 
 
 def _take(found: Iterator[Event], builder: ReplyBuilder, on_event: OnEvent, silence: Silence) -> None:

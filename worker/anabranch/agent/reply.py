@@ -317,9 +317,11 @@ def _is_json(raw: str | bytes) -> bool:
 
 
 def _distinct(calls: list[RequestedCall]) -> None:
-    ids = [call.tool_use_id for call in calls]
-    if twice := sorted({tool_use_id for tool_use_id in ids if ids.count(tool_use_id) > 1}):
-        raise Misfit(f"the reply uses the id {twice[0]!r} for more than one call")
+    known = set[str]()
+    for call in calls:
+        if call.tool_use_id in known:
+            raise Misfit(f"the reply uses the id {call.tool_use_id!r} for more than one call")
+        known.add(call.tool_use_id)
 
 
 def _outcome(stop: str | None, calls: list[RequestedCall]) -> ReplyOutcome:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 WINDOW_S: Final = 10.0
 REMEMBERED: Final = 500
+CHAIN: Final = 20
+"""How many of the errors that led to one are told with it, without what they say."""
 _OTHERS: Final = {
     "aiokafka": logging.ERROR,  # it alone says why a connection failed
     "aiokafka.producer.sender": logging.CRITICAL,  # what became of a send, the appender says
@@ -106,13 +108,29 @@ class Shows:
 
 def _without_values(error: BaseException) -> Iterator[str]:
     """A traceback that says where, and of what kind, and not a word of what."""
-    if (cause := error.__cause__) is not None:
-        yield from (*_without_values(cause), "The above exception was the direct cause of the following exception:")
-    elif (before := error.__context__) is not None and not error.__suppress_context__:
-        yield from (*_without_values(before), "During handling of the above exception, another exception occurred:")
-    yield "Traceback (most recent call last):"
-    yield from "".join(traceback.format_tb(error.__traceback__)).rstrip("\n").split("\n")
-    yield f"{type(error).__qualname__}: (what it says is shown with ANABRANCH_LOG_CONTENT)"
+    for each, link in reversed(_chain(error)):
+        yield "Traceback (most recent call last):"
+        yield from "".join(traceback.format_tb(each.__traceback__)).rstrip("\n").split("\n")
+        yield f"{type(each).__qualname__}: (what it says is shown with ANABRANCH_LOG_CONTENT)"
+        if link is not None:
+            yield link
+
+
+def _chain(error: BaseException) -> list[tuple[BaseException, str | None]]:
+    """The error and those that it followed from, with what joins each to the one before it in this list.
+
+    Who raises an error again that an older one names has made a circle of them: each is told once.
+    """
+    found: list[tuple[BaseException, str | None]] = []
+    seen, next_, link = set[int](), error, None
+    while id(next_) not in seen and len(found) < CHAIN:
+        seen.add(id(next_))
+        found.append((next_, link))
+        if next_.__cause__ is not None:
+            next_, link = next_.__cause__, "The above exception was the direct cause of the following exception:"
+        elif next_.__context__ is not None and not next_.__suppress_context__:
+            next_, link = next_.__context__, "During handling of the above exception, another exception occurred:"
+    return found
 
 
 class OneLine(logging.Formatter):

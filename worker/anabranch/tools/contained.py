@@ -6,8 +6,11 @@ it, tells those to the model.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+
+_STREAMS: Final = (0, 1, 2)
 
 
 class Escaped(Exception):
@@ -21,3 +24,23 @@ def contained(function: Callable[[], Any]) -> Any:
     except (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration) as error:
         name, text = type(error).__name__, str(error)
         raise Escaped(f"{name}: {text}" if text else name) from None
+
+
+def alone(function: Callable[[], Any]) -> Any:
+    """The same in a process that is spoken to by its standard streams: until the function is over they lead nowhere,
+    also for the programs that it starts, and a fork of it that comes back here ends. Else what they write would be read
+    as a result, if need be that of the next call.
+    """
+    process, nowhere = os.getpid(), os.open(os.devnull, os.O_RDWR)
+    kept = [(stream, os.dup(stream)) for stream in _STREAMS]
+    try:
+        for stream in _STREAMS:
+            os.dup2(nowhere, stream)
+        return contained(function)
+    finally:
+        if os.getpid() != process:
+            os._exit(0)
+        for stream, copy in kept:
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(nowhere)

@@ -33,7 +33,7 @@ from anabranch.log_events import ResultOutcome
 from anabranch.messages import ToolCall
 from anabranch.schema import ArgumentsError
 from anabranch.timers import Timers
-from anabranch.tools.contained import Escaped, contained
+from anabranch.tools.contained import Escaped, alone, contained
 from anabranch.tools.slots import Slots, Whose
 from anabranch.values import frozen
 
@@ -318,9 +318,7 @@ class Executor:
             if work.gate is not None:
                 await work.gate.start()
             with self._timed(work):
-                return await anyio.to_process.run_sync(
-                    contained, function, cancellable=True, limiter=self._process_limit
-                )
+                return await anyio.to_process.run_sync(alone, function, cancellable=True, limiter=self._process_limit)
         finally:
             self._process_slots.release()
 
@@ -372,5 +370,5 @@ def _text_of(error: BaseException) -> str:
     """The error is the tool's, and so is its `__str__`: it may fail, and the worker must not."""
     try:
         return str(error).encode("utf-8", "replace").decode()
-    except Exception as unsayable:  # noqa: BLE001 - whatever it was, the call gets its result
+    except BaseException as unsayable:  # noqa: BLE001 - an order to end, perhaps: the call gets its result
         return f"(its text cannot be had: {type(unsayable).__name__})"
