@@ -360,6 +360,50 @@ async def test_a_coroutine_past_its_timeout_is_cancelled(executor: Executor) -> 
     assert ended.is_set()
 
 
+@pytest.mark.parametrize("run_in", ["loop", "thread"])
+async def test_a_coroutine_that_swallows_its_cancellation_is_left_to_itself(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, run_in: str
+) -> None:
+    monkeypatch.setattr(module, "SWALLOWED_S", 0.05)
+    swallowed, free, over = 0, asyncio.Event(), asyncio.Event()
+
+    async def refuses() -> str:
+        nonlocal swallowed
+        while not free.is_set():
+            try:
+                await free.wait()
+            except asyncio.CancelledError:
+                swallowed += 1
+        over.set()
+        raise SystemExit(3)
+
+    def starts() -> Any:
+        return refuses()
+
+    done = await run(executor, refuses if run_in == "loop" else starts, timeout=0.05)
+    assert done.outcome == "timeout"
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    await until(lambda: swallowed == 2, 5.0, "it goes on, and hears that it was left")
+    free.set()
+    await over.wait()
+    await until(lambda: not executor._left, 5.0, "nothing is left of it")
+
+
+async def test_a_coroutine_has_time_to_end_after_its_timeout(executor: Executor) -> None:
+    async def tidies() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            tidied.append(True)
+
+    tidied: list[bool] = []
+    assert (await run(executor, tidies, timeout=0.02)).outcome == "timeout"
+    assert tidied == [True]
+
+
 async def test_a_hung_thread_keeps_its_place_until_it_ends(executor: Executor) -> None:
     release = threading.Event()
     begun: list[str] = []

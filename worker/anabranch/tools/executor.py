@@ -35,6 +35,7 @@ from anabranch.schema import ArgumentsError
 from anabranch.timers import Timers
 from anabranch.tools.contained import Escaped, alone, contained
 from anabranch.tools.slots import Slots, Whose
+from anabranch.tools.steps import Steps
 from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ BACKOFF_S: Final = (0.2, 10.0)
 SHOWN: Final = 4000
 PAUSE_MAX_S: Final = 300.0
 """The longest pause for which no call is left to wait: after it another one finds out."""
+SWALLOWED_S: Final = 5.0
+"""How long a coroutine may take to end once it is cancelled; then its call is over without it."""
 RETRIED: Final = 100
 """How many pauses of a call are remembered: its API may ask for them until its deadline."""
 
@@ -99,7 +102,7 @@ class _Work:
 
     __slots__ = (
         *("arguments", "began_at", "call", "gate", "number", "ran_s", "retried", "time_s", "tool"),
-        *("__weakref__", "_cancelling", "_is_late", "_since", "_task", "_timeouts"),
+        *("__weakref__", "_cancelling", "_rings", "_since", "_task", "_timeouts", "steps"),
     )  # fmt: skip
 
     def __init__(
@@ -113,6 +116,7 @@ class _Work:
         self.retried: tuple[Retried, ...] = ()
         self._timeouts = timeouts
         self._task: asyncio.Task[Any] | None = None
+        self.steps: Steps | None = None  # of its coroutine
 
     def function(self) -> Callable[[], Any]:
         """What is to be called. Raises `ArgumentsError`."""
@@ -137,25 +141,37 @@ class _Work:
         loop = asyncio.get_running_loop()
         self._task = task = asyncio.current_task(loop)
         assert task is not None, "calls are executed in tasks"
-        self._cancelling, self._is_late = task.cancelling(), False
+        self._cancelling, self._rings = task.cancelling(), 0
         self._timeouts.arm(ref(self), loop.time() + self.time_s)
         self._since = time.perf_counter()
 
     def ring(self) -> None:
-        """Its time is up."""
-        if self._task is not None:
-            self._is_late = True
-            self._task.cancel()
+        """Its time is up; or it was, and it goes on all the same."""
+        if self._task is None:
+            return
+        if self._rings and self.steps is not None:
+            self.steps.leave()
+        elif self.steps is not None:
+            self._timeouts.arm(ref(self), _loop_now() + SWALLOWED_S)
+        self._rings += 1
+        self._task.cancel()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.ran_s += time.perf_counter() - self._since
         self._timeouts.disarm(ref(self))
         task, self._task = self._task, None
-        was_us = self._is_late and task is not None and task.uncancel() <= self._cancelling
+        was_us = bool(self._rings) and task is not None and _uncancelled(task, self._rings) <= self._cancelling
         if isinstance(error, TimeoutError):
             raise _ToolsOwn(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error
         if was_us and isinstance(error, asyncio.CancelledError):
             raise TimeoutError from error
+
+
+def _uncancelled(task: asyncio.Task[Any], times: int) -> int:
+    """How many orders to end it has left, once we have taken ours back."""
+    for _ in range(times):
+        task.uncancel()
+    return task.cancelling()
 
 
 _Timeouts = Timers[ReferenceType[_Work]]
@@ -179,10 +195,13 @@ class Executor:
         self._process_limit = anyio.CapacityLimiter(settings.processes)
         self._run_in = {"loop": self._in_loop, "thread": self._in_thread, "process": self._in_process}
         self.busy_threads = 0
+        self._left = set[asyncio.Task[Any]]()  # coroutines that outlive their timeouts
 
     def close(self) -> None:
         """A thread that hangs cannot be stopped, and is not waited for."""
         self._timeouts.clear()
+        for task in self._left:
+            task.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def execute(
@@ -277,8 +296,28 @@ class Executor:
         if work.gate is not None:
             await work.gate.start()
         with self._timed(work):
-            value = function()
+            return await self._awaited(work, function())
+
+    async def _awaited(self, work: _Work, value: Any) -> Any:
+        """What the function returned, or its coroutine does."""
+        if not inspect.iscoroutine(value):
             return await value if inspect.isawaitable(value) else value
+        work.steps = steps = Steps(value)
+        try:
+            return await steps
+        finally:
+            work.steps = None
+            if steps.is_left:
+                self._leave(work, steps)
+
+    def _leave(self, work: _Work, steps: Steps) -> None:
+        log.warning(
+            "%s goes on though it was cancelled %g s ago: its call is over without it. Let CancelledError pass",
+            work.tool.name, SWALLOWED_S, extra={"call_id": work.call.call_id, "run_id": work.call.run_id},
+        )  # fmt: skip
+        task = asyncio.get_running_loop().create_task(_rest_of(steps), name=f"what {work.tool.name} goes on with")
+        self._left.add(task)
+        task.add_done_callback(self._left.discard)
 
     async def _slot(self, slots: Slots, call: ToolCall) -> None:
         """Wait for a place: as long as the call has, and without counting it as the tool's time."""
@@ -300,8 +339,7 @@ class Executor:
         running = self._threads.submit(copy_context().run, contained, function)
         running.add_done_callback(lambda _: self._tell(loop))
         with self._timed(work):
-            value = await asyncio.wrap_future(running)
-            return await value if inspect.isawaitable(value) else value
+            return await self._awaited(work, await asyncio.wrap_future(running))
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
         with suppress(RuntimeError):  # the thread has outlived the loop
@@ -321,6 +359,15 @@ class Executor:
                 return await anyio.to_process.run_sync(alone, function, cancellable=True, limiter=self._process_limit)
         finally:
             self._process_slots.release()
+
+
+async def _rest_of(steps: Steps) -> None:
+    try:
+        await steps
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - nobody asks any more, and the worker must not end with it
+        log.debug("what went on after its timeout ended with %s", type(error).__name__)
 
 
 def _loop_now() -> float:
