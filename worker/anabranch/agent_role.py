@@ -123,7 +123,7 @@ async def _serve_agent(
 def _model(settings: Settings, model: Model | None) -> AbstractAsyncContextManager[Model]:
     if model is not None:
         return _given(model)
-    from anabranch.agent.anthropic_model import AnthropicModel  # a second of imports that tool workers are spared
+    from anabranch.agent.anthropic_model import AnthropicModel  # a second of imports that other models are spared
 
     return AnthropicModel.opened(settings.anthropic, settings.agent.model_silence_s)
 

@@ -178,12 +178,14 @@ def _refuse_unknown_of_models(section: str, tables: Mapping[str, Any], file: str
 
 def _refuse_truths(data: Mapping[str, Any], file: str) -> None:
     """A `true` where a number belongs, which would count as 1."""
+    kinds = get_type_hints(Settings)
     for section, table in data.items():
-        kind = _BY_MODEL.get(section) or get_type_hints(Settings)[section]
+        kind = _BY_MODEL.get(section) or kinds[section]
         tables = {f"{section}.{name}": of for name, of in table.items()} if section in _BY_MODEL else {section: table}
+        hints = get_type_hints(kind)
         for where, given in tables.items():
             for name, value in given.items() if isinstance(given, dict) else ():
-                hint = get_type_hints(kind).get(name, str)
+                hint = hints.get(name, str)
                 if isinstance(value, bool) and bool not in (hint, *get_args(hint)):
                     raise ConfigError(f"{file}: [{where}] {name} is {str(value).lower()}, which it cannot be")
 

@@ -149,10 +149,11 @@ class _Work:
         """Its time is up; or it was, and it goes on all the same."""
         if self._task is None:
             return
-        if self._rings and self.steps is not None:
-            self.steps.leave()
-        elif self.steps is not None:
-            self._timeouts.arm(ref(self), _loop_now() + SWALLOWED_S)
+        if self.steps is not None:
+            if self._rings:
+                self.steps.leave()
+            else:
+                self._timeouts.arm(ref(self), _loop_now() + SWALLOWED_S)
         self._rings += 1
         self._task.cancel()
 
