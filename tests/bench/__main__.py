@@ -23,6 +23,7 @@ from typing import Final
 from rich.console import Console
 
 from tests.bench.anabranch_run import anabranch
+from tests.bench.dressed import dressed
 from tests.bench.floor import floor
 from tests.bench.load import Cell, Effort
 from tests.bench.logged import logged
@@ -38,8 +39,10 @@ SUBJECTS: Final[dict[str, Callable[[str, str], AbstractAsyncContextManager[Subje
     "anabranch": anabranch,
     "floor": floor,
     "logged": logged,
+    "dressed": dressed,
 }
 ORDINARY: Final = ("anabranch", "floor")
+LOGGED: Final = ("logged", "dressed")
 TOOL_MS, CONCURRENCY = (0, 50), (1, 50, 500)
 FULL = Effort(seconds=4.0, limit_s=12.0, least=4, floor=100, warm_up=50)
 QUICK = Effort(seconds=0.3, limit_s=3.0, least=2, floor=20, warm_up=8)
@@ -62,7 +65,7 @@ def parse(arguments: Sequence[str]) -> Plan:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures Anabranch and the floor.")
     parser.add_argument("--quick", action="store_true", help="one small load of each, for a test: means nothing")
     parser.add_argument("--only", choices=list(SUBJECTS), help="measure this one alone, without ratios")
-    parser.add_argument("--logged", action="store_true", help="also the floor with a log: what the log itself costs")
+    parser.add_argument("--logged", action="store_true", help="also the floor with a log, bare and dressed")
     parser.add_argument("--tool-ms", type=int, nargs="+", default=TOOL_MS, metavar="MS", help="how long tools take")
     parser.add_argument(
         "--concurrency", type=int, nargs="+", default=CONCURRENCY, metavar="N", help="how many runs are in flight"
@@ -73,7 +76,7 @@ def parse(arguments: Sequence[str]) -> Plan:
     profiles = options.profile.resolve() if options.profile is not None else None
     cells = [Cell(tool_ms, number) for tool_ms in options.tool_ms for number in options.concurrency]
     return Plan(
-        subjects=[options.only] if options.only else [*ORDINARY, *(["logged"] if options.logged else [])],
+        subjects=[options.only] if options.only else [*ORDINARY, *(LOGGED if options.logged else ())],
         cells=[QUICK_CELL] if options.quick else cells,
         effort=QUICK if options.quick else FULL,
         # A profiler's figures must not be taken for the benchmark's.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,6 +37,8 @@ INBOX: Final = 0
 PARTITIONS: Final = 24
 
 Body = dict[str, Any]
+Pairs = Sequence[tuple[str, bytes]]
+"""Headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +93,17 @@ class Line:
         return [record for records in batches.values() for record in records]
 
     async def send(
-        self, topic: str, key: str, body: Body, partition: int | None = None, then: Callable[[], None] | None = None
+        self,
+        topic: str,
+        key: str,
+        body: Body,
+        partition: int | None = None,
+        then: Callable[[], None] | None = None,
+        headers: Pairs | None = None,
     ) -> None:
         """Hand it to the producer, and do not wait for the broker; `then` is called when the broker has it."""
-        sent = await self._producer.send(topic, orjson.dumps(body), key.encode(), partition=partition)
+        value = orjson.dumps(body)
+        sent = await self._producer.send(topic, value, key.encode(), partition=partition, headers=headers)
         sent.add_done_callback(partial(self._sent, then))
 
     def _sent(self, then: Callable[[], None] | None, sent: asyncio.Future[Any]) -> None:

@@ -27,7 +27,7 @@ from anabranch.config import Settings
 from anabranch.environment import load
 from anabranch.runtime import Shutdown
 from anabranch.tool_role import serve_tools
-from tests.bench import floor, logged
+from tests.bench import dressed, floor, logged
 from tests.bench.app import LATER, QUEUE, SOON, InstantModel, app
 from tests.bench.settings import settings_for
 
@@ -86,6 +86,8 @@ ROLES: Final[dict[str, Callable[[Settings, Shutdown], Awaitable[None]]]] = {
     "narrow-tool": _narrow_tool,
     "floor-agent": floor.relay_agent,
     "logged-agent": logged.relay_agent,
+    "dressed-agent": dressed.relay_agent,
+    "dressed-tool": dressed.relay_tool,
     "floor-tool": floor.relay_tool,
 }
 

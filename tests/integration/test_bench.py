@@ -15,6 +15,7 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.bench.load import percentile
 from tests.bench.processes import ROOT
 from tests.support.kafka import BOOTSTRAP_VARIABLE
@@ -55,16 +56,21 @@ async def gone(kafka: str, process: Process) -> None:
     await until(no_topic, 15, "its topics are gone")
 
 
+@pytest.mark.parametrize(
+    ("options", "subjects"),
+    [((), ["anabranch", "floor"]), (("--logged",), ["anabranch", "floor", "logged", "dressed"])],
+    ids=["ordinary", "logged"],
+)
 async def test_a_quick_benchmark_writes_an_entry_for_each_subject_and_leaves_nothing_behind(
-    kafka: str, tmp_path: Path
+    kafka: str, tmp_path: Path, options: tuple[str, ...], subjects: list[str]
 ) -> None:
     out = tmp_path / "bench.json"
-    process = await start(kafka, "--quick", "--out", str(out))
+    process = await start(kafka, "--quick", *options, "--out", str(out))
     shown, errors = await asyncio.wait_for(process.communicate(), END_S)
     assert process.returncode == 0, errors.decode()
     assert b"ratio" in shown
     entries: list[dict[str, Any]] = json.loads(out.read_text())
-    assert [entry["name"] for entry in entries] == ["anabranch", "floor"]
+    assert [entry["name"] for entry in entries] == subjects
     for entry in entries:
         assert (entry["tool_ms"], entry["concurrency"]) == (0, 8)
         assert all(isinstance(entry[name], float) and entry[name] > 0 for name in NUMBERS), entry
