@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -57,6 +57,21 @@ class Topics:
     def specs(self) -> list[TopicSpec]:
         names = (self.requests, self.calls, self.results, self.answers)
         return [TopicSpec(name, PARTITIONS, {"cleanup.policy": "delete"}) for name in names]
+
+
+class Sender(Protocol):
+    """What writes records."""
+
+    async def send(
+        self,
+        topic: str,
+        key: str,
+        body: Body,
+        partition: int | None = None,
+        then: Callable[[], None] | None = None,
+        headers: Pairs | None = None,
+    ) -> None:
+        """Hand it over, and do not wait for the broker; `then` is called when the broker has it."""
 
 
 class Line:
@@ -101,7 +116,7 @@ class Line:
         then: Callable[[], None] | None = None,
         headers: Pairs | None = None,
     ) -> None:
-        """Hand it to the producer, and do not wait for the broker; `then` is called when the broker has it."""
+        """See `Sender`."""
         value = orjson.dumps(body)
         sent = await self._producer.send(topic, value, key.encode(), partition=partition, headers=headers)
         sent.add_done_callback(partial(self._sent, then))

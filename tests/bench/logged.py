@@ -25,7 +25,7 @@ from anabranch.config import Settings
 from anabranch.runtime import Shutdown
 from anabranch.tasks import alongside
 from tests.bench import workload
-from tests.bench.floor import Body, Line, Pairs, Topics, all_of, floor
+from tests.bench.floor import Body, Line, Pairs, Sender, Topics, all_of, floor
 from tests.bench.subject import Subject
 
 PROCESSES: Final = {"agent": "logged-agent", "tool": "floor-tool"}
@@ -43,7 +43,7 @@ class _Run:
 class Relay:
     """Requests and results in; events, calls and answers out, in the order in which they are thought of."""
 
-    def __init__(self, line: Line, topics: Topics) -> None:
+    def __init__(self, line: Sender, topics: Topics) -> None:
         self._line, self.topics = line, topics
         self.runs: dict[str, _Run] = {}
         self._outbox: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
@@ -112,11 +112,11 @@ class Relay:
         return None
 
 
-async def relay_agent(settings: Settings, shutdown: Shutdown, relay_of: type[Relay] = Relay) -> None:
+async def relay_agent(settings: Settings, shutdown: Shutdown) -> None:
     """Requests to calls, results to answers, with a log between."""
     topics = Topics.of(settings)
     async with Line.opened(settings.kafka.bootstrap, all_of(topics.requests, topics.results)) as line:
-        relay = relay_of(line, topics)
+        relay = Relay(line, topics)
         async with alongside(relay.send_for_ever(), "sends"):
             shutdown.ready.set()
             while not shutdown.asked.is_set():
