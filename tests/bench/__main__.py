@@ -25,7 +25,7 @@ from rich.console import Console
 from tests.bench.anabranch_run import anabranch
 from tests.bench.dressed import dressed
 from tests.bench.floor import floor
-from tests.bench.load import Cell, Effort
+from tests.bench.load import Cell, Effort, load
 from tests.bench.logged import logged
 from tests.bench.measure import Figures, Scene, measure
 from tests.bench.processes import ROOT, WorkerDied
@@ -47,6 +47,8 @@ TOOL_MS, CONCURRENCY = (0, 50), (1, 50, 500)
 FULL = Effort(seconds=4.0, limit_s=12.0, least=4, floor=100, warm_up=50)
 QUICK = Effort(seconds=0.3, limit_s=3.0, least=2, floor=20, warm_up=8)
 QUICK_CELL = Cell(tool_ms=0, concurrency=8)
+WARM_CELL, WARM = Cell(tool_ms=0, concurrency=200), Effort(seconds=5.0, limit_s=5.0, least=0, floor=0, warm_up=0)
+"""What every subject does before any is measured: the broker compiles itself meanwhile, on the cores of the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,9 @@ async def _measure_all(plan: Plan, bootstrap: str, prefix: str) -> list[Figures]
         for name in plan.subjects:
             scene = Scene(bootstrap, f"{prefix}-{name}", plan.effort, plan.profiles)
             subjects.append((await stack.enter_async_context(SUBJECTS[name](bootstrap, scene.namespace)), scene))
+        for subject, _ in subjects if plan.effort is FULL else ():
+            sys.stderr.write(f"{subject.name}: warming up\n")
+            await load(subject, WARM_CELL, WARM)
         for cell in plan.cells:
             for subject, scene in subjects:
                 sys.stderr.write(f"{subject.name}: tools of {cell.tool_ms} ms, {cell.concurrency} runs in flight\n")
