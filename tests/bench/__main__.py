@@ -25,7 +25,7 @@ from rich.console import Console
 from tests.bench.anabranch_run import anabranch
 from tests.bench.dressed import dressed
 from tests.bench.floor import floor
-from tests.bench.load import Cell, Effort, load
+from tests.bench.load import WARM, Cell, Effort, load
 from tests.bench.logged import logged
 from tests.bench.measure import Figures, Scene, measure
 from tests.bench.processes import ROOT, WorkerDied
@@ -47,8 +47,7 @@ TOOL_MS, CONCURRENCY = (0, 50), (1, 50, 500)
 FULL = Effort(seconds=4.0, limit_s=12.0, least=4, floor=100, warm_up=50)
 QUICK = Effort(seconds=0.3, limit_s=3.0, least=2, floor=20, warm_up=8)
 QUICK_CELL = Cell(tool_ms=0, concurrency=8)
-WARM_CELL, WARM = Cell(tool_ms=0, concurrency=200), Effort(seconds=5.0, limit_s=5.0, least=0, floor=0, warm_up=0)
-"""What every subject does before any is measured: the broker compiles itself meanwhile, on the cores of the first."""
+WARM_CELL = Cell(tool_ms=0, concurrency=200)
 
 
 @dataclass(frozen=True, slots=True)

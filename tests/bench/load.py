@@ -14,7 +14,7 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class Asked(Protocol):
@@ -55,6 +55,10 @@ class Effort:
     def shorter(self, cell: Cell) -> Effort:
         """To warm up: connections, caches, and every partition has had something to do."""
         return Effort(0.0, self.limit_s, 0, max(self.warm_up, cell.concurrency), 0)
+
+
+WARM: Final = Effort(seconds=5.0, limit_s=5.0, least=0, floor=0, warm_up=0)
+"""What each does before it is measured: a broker that has just started compiles itself meanwhile, on its cores."""
 
 
 async def load(subject: Asked, cell: Cell, effort: Effort) -> list[float]:

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from tests.bench.load import Cell, Effort
+from tests.bench.load import WARM, Cell, Effort
 from tests.bench.peers.catalogue import PEERS, Peer
 from tests.bench.peers.cost import cost
 from tests.bench.peers.environments import CannotBeHad
@@ -38,6 +38,7 @@ from tests.support.process import Command, GuardedProcess, tail
 
 CELLS: Final = (Cell(0, 1), Cell(0, 100), Cell(50, 1), Cell(50, 100))
 QUICK_CELL: Final = Cell(tool_ms=0, concurrency=4)
+WARM_CELL: Final = Cell(tool_ms=0, concurrency=20)
 FULL: Final = Effort(seconds=4.0, limit_s=12.0, least=2, floor=50, warm_up=100)
 QUICK: Final = Effort(seconds=0.2, limit_s=3.0, least=2, floor=8, warm_up=4)
 PATIENCE_S: Final = 60.0
@@ -139,6 +140,8 @@ async def _outcome(peer: Peer, plan: Plan, around: Surroundings) -> Outcome:
         async with _job(peer, around) as (worker, greeting):
             versions |= greeting["versions"]
             servers = list(greeting["servers"].values()) + ([around.kafka().pid] if peer.kafka else [])
+            if plan.effort is FULL:
+                await _load(worker, WARM_CELL, WARM)
             for cell in plan.cells:
                 sys.stderr.write(f"  tools of {cell.tool_ms} ms, {cell.concurrency} in flight\n")
                 lines.append(await _measure(worker, cell, plan.effort, servers, around.model.pid))
