@@ -1,7 +1,7 @@
 """Many times to wait for, with one timer of the loop: what is to be looked at again, and when.
 
 A timer of the loop costs more than most calls of a quick tool, and nearly all of them are disarmed. Must never: keep a
-time beyond the process; an owner rebuilds its own from the fold. Called by: `agent/owner.py`, `tools/executor.py`.
+time beyond the process; an owner rebuilds its own from the fold. Called by: `agent/owner.py`, `tools/tries.py`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Paced:
-    """An `executor.Gate`. `idle` says whether the call is not wanted any more."""
+    """A `tries.Gate`. `idle` says whether the call is not wanted any more."""
 
     def __init__(self, job: Job, tool: Tool, shares: Shares, slots: Slots, idle: Callable[[], bool]) -> None:
         assert tool.limit is not None, "only calls of a limit wait in a line"
