@@ -3,7 +3,8 @@
 With the log's partition stand *low*, *done* and the interactive lane's `next_request`, as they always did; with the
 bulk lane's partition its own, and the *low* that it is as of: so a worker of before reads what it knows.
 
-`Reach` says what, `AgentWorker` commits and reads it. A commit of another version counts as one without metadata.
+`Reach` says what, `Commits` commits it, `AgentWorker` reads it. A commit of another version counts as one without
+metadata.
 """
 
 from __future__ import annotations

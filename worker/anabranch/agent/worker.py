@@ -1,9 +1,9 @@
 """The agent role: a member of the group `agents` that owns partitions of the run log.
 
-It gives each partition that is assigned an `Owner` and an `Admission`, feeds them what is read, and commits
-for them. A partition that comes back after a rebalance keeps its fold; what is in flight of one that does not
-is handed off in the log, and goes on. It never decides anything about a run. `kafka/membership.py` says when to
-take over and when to give up, `runtime.py` when to start and when to end.
+It gives each partition that is assigned an `Owner` and an `Admission`, and feeds them what is read; `committing.py`
+commits for them. A partition that comes back after a rebalance keeps its fold; what is in flight of one that does not
+is handed off in the log, and goes on. It never decides anything about a run. `kafka/membership.py` says when to take
+over and when to give up, `runtime.py` when to start and when to end.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final
 from anabranch.agent.admission import Admission
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.commit import oldest, read_commit, trusted
+from anabranch.agent.committing import Commits
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.offer import Offers
 from anabranch.agent.owner import Hooks, Owner
@@ -27,9 +28,9 @@ from anabranch.codec import Record
 from anabranch.errors import AnabranchError, BrokerError
 from anabranch.fields import LANES, Lane
 from anabranch.kafka.membership import Membership
-from anabranch.kafka.seam import Broker, Committed, Place, Subscription
+from anabranch.kafka.seam import Broker, Place, Subscription
 from anabranch.kafka.sent import Sent, settled
-from anabranch.tasks import Group, happens
+from anabranch.tasks import Group
 from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class AgentWorker:
     """See the module; also the `Listener` of its subscription, which `attach` names."""
 
     def __init__(self, station: Station, broker: Broker, commit_s: float) -> None:
-        self._station, self._broker, self._commit_s = station, broker, commit_s
+        self._station, self._broker = station, broker
         self._log = station.namespace.log
         self._topics: dict[Lane, str] = {lane: station.namespace.requests_of(lane) for lane in LANES}
         self._lanes = {topic: lane for lane, topic in self._topics.items()}
@@ -55,11 +56,9 @@ class AgentWorker:
         self._offers = Offers(station.registry)
         self._admissions: dict[int, Admission] = {}
         self._admitting: dict[Place, asyncio.Task[None]] = {}
-        self._committed: dict[Place, Committed] = {}
-        self._commit_now = asyncio.Event()
+        self._commits = Commits(station, self._membership, self._owners, lambda: self._places, commit_s)
         self._ends: dict[Place, int] = {}  # when they were taken over
         self._gaps: dict[int, int] = {}  # where, in a partition's log, records seemed to be missing
-        self._metadata_kept: bool | None = None
         self._over = asyncio.Event()
         self._abandoned = 0
         self.on_failure: Callable[[BaseException], None] = lambda error: None
@@ -112,7 +111,7 @@ class AgentWorker:
         async with Group(lambda error: self.on_failure(error)) as tasks:
             self._tasks = tasks
             own = [tasks.create_task(self._station.thinker.run(), name="model calls")]
-            own.append(tasks.create_task(self._commit_for_ever(), name="commits"))
+            own.append(tasks.create_task(self._commits.run(), name="commits"))
             own.append(tasks.create_task(self._station.fate.come(), name="fate"))
             for task in own:
                 tasks.watch(task)
@@ -235,7 +234,7 @@ class AgentWorker:
         await self._read_dispatches_back([owner for owner in owners if owner.has_dispatches_to_read])
         await _settled(sent for owner in owners for sent in owner.under_way())
         await _settled(sent for owner in owners for sent in owner.hand_off(for_s))
-        offsets = self._offsets()
+        offsets = self._commits.due()
         self.let_go()
         if offsets:
             await self.subscription.commit(offsets)
@@ -245,7 +244,7 @@ class AgentWorker:
         self._stop_admitting()
         for owner in self._owners.values():
             owner.suspend()
-        self._committed.clear()
+        self._commits.forget()
 
     async def _read_dispatches_back(self, owners: Sequence[Owner]) -> None:
         """Nothing is delivered to us meanwhile, so another reader folds on until ours are read."""
@@ -298,7 +297,7 @@ class AgentWorker:
         calls = self._calls.get(partition)
         if calls is None:
             calls = self._calls[partition] = ModelCalls(partition, self._station, self._offers)
-        hooks = Hooks(self._on_live, self._on_time_up, lambda: self.subscription.alive, self._commit_now.set)
+        hooks = Hooks(self._on_live, self._on_time_up, lambda: self.subscription.alive, self._commits.soon)
         owner = Owner(partition, self._station, calls, hooks)
         self._owners[partition] = owner
         read_again, read_on = partial(self._read_again, partition), partial(self._read_on, partition)
@@ -353,48 +352,6 @@ class AgentWorker:
                 log.warning("the end of %s/%d cannot be had yet: %s", *place, error, extra=place._asdict())
                 await asyncio.sleep(AGAIN_S)
         return None
-
-    # --- commits -------------------------------------------------------------------------------------------------
-
-    async def _commit_for_ever(self) -> None:
-        while True:
-            await happens(self._commit_now, self._commit_s)  # or it is time for the next one
-            self._commit_now.clear()
-            if not self._membership.stopping:
-                await self._commit()
-                for owner in self._owners.values():
-                    owner.clean(self._station.settings.snapshot_age_s)
-
-    async def _commit(self) -> None:
-        offsets = {p: at for p, at in self._offsets().items() if self._committed.get(p) != at}
-        for place in offsets:  # until it is confirmed, either may stand there
-            self._committed.pop(place, None)
-        if offsets and await self.subscription.commit(offsets):
-            self._committed.update(offsets)
-            for place, at in offsets.items():
-                if place.topic == self._log and place.partition in self._owners:
-                    self._owners[place.partition].committed(at.offset)
-            if self._metadata_kept is None:
-                await self._find_out_about_metadata()
-
-    def _offsets(self) -> dict[Place, Committed]:
-        offsets: dict[Place, Committed] = {}
-        for partition, owner in self._owners.items():
-            commit = owner.commit(bool(self._metadata_kept))
-            if commit is not None:
-                offsets[Place(self._log, partition)] = commit.write()
-                offsets[Place(self._topics["interactive"], partition)] = Committed(owner.state.next_request or 0, "")
-                if (bulk := Place(self._topics["bulk"], partition)) in self._places:
-                    offsets[bulk] = commit.write_bulk()
-        return offsets
-
-    async def _find_out_about_metadata(self) -> None:
-        """A broker that keeps none gives back an empty text."""
-        places = [place for place in self._committed if place.topic == self._log]
-        found = await self.subscription.committed(places)
-        self._metadata_kept = any(at.metadata for at in found.values())
-        if not self._metadata_kept:
-            log.info("this broker keeps no commit metadata: restarts repeat more")
 
 
 async def _settled(sent: Iterable[Sent]) -> None:
