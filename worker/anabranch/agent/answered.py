@@ -1,7 +1,8 @@
 """The runs that are answered, and remembered for a while, so that whoever asks again gets the same answer.
 
-Responsible for: their order, and how many there may be. Must never: hold a run or an answer itself; the fold and the
-publisher do. Called by: `owner.py`.
+Responsible for: what is let go of when a run is answered, their order, and how many there may be. Must never: hold a
+run or an answer itself; the fold and the publisher do. Called by: `owner.py`, of which each has a `Closing`, and by its
+publisher.
 """
 
 from __future__ import annotations
@@ -9,7 +10,14 @@ from __future__ import annotations
 from typing import Final
 
 from anabranch import messages as m
+from anabranch.agent import deadlines
+from anabranch.agent.deadlines import Moment
+from anabranch.agent.needed import Needed
+from anabranch.agent.publishing import Publisher
+from anabranch.agent.reach import Reach
+from anabranch.agent.state import Partition, Run
 from anabranch.bodies import dump
+from anabranch.timers import Timers
 
 REMEMBERED: Final = 2000
 """How many answered runs an owner remembers."""
@@ -21,8 +29,44 @@ REMEMBERED_BYTES: Final = 8 * 1024 * 1024
 Life = tuple[str, str]
 
 
+class Closing:
+    """The end of a run: once it is answered, no more of it is kept than its answer, and of those not too many."""
+
+    def __init__(self, needed: Needed, reach: Reach, timers: Timers[Moment]) -> None:
+        self._needed, self._reach, self._timers = needed, reach, timers
+        self._answered = Answered()
+
+    def begin(self, state: Partition, publisher: Publisher) -> None:
+        """What is folded from here on, and who answers."""
+        self._state, self._publisher = state, publisher
+
+    def close(self, run: Run) -> None:
+        """If it is answered: else it comes back when it is."""
+        if run.ending is None or self._reach.is_unanswered(run):
+            return
+        life = (run.run_id, run.life)
+        self._needed.drop(life)
+        for moment in deadlines.closed(run):
+            self._timers.disarm(moment)
+        if self._publisher.has_answer(life):  # else it was answered before our time, and may be asked for again
+            run.turns.clear()
+        self._publisher.keep_answers_only(life)
+        self._answered.add(life, run.opening.request, self._publisher.answer_bytes(life))
+        while (oldest := self._answered.surplus) is not None:
+            self._forget(oldest)
+
+    def _forget(self, life: Life) -> None:
+        self._answered.forget(life)
+        run = self._state.runs.get(life[0])
+        if run is not None and run.life == life[1]:
+            if self._reach.is_unanswered(run) or self._reach.is_asked_for(run.run_id):
+                return  # somebody has asked for it again: it comes back when that is answered
+            del self._state.runs[life[0]]
+        self._publisher.forget(life)
+
+
 class Answered:
-    """See the module."""
+    """The order of the answered runs, and what they take."""
 
     def __init__(self) -> None:
         self._weights: dict[Life, int] = {}  # the oldest first

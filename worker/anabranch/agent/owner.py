@@ -3,7 +3,8 @@
 Silent until it has folded up to the end that was captured when the partition was assigned; from there on it
 performs an effect if the fold still wants it, it is not in flight here, and every record of ours that could
 settle it has been read back. It decides nothing about a run: it appends, and the fold decides. `worker.py`
-feeds it; `admission.py` takes the requests up, `calling.py` makes the model calls, `publishing.py` the rest.
+feeds it; `admission.py` takes the requests up, `calling.py` makes the model calls, `handed_off.py` knows those of
+others, `publishing.py` publishes the rest, and `answered.py` lets go of what is over.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Final, NamedTuple
 
 from anabranch import log_events as e
 from anabranch.agent import cleaning, deadlines, effects, fold
-from anabranch.agent.answered import REMEMBERED, Answered
+from anabranch.agent.answered import REMEMBERED, Closing
 from anabranch.agent.audience import Audience
 from anabranch.agent.calling import ModelCalls
 from anabranch.agent.cleaning import Cleaner
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.effects import NoteDue
+from anabranch.agent.handed_off import HandedOff
 from anabranch.agent.held import Held
 from anabranch.agent.needed import Needed
 from anabranch.agent.publishing import Publisher
@@ -75,14 +77,14 @@ class Owner:
         self.on_link: Callable[[], None] = lambda: None  # hears of each event that takes a request up
         self._giving_up = False
         self._end = 0
-        self._publisher = Publisher(partition, station, self.state, 0, self._close)
         self._needed = Needed()
         age_s, now = station.settings.snapshot_age_s, station.clockwork.now
         self.reach = Reach(self._needed, age_s, now, hooks.commit_soon)
-        self._answered = Answered()  # the runs that nobody waits for any more
-        self._acked: dict[int, _Acknowledged] = {}  # events of ours that have not been read back
-        self._read_on: dict[Moment, int] = {}  # hand-offs whose time is up, and the log's end then
         self._timers: Timers[Moment] = Timers(station.clockwork.now, self._ring)
+        self._handed_off = HandedOff(station, self._timers)
+        self._closing = Closing(self._needed, self.reach, self._timers)
+        self._publisher = Publisher(partition, station, self.state, 0, self._closing.close)
+        self._acked: dict[int, _Acknowledged] = {}  # events of ours that have not been read back
         self._cleaner = Cleaner(station.settings)
         self._audience = Audience(partition, station)
         self._parked: set[Life] = set()
@@ -104,9 +106,10 @@ class Owner:
             if commit.low >= log_begin:  # else it was of a record that is gone: the log itself must tell
                 self.state.tell(*commit.nexts)
         self._done = commit.done if commit is not None else 0
-        self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._close)
+        self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._closing.close)
         self._needed.begin()
         self.reach.begin(self.state, self._publisher.is_settled)
+        self._closing.begin(self.state, self._publisher)
         self._cleaner = Cleaner(self._station.settings)
         self._calls.begin()
         position = self.resume(end)
@@ -119,7 +122,7 @@ class Owner:
         self._audience.begin(self.state.position)
         self.live = self._giving_up = False
         self._acked.clear()
-        self._read_on.clear()
+        self._handed_off.read_on.clear()
         self._calls.wanted = self._wanted_call
         self._calls.begin_early = self._publisher.early.begin
         self._station.heard[self.partition] = self.acknowledged
@@ -208,7 +211,7 @@ class Owner:
         if self.live:
             for run in touched.values():
                 self._act(run)
-            if self._read_on:
+            if self._handed_off.read_on:
                 self._go_on_after_time_up()
         else:
             self.caught_up(self.state.position)
@@ -292,7 +295,7 @@ class Owner:
         call = effects.model_due(run)
         if not self._giving_up:
             self._calls.tell_surplus(run)
-            if call is None or not run.hand_offs or self._is_called(run) or self._may_call(run):
+            if call is None or not run.hand_offs or self._may_call(run):
                 self._calls.want(run, call)
         if call is None:
             for due in effects.publications(run):
@@ -300,27 +303,16 @@ class Owner:
         if self._publisher.early.speaking:
             self._publisher.early.look_at(run)
         if run.ending is not None:
-            self._close(run)
+            self._closing.close(run)
         elif not run.parked:
             for moment, when in deadlines.moments(run, self._station.clockwork.now()):
                 if self._timers.arm(moment, when) and moment.what == "lost":
                     self._station.meters.hand_offs.count("call", "waited")
 
-    def _is_called(self, run: Run) -> bool:
-        return self._calls.has((run.run_id, run.life), run.turn)
-
     def _may_call(self, run: Run) -> bool:
-        """Somebody who handed the call off may still be on it: wait, and then read on to the log's end."""
-        others = [hand_off for hand_off in run.hand_offs.values() if hand_off.worker != self._station.worker_id]
-        for hand_off in others:
-            moment = Moment("model", run.run_id, run.life, run.turn, hand_off.offset)
-            if moment not in self._read_on:
-                if self._timers.arm(moment, self._station.clockwork.now() + hand_off.for_s):
-                    self._station.meters.hand_offs.count("model", "waited")
-                return False
-            if self.state.position < self._read_on[moment]:
-                return False
-        return True
+        """Whether nobody else may still be on the call that was handed off; ours goes on in any case."""
+        is_ours = self._calls.has((run.run_id, run.life), run.turn)
+        return is_ours or self._handed_off.may_call(run, self.state.position)
 
     def _wanted_call(self, life: Life, turn: int) -> Run | None:
         """The run that owes this model call, if we may make it."""
@@ -333,35 +325,6 @@ class Owner:
             self._timers.arm(Moment("again", *life), self._station.clockwork.now() + AGAIN_S)
             return None
         return run
-
-    # --- the end of a run -------------------------------------------------------------------------------------------
-
-    def _close(self, run: Run) -> None:
-        """Once it is answered, keep no more of a run than its answer, and of those not too many."""
-        if run.ending is None or self.reach.is_unanswered(run):
-            return
-        life = (run.run_id, run.life)
-        self._needed.drop(life)
-        for moment in deadlines.closed(run):
-            self._timers.disarm(moment)
-        if self._publisher.has_answer(life):  # else it was answered before our time, and may be asked for again
-            run.turns.clear()
-        self._publisher.keep_answers_only(life)
-        self._remember(run, life)
-
-    def _remember(self, run: Run, life: Life) -> None:
-        self._answered.add(life, run.opening.request, self._publisher.answer_bytes(life))
-        while (oldest := self._answered.surplus) is not None:
-            self._forget(oldest)
-
-    def _forget(self, life: Life) -> None:
-        self._answered.forget(life)
-        run = self.state.runs.get(life[0])
-        if run is not None and run.life == life[1]:
-            if self.reach.is_unanswered(run) or self.reach.is_asked_for(run.run_id):
-                return  # somebody has asked for it again: it comes back when that is answered
-            del self.state.runs[life[0]]
-        self._publisher.forget(life)
 
     # --- timers -------------------------------------------------------------------------------------------------------
 
@@ -383,18 +346,13 @@ class Owner:
 
     def read_on(self, moment: Moment, end: int) -> None:
         """The time of a hand-off is up, and the log ended at `end` then: up to there a reply may still stand."""
-        self._station.meters.hand_offs.count("model", "lost")
-        self._read_on[moment] = end
+        self._handed_off.time_is_up(moment, end)
         self._go_on_after_time_up()
 
     def _go_on_after_time_up(self) -> None:
-        for moment, end in list(self._read_on.items()):
-            if self.live and self.state.position >= end:
-                run = self.state.runs.get(moment.run_id)
-                if run is None or run.life != moment.life or run.turn != moment.subject or not run.owed:
-                    del self._read_on[moment]
-                else:
-                    self._act(run)
+        if self.live:
+            for run in self._handed_off.without_reply(self.state):
+                self._act(run)
 
     # --- the commit -------------------------------------------------------------------------------------------------
 
