@@ -24,6 +24,7 @@ from anabranch.agent.reach import Reach
 from anabranch.agent.state import Nexts
 from anabranch.kafka.membership import Membership
 from anabranch.log_events import CallDispatched
+from anabranch.tools.calls import Calls
 from anabranch.tools.commits import Commits
 from anabranch.tools.handing_off import HandOffs
 from anabranch.tools.progress import Progress
@@ -251,13 +252,13 @@ def a_note_that_is_done_is_kept_for_ever(patch: Patch) -> None:
 
 @plant("no lag is left", "crashes")
 def a_call_is_never_finished(patch: Patch) -> None:
-    finish = ToolWorker._finish
+    finish = Calls.finish
 
-    def forgetful(self: ToolWorker, job: Job) -> None:
+    def forgetful(self: Calls, job: Job) -> None:
         if job.call.tool != "slow":
             finish(self, job)
 
-    patch.setattr(ToolWorker, "_finish", forgetful)
+    patch.setattr(Calls, "finish", forgetful)
 
 
 @plant("a fold from a commit agrees", "crashes")

@@ -90,7 +90,7 @@ async def test_what_is_dropped_by_a_revoke_gives_its_room_back() -> None:
         await bench.revoke()
         slow.may_end.set()
         await bench.assign()
-        await until(lambda: bench.worker._intake.used == 0, what="nothing is held")
+        await until(lambda: bench.worker._calls.intake.used == 0, what="nothing is held")
 
 
 async def test_a_call_that_is_given_back_before_its_task_begins_is_not_executed_and_holds_nothing() -> None:
@@ -99,8 +99,8 @@ async def test_a_call_that_is_given_back_before_its_task_begins_is_not_executed_
         await bench.assign()
         bench.deliver(small(0))
         await bench.revoke()
-        await until(lambda: not bench.worker._serving, what="its task has ended")
-        assert (bench.worker.running, bench.sent.records, bench.worker._intake.used) == (0, [], 0)
+        await until(lambda: not bench.worker._calls._serving, what="its task has ended")
+        assert (bench.worker.running, bench.sent.records, bench.worker._calls.intake.used) == (0, [], 0)
         slow.may_end.set()
         await bench.assign()
         bench.deliver(small(0))

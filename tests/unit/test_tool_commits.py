@@ -155,7 +155,7 @@ async def test_a_call_is_begun_only_when_the_commit_says_so() -> None:
     worker, lane, commits = worker_with({})
     worker._commits.metadata_kept = True
     committing = asyncio.create_task(worker._commits.run())
-    assert await asyncio.wait_for(worker._may_begin(lane, job(worker)), SOON_S)
+    assert await asyncio.wait_for(worker._calls._may_begin(lane, job(worker)), SOON_S)
     assert marks.read(0, commits.last[PLACE].metadata).begun == {0}
     committing.cancel()
 
@@ -165,7 +165,7 @@ async def test_a_call_is_not_begun_while_its_mark_does_not_fit_into_the_commit()
     worker, lane, commits = worker_with({f"{number:016x}": int(NOW) + 300 for number in range(200)})
     worker._commits.metadata_kept = True
     committing = asyncio.create_task(worker._commits.run())
-    beginning = asyncio.create_task(worker._may_begin(lane, job(worker)))
+    beginning = asyncio.create_task(worker._calls._may_begin(lane, job(worker)))
     _, waiting = await asyncio.wait({beginning}, timeout=20 * COMMIT_S)
     assert waiting
     assert commits.last == {}
@@ -195,7 +195,7 @@ async def test_a_serial_call_begins_only_when_the_group_still_counts_us_in() -> 
     worker._commits._committed[PLACE] = Committed(0, "")  # nothing new is to be said
     commits.member = False
     committing = asyncio.create_task(worker._commits.run())
-    beginning = asyncio.create_task(worker._may_begin(lane, job(worker, "book")))
+    beginning = asyncio.create_task(worker._calls._may_begin(lane, job(worker, "book")))
     await asyncio.wait_for(commits.refused.wait(), SOON_S)
     assert not beginning.done()
     worker.let_go()
@@ -206,6 +206,6 @@ async def test_a_serial_call_begins_only_when_the_group_still_counts_us_in() -> 
 async def test_a_serial_call_leaves_no_mark_for_it_may_be_executed_again() -> None:
     worker, lane, commits = worker_with({})
     committing = asyncio.create_task(worker._commits.run())
-    assert await asyncio.wait_for(worker._may_begin(lane, job(worker, "book")), SOON_S)
+    assert await asyncio.wait_for(worker._calls._may_begin(lane, job(worker, "book")), SOON_S)
     assert commits.last[PLACE] == Committed(0, "")
     committing.cancel()

@@ -2,7 +2,7 @@
 
 Half of the room is for whoever comes first; of the other half each partition has its own part, so that calls that wait
 long in one partition (for a limit, for a key) leave room for those of all others. It counts, and pauses nothing:
-`worker.py` does, by what `full` and `has_room` say of a lane.
+`calls.py` does, by what `full` and `has_room` say of a lane.
 """
 
 from __future__ import annotations

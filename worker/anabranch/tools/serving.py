@@ -1,7 +1,7 @@
 """One call on its way through a tool worker: lane, limiter, execution, result.
 
 It waits for whatever the call has to wait for, has it executed, and appends what it came to. Which calls there
-are, and which of them count as finished, `worker.py` knows.
+are, and which of them count as finished, `calls.py` knows.
 """
 
 from __future__ import annotations
