@@ -1,6 +1,6 @@
 """What must be true when a seed is over: the promises, each a function from the evidence to what breaks it. PURE.
 
-Responsible for: judging the ledger of the outside world, the answers, the commits and the fold of the log.
+Responsible for: judging the answers, the batches, the commits and the fold of the log; `how_often.py` judges calls.
 Must never: run anything, or excuse a violation by a fault that cannot have caused it.
 Called by: `python -m tests.simulation`, and tests, the ones that plant bugs too.
 """
@@ -8,9 +8,7 @@ Called by: `python -m tests.simulation`, and tests, the ones that plant bugs too
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import orjson
@@ -19,73 +17,17 @@ from anabranch import log_events as e
 from anabranch.agent import fold
 from anabranch.agent.commit import read_commit
 from anabranch.agent.state import Partition, Run
-from anabranch.codec import decode
-from anabranch.errors import WireError
 from anabranch.kafka.seam import Place
-from tests.simulation.evidence import EPOCH, NAMESPACE, PARTITIONS, Evidence, Sample, lags
-from tests.simulation.ledger import Execution, Fault, ModelCall
-from tests.simulation.workload import AFTER, AT_MOST_ONCE, EARLY, SERIAL, PlannedCall, PlannedRun
-
-CLOSE_S: Final = 0.05
-"""What a record may take from the hands of its writer to the reader that waits for it; as long is forgiven."""
-
-
-@dataclass(slots=True)
-class Facts:
-    """The evidence, prepared: every life of every run as the whole log has it, and the answers."""
-
-    evidence: Evidence
-    lives: dict[tuple[str, str], Run] = field(default_factory=dict)
-    won: set[str] = field(default_factory=set)
-    answers: dict[str, list[tuple[float, int, bytes]]] = field(default_factory=lambda: defaultdict(list))
-    events: dict[int, list[tuple[e.Event | None, int, float]]] = field(default_factory=dict)
-
-    @property
-    def orderly(self) -> bool:
-        return self.evidence.profile.orderly
-
-    def lives_of(self, run_id: str) -> int:
-        return sum(known == run_id for known, _ in self.lives)
-
-    def faults(self, *kinds: str) -> list[Fault]:
-        return [fault for fault in self.evidence.ledger.faults if not kinds or fault.kind in kinds]
+from tests.simulation import how_often
+from tests.simulation.evidence import EPOCH, NAMESPACE, Evidence, Sample, lags
+from tests.simulation.facts import CLOSE_S, Facts, facts_of, named
+from tests.simulation.workload import AFTER, AT_MOST_ONCE, PlannedCall, PlannedRun
 
 
 def violations(evidence: Evidence) -> list[str]:
     """Every promise that was broken, in words."""
-    facts = _facts(evidence)
+    facts = facts_of(evidence)
     return [f"{name}: {text}" for name, check in CHECKS.items() for text in check(facts)]
-
-
-def _facts(evidence: Evidence) -> Facts:
-    facts = Facts(evidence)
-    for partition in range(PARTITIONS):
-        records = evidence.records[Place(NAMESPACE.log, partition)]
-        facts.events[partition] = [(_event(record), record.offset, record.timestamp / 1000) for record in records]
-        _fold_all(facts, facts.events[partition])
-    for place, records in evidence.records.items():
-        for record in records if place.topic == NAMESPACE.responses else ():
-            key = (record.key or b"").decode()
-            facts.answers[key].append((record.timestamp / 1000, place.partition, record.value or b""))
-    return facts
-
-
-def _event(record: Any) -> e.Event | None:
-    try:
-        return decode(record)
-    except WireError:
-        return None
-
-
-def _fold_all(facts: Facts, events: Iterable[tuple[e.Event | None, int, float]]) -> None:
-    state = Partition(next_request=0, next_bulk=0)
-    for event, offset, at in events:
-        run = fold.apply(state, event, offset, at)
-        if run is None:
-            continue
-        facts.lives[run.run_id, run.life] = run
-        if isinstance(event, e.ModelReplied) and run.turns and run.turns[-1].attempt == event.attempt:
-            facts.won.update(call.tool_use_id for call in event.plan)
 
 
 # --- answers ----------------------------------------------------------------------------------------------------
@@ -144,7 +86,7 @@ def _cancels_are_heard(facts: Facts) -> Iterator[str]:
         if at is None or call.run_id in again or call.at + EPOCH <= at + CLOSE_S:
             begun.add(trying)
         elif trying not in begun:  # else it is tried again, by one who has given the partition up meanwhile
-            yield f"{_named(call)} began, and its cancel stood in the log since {at - EPOCH:.3f}"
+            yield f"{named(call)} began, and its cancel stood in the log since {at - EPOCH:.3f}"
 
 
 def _admitted_once(facts: Facts) -> Iterator[str]:
@@ -171,11 +113,11 @@ def _batches(facts: Facts) -> Iterator[str]:
     for call in facts.evidence.ledger.model_calls:
         ids = tuple(result[0] for result in call.results)
         if ids != call.batch:
-            yield f"{_named(call)}: the calls were {call.batch}, and the results are of {ids}"
+            yield f"{named(call)}: the calls were {call.batch}, and the results are of {ids}"
         for ask in call.batch:
             asked = by_ask.get(ask)
             if asked is None or (asked.run_id, asked.turn) != (call.run_id, call.turn - 1):
-                yield f"{_named(call)}: {ask} was not asked for in the turn before"
+                yield f"{named(call)}: {ask} was not asked for in the turn before"
 
 
 def _same_question(facts: Facts) -> Iterator[str]:
@@ -206,7 +148,7 @@ def _results(facts: Facts) -> Iterator[str]:
             elif not is_error and not finished[ask]:
                 wrong = "was never executed to its end"
             if wrong:
-                yield f"{_named(call)}: {ask} ({planned.tool}) was told as {text!r}, which {wrong}"
+                yield f"{named(call)}: {ask} ({planned.tool}) was told as {text!r}, which {wrong}"
 
 
 def _wrong_error(facts: Facts, ask: str, planned: PlannedCall, text: str, failed: set[str]) -> str | None:
@@ -219,136 +161,6 @@ def _wrong_error(facts: Facts, ask: str, planned: PlannedCall, text: str, failed
     if planned.tool in AT_MOST_ONCE and not facts.orderly:
         return None if "outcome unknown" in text or "had no result" in text else "says not that its outcome is unknown"
     return "is no failure of the tool"
-
-
-# --- how often ----------------------------------------------------------------------------------------------------
-
-
-def _model_once(facts: Facts) -> Iterator[str]:
-    """No model call is made again but for a fault that hit it."""
-    turns: dict[tuple[str, int], list[ModelCall]] = defaultdict(list)
-    for call in facts.evidence.ledger.model_calls:
-        if call.end != "failed":
-            turns[call.run_id, call.turn].append(call)
-    for (run_id, _), calls in turns.items():
-        if facts.lives_of(run_id) > 1:
-            continue
-        for before, again in pairwise(calls):
-            if not _explained(facts.faults("kill", "freeze", "cut", "expel"), before, again):
-                yield f"{_named(again)} repeats that by {before.process} at {before.at:.3f}, and no fault explains it"
-
-
-def _never_paid_again(facts: Facts) -> Iterator[str]:
-    """A reply that is in the log is never paid for again."""
-    if facts.faults("freeze", "cut", "expel"):
-        return  # a zombie may act on what it last knew
-    replied = {(run.run_id, turn.number): turn.replied_at for run in facts.lives.values() for turn in run.turns}
-    for call in facts.evidence.ledger.model_calls:
-        at = replied.get((call.run_id, call.turn))
-        if at is not None and facts.lives_of(call.run_id) == 1 and call.at + EPOCH > at + CLOSE_S:
-            yield f"{_named(call)} was made, and its turn had been replied to at {at - EPOCH:.3f}"
-
-
-def _tools_once(facts: Facts) -> Iterator[str]:
-    """No tool call is executed again but for a fault that hit it."""
-    if facts.faults("regressed commits") or not facts.evidence.profile.metadata:
-        return
-    published = _published(facts)
-    for ask, executions in _by_ask(facts).items():
-        pairs = [pair for pair in pairwise(executions) if not _explained(facts.faults(), *pair)]
-        for before, again in pairs[max(0, len(published[ask]) - 1) :]:  # each copy may run once, on another worker
-            yield f"{_told(again)} repeats that by {before.process} at {before.at:.3f}; no fault explains it"
-
-
-def _explained(faults: list[Fault], before: ModelCall | Execution, again: ModelCall | Execution) -> bool:
-    """Whether one of the two processes was in trouble between the first start and the second one."""
-    return any(
-        fault.process in (before.process, again.process) and fault.begin <= again.at and fault.end >= before.at
-        for fault in faults
-    )
-
-
-def _at_most_once(facts: Facts) -> Iterator[str]:
-    if facts.faults("regressed commits") or not facts.evidence.profile.metadata:
-        return
-    for executions in _by_ask(facts).values():
-        if executions[0].tool in AT_MOST_ONCE and len(executions) > 1:
-            yield f"{_told(executions[1])} was executed by {executions[0].process} before, and is at most once"
-
-
-def _only_asked(facts: Facts) -> Iterator[str]:
-    """Nothing is executed that was never asked for by a reply that counts, but what may be executed for nothing."""
-    spoken = {ask for call in facts.evidence.ledger.model_calls for ask in call.spoken}
-    for ask, executions in _by_ask(facts).items():
-        if ask not in facts.won and not (ask in spoken and executions[0].tool == EARLY):
-            yield f"{_told(executions[0])} was executed, and no reply that counts has asked for it"
-
-
-def _early_is_asked(facts: Facts) -> Iterator[str]:
-    """The result of a call that began before its reply was whole counts only if the reply has exactly that call."""
-    begun = {call["call_id"]: call for call, _ in _calls(facts) if call["dispatch"] == 0}
-    for run in facts.lives.values():
-        for turn in run.turns:
-            said = {block.get("id"): block for block in orjson.loads(turn.body)["content"]}
-            for call_id, call in turn.calls.items():
-                early, block = begun.get(call_id), said[call.planned.tool_use_id]
-                if early is not None and (early["tool"], early["input"]) != (block["name"], block["input"]):
-                    yield f"{call_id} began as {early['tool']} {early['input']}, and the reply says {block}"
-
-
-def _serial(facts: Facts) -> Iterator[str]:
-    """Calls of one serial key run one at a time, and begin in the order in which they were published."""
-    if facts.faults("freeze", "cut", "expel", "regressed commits") or not facts.evidence.profile.metadata:
-        return
-    places = {ask: places[0] for ask, places in _published(facts).items()}
-    lanes: dict[str, list[Execution]] = defaultdict(list)
-    for execution in facts.evidence.ledger.executions:
-        if execution.tool in SERIAL:
-            lanes[execution.account].append(execution)
-    for executions in lanes.values():
-        for before, after in pairwise(executions):
-            if before.ended_at is None or before.ended_at > after.at:
-                yield f"{_told(after)} began while {before.ask} of the same key ran until {before.ended_at}"
-        firsts = list(dict.fromkeys(execution.ask for execution in executions))
-        if firsts != sorted(firsts, key=lambda ask: places.get(ask, -1)):
-            yield f"the calls of account {executions[0].account} began in the order {firsts}, not as published"
-
-
-def _published_once(facts: Facts) -> Iterator[str]:
-    """A call is published again only where an acknowledgement got lost or a worker died; at most once: never."""
-    calm = facts.orderly and not facts.evidence.profile.rough
-    for is_early in (False, True):
-        for ask, places in _published(facts, is_early).items():
-            tool = facts.evidence.calls[ask].tool
-            if len(places) > 1 and (calm or tool in AT_MOST_ONCE):
-                yield f"{ask} ({tool}) was published {len(places)} times, at {places}"
-            if is_early and tool != EARLY:
-                yield f"{ask} ({tool}) was published early, at {places}"
-
-
-def _published(facts: Facts, early: bool | None = None) -> dict[str, list[int]]:
-    """Where each ask was published, in its partition: before its reply was whole, or after; None: both."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for call, offset in _calls(facts):
-        if early in (None, call["dispatch"] == 0):
-            places[call["input"]["ask"]].append(offset)
-    return places
-
-
-def _calls(facts: Facts) -> Iterator[tuple[dict[str, Any], int]]:
-    """Every call that was published, and its offset."""
-    for place, records in facts.evidence.records.items():
-        for record in records if place.topic.startswith(NAMESPACE.calls("")) else ():
-            yield orjson.loads(record.value or b""), record.offset
-
-
-def _by_ask(facts: Facts) -> dict[str, list[Execution]]:
-    """The executions of each call, in order; a retry within one is none."""
-    found: dict[str, list[Execution]] = defaultdict(list)
-    for execution in facts.evidence.ledger.executions:
-        if execution.attempt == 1:
-            found[execution.ask].append(execution)
-    return found
 
 
 # --- offsets ------------------------------------------------------------------------------------------------------
@@ -414,17 +226,6 @@ def _gist(run: Run | None) -> Any:
     return run.life, run.turn, run.owed, run.hand_offs, run.addresses, run.usage, run.ending, calls
 
 
-# --- in words -----------------------------------------------------------------------------------------------------
-
-
-def _named(call: ModelCall) -> str:
-    return f"the model call of {call.run_id} turn {call.turn} by {call.process} at {call.at:.3f}"
-
-
-def _told(execution: Execution) -> str:
-    return f"the execution of {execution.ask} ({execution.tool}) by {execution.process} at {execution.at:.3f}"
-
-
 CHECKS: Final[dict[str, Callable[[Facts], Iterator[str]]]] = {
     "no worker dies": _workers_live,
     "every request is answered": _answered,
@@ -435,14 +236,14 @@ CHECKS: Final[dict[str, Callable[[Facts], Iterator[str]]]] = {
     "results are exactly those of the calls": _batches,
     "a repeated model call asks the same": _same_question,
     "results are true": _results,
-    "a model call is made once per fault": _model_once,
-    "a reply in the log is never paid again": _never_paid_again,
-    "a tool call is executed once per fault": _tools_once,
-    "a call is published once": _published_once,
-    "at most once": _at_most_once,
-    "nothing is executed that was not asked": _only_asked,
-    "an early result is of a call of the reply": _early_is_asked,
-    "serial keys go one by one": _serial,
+    "a model call is made once per fault": how_often.model_once,
+    "a reply in the log is never paid again": how_often.never_paid_again,
+    "a tool call is executed once per fault": how_often.tools_once,
+    "a call is published once": how_often.published_once,
+    "at most once": how_often.at_most_once,
+    "nothing is executed that was not asked": how_often.only_asked,
+    "an early result is of a call of the reply": how_often.early_is_asked,
+    "serial keys go one by one": how_often.serial,
     "no lag is left": _no_lag,
     "a fold from a commit agrees": _commits_are_safe,
 }

@@ -94,3 +94,17 @@ def helm() -> Json:
     if importlib.util.find_spec("helm_python") is None:
         unavailable("this test needs Helm: pip install helm-python-sdk, which has no package for this machine")
     return importlib.import_module("helm_python")
+
+
+def container(pod: Any) -> Any:
+    [found] = pod["spec"]["containers"]
+    return found
+
+
+def environment(pod: Any) -> dict[str, Any]:
+    """Each variable's value, or where it comes from."""
+    return {item["name"]: item.get("value", item.get("valueFrom")) for item in container(pod)["env"]}
+
+
+def pods(values: Values) -> dict[str, Any]:
+    return dict(render(values).pods())

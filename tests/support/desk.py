@@ -221,3 +221,10 @@ class Desk:
     @property
     def answers(self) -> list[Any]:
         return [orjson.loads(record.value or b"") for record in self.sent.to(NAMESPACE.responses)]
+
+
+def replies(desk: Desk, event: e.Event) -> None:
+    """The model call that is due is answered."""
+    job = desk.jobs.due.pop()
+    assert job.prepare() is not None
+    job.append(event)

@@ -13,9 +13,9 @@ import pytest
 from tests.support import builders as b
 from tests.support.bench import PLACE, ToolBench, call
 from tests.support.desk import Desk, Log
+from tests.support.thinking import DONE, Script, thought
 from tests.support.wait import until
 from tests.unit.test_handing_over import give_up, prepared
-from tests.unit.test_thinking import DONE, Script, thought
 
 from anabranch import App, Limit, RateLimited, Retryable
 from anabranch.agent.admission import Admission

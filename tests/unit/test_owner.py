@@ -12,28 +12,17 @@ from dataclasses import replace
 
 import pytest
 from tests.support import builders as b
-from tests.support.desk import NAMESPACE, Desk, Log
+from tests.support.desk import NAMESPACE, Desk, Log, replies
 
 from anabranch import log_events as e
-from anabranch import messages as m
-from anabranch.agent import answered
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.held import RUN_BYTES
 from anabranch.agent.state import Nexts
-from anabranch.codec import cloud_event
 from anabranch.errors import BrokerError, TooLarge
-from anabranch.kafka.sent import Acked
 from anabranch.topics import partition_of
 
 AMO = b.planned(0, delivery="at_most_once", deadline_s=60.0)
-
-
-def replies(desk: Desk, event: e.Event) -> None:
-    """The model call that is due is answered."""
-    job = desk.jobs.due.pop()
-    assert job.prepare() is not None
-    job.append(event)
 
 
 # --- silence ----------------------------------------------------------------------
@@ -268,42 +257,6 @@ async def test_a_successor_does_not_publish_an_at_most_once_call() -> None:
     assert second.begin(Commit(0, 0, 0)).read().called == []
 
 
-# --- duplicates, memory ----------------------------------------------------------------------
-
-
-async def test_a_closed_runs_answer_is_sent_again_the_same() -> None:
-    desk = Desk().begin().write(b.requested(), b.calls(), b.returned(), b.replied(turn=2))
-    await desk.sent.ack()
-    desk.write(b.noted("duplicate", after=1, offset=1, reply_to=m.ReplyTo(3)))
-    first, again = desk.sent.to(NAMESPACE.responses)
-    assert first.value == again.value
-    assert (first.partition, again.partition) == (None, 3)
-
-
-async def test_a_successor_sends_the_very_same_answer() -> None:
-    first = Desk().begin().write(b.requested(), b.calls(), b.returned(), b.replied(turn=2))
-    await first.sent.ack()
-    commit = Commit(0, 4, 0)
-    second = Desk(first.log).begin(commit).read()
-    assert second.answers == []
-    second.write(b.noted("duplicate", after=1, offset=1))
-    assert second.answers == first.answers
-
-
-async def test_only_answered_runs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answered, "REMEMBERED", 2)
-    desk = Desk().begin()
-    for number in range(5):
-        name = f"r{number}"
-        desk.write(b.requested(name, after=number, offset=number), b.replied(run_id=name, life=str(number)))
-        if number > 0:
-            desk.sent.sent[-1].succeed(Acked(None))
-            await asyncio.sleep(0)
-    assert list(desk.owner.state.runs) == ["r0", "r3", "r4"]
-    assert desk.owner.commit(True) == Commit(0, 1, 0)
-    assert len(desk.owner._publisher._answers) == 3
-
-
 # --- bytes, timers ----------------------------------------------------------------------
 
 
@@ -338,44 +291,6 @@ async def test_a_deadline_is_told_to_the_log_and_the_fold_decides() -> None:
     assert len(desk.appended) == 2
 
 
-# --- the commit ----------------------------------------------------------------------
-
-
-async def test_low_is_the_oldest_event_that_somebody_needs() -> None:
-    desk = Desk().begin()
-    assert desk.owner.commit(True) == Commit(0, 0, 0)
-    desk.write(b.noted("moved", "x"), b.requested(after=1, offset=4), b.noted("rejected", "bad", after=5, offset=5))
-    assert desk.owner.commit(True) == Commit(1, 2, 1)
-    await desk.sent.ack()
-    assert desk.owner.commit(True) == Commit(1, 3, 1)
-    desk.write(b.replied(life="4"))
-    assert desk.owner.commit(True) == Commit(1, 3, 1)
-    await desk.sent.ack()
-    assert desk.owner.commit(True) == Commit(4, 4, 6)
-
-
-async def test_without_metadata_low_stays_with_the_last_event_that_tells_the_next_request() -> None:
-    desk = Desk().begin().write(b.noted("moved", "x"), b.noted("moved", "y", after=1, offset=1), e.PartitionReleased(0))
-    assert desk.owner.commit(False) == Commit(1, 3, 2)
-
-
-async def test_nothing_is_committed_while_silent() -> None:
-    desk = Desk()
-    desk.log.write(b.requested())
-    assert desk.begin().owner.commit(True) is None
-
-
-async def test_a_commit_whose_records_are_gone_lets_the_log_tell_the_next_request() -> None:
-    desk = Desk()
-    desk.log.write(b.requested(after=8, offset=8))
-    record = desk.log.records[0]
-    desk.log.records[0] = replace(record, offset=50)
-    desk.owner.begin(Commit(10, 0, 3), 50, 51, Nexts(0, 0))
-    desk.owner.fold(desk.log.records)
-    assert desk.owner.state.next_request == 9
-    assert list(desk.owner.state.runs) == ["r"]
-
-
 # --- a session that seemed lost, and was not --------------------------------------------------------------
 
 
@@ -397,54 +312,3 @@ async def test_a_model_call_that_was_not_begun_in_doubt_is_begun_later() -> None
     desk.owner._timers._due()
     (job,) = desk.jobs.due
     assert job.prepare() is not None
-
-
-# --- parked runs ----------------------------------------------------------------------------------------------
-
-
-def levitate(desk: Desk) -> None:
-    """An event of a later version is appended."""
-    pairs = [("ce_runid", b.RUN), ("ce_life", b.LIFE)]
-    desk.log.take(cloud_event(NAMESPACE.log, "run.levitated", "w", b.RUN, b"{}", pairs, 0))
-
-
-async def test_what_a_parked_run_has_not_published_is_not_done() -> None:
-    """Whoever knows the event goes on with the run, and has to publish it then."""
-    desk = Desk().begin()
-    desk.log.write(b.requested(), b.calls())
-    levitate(desk)
-    desk.read()
-    assert desk.called == []
-    assert desk.commit() == Commit(0, 1, 0)
-
-
-async def test_what_a_parked_run_has_published_is_done() -> None:
-    desk = Desk().begin().write(b.requested(), b.calls())
-    levitate(desk)
-    desk.read()
-    await desk.sent.ack()
-    assert desk.commit() == Commit(0, 3, 0)
-
-
-async def test_a_defect_that_shows_at_an_acknowledgement_ends_the_worker() -> None:
-    desk = Desk().begin()
-
-    def defective(event: e.Event, size: int, acked: Acked) -> None:
-        raise RuntimeError("a defect")
-
-    desk.station.heard[0] = defective
-    sent = desk.station.append(0, b.replied())
-    sent.succeed(Acked(0, 1))
-    with pytest.raises(RuntimeError, match="a defect"):
-        await asyncio.wait_for(desk.station.fate.come(), 5)
-
-
-async def test_answered_runs_are_remembered_within_bounds_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answered, "REMEMBERED_BYTES", 3 * answered.ANSWERED_BYTES)
-    desk = Desk().begin()
-    for number in range(5):
-        run_id, life = f"r{number}", str(number)
-        desk.write(b.requested(run_id, after=number, offset=number))
-        desk.write(b.replied(run_id=run_id, life=life))
-        await desk.sent.ack()
-    assert list(desk.owner.state.runs) == ["r3", "r4"]

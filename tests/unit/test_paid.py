@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from tests.support import builders as b
 from tests.support.desk import NAMESPACE, Desk
+from tests.support.thinking import DONE, only, thought
+from tests.support.thinking import Desk as Table
 from tests.support.virtual import now
 from tests.unit.test_handing_over import prepared
-from tests.unit.test_thinking import DONE, only, thought
-from tests.unit.test_thinking import Desk as Table
 
 from anabranch import log_events as e
 from anabranch import messages as m

@@ -15,9 +15,9 @@ import pytest
 from tests.support import builders as b
 from tests.support.bench import ToolBench, call
 from tests.support.desk import NAMESPACE, Desk, Log
+from tests.support.thinking import DONE, Script, thought
 from tests.support.told import ABOVE, SAMPLED, TRACE, UNSAMPLED, Told
 from tests.support.wait import until
-from tests.unit.test_thinking import DONE, Script, thought
 
 from anabranch import App, RateLimited, Retryable
 from anabranch import log_events as e
