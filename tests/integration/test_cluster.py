@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,9 +28,12 @@ from tests.support.raw import read_until
 from tests.support.traffic import Traffic
 from tests.support.wait import until
 
+from anabranch.config import KafkaSettings
 from anabranch.kafka import admin, fetching, producing, silent
+from anabranch.kafka.admin import Admin
 from anabranch.kafka.link import Link
 from anabranch.kafka.seam import Place
+from anabranch.topics import TopicSpec
 
 ROUNDS = int(os.environ.get("ANABRANCH_TEST_ROUNDS", "1"))
 PARTITIONS = 6
@@ -126,6 +130,36 @@ async def test_whoever_starts_while_the_controller_stands_still_waits_for_its_su
             await until(lambda: written.is_written, WELL_S, "a successor")
     finally:
         cluster.thaw()
+    await cluster.whole()
+
+
+async def _as_of(seen: Any, names: Any) -> Any:
+    return seen
+
+
+async def test_topics_are_made_although_the_broker_that_is_asked_for_them_stands_still(
+    cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "ANSWER_S", 2.0)  # instead of 10
+    asked: list[int] = []
+    async with Admin(KafkaSettings(bootstrap=cluster.bootstrap), {"bootstrap_servers": cluster.bootstrap}) as asking:
+        client = asking._client._client
+        send, number = client.send, client.cluster.controller.nodeId
+
+        async def seen(node_id: int, request: Any, **arguments: Any) -> Any:
+            if "CreateTopics" in type(request).__name__:
+                asked.append(node_id)
+            return await send(node_id, request, **arguments)
+
+        monkeypatch.setattr(client, "send", seen)
+        monkeypatch.setattr(asking, "_look", partial(_as_of, await asking._look([f"{namespace}.log"])))
+        cluster.freeze(number)
+        try:
+            await asking.apply([TopicSpec(f"{namespace}.log", 1, {})])
+        finally:
+            cluster.thaw()
+    assert asked.count(number) == 1, "it is asked once, and then another one is"
+    assert len(asked) > 1
     await cluster.whole()
 
 

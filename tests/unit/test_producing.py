@@ -361,7 +361,7 @@ async def test_a_silent_broker_is_left_and_another_says_who_writes(
     cluster.quiet = {1}
     producer = await started()
     assert producer._identity == (41, 3)
-    assert Silent.of(producer._client)._is_left(1)
+    assert Silent.of(producer._client).is_left(1)
 
 
 async def test_brokers_without_numbers_are_asked_for_longer_than_silent_ones(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from aiokafka.client import ConnectionGroup
 from aiokafka.conn import CloseReason
+from aiokafka.errors import RequestTimedOutError
 from tests.support.wait import until
 
 from anabranch.kafka import silent
@@ -54,6 +55,7 @@ class Client:
         self._conns = {(node, group): Connection() for node in (1, 2) for group in GROUPS}
         self._request_timeout_ms = 40_000
         self.dead: dict[int, float] = {}
+        self.late: set[int] = set()
         self.asked: list[int] = []
         self.looked = 0
         self.patience: list[int] = []
@@ -70,6 +72,11 @@ class Client:
                 return None
             self._conns[node_id, group].is_open = True
             return self._conns[node_id, group]
+
+    async def send(self, node_id: int, request: str, *, group: int | str = ConnectionGroup.DEFAULT) -> str:
+        if node_id in self.late:
+            raise RequestTimedOutError
+        return f"{node_id} says: {request} ({group})"
 
     def lose(self) -> None:
         """Let all connections end."""
@@ -166,6 +173,17 @@ async def test_if_all_are_silent_none_is_left() -> None:
     Silent.of(client).leave(2)
     assert await client._get_conn(1) is not None
     assert await client._get_conn(2) is not None
+
+
+async def test_one_that_is_late_with_an_answer_is_left_if_that_is_asked_for() -> None:
+    client = Client()
+    Silent(client).leave_who_is_late()
+    client.late = {1}
+    assert await client.send(2, "who are you?", group="records") == "2 says: who are you? (records)"
+    with pytest.raises(RequestTimedOutError):
+        await client.send(1, "who are you?")
+    assert (closed(client), client.looked) == ({1}, 1)
+    assert Silent.of(client).is_left(1)
 
 
 @pytest.mark.parametrize(("servers", "patience_ms"), [(1, 40_000), (3, 4_000)])

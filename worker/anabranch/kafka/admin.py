@@ -25,7 +25,6 @@ from aiokafka.errors import (
     InvalidReplicationFactorError,
     KafkaError,
     NoError,
-    RequestTimedOutError,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
@@ -86,7 +85,7 @@ class Admin:
     async def __aenter__(self) -> Self:
         try:
             self._client = AIOKafkaAdminClient(**self._arguments, request_timeout_ms=int(ANSWER_S * 1000))
-            Silent(self._client._client)
+            Silent(self._client._client).leave_who_is_late()
             async with asyncio.timeout(CONNECT_S):
                 await self._client.start()
         except (KafkaError, OSError, TimeoutError, ValueError) as error:
@@ -295,21 +294,19 @@ class Admin:
 
     async def _send(self, request: Any, node: int | None = None) -> dict[str, Any]:
         client = self._client._client
-        asked = client.get_random_node() if node is None else node
-        try:
-            answer = await client.send(asked, request)
-        except RequestTimedOutError:
-            Silent.of(client).leave(asked)
-            raise
+        answer = await client.send(client.get_random_node() if node is None else node, request)
         return dict(answer.to_object())
 
     async def _know_controller(self) -> None:
         # A Kafka that is just starting names no controller, and then the client trips over None.
-        cluster = self._client._client.cluster
-        if cluster.controller is None:
-            await self._client._client.force_metadata_update()
+        client = self._client._client
+        silent, cluster = Silent.of(client), client.cluster
+        if cluster.controller is None or silent.is_left(cluster.controller.nodeId):
+            await client.force_metadata_update()
         if cluster.controller is None:
             raise _NotYet("Kafka names no controller yet")
+        if silent.is_left(cluster.controller.nodeId):
+            raise _NotYet(f"broker {cluster.controller.nodeId}, which Kafka names for changes, does not answer")
 
     async def _tried(self, what: str, ask: Callable[[], Awaitable[T]], needs: str = "Describe") -> T:
         """`ask`, again and again while it fails for a passing reason. `what` says what for: "create topic x", and

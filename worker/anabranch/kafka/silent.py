@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from aiokafka.client import ConnectionGroup
 from aiokafka.conn import CloseReason
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, RequestTimedOutError
 
 LEAVE_S: Final = 10.0
 """By then it is no longer among the brokers (`broker.session.timeout.ms` is 9 s), or it is tried again."""
@@ -59,6 +59,20 @@ class Silent:
                 error = KafkaConnectionError(f"broker {node_id} does not answer")
                 connection.close(reason=CloseReason.CONNECTION_TIMEOUT, exc=error)
 
+    def leave_who_is_late(self) -> None:
+        """From here on also a broker that does not answer a request in the client's time for it."""
+        send, client = self._client.send, self._client
+
+        async def asked(node_id: int, request: Any, **arguments: Any) -> Any:
+            try:
+                return await send(node_id, request, **arguments)
+            except RequestTimedOutError:
+                self.leave(node_id)
+                client.force_metadata_update()
+                raise
+
+        client.send = asked
+
     async def _connected(self, node_id: int, **arguments: Any) -> Any:
         """In the place of aiokafka's `_get_conn`. None stands for a broker that cannot be connected to.
 
@@ -69,7 +83,7 @@ class Silent:
         if known is not None and known.connected():
             return known
         async with self._turn:
-            if self._is_left(node_id):
+            if self.is_left(node_id):
                 self._client.force_metadata_update()
                 return None
             began, connection = self._loop.time(), None
@@ -88,7 +102,7 @@ class Silent:
             for (known, _), connection in self._client._conns.items()
         )
 
-    def _is_left(self, node_id: int) -> bool:
+    def is_left(self, node_id: int) -> bool:
         """If all are silent, none is left: something else is the matter."""
         now = self._loop.time()
         left = {node for node, until in self._left.items() if now < until}
