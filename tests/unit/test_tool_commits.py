@@ -136,6 +136,29 @@ async def test_a_queue_that_ends_before_what_was_committed_is_read_from_its_end(
     assert "ends at 5, and calls up to 10 were finished" in caplog.text
 
 
+async def test_what_runs_of_a_queue_that_was_created_anew_stands_for_no_call_of_the_new_one() -> None:
+    worker, _, _ = worker_with({})
+    for offset in (11, 14):
+        running = job(worker)
+        running.offset = offset
+        running.record = b.Read(*PLACE, offset, 0, b"key", b"")
+        worker._calls.intake.take(running)
+        worker._calls.goes_on(running)
+    anew = Offsets(marks.Marks(finished=frozenset({10})), end=12)
+    worker._membership._subscription = cast(Subscription, anew)
+    await worker.take_over(frozenset({PLACE}))
+    lane, (kept, gone) = worker._lanes[PLACE], sorted(worker._calls.running(), key=lambda job: job.offset)
+    assert worker.running == 2
+    assert [lane.progress.take(offset) for offset in (11, 12, 14)] == ["known", "new", "new"]
+    worker._calls.finish(gone)
+    assert lane.progress.is_open(14)
+    worker._calls.finish(kept)
+    assert not lane.progress.is_open(11)
+    worker._calls.intake.free(gone)
+    worker._calls.intake.free(kept)
+    assert worker._calls.intake.used == 0
+
+
 @pytest.mark.parametrize(("end", "then"), [(8, ["new"] * 6), (13, ["known", "begun", "new", "new"])])
 async def test_of_a_queue_that_has_lost_calls_only_what_is_there_is_over_and_keys_are_still_held(
     end: int, then: list[str]

@@ -81,6 +81,19 @@ class Calls:
         """Those of one partition, by offset."""
         return self._executing.get(place, {})
 
+    def disown(self, place: Place, end: int) -> None:
+        """The partition ends at `end`: what runs of offsets that are yet to come was read from one that is gone.
+
+        It runs on, and is answered; but no call that comes to lie there counts as running or as finished because of it.
+        """
+        gone = [offset for offset in self.running_of(place) if offset >= end]
+        nowhere = place._replace(partition=-1 - place.partition)
+        for offset in gone:
+            job = self._executing[nowhere][offset] = self._executing[place].pop(offset)
+            job.place = nowhere
+        if gone:
+            self.intake.keep_only(self.running())
+
     def goes_on(self, job: Job) -> None:
         """From here on it runs, whatever the group does."""
         self._executing[job.place][job.offset] = job

@@ -79,7 +79,7 @@ class Job:
     """
 
     record: Record
-    place: Place  # the partition that it was read from
+    place: Place  # the partition that it was read from; none that there is, if that is gone
     offset: int
     call: ToolCall
     life: str

@@ -200,6 +200,7 @@ class ToolWorker:
                 what = "%s/%d ends at %d, and calls up to %d were finished: records are lost"
                 log.error(what, *place, end, committed.offset, extra=place._asdict())
                 position = end
+        self._calls.disown(place, end)
         progress = Progress(position, known, self._calls.running_of(place))
         if self._shares.in_use:
             self._shares.gain(place.partition, known.shares)
