@@ -198,6 +198,7 @@ def test_each_event_is_told_with_what_it_changed() -> None:
     request = m.RunRequest(run_id="r", agent="analyst", input="hi")
     step(e.RunRequested("r", "0", 0, 0, e.Opening(request, "rev", T0 + 600, e.RunLimits(9), T0)), 0.5)
     step(e.ModelReplied("r", "0", 1, "a", "calls", (call("a"), call("b")), m.Usage(5, 6), b"{}"), 1.0)
+    step(e.CallDispatched("r", "0", call_id("a"), "token"), 1.1)
     result = json.dumps({"content": "no\nway", "started_at": T0, "finished_at": T0 + 2, "tries": 2}).encode()
     step(e.ToolReturned("r", "0", call_id("b"), "error", result), 2.0)
     step(e.ToolReturned("r", "0", call_id("b"), "ok", result), 2.0)
@@ -208,6 +209,7 @@ def test_each_event_is_told_with_what_it_changed() -> None:
             "turn 1: the model replied after 0.50 s: 2 calls: get_a, get_b",
             ["turn 1 has its reply", "a batch of 2 opens: 2 to be published", "usage +5 in, +6 out"],
         ),
+        ("get_a is claimed for publication", ["get_a is claimed by who is to publish it"]),
         ("get_b: error in 2.00 s, 2 tries: no way", ["get_b has its result", "1 of 2 to come"]),
         ("get_b: ok in 2.00 s, 2 tries", []),
         ("enough", ["the run is cancelled"]),

@@ -58,7 +58,11 @@ def _state(call: Call) -> str:
         return call.result.outcome
     if call.due is None:
         return "waits"
-    return "handed off" if call.hand_off is not None else f"published {call.dispatch}" + (" claimed" * bool(call.token))
+    if call.hand_off is not None:
+        return "handed off"
+    if call.token:
+        return "claimed by who is to publish it"
+    return "to be published" + (f" again ({call.dispatch})" if call.dispatch > 1 else "")
 
 
 # --- what an event says -------------------------------------------------------------------------------------------
@@ -195,15 +199,12 @@ def _of_calls(before: Facts, after: Facts) -> list[str]:
     found: list[str] = []
     if new:
         states = [after.calls[call] for call in new]
-        ready, waiting = sum(s.startswith("published") for s in states), states.count("waits")
+        ready, waiting = states.count("to be published"), states.count("waits")
         found.append(f"a batch of {len(new)} opens: {ready} to be published" + (f", {waiting} wait" if waiting else ""))
     results = {"ok", "error", "timeout", "unknown"}
     for call in moved:
         state = after.calls[call]
-        verb = (
-            "has its result" if state in results else "is to be published" if state == "published 1" else f"is {state}"
-        )
-        found.append(f"call {_short(call)} {verb}")
+        found.append(f"call {_short(call)} {'has its result' if state in results else f'is {state}'}")
     if any(after.calls[call] in results for call in moved):
         turn = _turn_of(moved[0])
         batch = [state for call, state in after.calls.items() if _turn_of(call) == turn]
