@@ -1,7 +1,7 @@
 """One seed, from the first request to the last commit: the fleet, its faults, and the evidence that is left.
 
-Responsible for: starting, stopping, killing and freezing workers as the schedule says, asking for runs, and waiting
-in the end until all is answered and read.
+Responsible for: starting, stopping, killing and freezing workers as the schedule says, and waiting in the end until all
+is answered and read. `clients.py` asks for runs.
 Must never: decide whether what happened is right; that is the checker's.
 Called by: `python -m tests.simulation`, and tests.
 """
@@ -20,23 +20,18 @@ from typing import Any, Final, cast
 
 from anabranch.agent_role import serve_agent
 from anabranch.app import App
-from anabranch.bodies import dump
 from anabranch.clockwork import Clockwork
-from anabranch.codec import Outgoing, cloud_event, encode
+from anabranch.codec import Outgoing
 from anabranch.config import Settings
-from anabranch.fields import LANES, Lane
 from anabranch.kafka.memory import MemoryBroker, MemoryRecord
 from anabranch.kafka.memory_append import MemoryAppender
 from anabranch.kafka.seam import Committed, Place
-from anabranch.kafka.sent import Sent
-from anabranch.log_events import RunCancelled
-from anabranch.messages import ReplyTo, RunRequest
 from anabranch.runtime import Shutdown
 from anabranch.tool_role import serve_tools
-from anabranch.topics import partition_of
 from tests.simulation import conditions, faults, workload
 from tests.simulation.archive import GROUPS, Archive
-from tests.simulation.evidence import EPOCH, NAMESPACE, PARTITIONS, Evidence, lags, specs
+from tests.simulation.clients import Clients
+from tests.simulation.evidence import EPOCH, NAMESPACE, Evidence, lags, specs
 from tests.simulation.faults import Event, Profile, Role
 from tests.simulation.ledger import FaultKind, Ledger
 from tests.simulation.processes import PROCESS, Process, ProcessLoop, Worker
@@ -75,6 +70,7 @@ class _World:
     app: App = field(init=False)
     broker: MemoryBroker = field(init=False)
     client: MemoryAppender = field(init=False)
+    clients: Clients = field(init=False)
     workers: list[Worker] = field(default_factory=list)
     kept: list[Any] = field(default_factory=list)
     later: set[asyncio.Task[None]] = field(default_factory=set)
@@ -106,6 +102,7 @@ class _World:
         retention = self.chance.choice(self.profile.lives.retention)
         self.archive = Archive(self.broker, retention, lambda: EPOCH + loop.time())
         async with self.broker.appender() as self.client:
+            self.clients = Clients(self.client, self.ledger, self._later)
             await self._live()
         evidence = self._evidence()
         await self._clear_up()
@@ -132,38 +129,16 @@ class _World:
         agenda: list[tuple[float, Callable[[], object]]] = []
         for run in self.outside.workload.runs:
             for at, inbox, lane in [(run.at, run.inbox, run.lane), *run.again]:
-                ask = partial(self._ask, run, inbox, lane)
+                ask = partial(self.clients.ask, run, inbox, lane)
                 agenda.append((at, ask))
             if run.cancel_at is not None:
-                agenda.append((run.cancel_at, lambda run=run: self._cancel(run.run_id)))  # type: ignore[misc]
+                agenda.append((run.cancel_at, lambda run=run: self.clients.cancel(run.run_id)))  # type: ignore[misc]
         for bad in self.outside.workload.bad:
-            agenda.append((bad.at, partial(self._send, _request(bad.run_id, bad.body, bad.lane))))
+            agenda.append((bad.at, partial(self.clients.send, bad.run_id, bad.body, bad.lane)))
         for event in faults.schedule(self.profile, self.chance):
             agenda.append((event.at, lambda event=event: self._happen(event)))  # type: ignore[misc]
         agenda += [(at * LOOK_S, self.archive.look) for at in range(1, 30)]
         return sorted(agenda, key=lambda entry: entry[0])
-
-    def _ask(self, run: workload.PlannedRun, inbox: int, lane: Lane) -> None:
-        request = RunRequest(
-            run_id=run.run_id, agent="worker", input=run.run_id, deadline_s=run.deadline_s, reply_to=ReplyTo(inbox)
-        )
-        self.ledger.say(f"request {run.run_id}")
-        self._send(_request(run.run_id, dump(request), lane, run.misplaced))
-
-    def _cancel(self, run_id: str) -> None:
-        """As a client does: where it stands in the lanes is known before it is said in the log."""
-        self.ledger.say(f"cancel {run_id}")
-        body, partition = dump(RunRequest(run_id=run_id, cancel=True)), partition_of(run_id, PARTITIONS)
-        sent = [self._send(_request(run_id, body, lane)) for lane in LANES]
-
-        async def tell() -> None:
-            event = RunCancelled(run_id, None, "no longer wanted", *[(await each).offset for each in sent])
-            self._send(encode(event, NAMESPACE.log, partition, "client"))
-
-        self._later(tell())
-
-    def _send(self, record: Outgoing) -> Sent:
-        return self.client.append(record)
 
     # --- workers -------------------------------------------------------------------------------------------------
 
@@ -327,7 +302,7 @@ class _World:
             self.ledger.fault("copy", f"{place.topic}/{place.partition}/{record.offset}")
             if place.topic in asking:
                 self.ledger.asked_again[(record.key or b"").decode()] += 1
-            self._send(Outgoing(place.topic, record.key, record.value, tuple(record.headers), place.partition))
+            self.client.append(Outgoing(place.topic, record.key, record.value, tuple(record.headers), place.partition))
 
     def _members_of(self, worker: Worker) -> list[Any]:
         return list(worker.broker._subscriptions)
@@ -411,8 +386,3 @@ class _World:
 
 def _at_most_once(record: MemoryRecord) -> bool:
     return any(b'"tool":"%s"' % tool.encode() in (record.value or b"") for tool in workload.AT_MOST_ONCE)
-
-
-def _request(run_id: str, body: bytes, lane: Lane, misplaced: bool = False) -> Outgoing:
-    partition = (partition_of(run_id, PARTITIONS) + misplaced) % PARTITIONS
-    return cloud_event(NAMESPACE.requests_of(lane), "run.request", "client", run_id, body, partition=partition)
