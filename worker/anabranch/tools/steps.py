@@ -3,7 +3,7 @@
 What waits for it waits no longer then; the coroutine goes on elsewhere from where it stands, as a thread does that
 outlives its timeout.
 Responsible for: that hand-over. Must never: cost a step that ends by itself more than a call or two.
-Called by: `executor.py`.
+Called by: `executor.py`, `tries.py`.
 """
 
 from __future__ import annotations
