@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from anabranch.client import Client
+from anabranch.codec import decode
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest
 from anabranch.fields import LANES
 from anabranch.kafka.memory import MemoryBroker
 from anabranch.kafka.seam import Place
+from anabranch.log_events import RunCancelled
 from anabranch.topics import Namespace
 
 SHOP = Namespace("shop")
@@ -80,6 +82,15 @@ async def test_a_wrong_cancel_leaves_nothing_in_the_log(
     with pytest.raises(InvalidRequest, match=told):
         await client.cancel(run_id, reason)
     assert written(broker, SHOP.log) == 0
+
+
+async def test_a_cancel_names_the_offsets_behind_its_requests(broker: MemoryBroker, client: Client) -> None:
+    """So it is still remembered when these are taken up, and they end nothing that was asked for later."""
+    await client.submit("analyst", "hello", run_id="r", lane="bulk")
+    await client.cancel("r")
+    records = [r for n in range(24) for r in broker.records(Place(SHOP.log, n))]
+    events = [event for event in map(decode, records) if isinstance(event, RunCancelled)]
+    assert [(event.before, event.before_bulk) for event in events] == [(None, None), (1, 2)]
 
 
 @pytest.mark.parametrize("closed", [False, True])

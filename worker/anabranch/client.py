@@ -216,14 +216,16 @@ class Client:
 
     async def cancel(self, run_id: str, reason: str = "cancelled by its client") -> None:
         """End a run. It is heard at once by an open run; one that still waits to be admitted will end when it is,
-        however many requests lie between it and the cancel.
+        however many requests lie between it and the cancel. Once this has returned, the id can be asked for anew, by
+        either lane: that run is not meant.
         """
         self._check_open()
         checked.cancel(run_id, reason)
         await self._say(RunCancelled(run_id, None, reason))  # first: an open run ends for this reason
         request = RunRequest(run_id=run_id, cancel=True)
         said = await asyncio.gather(*(self._request(request, lane) for lane in LANES))
-        await self._say(RunCancelled(run_id, None, reason, *(acked.offset for acked in said)))
+        behind = [None if acked.offset is None else acked.offset + 1 for acked in said]
+        await self._say(RunCancelled(run_id, None, reason, *behind))
 
     async def _say(self, event: RunCancelled) -> None:
         await self._append(encode(event, self.namespace.log, partition_of(event.run_id, self._partitions), self._id))
