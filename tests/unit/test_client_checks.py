@@ -8,6 +8,7 @@ import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -47,11 +48,20 @@ def written(broker: MemoryBroker, *topics: str) -> int:
         ({"max_cost_usd": math.nan}, "max_cost_usd: nan must be a number above 0"),
         ({"max_cost_usd": math.inf}, "max_cost_usd: inf"),
         ({"max_cost_usd": -1}, "max_cost_usd"),
+        ({"max_turns": object()}, "max_turns: cannot be written as JSON"),
         ({"deadline": "soon"}, "deadline: 'soon' is no duration"),
         ({"deadline": -1}, "deadline: the duration -1"),
         ({"metadata": [1]}, "metadata: must be a dict, not list"),
         ({"metadata": {"a": object()}}, "metadata: cannot be written as JSON"),
         ({"metadata": {dt.date: 1}}, "metadata: cannot be written as JSON"),
+        ({"metadata": {"a": [1, math.nan]}}, "metadata.a.1: nan is no number of JSON"),
+        ({"metadata": {"a": -math.inf}}, "metadata.a: -inf is no number of JSON"),
+        (
+            {"metadata": {"at": {"day": dt.date(2026, 1, 1)}}},
+            "metadata.at.day: a date is no value of JSON: make it a text",
+        ),
+        ({"input": [{"type": "text", "text": "a", "n": math.inf}]}, "input.0.n: inf"),
+        ({"input": None, "messages": [{"role": "user", "content": UUID(int=1)}]}, "messages.0.content: a UUID"),
         ({"input": "\ud800"}, "input: cannot be written as JSON"),
         ({"run_id": "\ud800"}, "run_id: cannot be written as JSON"),
         ({"run_id": ""}, "run_id"),

@@ -186,8 +186,9 @@ class Client:
         says as it speaks, and with `stream_thinking` what it thinks.
 
         What is too large for a record goes into the store; where there are keys, all texts are sealed. Raises
-        `InvalidRequest` for what no worker would take, `BrokerError` if Kafka does not take it, `StoreError` if the
-        store does not, `Forgotten` if the tenant's key was deleted.
+        `InvalidRequest` for what no worker would take or is no JSON (NaN, a date), `BrokerError` if Kafka does not take
+        it, `StoreError` if the store does not, `Forgotten` if the tenant's key was deleted. Whether there is such an
+        agent is seen by the workers alone: a run of one that is not registered fails, with the code `unknown_agent`.
         """
         self._check_open()
         run_id = f"run-{secrets.token_hex(10)}" if run_id is None else run_id
