@@ -2,7 +2,7 @@
 
 Pure. Whatever leaves here can be written as JSON in UTF-8 and is a form that the Messages API takes in a
 `tool_result`. Must never drop anything silently: what is cut says so. Called by users' tools (`text`,
-`image`) and by the tool executor (`to_content`, `cut`).
+`image`), and by the tool executor where a tool runs (`to_content`, `cut`).
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def to_content(value: object) -> Content:
 
     A text stays as it is, a content block or a list of them (texts among them become blocks) stay blocks;
     anything else becomes JSON: `None` is `null`, and so are NaN and the infinities. A lone surrogate in a
-    text becomes U+FFFD. Raises `ResultError` for what has no JSON, and for a generator: it would run here, on the loop
-    and beyond its tool's timeout, perhaps for ever.
+    text becomes U+FFFD. It may run code of the tool's own (a generator in a list, a serializer), so it belongs where
+    the tool runs, under its timeout. Raises `ResultError` for what has no JSON, and for a generator.
     """
     if isinstance(value, str):
         return _clean(value)
