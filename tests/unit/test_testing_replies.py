@@ -62,6 +62,30 @@ def test_an_answer_that_is_none_is_refused(answer: Any) -> None:
         as_reply(answer)
 
 
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ({"a": 1}, "{'a': 1} is no block of a reply"),
+        ({"type": 1}, "is no block of a reply"),
+        ({"type": "text"}, "has no 'text'"),
+        ({"type": "text", "text": 5}, "has no 'text'"),
+        ({"type": "tool_use", "name": "look"}, "has no 'input'"),
+        ({"type": "tool_use", "input": {}}, "has no 'name'"),
+        ({"type": "thinking", "thinking": "so"}, "has no 'signature'"),
+    ],
+)
+def test_a_block_that_is_none_is_refused_where_it_is_written(block: Any, told: str) -> None:
+    for script in ([block], [[text("hi"), block]]):
+        with pytest.raises(DefinitionError, match=told):
+            ScriptedModel(script)
+    with pytest.raises(DefinitionError, match=told):
+        Reply(content=[block])
+
+
+def test_a_block_of_a_type_that_nobody_knows_is_sent() -> None:
+    assert as_reply({"type": "novel", "x": 1}).content == [{"type": "novel", "x": 1}]
+
+
 @pytest.mark.parametrize("script", ["hi", Reply(), text("hi"), None])
 def test_a_script_that_is_none_is_refused(script: Any) -> None:
     with pytest.raises(DefinitionError, match="put one reply in a list"):

@@ -74,6 +74,8 @@ class Reply:
     def __post_init__(self) -> None:
         if isinstance(self.content, str | Mapping):
             raise DefinitionError(f"Reply.content is a list of blocks: put {self.content!r} in a list")
+        for block in self.content:
+            _check_block(block)
         faults = (self.cut_after, self.drop_after, self.hang_after, self.sse_error, self.raw)
         if sum(fault is not None for fault in faults) > 1:
             raise DefinitionError("a Reply has at most one of cut_after, drop_after, hang_after, sse_error and raw")
@@ -101,6 +103,29 @@ class Reply:
             headers={**retry, **(headers or {})},
             latency_s=latency_s,
         )
+
+
+_NEEDED: Mapping[str, Mapping[str, type]] = {
+    "text": {"text": str},
+    "thinking": {"thinking": str, "signature": str},
+    "tool_use": {"name": str, "input": object},
+    "server_tool_use": {"name": str, "input": object},
+    "mcp_tool_use": {"name": str, "input": object},
+}
+"""What a block cannot be sent without; of other types nothing is known."""
+
+
+def _check_block(block: object) -> None:
+    if isinstance(block, str):
+        return
+    if not isinstance(block, dict) or not isinstance(block.get("type"), str):
+        raise DefinitionError(
+            f"{block!r} is no block of a reply, which has a type: make one with text(), tool_use() or thinking(), or "
+            "write a string"
+        )
+    for name, kind in _NEEDED.get(block["type"], {}).items():
+        if name not in block or not isinstance(block[name], kind):
+            raise DefinitionError(f"{block!r} has no {name!r}, which a block of its type needs")
 
 
 Answer = Reply | str | Block | Sequence[str | Block]
