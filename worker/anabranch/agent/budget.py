@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from anabranch.agent.model import Left, Quota
 from anabranch.config import ModelLimits
+from anabranch.prices import count
 
 MINUTE_S: Final = 60.0
 BURST_S: Final = 0.25
@@ -292,11 +293,6 @@ class Budget:
     def _input_of(self, usage: Mapping[str, Any]) -> int:
         used = count(usage.get("input_tokens")) + count(usage.get("cache_creation_input_tokens"))
         return used + count(usage.get("cache_read_input_tokens")) if self._count_cache_reads else used
-
-
-def count(value: Any) -> int:
-    """A count of the provider's; what is none counts as nothing."""
-    return value if isinstance(value, int) and 0 <= value < 2**53 else 0
 
 
 def limits_of(model: str, declared: Mapping[str, ModelLimits]) -> tuple[str, ModelLimits]:
