@@ -49,6 +49,10 @@ def written(broker: MemoryBroker, *topics: str) -> int:
         ({"max_cost_usd": math.inf}, "max_cost_usd: inf"),
         ({"max_cost_usd": -1}, "max_cost_usd"),
         ({"max_turns": object()}, "max_turns: cannot be written as JSON"),
+        ({"input": None}, "give either input or messages"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "give either input or messages"),
+        ({"input": " \n"}, "input: is blank"),
+        ({"input": []}, "input: is empty"),
         ({"deadline": "soon"}, "deadline: 'soon' is no duration"),
         ({"deadline": -1}, "deadline: the duration -1"),
         ({"metadata": [1]}, "metadata: must be a dict, not list"),
@@ -92,6 +96,32 @@ async def test_a_wrong_cancel_leaves_nothing_in_the_log(
     with pytest.raises(InvalidRequest, match=told):
         await client.cancel(run_id, reason)
     assert written(broker, SHOP.log) == 0
+
+
+async def test_an_agent_is_named(broker: MemoryBroker, client: Client) -> None:
+    nobody: Any = None
+    with pytest.raises(InvalidRequest, match="agent: is missing"):
+        await client.submit(nobody, "hello")
+    assert written(broker, SHOP.requests) == 0
+
+
+@pytest.mark.parametrize(
+    ("run_id", "since", "told"),
+    [
+        ("a b", None, "run_id: 'a b'"),
+        (5, None, "run_id: 5"),
+        ("r", "today", "since: 'today'"),
+        ("r", math.nan, "since: nan"),
+    ],
+)
+async def test_events_are_of_a_run_and_since_a_time(client: Client, run_id: Any, since: Any, told: str) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        await anext(client.events(run_id, since))
+
+
+async def test_a_client_that_is_open_is_not_opened_again(client: Client) -> None:
+    with pytest.raises(AnabranchError, match="is open already"):
+        await client.__aenter__()
 
 
 async def test_a_cancel_names_the_offsets_behind_its_requests(broker: MemoryBroker, client: Client) -> None:

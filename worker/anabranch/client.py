@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from anabranch import client_checks as checked
 from anabranch.agent.answer import words_of
-from anabranch.bodies import dump, read, read_request
+from anabranch.bodies import dump, read, read_request, refuse_incomplete
 from anabranch.client_seals import STORE_S, ClientSeals, is_sealed
 from anabranch.client_traces import ClientTraces
 from anabranch.codec import cloud_event, encode
@@ -62,6 +62,9 @@ class Run:
         self._client, self._answer, self._tenant = client, answer, tenant
         self._whole: RunResponse | None = None
         self._submitted_at = time.time()
+
+    def __repr__(self) -> str:
+        return f"Run({self.run_id!r}, done={self.done})"
 
     def __await__(self) -> Generator[Any, None, RunResponse]:
         return self._response().__await__()
@@ -145,6 +148,10 @@ class Client:
         return cls(name, broker or KafkaBroker(kafka), store, traces, sealing)
 
     async def __aenter__(self) -> Self:
+        if self._reading is not None and not self._reading.done():
+            raise AnabranchError(
+                "the client is open already: make another one, or use this one inside its `async with`"
+            )
         async with AsyncExitStack() as stack:
             stack.push_async_callback(asyncio.to_thread, self._traces.close)
             self._partitions = await self._broker.partitions(self.namespace.requests)
@@ -238,7 +245,8 @@ class Client:
         `Forbidden` if this client may not hear it.
         """
         self._check_open()
-        place = Place(self.namespace.log, partition_of(run_id, self._partitions))
+        checked.moment(since)
+        place = Place(self.namespace.log, partition_of(checked.a_run(run_id), self._partitions))
         async with (
             self._broker.reader([place], "begin" if since is None else since) as reader,
             Ears.opened(reader, self._broker, self.namespace, run_id, strict=True) as ears,
@@ -280,6 +288,8 @@ class Client:
     async def _request(self, request: RunRequest, lane: Lane) -> Acked:
         body, run_id = checked.written(request), request.run_id or ""
         read_request(body)
+        if not request.cancel:
+            refuse_incomplete(request)
         if self._seals.is_set and not request.cancel:
             body = dump(await self._seals.request(request))
         elif self._store.takes(len(body)):

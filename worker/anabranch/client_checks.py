@@ -47,12 +47,24 @@ def lane(name: Lane) -> Lane:
     return name
 
 
-def cancel(run_id: str, reason: str) -> None:
-    """What a cancel says: it is in the log before its request is looked at."""
+def a_run(run_id: str) -> str:
+    """The id of a run."""
     if not isinstance(cast(object, run_id), str) or not is_name(run_id):
         raise InvalidRequest(
             f"run_id: {run_id!r} must be the id of a run, 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':', '-'"
         )
+    return run_id
+
+
+def moment(since: float | None) -> None:
+    """From when on events are told."""
+    if since is not None and (type(since) not in (int, float) or not math.isfinite(since)):
+        raise InvalidRequest(f"since: {since!r} must be a time in epoch seconds, as time.time() tells it")
+
+
+def cancel(run_id: str, reason: str) -> None:
+    """What a cancel says: it is in the log before its request is looked at."""
+    a_run(run_id)
     if not isinstance(cast(object, reason), str | None):
         raise InvalidRequest(f"reason: {reason!r} must be a text")
     _check_writable("reason", reason)
