@@ -272,6 +272,7 @@ async def test_latency_passes_before_the_reply_and_replies_do_not_queue() -> Non
         ([], "the script is over"),
         (lambda request: 1 // 0, "ZeroDivisionError"),
         (lambda request: None, "a script gave None"),
+        (lambda request: "half \ud800", "cannot be written as JSON"),
         (lambda request: [{"type": "tool_use"}], "has no 'name'"),
     ],
 )
