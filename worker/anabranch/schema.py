@@ -129,13 +129,15 @@ def check_schema(schema: Json) -> None:
 def _hints(function: Callable[..., Any], namespace: Mapping[str, Any]) -> dict[str, Any]:
     """The type of each parameter, text annotations resolved. The result's type is of no interest."""
     scope = getattr(inspect.unwrap(function), "__globals__", {})
-    hints = {}
+    hints: dict[str, Any] = {}
     for name, parameter in _parameters(function).items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise DefinitionError(
                 f"the parameter {str(parameter).split(':')[0]!r} is {parameter.kind.description}: a model names each "
                 "argument, so make it an ordinary parameter with a type"
             )
+        if parameter.annotation is parameter.empty and name == "self" and not hints:
+            raise DefinitionError("it is a method without its object: hand over that of one, `app.tool(Shop().find)`")
         if parameter.annotation is parameter.empty:
             raise DefinitionError(
                 f"the parameter {name!r} has no type: write one, such as `{name}: str`, for the model is told it"
