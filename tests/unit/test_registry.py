@@ -10,8 +10,8 @@ from tests.support import builders as b
 
 from anabranch.bodies import dump
 from anabranch.codec import Record, cloud_event
-from anabranch.registry import Registry
-from anabranch.specs import LimitSpec
+from anabranch.registry import Registry, is_alive
+from anabranch.specs import LimitSpec, WorkerInfo
 
 
 def told(offset: int, limit: LimitSpec) -> Record:
@@ -26,3 +26,12 @@ def test_a_limit_that_two_queues_claim_is_warned_of(caplog: pytest.LogCaptureFix
     registry.take(told(2, LimitSpec("crm", "mail", 20.0)))
     assert ["limit crm" in text and "'io'" in text and "'mail'" in text for text in caplog.messages] == [True]
     assert registry.limits["crm"].queue == "mail"
+
+
+@pytest.mark.parametrize("off_s", [3000.0, -3000.0, 1.8e12], ids=["ahead", "behind", "in milliseconds"])
+def test_when_a_worker_was_seen_is_for_the_broker_to_say(off_s: float) -> None:
+    registry, info = Registry(now=lambda: 1000.0), WorkerInfo("w", "tool", "1", 900.0 + off_s, 960.0 + off_s, "io")
+    registry.take(b.as_read(cloud_event("t.registry", "registry.worker", "w", "worker/w", dump(info)), 0, at=960.0))
+    worker = registry.workers["w"]
+    assert (worker.seen_at, worker.started_at) == (960.0, 900.0), "it is up for as long as by its own clock"
+    assert not is_alive(worker, 1000.0)

@@ -71,6 +71,12 @@ def test_a_wrong_setting_of_the_log_is_named_with_its_value(name: str, value: st
     assert f"{name.replace('_', '.')} is {value}" in lack.message
 
 
+def test_a_registry_that_keeps_the_workers_times_is_told_of_and_not_dangerous() -> None:
+    [lack] = lacks(SPECS, cluster(registry=right(SPEC["shop.registry"], message_timestamp_type="CreateTime")))
+    assert not lack.dangerous
+    assert "must be LogAppendTime" in lack.message
+
+
 def test_a_short_retention_of_answers_is_reported_and_not_dangerous() -> None:
     [lack] = lacks(SPECS, cluster(agent_responses=right(SPEC["shop.agent.responses"], retention_ms="5")))
     assert not lack.dangerous

@@ -29,8 +29,9 @@ _UNCLEAN: Final = "unclean.leader.election.enable"
 _RETENTION: Final = "retention.ms"
 _BOUNDS: Final = {_RETENTION, "max.message.bytes"}
 _UNLIMITED: Final = "-1"
-# Settings whose deviation is dangerous for every topic that has them in its spec; a short retention is for twins only.
-_DANGEROUS: Final = {"cleanup.policy", "message.timestamp.type", "max.message.bytes"}
+# Settings whose deviation is dangerous for every topic that has them in its spec, and for twins only.
+_DANGEROUS: Final = {"cleanup.policy", "max.message.bytes"}
+_DANGEROUS_FOR_TWINS: Final = {_RETENTION, "message.timestamp.type"}
 
 
 @frozen()
@@ -110,7 +111,7 @@ def _settings(spec: TopicSpec, seen: Seen, twin: bool) -> Iterator[Lack]:
     for name, wanted in changes(spec, seen, new=False).items():
         must = "at least " if name in _BOUNDS else ""
         message = f"{spec.name}: {name} is {values[name]} and must be {must}{wanted}: {APPLY} sets it"
-        yield Lack(spec.name, message, name in _DANGEROUS or (twin and name == _RETENTION))
+        yield Lack(spec.name, message, name in _DANGEROUS or (twin and name in _DANGEROUS_FOR_TWINS))
     limit = values.get("retention.bytes", _UNLIMITED)
     if twin and limit != _UNLIMITED:
         message = f"{spec.name}: retention.bytes is {limit}, so records may go before their time: set it to -1"
@@ -160,7 +161,7 @@ def _suffices(name: str, value: str | None, wanted: str) -> bool:
 
 
 def _logs(specs: Sequence[TopicSpec]) -> list[str]:
-    # The broker's time is wanted of a log alone, and a queue may be called "agent.log": so not by the name only.
+    # A queue may be called "agent.log", of which no broker's time is wanted: so not by the name only.
     return [spec.name for spec in specs if "message.timestamp.type" in spec.settings and spec.name.endswith(f".{LOG}")]
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    InvalidTimestampError,
     KafkaError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
@@ -49,6 +50,16 @@ def refusal(error: BaseException, arguments: Mapping[str, Any], operation: str, 
         f"{ACLS} prints all that a role needs. Allow it: "
         f"kafka-acls --bootstrap-server {where} --add --allow-principal {who} --operation {operation} --{kind} {named}"
     )
+
+
+def told(error: BaseException) -> str:
+    """An error that may pass, and what to do about it if its name does not say that."""
+    if isinstance(error, InvalidTimestampError):
+        return (
+            f"{error!r}: the clock of this machine is ahead of the broker's by more than the topic's "
+            "message.timestamp.after.max.ms (1 hour, unless set otherwise): set it (NTP), or the broker's"
+        )
+    return repr(error)
 
 
 def principal(arguments: Mapping[str, Any]) -> str:
