@@ -103,11 +103,12 @@ class Namespace:
             return TopicSpec(name, count, settings)
 
         large = {"max.message.bytes": str(RECORD_BYTES)}
+        lasting = {**large, "retention.bytes": "-1"}
         broker_time = {"message.timestamp.type": "LogAppendTime"}
         return [
-            spec(self.requests, partitions, 7, **large),
-            spec(self.bulk_requests, partitions, 7, **large),
-            spec(self.log, partitions, 7, **large, **broker_time),
+            spec(self.requests, partitions, 7, **lasting),
+            spec(self.bulk_requests, partitions, 7, **lasting),
+            spec(self.log, partitions, 7, **lasting, **broker_time),
             spec(self.responses, 24, 1, **large),
             spec(self.stream, 24, 10 / 1440),
             TopicSpec(self.registry, 1, {"cleanup.policy": "compact", **broker_time}),
