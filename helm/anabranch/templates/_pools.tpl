@@ -5,6 +5,7 @@ All pools as JSON: {"pools": [{name, component, role, queue, ...}]}. Maps are me
 extraEnv, extraEnvFrom, extraVolumes, extraVolumeMounts and extraEgress are added up, other lists are replaced.
 */}}
 {{- define "anabranch.pools" -}}
+{{- include "anabranch.checkLabels" (dict "where" "commonLabels" "labels" .Values.commonLabels) -}}
 {{- $pools := list -}}
 {{- $root := . -}}
 {{- if .Values.agents.enabled -}}
@@ -43,6 +44,7 @@ extraEnv, extraEnvFrom, extraVolumes, extraVolumeMounts and extraEgress are adde
 {{/* What the schema cannot say: sums, and what two values must have in common. */}}
 {{- define "anabranch.checkPool" -}}
 {{- $who := .component -}}
+{{- include "anabranch.checkLabels" (dict "where" (printf "%s: podLabels" $who) "labels" .podLabels) -}}
 {{- $least := add (.drainSeconds | int) 20 | int -}}
 {{- if .terminationGracePeriodSeconds -}}
   {{- if lt (.terminationGracePeriodSeconds | int) $least -}}
