@@ -270,6 +270,9 @@ class AgentWorker:
         bulk = [Place(self._topics["bulk"], partition) for partition in partitions]
         everything = [*logs, *requests, *bulk]
         committed = await self.subscription.committed(everything)
+        for place in requests:
+            if (last := committed.get(place)) is not None:
+                self._station.signer.recognise(last.metadata, f"{self._log}/{place.partition}")
         ends = self._ends = await self.subscription.ends(everything)
         begins = await self.subscription.begins(everything)
         for place, *lanes in zip(logs, requests, bulk, strict=True):
@@ -383,7 +386,8 @@ class AgentWorker:
             commit = owner.commit(bool(self._metadata_kept))
             if commit is not None:
                 offsets[Place(self._log, partition)] = commit.write()
-                offsets[Place(self._topics["interactive"], partition)] = Committed(owner.state.next_request or 0, "")
+                reached = Committed(owner.state.next_request or 0, self._station.signer.mark)
+                offsets[Place(self._topics["interactive"], partition)] = reached
                 if (bulk := Place(self._topics["bulk"], partition)) in self._places:
                     offsets[bulk] = commit.write_bulk()
         return offsets
