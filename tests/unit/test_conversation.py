@@ -16,7 +16,13 @@ from tests.support import builders as b
 
 from anabranch import log_events as e
 from anabranch.agent.asking import to_request
-from anabranch.agent.conversation import content_of, request_body, without_thinking, without_thoughts
+from anabranch.agent.conversation import (
+    content_of,
+    request_body,
+    without_blanks,
+    without_thinking,
+    without_thoughts,
+)
 from anabranch.agent.offer import HINT, Offer, Offers
 from anabranch.registry import Registry
 from anabranch.specs import ToolSpec
@@ -176,6 +182,32 @@ def test_a_pause_that_ends_in_calls_is_one_turn_with_them() -> None:
     messages = body_after(paused, b.calls(turn=2), b.returned(turn=2))["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
     assert [block["type"] for block in messages[1]["content"]] == ["text", "tool_use"]
+
+
+@pytest.mark.parametrize("blank", ["", "\n\n", " \t\r\f"])
+def test_a_text_that_says_nothing_does_not_go_back(blank: str) -> None:
+    said = b.message([b.text(blank), b.text("so"), b.tool_use("tu10")], "tool_use")
+    messages = body_after(replace(b.calls(b.planned()), body=said), b.returned())["messages"]
+    assert messages[1]["content"] == [b.text("so"), b.tool_use("tu10")]
+
+
+def test_a_pause_that_says_nothing_is_no_message() -> None:
+    paused = b.replied("pause", 1, body=b.message([b.text(" ")], "pause_turn"))
+    assert [message["role"] for message in body_after(paused)["messages"]] == ["user"]
+
+
+@pytest.mark.parametrize(
+    ("content", "left"),
+    [
+        (b'[{"type": "text" , "text" : ""}, {"text":"a","type":"text" }]', b'[{"text":"a","type":"text" }]'),
+        (b'[{"text":"\\u0020\\n","type":"text"}]', b"[]"),
+        (b'[{"type":"text","text":"\\u0041"}, {"n":1.0}]', b'[{"type":"text","text":"\\u0041"}, {"n":1.0}]'),
+        (b'[{"type":"tool_use","input":{"text":""}} ]', b'[{"type":"tool_use","input":{"text":""}} ]'),
+        (b'[{"type":"text","text":"\\"text\\":\\"\\""} ]', b'[{"type":"text","text":"\\"text\\":\\"\\""} ]'),
+    ],
+)
+def test_nothing_but_blank_texts_is_left_out(content: bytes, left: bytes) -> None:
+    assert without_blanks(content) == left
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ then nothing. Replies go back as the bytes that they came as; a result is read h
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -29,6 +30,8 @@ from anabranch.log_events import ToolResult
 from anabranch.messages import RunRequest
 
 _THINKING = ("thinking", "redacted_thinking")
+_BLANK: Final = re.compile(rb'"text"\s*:\s*"(?: |\\[fnrt]|\\u[0-9a-fA-F]{4})*"')
+"""Where a text may have nothing in it."""
 
 
 Found = Mapping[str, bytes]
@@ -77,11 +80,11 @@ def _messages(
     paused: list[bytes] = []
     last = len(run.turns) - 1
     for number, turn in enumerate(run.turns):
-        content = contents[number]
+        content = without_blanks(contents[number])
         paused.append(content if is_own(turn) and number >= out.thoughts else without_thinking(content))
         if turn.outcome == "pause" and number < last:
             continue
-        if (joined := _joined(paused)) != b"[]":  # of a pause, thinking may have been all
+        if (joined := _joined(paused)) != b"[]":  # of a pause, thinking or blanks may have been all
             messages.append({"role": "assistant", "content": orjson.Fragment(joined)})
         paused = []
         if turn.calls:
@@ -148,6 +151,21 @@ def content_of(body: bytes, found: Found = _NOTHING) -> bytes:
     if at >= 0 and body.endswith(b"]}") and _is_whole(body[:at] + b"}"):
         return body[at + len(CONTENT) - 1 : -1]
     return members(body.decode())["content"].encode()
+
+
+def without_blanks(content: bytes) -> bytes:
+    """A list of blocks without texts that say nothing: the provider gives such, and refuses to get them back. See
+    https://github.com/anthropics/anthropic-sdk-python/issues/461.
+    """
+    if _BLANK.search(content) is None:
+        return content
+    blocks = list(items(content.decode()))
+    kept = [block for block in blocks if not _is_blank(json.loads(block))]
+    return f"[{','.join(kept)}]".encode() if len(kept) < len(blocks) else content
+
+
+def _is_blank(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type") == "text" and not str(block.get("text")).strip()
 
 
 def without_thinking(content: bytes) -> bytes:
