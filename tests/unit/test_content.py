@@ -124,6 +124,8 @@ def test_empty_text_blocks_are_left_out_because_the_api_refuses_them() -> None:
         {"type": "image", "url": "cat.png"},
         {"type": "image", "source": {"camera": 3}},
         {"type": "text", "text": "x", "author": "Ada"},
+        {"type": "text", "text": "x", "title": "Chapter 1"},
+        {"type": "image", "source": {"type": "url", "url": "u"}, "title": "a cat"},
         {"type": "order", "id": 1},
         [{"type": "text", "text": "block"}, {"id": 1}],
     ],

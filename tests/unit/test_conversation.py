@@ -117,7 +117,7 @@ def test_all_results_go_back_in_one_user_message_in_the_order_of_the_calls() -> 
     ]
 
 
-@pytest.mark.parametrize("content", ["", "  \n", [], [{"type": "image", "source": {}}]])
+@pytest.mark.parametrize("content", ["", "  \n", [], [{"type": "image", "source": {"type": "url", "url": "u"}}]])
 def test_an_error_is_never_empty(content: Any) -> None:
     (sent,) = results_after(b.result(content), outcome="error")
     assert sent["is_error"]
@@ -145,12 +145,31 @@ def test_what_the_provider_takes_is_passed_on(content: Any) -> None:
         [{"type": "image"}],
         [{"type": "tool_use", "id": "x"}],
         [b.text("x"), {"type": "levitation"}],
+        [{**b.text("x"), "annotations": {"audience": ["user"]}}],
+        [{**b.text("x"), "title": "Chapter 1"}],
+        [{"type": "search_result", "source": "s", "content": []}],
+        [b.text("x"), {"type": "image", "source": {"type": "base64", "media_type": "image/tiff", "data": "AAAA"}}],
     ],
 )
 def test_blocks_that_the_provider_would_refuse_become_text(content: Any) -> None:
     sent = results_after(b.result(content))[0]["content"]
     assert isinstance(sent, str)
     assert orjson.loads(sent) == content
+
+
+def test_fields_that_say_nothing_do_not_make_a_block_another_one() -> None:
+    given = [{**b.text("x"), "annotations": None, "citations": None}]
+    assert results_after(b.result(given))[0]["content"] == [b.text("x")]
+
+
+def test_breakpoints_in_results_are_left_out_for_there_would_soon_be_too_many() -> None:
+    mark = {"cache_control": CACHED}
+    found = {"type": "search_result", "source": "s", "title": "t", "content": [{**b.text("y"), **mark}], **mark}
+    sent = results_after(*[b.result([{**b.text("x"), **mark}, found])] * 5)
+    assert [block["content"] for block in sent] == [
+        [b.text("x"), {"type": "search_result", "source": "s", "title": "t", "content": [b.text("y")]}]
+    ] * 5
+    assert orjson.dumps(sent).count(b"cache_control") == 1  # ours
 
 
 def test_a_block_with_a_number_that_cannot_be_written_becomes_text() -> None:

@@ -2,7 +2,8 @@
 
 Pure. Whatever leaves here can be written as JSON in UTF-8 and is a form that the Messages API takes in a
 `tool_result`. Must never drop anything silently: what is cut says so. Called by users' tools (`text`,
-`image`) and by the tool executor (`to_content`, `cut`).
+`image`), by the tool executor (`to_content`, `cut`), and by whoever sends results of tool workers that may not be
+ours (`is_taken`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ _SHAPES: Final[dict[str, dict[str, type | tuple[type, ...]]]] = {
 }
 """The blocks that a `tool_result` may hold, and the fields by which one is told from a tool's own data."""
 
-_EXTRAS: Final = frozenset({"type", "cache_control", "citations", "title", "context"})
+_EXTRAS: Final[dict[str, tuple[str, ...]]] = {
+    "text": ("type", "cache_control", "citations"),
+    "image": ("type", "cache_control"),
+    "document": ("type", "cache_control", "citations", "title", "context"),
+    "search_result": ("type", "cache_control", "citations"),
+}
+"""What else such a block may hold: the API refuses the whole conversation for any other field."""
 
 
 class ResultError(AnabranchError):
@@ -45,7 +52,8 @@ def text(value: str) -> Block:
 
 def image(data: bytes, media_type: str) -> Block:
     """An image block with the image in it; `media_type` is one of `IMAGE_TYPES`, else `ResultError`."""
-    _check_type(media_type)
+    if (wrong := _wrong_type(media_type)) is not None:
+        raise ResultError(wrong)
     if not isinstance(data, bytes | bytearray | memoryview) or not data:
         raise ResultError(f"an image needs its bytes, not {type(data).__name__!r} or nothing")
     encoded = base64.standard_b64encode(data).decode("ascii")
@@ -102,6 +110,15 @@ def cut(content: Content, max_bytes: int) -> Content:
 # --- blocks -----------------------------------------------------------------------------------------
 
 
+def is_taken(value: object) -> bool:
+    """Whether a value is a block that the API takes in a result."""
+    if not _is_block(value):
+        return False
+    if value["type"] == "image":
+        return _wrong_with(value["source"]) is None
+    return value["type"] != "text" or bool(value["text"].strip())
+
+
 def _is_block(value: object) -> TypeGuard[Block]:
     """Whether a dict has the shape of a block: a tool's own `{"type": "text", ...}` with other fields has not."""
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
@@ -110,7 +127,7 @@ def _is_block(value: object) -> TypeGuard[Block]:
     if shape is None or not all(isinstance(value.get(key), kind) for key, kind in shape.items()):
         return False
     source = value.get("source")
-    return set(value) <= {*shape, *_EXTRAS} and (not isinstance(source, dict) or "type" in source)
+    return set(value) <= {*shape, *_EXTRAS[value["type"]]} and (not isinstance(source, dict) or "type" in source)
 
 
 def _are_blocks(values: Sequence[object]) -> bool:
@@ -127,24 +144,24 @@ def _blocks(values: Sequence[Any]) -> Content:
     except orjson.JSONEncodeError as error:
         raise ResultError(f"a content block that the tool returned cannot be written as JSON: {error}") from error
     for block in kept:
-        if block["type"] == "image":
-            _check_image(block["source"])
+        if block["type"] == "image" and (wrong := _wrong_with(block["source"])) is not None:
+            raise ResultError(wrong)
     return kept or ""
 
 
-def _check_image(source: dict[str, Any]) -> None:
+def _wrong_with(source: dict[str, Any]) -> str | None:
     """The API refuses the whole conversation for an image that it does not take, and that would end the run."""
-    if source["type"] == "base64":
-        _check_type(source.get("media_type"))
-        if not isinstance(source.get("data"), str) or not source["data"]:
-            raise ResultError(
-                "an image block needs its bytes in base64 as source.data: make it with anabranch's image()"
-            )
+    if source["type"] != "base64":
+        return None
+    if not isinstance(source.get("data"), str) or not source["data"]:
+        return "an image block needs its bytes in base64 as source.data: make it with anabranch's image()"
+    return _wrong_type(source.get("media_type"))
 
 
-def _check_type(media_type: object) -> None:
-    if media_type not in IMAGE_TYPES:
-        raise ResultError(f"an image of type {media_type!r} is not taken: use one of {', '.join(IMAGE_TYPES)}")
+def _wrong_type(media_type: object) -> str | None:
+    if media_type in IMAGE_TYPES:
+        return None
+    return f"an image of type {media_type!r} is not taken: use one of {', '.join(IMAGE_TYPES)}"
 
 
 def _size(block: Block) -> int:

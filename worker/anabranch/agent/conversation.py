@@ -24,6 +24,7 @@ from anabranch.agent.reply import CONTENT
 from anabranch.agent.state import Call, Result, Run, Turn
 from anabranch.agent.verbatim import items, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of, read
+from anabranch.content import is_taken
 from anabranch.errors import InvalidRequest, WireError
 from anabranch.fields import Content
 from anabranch.log_events import ToolResult
@@ -255,8 +256,10 @@ def _content(result: ToolResult, found: Found) -> Content | None:
 
 def _fit(content: Content, failed: bool) -> Content:
     """Content that the provider takes: blocks of the types that a result may have, errors never empty."""
-    if isinstance(content, list) and not (all(map(_is_block, content)) and _is_writable(content)):
-        content = json.dumps(content, ensure_ascii=False)
+    if isinstance(content, list):
+        blocks = [_bare(block) for block in content]
+        fits = all(map(is_taken, blocks)) and _is_writable(blocks)
+        content = blocks if fits else json.dumps(content, ensure_ascii=False)
     if failed and not isinstance(content, str):
         content = "\n".join(block["text"] for block in content if block["type"] == "text")
     if failed and not str(content).strip():
@@ -264,17 +267,14 @@ def _fit(content: Content, failed: bool) -> Content:
     return content or ""
 
 
-def _is_block(block: dict[str, Any]) -> bool:
-    """Whether it has the one field without which the provider refuses the whole conversation."""
-    match block.get("type"):
-        case "text":
-            return isinstance(block.get("text"), str) and bool(block["text"].strip())
-        case "image" | "document":
-            return isinstance(block.get("source"), dict)
-        case "search_result":
-            return isinstance(block.get("source"), str) and isinstance(block.get("content"), list)
-        case _:
-            return False
+def _bare(block: dict[str, Any]) -> dict[str, Any]:
+    """A block without fields that say nothing, and without breakpoints: those of all results so far would soon be more
+    than the provider takes in one request.
+    """
+    said = {name: value for name, value in block.items() if value is not None and name != "cache_control"}
+    if isinstance(inner := said.get("content"), list):
+        said["content"] = [_bare(each) if isinstance(each, dict) else each for each in inner]
+    return said
 
 
 def _is_writable(content: list[dict[str, Any]]) -> bool:
