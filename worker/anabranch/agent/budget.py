@@ -283,6 +283,11 @@ class Budget:
             self._experience.learn(attempt.size, used_input, used_output)
             self._input.unit, self._output.unit = self._experience.typical
 
+    def withdrawn(self, attempt: Attempt, now: float) -> None:
+        """It is not sent after all; `ended` gives the rest back."""
+        if not attempt.heard_of:
+            self._spend(-1.0, 0.0, 0.0, now)
+
     def _heard_of(self, attempt: Attempt) -> None:
         if not attempt.heard_of:
             attempt.heard_of = True
