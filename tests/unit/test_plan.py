@@ -12,9 +12,11 @@ from typing import Any
 
 from tests.support import builders as b
 
+from anabranch.agent.large import HEADER_BYTES
 from anabranch.agent.plan import BatchContext, plan, unfit
 from anabranch.agent.reply import RequestedCall
 from anabranch.agent.tokens import derived
+from anabranch.bodies import dump
 from anabranch.log_events import PlannedCall
 from anabranch.specs import AgentLimits, ToolSpec
 
@@ -140,6 +142,25 @@ def test_calls_beyond_the_agents_limit_are_rejected() -> None:
         None,
         "not run: a turn may make 2 calls, and this is number 3",
     ]
+
+
+def test_however_many_calls_are_rejected_the_plan_still_fits_into_the_log() -> None:
+    """Each with a text that quotes what the model said, at three bytes a character."""
+    schema = {"type": "object", "properties": {name: {"type": "integer"} for name in "abcd"}}
+    wrong = [call(number=number, **dict.fromkeys("abcd", "\u597d" * 5000)) for number in range(64)]
+    found = planned(*wrong, tools=[b.tool(input_schema=schema)])
+    assert len(dump(found)) < HEADER_BYTES
+    assert all(len((entry.rejected or "").encode()) > 900 for entry in found)
+    (alone,) = planned(wrong[0], tools=[b.tool(input_schema=schema)])
+    assert 1990 < len((alone.rejected or "").encode()) <= 2000
+
+
+def test_of_a_long_argument_the_model_is_told_what_is_wrong_with_it() -> None:
+    refused = unfit(b.tool(input_schema=NUMBER), {"n": "x" * 5000})
+    assert refused is not None
+    assert refused.startswith('n: "xxx')
+    assert refused.endswith('xxx" is not of type "integer"')
+    assert len(refused) < 600
 
 
 def test_a_turn_that_may_not_be_parallel_makes_one_call() -> None:
