@@ -193,6 +193,17 @@ def test_a_rejected_call_waits_for_nobody_and_is_waited_for() -> None:
     assert entries[1].after == [ID[0]]
 
 
+def test_of_hundreds_of_calls_that_wait_for_hundreds_those_are_rejected_that_no_plan_could_hold() -> None:
+    tools = [b.tool(name="first"), b.tool(name="second", after=["first"])]
+    asked = [call(name, number) for number, name in enumerate(["first"] * 100 + ["second"] * 100)]
+    found = planned(*asked, tools=tools, limits=AgentLimits(20, 60.0, 200))
+    assert len(dump(found)) < HEADER_BYTES
+    assert [entry.rejected for entry in found[:101]] == [None] * 101
+    assert len(found[100].after) == 100
+    assert "call it in the next" in (found[-1].rejected or "")
+    assert found[-1].after == []
+
+
 def test_calls_that_wait_in_a_circle_are_rejected_with_those_behind_them() -> None:
     specs = [b.tool("a", after=["b"]), b.tool("b", after=["a"]), b.tool("c", after=["a"]), b.tool("d")]
     entries = planned(call("a"), call("b"), call("c"), call("d"), tools=specs)

@@ -33,6 +33,8 @@ SHOWN_OF_ALL = 60_000
 """... unless that is more than this in a turn of many: all of it stands in one header of the log ..."""
 SHOWN_AT_LEAST = 200
 """... though never less."""
+AFTER_BYTES = 80_000
+"""How long the ids of calls may be together that others of their turn wait for."""
 LONG = 500
 """A mistake in arguments that is told in more characters is told in so many: it quotes a value."""
 
@@ -98,8 +100,7 @@ def plan(calls: Sequence[RequestedCall], context: BatchContext) -> tuple[Planned
         planned.append(_planned(index, call, spec, context, shown))
     if not in_order:
         return tuple(planned)
-    ordered = [replace(entry, after=_predecessors(i, specs, planned)) for i, entry in enumerate(planned)]
-    return tuple(_without_cycles(ordered))
+    return tuple(_without_cycles(_ordered(specs, planned)))
 
 
 def _offered(call: RequestedCall, context: BatchContext) -> ToolSpec | None:
@@ -188,6 +189,20 @@ def _key(call_id: str, spec: ToolSpec, arguments: dict[str, Any], context: Batch
     value = json.dumps(arguments.get(spec.serial_key), sort_keys=True)
     text = f"{spec.serial_key}={value}"
     return hashlib.sha256(text.encode()).hexdigest()[:16] if context.sealer is None else context.sealer.hashed(text)
+
+
+def _ordered(specs: Sequence[ToolSpec | None], planned: Sequence[PlannedCall]) -> list[PlannedCall]:
+    """With the calls that each waits for. Hundreds that wait for hundreds are more than a plan may say."""
+    ordered, room = [], AFTER_BYTES
+    for index, entry in enumerate(planned):
+        after = _predecessors(index, specs, planned)
+        if (needed := sum(map(len, after))) > room:
+            text = f"not run: it comes after {len(after)} calls of this turn, which are too many: call it in the next"
+            ordered.append(replace(entry, rejected=text))
+        else:
+            room -= needed
+            ordered.append(replace(entry, after=after))
+    return ordered
 
 
 def _predecessors(index: int, specs: Sequence[ToolSpec | None], planned: Sequence[PlannedCall]) -> list[str]:
