@@ -73,9 +73,9 @@ app.kubernetes.io/component: {{ .pool.component }}
 app.kubernetes.io/component: {{ .pool.component }}
 {{- end -}}
 
-{{/* What picks this pool's series in Prometheus. */}}
+{{/* What picks this pool's series in Prometheus, and not those of a pool whose name goes on. Long names of pods are cut. */}}
 {{- define "anabranch.series" -}}
 {{- $prometheus := .root.Values.autoscaling.prometheus -}}
-{{- printf "%s=%q,%s=~%q" $prometheus.namespaceLabel .root.Release.Namespace $prometheus.podLabel (printf "%s-.*" .pool.name) -}}
+{{- printf "%s=%q,%s=~%q" $prometheus.namespaceLabel .root.Release.Namespace $prometheus.podLabel (printf "%s-[a-z0-9]+(-[a-z0-9]+)?" .pool.name) -}}
 {{- with $prometheus.extraLabels }},{{ . }}{{ end -}}
 {{- end -}}
