@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def test_our_image_is_built_once_and_asked_of_no_registry() -> None:
     """Builds of the same tag at the same time fail on a machine that has not got it: image "...": already exists."""
     assert [name for name, service in OURS.items() if "build" in service] == ["topics"]
     assert {service["pull_policy"] for service in OURS.values()} == {"never"}
+    assert {service["image"] for service in OURS.values()} == {f"anabranch:{version('anabranch')}"}
 
 
 @pytest.mark.parametrize("name", OURS)
