@@ -132,6 +132,7 @@ def test_the_model_is_where_the_agents_look_for_it() -> None:
     port = words("model")[words("model").index("--port") + 1]
 
     assert environment("agents")["ANTHROPIC_BASE_URL"] == f"http://model:{port}"
+    assert "model" in SERVICES["agents"]["depends_on"]  # it comes before them, and goes after them
 
 
 def test_only_the_agents_get_the_key_of_the_model_and_it_masks_nothing_that_logs_should_show() -> None:
