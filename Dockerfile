@@ -20,6 +20,8 @@ LABEL org.opencontainers.image.title="anabranch" \
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends "tini=0.19.0-1*" \
     && rm -rf /var/lib/apt/lists/*
+# The base has no bytecode of Python's own library, and a container cannot write any: every start would compile it anew.
+RUN python -m compileall -q -x "/(site-packages|idlelib|tkinter|turtledemo)/" /usr/local/lib/python3.*
 COPY --from=build /opt/anabranch /opt/anabranch
 ENV PATH=/opt/anabranch/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -209,7 +209,10 @@ async def _start(plan: Plan, stack: AsyncExitStack) -> Guarded:
     env = _environment(plan, embedded.bootstrap, database)
     await kafka.apply(NAMESPACE.specs(["io"], settings.partitions))
     if not plan.is_real:
-        env |= {"ANTHROPIC_BASE_URL": await _start_model(plan, children, guarded, env), "ANTHROPIC_API_KEY": SCRIPTED}
+        env |= {
+            "ANTHROPIC_BASE_URL": await _start_model(plan, children, guarded, env),
+            "ANTHROPIC_API_KEY": "none-needed",
+        }
     await _start_workers(children, env)
     frame.say("Waiting until the workers have joined their groups: this broker takes 5 seconds for that.")
     await guarded.guard(_until_ready(kafka))

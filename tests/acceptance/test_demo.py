@@ -108,6 +108,7 @@ async def test_ctrl_c_drains_the_same_command_goes_on_and_once_complete_it_start
     }
     for words in ("widest batch        3 at once", "one after another", "times as long", "✓ propose_offer"):
         assert words in demo.said
+    assert "model 'scripted'" in (tmp_path / "demo" / "agent.log").read_text()  # no secret that logs would mask
 
     async with running(tmp_path, *few) as demo:
         await demo.until_workers_run()

@@ -7,6 +7,7 @@ Called by: pytest.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -208,6 +209,20 @@ def test_a_tool_pool_scales_on_the_age_of_its_oldest_call_in_proportion() -> Non
 
     assert (age["metricType"], age["metadata"]["threshold"]) == ("Value", "5")
     assert (places["metricType"], places["metadata"]["threshold"]) == ("AverageValue", "0.7")
+
+
+def test_a_pool_is_not_scaled_by_one_whose_name_begins_like_its_own() -> None:
+    """Both may serve one queue, on other machines; each counts its own workers only."""
+    pools = {"io": {}, "io-spot": {"queue": "io"}}
+    scaled = render(
+        SETS["keda"] | {"toolPools": {name: {"scaling": {"mode": "keda"}} | own for name, own in pools.items()}}
+    )
+
+    for name, other in (("io", "io-spot"), ("io-spot", "io")):
+        for trigger in scaled.one("ScaledObject", f"rel-anabranch-tools-{name}")["spec"]["triggers"]:
+            for pattern in re.findall(r'pod=~"([^"]+)"', trigger["metadata"]["query"]):
+                assert re.fullmatch(pattern, f"rel-anabranch-tools-{name}-6c9d5f7b84-x2k4z")
+                assert not re.fullmatch(pattern, f"rel-anabranch-tools-{other}-6c9d5f7b84-x2k4z")
 
 
 def test_plain_lag_is_that_of_the_pools_own_group_and_topic() -> None:

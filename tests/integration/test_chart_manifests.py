@@ -57,8 +57,9 @@ def test_a_misspelt_field_would_be_found() -> None:
         assert any(path in error for error in errors(item, "1.37")), kind
 
 
-def test_the_oldest_kubernetes_is_that_of_the_readme() -> None:
+def test_the_oldest_kubernetes_is_that_of_the_readme_and_an_older_one_is_refused_by_helm() -> None:
     assert "Needs Kubernetes 1.27 or later" in (CHART / "README.md").read_text()
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"] == ">=1.27.0-0"
 
 
 @pytest.mark.parametrize("name", ["keda", "lag", "everything"])

@@ -84,6 +84,21 @@ REFUSED: dict[str, tuple[Values, str]] = {
         "cannot log in with OAUTHBEARER here",
     ),
     "Strimzi without a cluster": ({"topics": {"mode": "strimzi"}}, "topics.strimzi.cluster is missing"),
+    "Strimzi with two queues that are one name to Kubernetes": (
+        {
+            "kafka": {"namespace": "shop"},
+            "topics": {"mode": "strimzi", "strimzi": {"cluster": "main", "queues": ["big-jobs", "Big_jobs"]}},
+        },
+        "shop.tool.calls.Big_jobs and shop.tool.calls.big-jobs would both be the KafkaTopic shop.tool.calls.big-jobs",
+    ),
+    "a label of pods that selectors need": (
+        {"toolPools": {"io": {"podLabels": {"app.kubernetes.io/component": "mine"}}}},
+        "tools-io: podLabels has app.kubernetes.io/component, which the chart sets itself",
+    ),
+    "a label of all that selectors need": (
+        {"commonLabels": {"app.kubernetes.io/instance": "mine"}},
+        "commonLabels has app.kubernetes.io/instance, which the chart sets itself",
+    ),
     "both bounds of a disruption budget": (
         {"defaults": {"podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": 2}}},
         "Kubernetes takes one of them",

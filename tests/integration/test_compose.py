@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,13 @@ def test_whom_a_service_waits_for_can_become_what_it_waits_for() -> None:
                 assert "test" in SERVICES[other]["healthcheck"], other
 
 
+def test_our_image_is_built_once_and_asked_of_no_registry() -> None:
+    """Builds of the same tag at the same time fail on a machine that has not got it: image "...": already exists."""
+    assert [name for name, service in OURS.items() if "build" in service] == ["topics"]
+    assert {service["pull_policy"] for service in OURS.values()} == {"never"}
+    assert {service["image"] for service in OURS.values()} == {f"anabranch:{version('anabranch')}"}
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_our_services_are_restricted(name: str) -> None:
     service = OURS[name]
@@ -124,6 +132,24 @@ def test_the_model_is_where_the_agents_look_for_it() -> None:
     port = words("model")[words("model").index("--port") + 1]
 
     assert environment("agents")["ANTHROPIC_BASE_URL"] == f"http://model:{port}"
+    assert "model" in SERVICES["agents"]["depends_on"]  # it comes before them, and goes after them
+
+
+def test_only_the_agents_get_the_key_of_the_model_and_it_masks_nothing_that_logs_should_show() -> None:
+    """A log masks the key wherever it stands, and so would mask a model of that name."""
+    key = environment("agents")["ANTHROPIC_API_KEY"]
+
+    assert [name for name in OURS if "ANTHROPIC_API_KEY" in environment(name)] == ["agents"]
+    assert key not in str(SERVICES).replace(f"ANTHROPIC_API_KEY:-{key}", "")
+
+
+def test_kafkas_health_is_asked_without_starting_java() -> None:
+    """Each of Kafka's commands takes seconds of a core, and more than the check's time on a busy machine."""
+    listener = environment("kafka")["KAFKA_LISTENERS"].split(",")[1]
+    [*_, question] = SERVICES["kafka"]["healthcheck"]["test"]
+
+    assert SERVICES["kafka"]["healthcheck"]["test"][:2] == ["CMD", "bash"]
+    assert question.endswith(f"/dev/tcp/localhost/{listener.rpartition(':')[2]}")
 
 
 def test_prometheus_takes_its_settings_and_scrapes_where_workers_answer(tmp_path: Path) -> None:

@@ -100,6 +100,14 @@ def test_it_runs_as_the_user_of_the_chart_and_passes_signals_on() -> None:
     assert arguments("EXPOSE") == [str(defaults()["httpPort"])]
 
 
+def test_pythons_own_library_is_compiled_while_it_can_be() -> None:
+    """The base leaves the bytecode out, and in a read-only container it would be made at each start, in vain."""
+    [compiled] = [rest for rest in arguments("RUN") if "compileall" in rest]
+    minor = ".".join(arguments("FROM")[0].split(":")[1].split(".")[:2])
+
+    assert fnmatch.fnmatch(f"/usr/local/lib/python{minor}", compiled.split()[-1])
+
+
 def test_the_versions_are_one() -> None:
     assert f"VERSION={version('anabranch')}" in arguments("ARG")
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == version("anabranch")
@@ -129,8 +137,14 @@ def by_docker(folder: Path) -> str:
     tag = f"anabranch-test:{folder.name.lower()}"
     subprocess.run(["docker", "build", "--quiet", "--tag", tag, str(ROOT)], check=True, capture_output=True)
     try:
-        command = ["docker", "run", "--rm", "--read-only", "--cap-drop=ALL", "--network=none", tag, "--version"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        restricted = ["docker", "run", "--rm", "--read-only", "--cap-drop=ALL", "--network=none"]
+        loaded = [*restricted, "--entrypoint=python", tag, "-v", "-c", "import anabranch.cli.worker"]
+        assert not re.search(
+            r"code object from /.*\.py$",
+            subprocess.run(loaded, check=True, capture_output=True, text=True).stderr,
+            re.MULTILINE,
+        )
+        return subprocess.run([*restricted, tag, "--version"], check=True, capture_output=True, text=True).stdout
     finally:
         subprocess.run(["docker", "image", "rm", "--force", tag], check=False, capture_output=True)
 

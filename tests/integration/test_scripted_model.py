@@ -272,7 +272,8 @@ async def test_latency_passes_before_the_reply_and_replies_do_not_queue() -> Non
         ([], "the script is over"),
         (lambda request: 1 // 0, "ZeroDivisionError"),
         (lambda request: None, "a script gave None"),
-        (lambda request: [{"type": "tool_use"}], "KeyError"),
+        (lambda request: "half \ud800", "cannot be written as JSON"),
+        (lambda request: [{"type": "tool_use"}], "has no 'name'"),
     ],
 )
 async def test_a_mistake_of_the_script_is_told_to_the_client(script: Any, reason: str) -> None:

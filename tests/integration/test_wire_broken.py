@@ -21,7 +21,7 @@ SERVER_TOOL = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_searc
 
 # --- no call runs that the model did not finish asking for ----------------------------------------------------------
 
-STOPS = ["max_tokens", "refusal", "model_context_window_exceeded", "pause_turn", "end_turn", "stop_sequence",
+STOPS = ["max_tokens", "refusal", "model_context_window_exceeded", "end_turn", "stop_sequence",
          "compaction", "levitation", None]  # fmt: skip
 
 

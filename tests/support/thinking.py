@@ -20,6 +20,7 @@ from anabranch.agent.traces import AgentTraces
 from anabranch.clockwork import Clockwork
 from anabranch.config import AgentSettings
 from anabranch.spans import Traces
+from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace
 from tests.support import builders as b
 from tests.support.an_hour import an_hour
@@ -87,15 +88,20 @@ class Desk:
 
 def thought(
     model: Script, arrange: Callable[[Desk], object], prices: Any = None, settings: Any = SETTINGS, limits: Any = None,
-    traces: Traces | None = None,
+    traces: Traces | None = None, store: Store = NO_STORE,
 ) -> Desk:  # fmt: skip
     """What came of the jobs that `arrange` submits, an hour later."""
 
     def desk(clockwork: Clockwork) -> Desk:
         told = None if traces is None else AgentTraces(traces, Namespace("t"), now)
-        return Desk(Thinker(model, settings, prices or {}, clockwork, limits or {}, traces=told))
+        return Desk(Thinker(model, settings, prices or {}, clockwork, limits or {}, store, traces=told))
 
     return an_hour(desk, arrange)
+
+
+def at(model: Script) -> dict[str, float]:
+    """When each was asked, in seconds from the start."""
+    return {name: round(when, 2) for name, when in model.asked}
 
 
 def only(desk: Desk) -> Any:

@@ -14,7 +14,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
+from aiokafka.errors import (
+    InvalidTimestampError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    UnknownTopicOrPartitionError,
+)
+from tests.support.wait import until
 
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, TooLarge
@@ -235,6 +241,30 @@ async def test_a_failed_batch_goes_again_before_what_came_later(broker: Broker) 
         await all_of(sent)
     assert broker.written[TOPIC, 0] == [b"0", b"1", b"0", b"1", b"2"]
     assert len(broker.producers) == 2
+
+
+async def test_a_broker_that_takes_nothing_is_asked_ever_less_often_and_it_is_said_why(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waited, pause = list[float](), appender._paused
+
+    async def paused(for_s: float) -> float:
+        waited.append(for_s)
+        return await pause(for_s)
+
+    monkeypatch.setattr(appender, "_paused", paused)
+    monkeypatch.setattr(appender, "BACKOFF_S", (0.001, 0.003))
+    broker.away.add((TOPIC, 0))
+    async with appending() as opened:
+        sent = opened.append(record(0))
+        for _ in range(4):
+            await until(lambda: broker.producers[-1].held, what="it is sent")
+            broker.producers[-1].held.pop((TOPIC, 0)).then(InvalidTimestampError())
+        broker.away.clear()
+        await all_of([sent])
+    assert waited == [0.0, 0.001, 0.002, 0.003]
+    assert "the clock of this machine is ahead" in caplog.text
+    assert broker.written[TOPIC, 0] == [b"0"], "it is sent until the clock is right"
 
 
 async def test_only_the_record_that_the_broker_refuses_fails(broker: Broker) -> None:

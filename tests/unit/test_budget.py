@@ -210,6 +210,24 @@ def test_what_is_on_its_way_is_taken_off_what_is_left() -> None:
     assert budget.opens_at(10.0) > 10.0
 
 
+@pytest.mark.parametrize("declared", [{}, {"input_tokens_per_minute": 450_000}], ids=["undeclared", "declared higher"])
+def test_nonsense_that_the_provider_names_closes_a_model_no_longer_than_a_refusal(declared: dict[str, float]) -> None:
+    budget = budget_of(**declared)
+    first = told(budget, Left(input_tokens=Quota(1.0, 0.0)), 10.0)
+    budget.ended(first, {"input_tokens": 5000, "output_tokens": 100}, 10.0)
+    assert budget.opens_at(10.0) == budget.opens_at(200.0) == 10.0 + PAUSE_MAX_S
+    assert f"in {PAUSE_MAX_S:.1f} s" in budget.held_by(10.0)
+    again = told(budget, Left(input_tokens=Quota(450_000.0, 450_000.0)), 310.0)
+    budget.ended(again, {"input_tokens": 5000, "output_tokens": 100}, 310.0)
+    assert budget.opens_at(310.0) < 315.0, "a reply that says otherwise opens it again"
+
+
+def test_a_limit_that_is_declared_is_kept_however_long_that_takes() -> None:
+    budget = budget_of(input_tokens_per_minute=1)
+    budget.ended(told(budget, Left(input_tokens=Quota(450_000.0, 1.0))), {"input_tokens": 60, "output_tokens": 1}, 0.0)
+    assert budget.opens_at(0.0) > 2 * PAUSE_MAX_S
+
+
 def test_nothing_said_changes_nothing() -> None:
     budget = budget_of()
     told(budget, Left())

@@ -199,6 +199,45 @@ def test_secrets_appear_nowhere_in_a_line(form: type[OneLine]) -> None:
     assert "********" in line
 
 
+class Unsayable:
+    def __str__(self) -> str:
+        raise KeyError("x")
+
+    __repr__ = __str__
+
+
+def circle() -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    made["itself"] = made
+    return made
+
+
+@pytest.mark.parametrize("form", [OneLine, JsonLine])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"odd": circle()},
+        {"odd": [Unsayable()]},
+        {"run_id": Unsayable()},
+        {"content": Unsayable()},
+        {(1, 2): 2**70},
+        {"odd": float("nan")},
+    ],
+    ids=["a circle", "what has no text", "a field without text", "content without text", "a name that is none", "nan"],
+)
+def test_a_record_is_told_whatever_is_given_with_it(form: type[OneLine], odd: dict[Any, Any]) -> None:
+    record = logging.getLogger("x").makeRecord("x", logging.INFO, "f", 1, "hello", (), None, extra=odd)
+    line = form(Shows(content=True)).format(record)
+    assert "hello" in line
+    assert form is OneLine or isinstance(json.loads(line), dict)
+
+
+@pytest.mark.parametrize("form", [OneLine, JsonLine])
+def test_a_message_with_the_wrong_arguments_is_told(form: type[OneLine]) -> None:
+    line = form().format(logging.makeLogRecord({"msg": "%d of %d", "args": ("x",), "name": "x"}))
+    assert "%d of %d (its arguments do not go with it: TypeError)" in line
+
+
 async def test_each_call_of_a_tool_says_in_the_log_which_it_is_of(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever logger it uses, in the loop and in threads; what it raises is content."""
     app, lines = App("t"), list[dict[str, Any]]()

@@ -155,7 +155,7 @@ def test_every_line_fits_and_what_ran_is_seen_however_short_it_was(width: int) -
 
 def test_the_picture_says_how_it_ended_and_cannot_be_used_to_send_escape_sequences() -> None:
     run = Log().opened().add(e.RunCancelled("r", None, "enough \x1b[2J"), 2.0).run
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=100, record=True, file=io.StringIO())
     console.print(portrait.whole(run, T0 + 3, 100))
     text = console.export_text()
     assert "cancelled: cancelled: enough ?[2J" in text

@@ -8,14 +8,17 @@ import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from anabranch.client import Client
+from anabranch.codec import decode
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest
 from anabranch.fields import LANES
 from anabranch.kafka.memory import MemoryBroker
 from anabranch.kafka.seam import Place
+from anabranch.log_events import RunCancelled
 from anabranch.topics import Namespace
 
 SHOP = Namespace("shop")
@@ -45,11 +48,24 @@ def written(broker: MemoryBroker, *topics: str) -> int:
         ({"max_cost_usd": math.nan}, "max_cost_usd: nan must be a number above 0"),
         ({"max_cost_usd": math.inf}, "max_cost_usd: inf"),
         ({"max_cost_usd": -1}, "max_cost_usd"),
+        ({"max_turns": object()}, "max_turns: cannot be written as JSON"),
+        ({"input": None}, "give either input or messages"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "give either input or messages"),
+        ({"input": " \n"}, "input: is blank"),
+        ({"input": []}, "input: is empty"),
         ({"deadline": "soon"}, "deadline: 'soon' is no duration"),
         ({"deadline": -1}, "deadline: the duration -1"),
         ({"metadata": [1]}, "metadata: must be a dict, not list"),
         ({"metadata": {"a": object()}}, "metadata: cannot be written as JSON"),
         ({"metadata": {dt.date: 1}}, "metadata: cannot be written as JSON"),
+        ({"metadata": {"a": [1, math.nan]}}, "metadata.a.1: nan is no number of JSON"),
+        ({"metadata": {"a": -math.inf}}, "metadata.a: -inf is no number of JSON"),
+        (
+            {"metadata": {"at": {"day": dt.date(2026, 1, 1)}}},
+            "metadata.at.day: a date is no value of JSON: make it a text",
+        ),
+        ({"input": [{"type": "text", "text": "a", "n": math.inf}]}, "input.0.n: inf"),
+        ({"input": None, "messages": [{"role": "user", "content": UUID(int=1)}]}, "messages.0.content: a UUID"),
         ({"input": "\ud800"}, "input: cannot be written as JSON"),
         ({"run_id": "\ud800"}, "run_id: cannot be written as JSON"),
         ({"run_id": ""}, "run_id"),
@@ -80,6 +96,41 @@ async def test_a_wrong_cancel_leaves_nothing_in_the_log(
     with pytest.raises(InvalidRequest, match=told):
         await client.cancel(run_id, reason)
     assert written(broker, SHOP.log) == 0
+
+
+async def test_an_agent_is_named(broker: MemoryBroker, client: Client) -> None:
+    nobody: Any = None
+    with pytest.raises(InvalidRequest, match="agent: is missing"):
+        await client.submit(nobody, "hello")
+    assert written(broker, SHOP.requests) == 0
+
+
+@pytest.mark.parametrize(
+    ("run_id", "since", "told"),
+    [
+        ("a b", None, "run_id: 'a b'"),
+        (5, None, "run_id: 5"),
+        ("r", "today", "since: 'today'"),
+        ("r", math.nan, "since: nan"),
+    ],
+)
+async def test_events_are_of_a_run_and_since_a_time(client: Client, run_id: Any, since: Any, told: str) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        await anext(client.events(run_id, since))
+
+
+async def test_a_client_that_is_open_is_not_opened_again(client: Client) -> None:
+    with pytest.raises(AnabranchError, match="is open already"):
+        await client.__aenter__()
+
+
+async def test_a_cancel_names_the_offsets_behind_its_requests(broker: MemoryBroker, client: Client) -> None:
+    """So it is still remembered when these are taken up, and they end nothing that was asked for later."""
+    await client.submit("analyst", "hello", run_id="r", lane="bulk")
+    await client.cancel("r")
+    records = [r for n in range(24) for r in broker.records(Place(SHOP.log, n))]
+    events = [event for event in map(decode, records) if isinstance(event, RunCancelled)]
+    assert [(event.before, event.before_bulk) for event in events] == [(None, None), (1, 2)]
 
 
 @pytest.mark.parametrize("closed", [False, True])

@@ -8,6 +8,7 @@ import datetime as dt
 import enum
 import itertools
 import json
+import re
 from typing import Any
 
 import orjson
@@ -124,6 +125,7 @@ def test_empty_text_blocks_are_left_out_because_the_api_refuses_them() -> None:
         {"type": "image", "url": "cat.png"},
         {"type": "image", "source": {"camera": 3}},
         {"type": "text", "text": "x", "author": "Ada"},
+        {"type": "text", "text": "x", "title": "Ada"},
         {"type": "order", "id": 1},
         [{"type": "text", "text": "block"}, {"id": 1}],
     ],
@@ -145,19 +147,89 @@ def test_an_image_that_the_api_refuses_is_refused(data: Any, media_type: str) ->
         image(data, media_type)
 
 
+PICTURE = image(b"\x89PNG", "image/png")
+CITED = {"type": "char_location", "cited_text": "so", "document_index": 0, "start_char_index": 0, "end_char_index": 2}
+
+
+def document(source: dict[str, Any], **others: Any) -> dict[str, Any]:
+    return {"type": "document", "source": source, **others}
+
+
+def found(*content: Any, **others: Any) -> dict[str, Any]:
+    return {"type": "search_result", "source": "https://x.example", "title": "x", "content": list(content), **others}
+
+
 @pytest.mark.parametrize(
-    "source",
+    "block",
     [
-        {"type": "base64", "media_type": "image/tiff", "data": "AAAA"},
-        {"type": "base64", "media_type": ["image/png"], "data": "AAAA"},
-        {"type": "base64", "data": "AAAA"},
-        {"type": "base64", "media_type": "image/png"},
-        {"type": "base64", "media_type": "image/png", "data": ""},
+        {"type": "image", "source": {"type": "url", "url": "https://x.example/cat.png"}, "cache_control": None},
+        {**text("so"), "cache_control": {"type": "ephemeral"}},
+        {"type": "image", "source": {"type": "file", "file_id": "file_1"}, "transformations": {}},
+        document({"type": "base64", "media_type": "application/pdf", "data": "JVBERg=="}, title="x", context=None),
+        document({"type": "text", "media_type": "text/plain", "data": "so"}, citations={"enabled": True}),
+        document({"type": "content", "content": [text("so"), PICTURE]}, citations={}),
+        document({"type": "content", "content": "so"}),
+        document({"type": "url", "url": "http://x.example/a.pdf"}),
+        document({"type": "file", "file_id": "file_1"}),
+        found(text("so"), citations={"enabled": False}),
+        {**text("so"), "citations": [CITED]},
     ],
 )
-def test_an_image_block_that_the_api_refuses_is_refused(source: dict[str, Any]) -> None:
-    with pytest.raises(ResultError, match="image"):
+def test_a_block_that_the_api_takes_stays_as_it_is(block: dict[str, Any]) -> None:
+    assert to_content([block]) == [block]
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ({"type": "base64", "media_type": "image/tiff", "data": "AAAA"}, "image of type 'image/tiff' is not taken"),
+        ({"type": "base64", "media_type": ["image/png"], "data": "AAAA"}, "source.media_type must be a text"),
+        ({"type": "base64", "data": "AAAA"}, "must have media_type and data, and nothing else"),
+        ({"type": "base64", "media_type": "image/png"}, "must have media_type and data"),
+        ({"type": "base64", "media_type": "image/png", "data": ""}, "source.data must be a text, and not an empty"),
+        ({"type": "base64", "media_type": "image/png", "data": "data:image/png;base64,AA"}, "must be base64"),
+        ({"type": "base64", "media_type": "image/png", "data": "AAA"}, "must be base64"),
+        ({"type": "base64", "media_type": "image/png", "data": "A==="}, "must be base64"),
+        ({"type": "base64", "media_type": "image/png", "data": "AAAA", "name": "cat"}, "nothing else"),
+        ({"type": "url", "url": "cat.png"}, "source.url='cat.png' must be an address"),
+        ({"type": "file", "file_id": 3}, "source.file_id must be a text"),
+        ({"type": "bytes", "data": "AAAA"}, "source.type='bytes' must be one of 'base64', 'url', 'file'"),
+        ({"type": ["url"], "url": "https://x.example"}, "source.type="),
+    ],
+)
+def test_an_image_block_that_the_api_refuses_is_refused(source: dict[str, Any], told: str) -> None:
+    with pytest.raises(ResultError, match=f"a block of type 'image': .*{re.escape(told)}"):
         to_content([text("see"), {"type": "image", "source": source}])
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ({**text("so"), "citations": ["so"]}, "citations=['so'] must be a list of citations"),
+        ({**PICTURE, "title": "cat"}, "has no 'title': leave it out"),
+        ({**PICTURE, "transformations": "none"}, "transformations='none' must be an object"),
+        (document({"type": "base64", "media_type": "text/plain", "data": "AAAA"}), "a document of type 'text/plain'"),
+        (document({"type": "text", "media_type": "text/html", "data": "so"}), "use one of text/plain"),
+        (document({"type": "text", "media_type": "text/plain", "data": b"so"}), "JSON"),
+        (document({"type": "content", "content": 3}), "source.content must be a text"),
+        (document({"type": "content", "content": ["so"]}), "source.content.0 must be a block of type text or image"),
+        (
+            document({"type": "content", "content": [text("so"), {**PICTURE, "citations": []}]}),
+            "source.content.1: a block of type 'image' has no 'citations'",
+        ),
+        (document({"type": "file", "file_id": "file_1"}, citations=True), "citations=True must be {'enabled'"),
+        (document({"type": "file", "file_id": "file_1"}, citations={"enabled": "yes"}), "citations="),
+        (document({"type": "file", "file_id": "file_1"}, title=["x"]), "title=['x'] must be a text"),
+        (found("so"), "content.0 must be a block of type text"),
+        (found(text("so"), PICTURE), "content.1 must be a block of type text"),
+        (found({"type": "text", "body": "so"}), "content.0: it must have text"),
+        (found(text(" ")), "content.0: its text is blank"),
+        (found(text("so"), context="x"), "has no 'context'"),
+    ],
+)
+def test_another_block_that_the_api_refuses_is_refused(block: dict[str, Any], told: str) -> None:
+    with pytest.raises(ResultError, match=re.escape(told)):
+        to_content(["see", block])
 
 
 def test_a_long_text_is_cut_visibly_with_its_original_size() -> None:

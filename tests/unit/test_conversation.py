@@ -16,7 +16,13 @@ from tests.support import builders as b
 
 from anabranch import log_events as e
 from anabranch.agent.asking import to_request
-from anabranch.agent.conversation import content_of, request_body, without_thinking, without_thoughts
+from anabranch.agent.conversation import (
+    content_of,
+    request_body,
+    without_blanks,
+    without_thinking,
+    without_thoughts,
+)
 from anabranch.agent.offer import HINT, Offer, Offers
 from anabranch.registry import Registry
 from anabranch.specs import ToolSpec
@@ -111,7 +117,9 @@ def test_all_results_go_back_in_one_user_message_in_the_order_of_the_calls() -> 
     ]
 
 
-@pytest.mark.parametrize("content", ["", "  \n", [], [{"type": "image", "source": {}}]])
+@pytest.mark.parametrize(
+    "content", ["", "  \n", [], [{"type": "image", "source": {"type": "url", "url": "https://x/u.png"}}]]
+)
 def test_an_error_is_never_empty(content: Any) -> None:
     (sent,) = results_after(b.result(content), outcome="error")
     assert sent["is_error"]
@@ -123,7 +131,9 @@ def test_the_text_of_an_errors_blocks_is_kept() -> None:
     assert sent["content"] == "a\nb"
 
 
-@pytest.mark.parametrize("content", ["", "x", [b.text("x"), {"type": "image", "source": {"type": "url", "url": "u"}}]])
+@pytest.mark.parametrize(
+    "content", ["", "x", [b.text("x"), {"type": "image", "source": {"type": "url", "url": "https://x/u.png"}}]]
+)
 def test_what_the_provider_takes_is_passed_on(content: Any) -> None:
     assert results_after(b.result(content))[0]["content"] == content
 
@@ -139,12 +149,36 @@ def test_what_the_provider_takes_is_passed_on(content: Any) -> None:
         [{"type": "image"}],
         [{"type": "tool_use", "id": "x"}],
         [b.text("x"), {"type": "levitation"}],
+        [{**b.text("x"), "annotations": {"audience": ["user"]}}],
+        [{**b.text("x"), "title": "Chapter 1"}],
+        [{"type": "search_result", "source": "s", "content": []}],
+        [b.text("x"), {"type": "image", "source": {"type": "base64", "media_type": "image/tiff", "data": "AAAA"}}],
     ],
 )
 def test_blocks_that_the_provider_would_refuse_become_text(content: Any) -> None:
     sent = results_after(b.result(content))[0]["content"]
     assert isinstance(sent, str)
     assert orjson.loads(sent) == content
+
+
+def test_fields_that_say_nothing_do_not_make_a_block_another_one() -> None:
+    given = [{**b.text("x"), "annotations": None, "citations": None}]
+    assert results_after(b.result(given))[0]["content"] == [b.text("x")]
+
+
+def test_breakpoints_in_results_are_left_out_for_there_would_soon_be_too_many() -> None:
+    mark = {"cache_control": CACHED}
+    found = {"type": "search_result", "source": "s", "title": "t", "content": [{**b.text("y"), **mark}], **mark}
+    letter = {"type": "document", "source": {"type": "content", "content": [{**b.text("z"), **mark}]}, **mark}
+    sent = results_after(*[b.result([{**b.text("x"), **mark}, found, letter])] * 5)
+    assert [block["content"] for block in sent] == [
+        [
+            b.text("x"),
+            {"type": "search_result", "source": "s", "title": "t", "content": [b.text("y")]},
+            {"type": "document", "source": {"type": "content", "content": [b.text("z")]}},
+        ]
+    ] * 5
+    assert orjson.dumps(sent).count(b"cache_control") == 1  # ours
 
 
 def test_a_block_with_a_number_that_cannot_be_written_becomes_text() -> None:
@@ -176,6 +210,32 @@ def test_a_pause_that_ends_in_calls_is_one_turn_with_them() -> None:
     messages = body_after(paused, b.calls(turn=2), b.returned(turn=2))["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
     assert [block["type"] for block in messages[1]["content"]] == ["text", "tool_use"]
+
+
+@pytest.mark.parametrize("blank", ["", "\n\n", " \t\r\f"])
+def test_a_text_that_says_nothing_does_not_go_back(blank: str) -> None:
+    said = b.message([b.text(blank), b.text("so"), b.tool_use("tu10")], "tool_use")
+    messages = body_after(replace(b.calls(b.planned()), body=said), b.returned())["messages"]
+    assert messages[1]["content"] == [b.text("so"), b.tool_use("tu10")]
+
+
+def test_a_pause_that_says_nothing_is_no_message() -> None:
+    paused = b.replied("pause", 1, body=b.message([b.text(" ")], "pause_turn"))
+    assert [message["role"] for message in body_after(paused)["messages"]] == ["user"]
+
+
+@pytest.mark.parametrize(
+    ("content", "left"),
+    [
+        (b'[{"type": "text" , "text" : ""}, {"text":"a","type":"text" }]', b'[{"text":"a","type":"text" }]'),
+        (b'[{"text":"\\u0020\\n","type":"text"}]', b"[]"),
+        (b'[{"type":"text","text":"\\u0041"}, {"n":1.0}]', b'[{"type":"text","text":"\\u0041"}, {"n":1.0}]'),
+        (b'[{"type":"tool_use","input":{"text":""}} ]', b'[{"type":"tool_use","input":{"text":""}} ]'),
+        (b'[{"type":"text","text":"\\"text\\":\\"\\""} ]', b'[{"type":"text","text":"\\"text\\":\\"\\""} ]'),
+    ],
+)
+def test_nothing_but_blank_texts_is_left_out(content: bytes, left: bytes) -> None:
+    assert without_blanks(content) == left
 
 
 @pytest.mark.parametrize(

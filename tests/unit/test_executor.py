@@ -13,10 +13,12 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import orjson
 import pytest
 from tests.support.executing import process_id, run
 
@@ -193,6 +195,45 @@ async def test_a_result_that_has_no_json_is_told(executor: Executor) -> None:
     done = await run(executor, odd)
     assert done.outcome == "error"
     assert "cannot be sent to the model" in str(done.content)
+
+
+def two_process_ids() -> dict[str, Any]:
+    return {"ids": (os.getpid() for _ in range(2))}
+
+
+def numbers_for_ever() -> dict[str, Any]:
+    def numbers() -> Iterator[int]:
+        while True:
+            yield 1
+            time.sleep(0.01)
+            if gone.is_set():
+                return
+
+    return {"numbers": numbers()}
+
+
+gone = threading.Event()
+
+
+@pytest.mark.parametrize("run_in", ["thread", "process"])
+async def test_a_generator_in_a_result_runs_where_its_tool_does(executor: Executor, run_in: str) -> None:
+    def thread_names() -> dict[str, Any]:
+        return {"ids": (threading.current_thread().name for _ in range(2))}
+
+    function = thread_names if run_in == "thread" else two_process_ids
+    done = await run(executor, function, run_in=run_in, timeout=60)
+    one, other = orjson.loads(str(done.content))["ids"]
+    assert one == other
+    assert one not in (threading.current_thread().name, os.getpid())
+
+
+@pytest.mark.parametrize("run_in", ["thread", "process"])
+async def test_a_generator_without_end_in_a_result_ends_at_its_timeout(executor: Executor, run_in: str) -> None:
+    try:
+        done = await run(executor, numbers_for_ever, run_in=run_in, timeout=0.2)
+        assert done.outcome == "timeout"
+    finally:
+        gone.set()
 
 
 async def test_a_long_result_is_cut_visibly(executor: Executor) -> None:

@@ -132,6 +132,29 @@ def test_a_cancel_is_forgotten_once_no_request_can_lie_before_it() -> None:
     assert b.folded(b.cancelled(3, 2, run_id="x"), state=state).cancels == {}
 
 
+@pytest.mark.parametrize(("behind", "code", "is_open"), [(3, "moved", True), (2, "cancelled", False)])
+async def test_a_cancel_taken_up_late_is_not_of_a_run_that_the_other_lane_asked_for_anew(
+    behind: int, code: str, is_open: bool
+) -> None:
+    """It lies at 2 and, in the bulk lane, at 5, and is remembered that long if it names the offsets behind these."""
+    desk = Desk().begin().write(b.cancelled(behind, behind + 3, run_id="x"), in_bulk(offset=6))
+    async with admitting(desk) as admission:
+        admission.feed([asked(0, "a"), asked(1, "b"), asked(2, "x", agent=None, input=None, cancel=True)])
+        await until(lambda: len(desk.appended) == 3)
+    desk.land().read()
+    noted = desk.appended[-1]
+    assert isinstance(noted, e.RequestNoted)
+    assert (noted.code, desk.owner.state.runs["x"].open) == (code, is_open)
+
+
+async def test_a_cancel_that_names_one_lane_ends_what_the_other_has_opened() -> None:
+    desk = Desk().begin().write(b.cancelled(1, None, run_id="x"), in_bulk(offset=6))
+    async with admitting(desk) as admission:
+        admission.feed([asked(0, "x", agent=None, input=None, cancel=True)])
+        await until(lambda: bool(desk.appended))
+    assert not desk.land().read().owner.state.runs["x"].open
+
+
 async def test_a_cancel_that_waits_holds_low_until_it_is_said_again() -> None:
     desk = Desk(settings=AgentSettings(clean_bytes=500)).begin()
     desk.write(b.cancelled(0, 5, run_id="x"), *(b.noted("moved", f"n{n}", after=n, offset=n) for n in range(9)))

@@ -190,12 +190,13 @@ async def test_an_object_that_is_no_content_is_told_to_the_model_as_such(content
     assert "cannot be read" in block["content"]
 
 
-async def test_an_object_that_is_gone_fails_the_run_and_is_named() -> None:
+async def test_an_object_that_is_gone_fails_the_run_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
     run = b.run_after(b.calls(), b.returned(body=b.result(None, content_ref=GONE)))
     with pytest.raises(Hopeless) as caught:
         await body_after(store(), run)
     assert caught.value.code == "internal"
     assert GONE in caught.value.message
+    assert [GONE in record.message for record in caplog.records if record.levelname == "ERROR"] == [True]
 
 
 @pytest.mark.parametrize("messages", [[], {}, "hello", ["hello"], None])

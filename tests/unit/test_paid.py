@@ -250,6 +250,7 @@ async def test_a_deadline_says_what_the_call_under_way_has_used() -> None:
 async def test_a_deadline_without_a_call_says_nothing_of_any() -> None:
     desk = Desk().begin().write(b.requested())
     desk.owner._ring(Moment("run", "r", "0"))
+    await desk.sent.ack()
     prepared(desk)
     desk.owner._ring(Moment("run", "r", "0"))
     assert desk.appended == [e.RunExpired("r", "0", "the run's deadline has passed")] * 2

@@ -12,9 +12,11 @@ from typing import Any
 
 from tests.support import builders as b
 
+from anabranch.agent.large import HEADER_BYTES
 from anabranch.agent.plan import BatchContext, plan, unfit
 from anabranch.agent.reply import RequestedCall
 from anabranch.agent.tokens import derived
+from anabranch.bodies import dump
 from anabranch.log_events import PlannedCall
 from anabranch.specs import AgentLimits, ToolSpec
 
@@ -142,6 +144,25 @@ def test_calls_beyond_the_agents_limit_are_rejected() -> None:
     ]
 
 
+def test_however_many_calls_are_rejected_the_plan_still_fits_into_the_log() -> None:
+    """Each with a text that quotes what the model said, at three bytes a character."""
+    schema = {"type": "object", "properties": {name: {"type": "integer"} for name in "abcd"}}
+    wrong = [call(number=number, **dict.fromkeys("abcd", "\u597d" * 5000)) for number in range(64)]
+    found = planned(*wrong, tools=[b.tool(input_schema=schema)])
+    assert len(dump(found)) < HEADER_BYTES
+    assert all(len((entry.rejected or "").encode()) > 900 for entry in found)
+    (alone,) = planned(wrong[0], tools=[b.tool(input_schema=schema)])
+    assert 1990 < len((alone.rejected or "").encode()) <= 2000
+
+
+def test_of_a_long_argument_the_model_is_told_what_is_wrong_with_it() -> None:
+    refused = unfit(b.tool(input_schema=NUMBER), {"n": "x" * 5000})
+    assert refused is not None
+    assert refused.startswith('n: "xxx')
+    assert refused.endswith('xxx" is not of type "integer"')
+    assert len(refused) < 600
+
+
 def test_a_turn_that_may_not_be_parallel_makes_one_call() -> None:
     entries = planned(call(number=0), call(number=1), parallel=False)
     assert [entry.rejected for entry in entries] == [None, "not run: a turn may make 1 call, and this is number 2"]
@@ -170,6 +191,17 @@ def test_a_rejected_call_waits_for_nobody_and_is_waited_for() -> None:
     entries = planned(call("t"), call("u"), tools=specs)
     assert entries[0].rejected
     assert entries[1].after == [ID[0]]
+
+
+def test_of_hundreds_of_calls_that_wait_for_hundreds_those_are_rejected_that_no_plan_could_hold() -> None:
+    tools = [b.tool(name="first"), b.tool(name="second", after=["first"])]
+    asked = [call(name, number) for number, name in enumerate(["first"] * 100 + ["second"] * 100)]
+    found = planned(*asked, tools=tools, limits=AgentLimits(20, 60.0, 200))
+    assert len(dump(found)) < HEADER_BYTES
+    assert [entry.rejected for entry in found[:101]] == [None] * 101
+    assert len(found[100].after) == 100
+    assert "call it in the next" in (found[-1].rejected or "")
+    assert found[-1].after == []
 
 
 def test_calls_that_wait_in_a_circle_are_rejected_with_those_behind_them() -> None:

@@ -17,9 +17,12 @@ from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     KafkaConnectionError,
     KafkaError,
+    KafkaStorageError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
     NodeNotReadyError,
+    NotEnoughReplicasAfterAppendError,
+    NotEnoughReplicasError,
     NotLeaderForPartitionError,
     OutOfOrderSequenceNumber,
     TopicAuthorizationFailedError,
@@ -213,6 +216,25 @@ async def test_what_a_broker_may_take_later_is_sent_again_with_the_same_bytes(cl
     assert told == [Acked(7)]
     producer.send([batch(told, 0)])
     assert (await asked(cluster, cluster.leaders.get(0) or 0)).batches[LOG, 0].base_sequence == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (NotEnoughReplicasError, "fewer replicas are in sync than min.insync.replicas"),
+        (NotEnoughReplicasAfterAppendError, "fewer replicas are in sync than min.insync.replicas"),
+        (KafkaStorageError, "a disk of the broker is full or broken"),
+    ],
+)
+async def test_what_ails_a_broker_is_said_while_it_is_asked_again(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, kind: type[KafkaError], words: str
+) -> None:
+    producer, told = await started(), Told()
+    producer.send([batch(told)])
+    (await asked(cluster)).answer(kind.errno)
+    (await asked(cluster)).answer()
+    assert told == [Acked(7)]
+    assert words in caplog.text
 
 
 async def test_a_broker_whose_connection_fails_oddly_is_tried_again(cluster: Cluster) -> None:

@@ -88,6 +88,18 @@ def test_calls_are_run_only_if_the_turn_ended_for_them(stop: str | None) -> None
     assert content(found)[0]["type"] == "tool_use"
 
 
+def test_calls_of_a_pause_are_run_for_it_cannot_go_on_without_their_results() -> None:
+    found = reply(start(), *said(0, "hi"), *called(1, "{}"), *end("pause_turn"))
+    assert (found.outcome, [call.tool_use_id for call in found.calls]) == ("calls", ["tu"])
+
+
+@pytest.mark.parametrize("name", ["", "x" * 201])
+def test_a_tools_name_that_the_provider_would_not_take_back_breaks_the_reply(name: str) -> None:
+    with pytest.raises(BrokenReply, match=f"names a tool with {len(name)} characters") as caught:
+        reply(start(), *called(0, "{}", name=name), *end("tool_use"))
+    assert caught.value.curable
+
+
 def test_texts_usage_and_head_are_put_together() -> None:
     found = reply(start(), *said(0, "a", "ä", "b"), *end(output_tokens=9))
     body = orjson.loads(found.body)

@@ -32,11 +32,11 @@ FIRST = int(TRUSTED * LONG_S * OF_DEADLINE)
 def tells(registry: Registry, waiting_s: float, *, queue: str = "q", worker: str = "t1", at: float = 0.0) -> None:
     """A tool worker gives a sign of life."""
     info = WorkerInfo(worker, "tool", "1", 0.0, at, queue, 1, waiting_s)
-    take(registry, worker_entry(NAMESPACE, info))
+    take(registry, worker_entry(NAMESPACE, info), at)
 
 
-def take(registry: Registry, entry: Outgoing) -> None:
-    registry.take(b.as_read(entry, 0))
+def take(registry: Registry, entry: Outgoing, at: float = 0.0) -> None:
+    registry.take(b.as_read(entry, 0, at))
 
 
 def saturation(clock: Callable[[], float], registry: Registry | None = None) -> Saturation:
@@ -65,9 +65,9 @@ async def test_from_the_threshold_on_requests_wait_until_half_of_it() -> None:
     assert found == [False, False, True, True, True, False, False, True]
 
 
-@pytest.mark.parametrize("ahead_s", [3600.0, 1e12, 1e308])
+@pytest.mark.parametrize("ahead_s", [3600.0, 1e12])
 async def test_a_worker_whose_clock_is_ahead_is_dead_as_soon_as_others(ahead_s: float) -> None:
-    """What a worker in another language says in milliseconds, too: else its queue would hold requests up for ever."""
+    """Also where the topic keeps the worker's own time: else its queue would hold requests up for ever."""
     clock = [1000.0]
     asked = saturation(lambda: clock[0], Registry(now=lambda: clock[0]))
     tells(asked.registry, 100, at=clock[0] + ahead_s)

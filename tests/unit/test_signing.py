@@ -119,6 +119,23 @@ def test_keys_are_rotated_without_a_moment_in_which_one_is_unknown() -> None:
     assert dict(signed.headers)[SIGNATURE].startswith(b"k2:")
 
 
+def test_a_worker_that_would_take_its_peers_for_forgers_ends_before_it_does_anything() -> None:
+    old, new = {"old": b"3" * 32}, {"new": b"4" * 32}
+    marks = [Signer(keys).mark for keys in (OURS, OTHERS, old, new)]
+    assert len(set(marks)) == 4, "a key of the same id is another key"
+    for required in (False, True):
+        with pytest.raises(ConfigError, match=r"t\.agent\.log/3 .* give all agent workers the same keys") as refused:
+            Signer(OURS, required).recognise(Signer(OTHERS).mark, "t.agent.log/3")
+        assert Signer(OURS).mark in str(refused.value)
+        Signer(OURS, required).recognise(Signer(OURS).mark, "t.agent.log/3")
+        Signer(OURS, required).recognise("", "t.agent.log/3")
+        Signer(new | old, required).recognise(Signer(old | new).mark, "t.agent.log/3")
+    with pytest.raises(ConfigError):
+        Signer(new, required=True).recognise(Signer(old).mark, "t.agent.log/3")
+    Signer(new).recognise(Signer(old).mark, "t.agent.log/3")
+    NO_SIGNER.recognise(Signer(OURS).mark, "t.agent.log/3")
+
+
 def test_without_a_key_nothing_is_signed_and_nothing_refused() -> None:
     record = encode(b.calls(), "t", 0, "a")
     assert signer_of(SigningSettings()).signed(record) is record

@@ -80,6 +80,24 @@ def test_an_export_that_we_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch,
         opened(ON, "s", "i")
 
 
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
+@pytest.mark.parametrize(
+    "url",
+    ["collector:4318", "http//c:4318", "http://", "grpc://c:4317", "http://c:port", "http://c:99999", "http://[::1"],
+)
+def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, url: str) -> None:
+    monkeypatch.setenv(variable, url)
+    with pytest.raises(ConfigError, match=f"{variable}=.*http://collector:4318"):
+        opened(ON, "s", "i")
+
+
+def test_a_password_in_a_bad_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://me:secret@collector:4317")
+    with pytest.raises(ConfigError, match="grpc://collector:4317") as refused:
+        opened(ON, "s", "i")
+    assert "secret" not in str(refused.value)
+
+
 @pytest.mark.parametrize(("variable", "value"), [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")])
 def test_the_environment_may_switch_it_off(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(variable, value)

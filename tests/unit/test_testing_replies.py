@@ -62,6 +62,58 @@ def test_an_answer_that_is_none_is_refused(answer: Any) -> None:
         as_reply(answer)
 
 
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ({"a": 1}, "{'a': 1} is no block of a reply"),
+        ({"type": 1}, "is no block of a reply"),
+        ({"type": "text"}, "has no 'text'"),
+        ({"type": "text", "text": 5}, "has no 'text'"),
+        ({"type": "tool_use", "name": "look"}, "has no 'input'"),
+        ({"type": "tool_use", "input": {}}, "has no 'name'"),
+        ({"type": "thinking", "thinking": "so"}, "has no 'signature'"),
+    ],
+)
+def test_a_block_that_is_none_is_refused_where_it_is_written(block: Any, told: str) -> None:
+    for script in ([block], [[text("hi"), block]]):
+        with pytest.raises(DefinitionError, match=told):
+            ScriptedModel(script)
+    with pytest.raises(DefinitionError, match=told):
+        Reply(content=[block])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"content": (text("hi") for _ in range(1))}, "put .* in a list"),
+        ({"content": None}, "put None in a list"),
+        ({"latency_s": "1"}, "latency_s='1' must be seconds"),
+        ({"chunk_s": -1}, "chunk_s=-1 must be seconds"),
+        ({"status": "200"}, "status='200' must be an HTTP status"),
+        ({"status": 99}, "status=99"),
+        ({"headers": {"retry-after": 1}}, "headers=.* must be a dict of texts"),
+        ({"headers": [("a", "b")]}, "headers="),
+        ({"usage": 5}, "usage=5 must be a dict"),
+        ({"cut_after": -1}, "cut_after=-1 must be how many events"),
+        ({"sse_error": "overloaded_error"}, "sse_error=.* must be an error's type and its message"),
+        ({"sse_error": ("overloaded_error",)}, "sse_error="),
+    ],
+)
+def test_a_reply_that_could_not_be_delivered_is_refused_where_it_is_written(options: Any, told: str) -> None:
+    with pytest.raises(DefinitionError, match=told):
+        Reply(**options)
+
+
+@pytest.mark.parametrize("call", [lambda: Reply.error("529"), lambda: Reply.error(429, retry_after="soon")])  # type: ignore[arg-type]
+def test_an_error_that_could_not_be_sent_is_refused(call: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"must be seconds|an HTTP status"):
+        call()
+
+
+def test_a_block_of_a_type_that_nobody_knows_is_sent() -> None:
+    assert as_reply({"type": "novel", "x": 1}).content == [{"type": "novel", "x": 1}]
+
+
 @pytest.mark.parametrize("script", ["hi", Reply(), text("hi"), None])
 def test_a_script_that_is_none_is_refused(script: Any) -> None:
     with pytest.raises(DefinitionError, match="put one reply in a list"):

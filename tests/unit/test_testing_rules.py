@@ -139,6 +139,9 @@ ANSWERED = (assistant(call("a")), user(result("a")))
         ([HELLO, assistant(call("a")), user(result("a", content=[said("")]))], "non-empty"),
         ([HELLO, assistant(call("a")), user(result("a", content=[call("b")]))], "expected tags"),
         ([HELLO, assistant(call("a")), user(result("a", name="look"))], "tool_result.name: Extra inputs"),
+        ([HELLO, assistant(call("a")), user(result("a", content=[{**said("x"), "title": "t"}]))], "text.title: Extra"),
+        ([HELLO, assistant(call("a", name="x" * 201)), user(result("a"))], "at most 200 characters"),
+        ([HELLO, assistant(call("a", name="")), user(result("a"))], "at least 1 character"),
         ([HELLO, assistant({"type": "thinking", "thinking": "hm"})], "signature: Field required"),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -207,6 +208,18 @@ def test_a_plan_that_does_not_fit_a_header_fails_the_run() -> None:
     assert "ANABRANCH_STORE" not in event.error.message, "a plan lies in no store"
 
 
-@pytest.mark.parametrize("count", [-1, 2**60, 1.5, "many", None, [1]])
+@pytest.mark.parametrize("count", [-1, 2**60, 1e300, math.nan, "many", True, None, [1]])
 def test_a_count_that_is_none_counts_as_nothing(count: Any) -> None:
-    assert usage_of({"input_tokens": count}, Price(1.0, 1.0)) == m.Usage()
+    assert usage_of({"input_tokens": count}, Price(1.0, 1.0)) == m.Usage(cost_usd=0.0)
+
+
+@pytest.mark.parametrize(("said", "counted"), [(12.0, 12), (1.5, 2)])
+def test_a_fraction_of_a_token_counts_as_one(said: float, counted: int) -> None:
+    assert usage_of({"output_tokens": said}, Price(1.0, 1.0)).output_tokens == counted
+
+
+def test_a_usage_that_is_no_whole_number_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    odd = replace(DONE, usage={"input_tokens": None, "output_tokens": 2**60})
+    thought(Script(odd, odd), lambda desk: [desk.submit(), desk.submit("r2")])
+    (told,) = [record.getMessage() for record in caplog.records if "whole number" in record.getMessage()]
+    assert "model 'm' says output_tokens=1152921504606846976, which counts as 0" in told

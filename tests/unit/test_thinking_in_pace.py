@@ -11,15 +11,11 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from tests.support.thinking import DONE, SETTINGS, Desk, Script, only, thought
+from tests.support.thinking import DONE, SETTINGS, Desk, Script, at, only, thought
 
 from anabranch import log_events as e
 from anabranch.agent.model import Transient
 from anabranch.config import ModelLimits
-
-
-def at(model: Script) -> dict[str, float]:
-    return {name: round(when, 2) for name, when in model.asked}
 
 
 def test_calls_keep_to_the_models_pace_and_tenants_take_turns_in_it() -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from anabranch.kafka.comparison import (
+    ROOM_BYTES,
     Cluster,
     Configs,
     Seen,
@@ -62,13 +63,30 @@ def test_a_missing_topic_is_dangerous_and_its_message_names_the_command() -> Non
         ("message_timestamp_type", "CreateTime", True),
         ("max_message_bytes", "1000", True),
         ("retention_ms", "1000", True),
-        ("retention_bytes", "1000", False),
+        ("retention_bytes", "1000", True),
+        ("retention_bytes", str(ROOM_BYTES), False),
     ],
 )
 def test_a_wrong_setting_of_the_log_is_named_with_its_value(name: str, value: str, dangerous: bool) -> None:
     [lack] = lacks(SPECS, cluster(agent_log=right(LOG, **{name: value})))
     assert (lack.topic, lack.dangerous) == (LOG.name, dangerous)
     assert f"{name.replace('_', '.')} is {value}" in lack.message
+
+
+def test_a_bound_of_the_size_is_lifted_only_where_open_runs_have_no_room() -> None:
+    small, large = (right(LOG, retention_bytes=str(ROOM_BYTES - less)) for less in (1, 0))
+    assert changes(LOG, small, new=False) == {"retention.bytes": "-1"}
+    assert changes(LOG, large, new=False) == {}
+    [lack] = lacks(SPECS, cluster(agent_log=small))
+    assert "deletes what open runs" in lack.message
+    calls = right(SPEC[CALLS], retention_bytes="1000")
+    assert lacks(SPECS, cluster(tool_calls_io=calls)) == [], "a call that is gone ends at its deadline"
+
+
+def test_a_registry_that_keeps_the_workers_times_is_told_of_and_not_dangerous() -> None:
+    [lack] = lacks(SPECS, cluster(registry=right(SPEC["shop.registry"], message_timestamp_type="CreateTime")))
+    assert not lack.dangerous
+    assert "must be LogAppendTime" in lack.message
 
 
 def test_a_short_retention_of_answers_is_reported_and_not_dangerous() -> None:

@@ -59,4 +59,7 @@ def test_topics_have_the_settings_of_the_wire() -> None:
     }  # fmt: skip
     assert specs["shop.agent.log"].settings["message.timestamp.type"] == "LogAppendTime"
     assert specs["shop.agent.stream"].settings["retention.ms"] == "600000"
-    assert specs["shop.registry"].settings == {"cleanup.policy": "compact"}
+    assert specs["shop.registry"].settings == {
+        "cleanup.policy": "compact",
+        "message.timestamp.type": "LogAppendTime",
+    }

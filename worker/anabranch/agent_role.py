@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
@@ -33,7 +33,7 @@ from anabranch.roles import broker_of, info_of, namespace_of, refuse_bad_topics,
 from anabranch.runtime import Post, Shutdown, serve
 from anabranch.sealing import checked
 from anabranch.signing import signer_of
-from anabranch.specs import AgentSpec
+from anabranch.specs import AgentSpec, ToolSpec
 from anabranch.tasks import alongside
 from anabranch.topics import Namespace
 from anabranch.watch import Watch, watching
@@ -140,21 +140,24 @@ async def _following(broker: Broker, namespace: Namespace, registry: Registry, a
     async with alongside(follow(broker, namespace, registry, ready), "registry"):
         async with asyncio.timeout(READY_S):
             await ready.wait()
-        for agent in app.agent_specs():
-            _warn_of_unknown(agent, registry)
+        warn_of_unknown(app.agent_specs(), registry)
         yield
 
 
-def _warn_of_unknown(agent: AgentSpec, registry: Registry) -> None:
-    """Names that may be misspelt, or of tools whose worker has never been started."""
-    for name in agent.tools:
-        tool = registry.tool(name)
-        if tool is None:
-            log.warning("agent %s: nobody has registered tool %r yet: a call gets an error", agent.name, name)
-            continue
-        if not callers_of(tool, agent):
-            who = " and ".join(tool.allowed_callers)
-            log.warning("agent %s: tool %r may be called by %s alone, and is not offered", agent.name, name, who)
+def warn_of_unknown(agents: Sequence[AgentSpec], registry: Registry) -> None:
+    """Names that may be misspelt, or of tools whose worker has never been started; of a tool only once."""
+    used: dict[str, ToolSpec] = {}
+    for agent in agents:
+        for name in agent.tools:
+            tool = registry.tool(name)
+            if tool is None:
+                log.warning("agent %s: nobody has registered tool %r yet: a call gets an error", agent.name, name)
+                continue
+            used[name] = tool
+            if not callers_of(tool, agent):
+                who = " and ".join(tool.allowed_callers)
+                log.warning("agent %s: tool %r may be called by %s alone, and is not offered", agent.name, name, who)
+    for name, tool in used.items():
         for earlier in tool.after:
             if registry.tool(earlier) is None:
                 log.warning("tool %s: nobody has registered tool %r, so it waits for no call of it", name, earlier)

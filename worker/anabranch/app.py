@@ -93,7 +93,9 @@ class App:
         return [tool for tool in self.tools.values() if tool.spec.queue == queue]
 
     def client(self, **overrides: Any) -> Client:
-        """A client of this App's namespace; `overrides` are settings."""
+        """A client of this App's namespace. `overrides` are the keywords of `Client.for_app`: `bootstrap`, `namespace`,
+        `settings` (an `anabranch.config.Settings`, instead of those of the environment), `broker`.
+        """
         from anabranch.client import Client
 
         return Client.for_app(self, **overrides)

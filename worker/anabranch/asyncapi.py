@@ -121,7 +121,10 @@ def _topic(base: str) -> Schema:
     """What `topics` wants of it, in the words of the Kafka binding."""
     specs = {spec.name: spec for spec in topics.Namespace(PLACEHOLDER).specs([QUEUE])}
     spec = specs[f"{PLACEHOLDER}.{base}{QUEUE if base == topics.CALLS else ''}"]
-    settings = {key: int(value) if value.isdecimal() else value for key, value in sorted(spec.settings.items())}
+    settings = {
+        key: int(value) if value.removeprefix("-").isdecimal() else value
+        for key, value in sorted(spec.settings.items())
+    }
     settings["cleanup.policy"] = [settings["cleanup.policy"]]  # type: ignore[assignment]
     return {"partitions": spec.partitions, "topicConfiguration": settings, "bindingVersion": BINDING}
 

@@ -159,6 +159,22 @@ def read_request(body: bytes | None) -> m.RunRequest:
     return request
 
 
+def refuse_incomplete(request: m.RunRequest) -> str:
+    """A request that opens a run names its agent, which is returned, and what the run begins with. Raises
+    `InvalidRequest`.
+    """
+    if request.agent is None:
+        raise InvalidRequest("agent: is missing: name the agent that is to run")
+    given = (request.input, request.messages, request.messages_ref, request.messages_sealed)
+    if given.count(None) != len(given) - 1:
+        raise InvalidRequest("give either input or messages: the first user message, or a conversation to go on with")
+    if request.input == [] or request.messages == []:
+        raise InvalidRequest("input: is empty")
+    if isinstance(request.input, str) and not request.input.strip():
+        raise InvalidRequest("input: is blank, which no model takes")
+    return request.agent
+
+
 def sender_of(body: bytes | None) -> tuple[str | None, m.ReplyTo | None]:
     """The run id and the inbox that a bad request names all the same, so that its sender can be told."""
     try:

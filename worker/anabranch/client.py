@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from anabranch import client_checks as checked
 from anabranch.agent.answer import words_of
-from anabranch.bodies import dump, read, read_request
+from anabranch.bodies import dump, read, read_request, refuse_incomplete
 from anabranch.client_seals import STORE_S, ClientSeals, is_sealed
 from anabranch.client_traces import ClientTraces
 from anabranch.codec import cloud_event, encode
@@ -62,6 +62,9 @@ class Run:
         self._client, self._answer, self._tenant = client, answer, tenant
         self._whole: RunResponse | None = None
         self._submitted_at = time.time()
+
+    def __repr__(self) -> str:
+        return f"Run({self.run_id!r}, done={self.done})"
 
     def __await__(self) -> Generator[Any, None, RunResponse]:
         return self._response().__await__()
@@ -145,6 +148,10 @@ class Client:
         return cls(name, broker or KafkaBroker(kafka), store, traces, sealing)
 
     async def __aenter__(self) -> Self:
+        if self._reading is not None and not self._reading.done():
+            raise AnabranchError(
+                "the client is open already: make another one, or use this one inside its `async with`"
+            )
         async with AsyncExitStack() as stack:
             stack.push_async_callback(asyncio.to_thread, self._traces.close)
             self._partitions = await self._broker.partitions(self.namespace.requests)
@@ -186,8 +193,9 @@ class Client:
         says as it speaks, and with `stream_thinking` what it thinks.
 
         What is too large for a record goes into the store; where there are keys, all texts are sealed. Raises
-        `InvalidRequest` for what no worker would take, `BrokerError` if Kafka does not take it, `StoreError` if the
-        store does not, `Forgotten` if the tenant's key was deleted.
+        `InvalidRequest` for what no worker would take or is no JSON (NaN, a date), `BrokerError` if Kafka does not take
+        it, `StoreError` if the store does not, `Forgotten` if the tenant's key was deleted. Whether there is such an
+        agent is seen by the workers alone: a run of one that is not registered fails, with the code `unknown_agent`.
         """
         self._check_open()
         run_id = f"run-{secrets.token_hex(10)}" if run_id is None else run_id
@@ -216,14 +224,16 @@ class Client:
 
     async def cancel(self, run_id: str, reason: str = "cancelled by its client") -> None:
         """End a run. It is heard at once by an open run; one that still waits to be admitted will end when it is,
-        however many requests lie between it and the cancel.
+        however many requests lie between it and the cancel. Once this has returned, the id can be asked for anew, by
+        either lane: that run is not meant.
         """
         self._check_open()
         checked.cancel(run_id, reason)
         await self._say(RunCancelled(run_id, None, reason))  # first: an open run ends for this reason
         request = RunRequest(run_id=run_id, cancel=True)
         said = await asyncio.gather(*(self._request(request, lane) for lane in LANES))
-        await self._say(RunCancelled(run_id, None, reason, *(acked.offset for acked in said)))
+        behind = [None if acked.offset is None else acked.offset + 1 for acked in said]
+        await self._say(RunCancelled(run_id, None, reason, *behind))
 
     async def _say(self, event: RunCancelled) -> None:
         await self._append(encode(event, self.namespace.log, partition_of(event.run_id, self._partitions), self._id))
@@ -235,7 +245,8 @@ class Client:
         `Forbidden` if this client may not hear it.
         """
         self._check_open()
-        place = Place(self.namespace.log, partition_of(run_id, self._partitions))
+        checked.moment(since)
+        place = Place(self.namespace.log, partition_of(checked.a_run(run_id), self._partitions))
         async with (
             self._broker.reader([place], "begin" if since is None else since) as reader,
             Ears.opened(reader, self._broker, self.namespace, run_id, strict=True) as ears,
@@ -277,6 +288,8 @@ class Client:
     async def _request(self, request: RunRequest, lane: Lane) -> Acked:
         body, run_id = checked.written(request), request.run_id or ""
         read_request(body)
+        if not request.cancel:
+            refuse_incomplete(request)
         if self._seals.is_set and not request.cancel:
             body = dump(await self._seals.request(request))
         elif self._store.takes(len(body)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import cast
 
 from anabranch.bodies import dump
@@ -46,12 +47,24 @@ def lane(name: Lane) -> Lane:
     return name
 
 
-def cancel(run_id: str, reason: str) -> None:
-    """What a cancel says: it is in the log before its request is looked at."""
+def a_run(run_id: str) -> str:
+    """The id of a run."""
     if not isinstance(cast(object, run_id), str) or not is_name(run_id):
         raise InvalidRequest(
             f"run_id: {run_id!r} must be the id of a run, 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':', '-'"
         )
+    return run_id
+
+
+def moment(since: float | None) -> None:
+    """From when on events are told."""
+    if since is not None and (type(since) not in (int, float) or not math.isfinite(since)):
+        raise InvalidRequest(f"since: {since!r} must be a time in epoch seconds, as time.time() tells it")
+
+
+def cancel(run_id: str, reason: str) -> None:
+    """What a cancel says: it is in the log before its request is looked at."""
+    a_run(run_id)
     if not isinstance(cast(object, reason), str | None):
         raise InvalidRequest(f"reason: {reason!r} must be a text")
     _check_writable("reason", reason)
@@ -60,11 +73,14 @@ def cancel(run_id: str, reason: str) -> None:
 def written(request: RunRequest) -> bytes:
     """The body of a request."""
     try:
-        return dump(request)
+        body = dump(request)
     except WireError:
-        for field in ("run_id", "agent", "tenant", "input", "messages", "metadata"):
-            _check_writable(field, getattr(request, field))
+        for field in fields(request):
+            _check_writable(field.name, getattr(request, field.name))
         raise
+    for said in ("input", "messages", "metadata"):
+        _check_kept(said, getattr(request, said))
+    return body
 
 
 def _check_writable(field: str, value: Json) -> None:
@@ -72,3 +88,19 @@ def _check_writable(field: str, value: Json) -> None:
         dump(value)
     except WireError as error:
         raise InvalidRequest(f"{field}: {error}") from None
+
+
+def _check_kept(path: str, value: Json) -> None:
+    """Refuse what can be written, but as something else: whoever reads it back would not find what was given."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_kept(f"{path}.{key}", item)
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            _check_kept(f"{path}.{place}", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidRequest(f"{path}: {value!r} is no number of JSON: leave it out, or write None or a text")
+    elif not isinstance(value, str | int | float | None):
+        raise InvalidRequest(
+            f"{path}: a {type(value).__name__} is no value of JSON: make it a text, a number, a list or a dict"
+        )

@@ -44,10 +44,8 @@ class ClientSeals:
         sealer = await self._sealing.sealer(tenant, request.run_id or "", STORE_S)
         if request.metadata is not None:
             request = replace(request, metadata=None, metadata_sealed=sealer.seal("metadata", dump(request.metadata)))
-        if request.input and not (isinstance(request.input, str) and request.input.isspace()):
+        if request.input is not None:
             messages = [{"role": "user", "content": request.input}]
-        if not messages:
-            return request  # there is nothing to hide, and the worker will say what is missing
         sealed = await self._sealing.seal(sealer, "messages", dump(messages), tenant, STORE_S)
         return replace(request, input=None, messages=None, messages_sealed=sealed)
 

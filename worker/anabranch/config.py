@@ -28,7 +28,10 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 
 def without_secrets(url: str) -> str:
     """A URL without what may be a secret in it: user, password and query."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # it is none, and may still hold a password
+        return url.rpartition("@")[2].partition("?")[0]
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 

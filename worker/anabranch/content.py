@@ -2,7 +2,7 @@
 
 Pure. Whatever leaves here can be written as JSON in UTF-8 and is a form that the Messages API takes in a
 `tool_result`. Must never drop anything silently: what is cut says so. Called by users' tools (`text`,
-`image`) and by the tool executor (`to_content`, `cut`).
+`image`), and by the tool executor where a tool runs (`to_content`, `cut`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,11 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from anabranch.errors import AnabranchError
 from anabranch.fields import Content, Json
+from anabranch.result_blocks import OTHERS, SHAPES, mistake_in, mistake_in_type
 
 Block = dict[str, Json]
 
-IMAGE_TYPES: Final = ("image/jpeg", "image/png", "image/gif", "image/webp")
-
-_SHAPES: Final[dict[str, dict[str, type | tuple[type, ...]]]] = {
-    "text": {"text": str},
-    "image": {"source": dict},
-    "document": {"source": dict},
-    "search_result": {"source": str, "title": str, "content": list},
-}
-"""The blocks that a `tool_result` may hold, and the fields by which one is told from a tool's own data."""
-
-_EXTRAS: Final = frozenset({"type", "cache_control", "citations", "title", "context"})
+_EXTRAS: Final = frozenset(extra for extras in OTHERS.values() for extra in extras)
 
 
 class ResultError(AnabranchError):
@@ -44,8 +35,8 @@ def text(value: str) -> Block:
 
 
 def image(data: bytes, media_type: str) -> Block:
-    """An image block with the image in it; `media_type` is one of `IMAGE_TYPES`, else `ResultError`."""
-    _check_type(media_type)
+    """An image block with the image in it; `media_type` is that of a JPEG, PNG, GIF or WebP, else `ResultError`."""
+    _refuse(mistake_in_type(media_type))
     if not isinstance(data, bytes | bytearray | memoryview) or not data:
         raise ResultError(f"an image needs its bytes, not {type(data).__name__!r} or nothing")
     encoded = base64.standard_b64encode(data).decode("ascii")
@@ -57,8 +48,8 @@ def to_content(value: object) -> Content:
 
     A text stays as it is, a content block or a list of them (texts among them become blocks) stay blocks;
     anything else becomes JSON: `None` is `null`, and so are NaN and the infinities. A lone surrogate in a
-    text becomes U+FFFD. Raises `ResultError` for what has no JSON, and for a generator: it would run here, on the loop
-    and beyond its tool's timeout, perhaps for ever.
+    text becomes U+FFFD. It may run code of the tool's own (a generator in a list, a serializer), so it belongs where
+    the tool runs, under its timeout. Raises `ResultError` for what has no JSON, and for a generator.
     """
     if isinstance(value, str):
         return _clean(value)
@@ -106,11 +97,13 @@ def _is_block(value: object) -> TypeGuard[Block]:
     """Whether a dict has the shape of a block: a tool's own `{"type": "text", ...}` with other fields has not."""
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
         return False
-    shape = _SHAPES.get(value["type"])
-    if shape is None or not all(isinstance(value.get(key), kind) for key, kind in shape.items()):
+    kind = value["type"]
+    shape = SHAPES.get(kind)
+    if shape is None or not all(isinstance(value.get(name), kind) for name, kind in shape.items()):
         return False
     source = value.get("source")
-    return set(value) <= {*shape, *_EXTRAS} and (not isinstance(source, dict) or "type" in source)
+    extras = OTHERS[kind] if kind == "text" else _EXTRAS  # what else has its shape is hardly a tool's own
+    return set(value) <= {"type", *shape, *extras} and (not isinstance(source, dict) or "type" in source)
 
 
 def _are_blocks(values: Sequence[object]) -> bool:
@@ -127,24 +120,13 @@ def _blocks(values: Sequence[Any]) -> Content:
     except orjson.JSONEncodeError as error:
         raise ResultError(f"a content block that the tool returned cannot be written as JSON: {error}") from error
     for block in kept:
-        if block["type"] == "image":
-            _check_image(block["source"])
+        _refuse(mistake_in(block), f"a block of type {block['type']!r}: ")
     return kept or ""
 
 
-def _check_image(source: dict[str, Any]) -> None:
-    """The API refuses the whole conversation for an image that it does not take, and that would end the run."""
-    if source["type"] == "base64":
-        _check_type(source.get("media_type"))
-        if not isinstance(source.get("data"), str) or not source["data"]:
-            raise ResultError(
-                "an image block needs its bytes in base64 as source.data: make it with anabranch's image()"
-            )
-
-
-def _check_type(media_type: object) -> None:
-    if media_type not in IMAGE_TYPES:
-        raise ResultError(f"an image of type {media_type!r} is not taken: use one of {', '.join(IMAGE_TYPES)}")
+def _refuse(mistake: str | None, where: str = "") -> None:
+    if mistake is not None:
+        raise ResultError(f"{where}{mistake}")
 
 
 def _size(block: Block) -> int:

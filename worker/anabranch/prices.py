@@ -8,6 +8,7 @@ hold those of users. It must never know a run.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, NamedTuple
@@ -136,6 +137,10 @@ def window_of(model: str) -> int | None:
 
 # --- what was used ----------------------------------------------------------------------------------------------
 
+_SUMS: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_MOST: Final = 2**53
+"""Counts are less: what is more is no whole number to every reader of JSON."""
+
 
 def usage_of(raw: Mapping[str, Any], price: Price | None) -> Usage:
     """The provider's usage of one reply, with its cost. What used nothing costs nothing, whatever the price."""
@@ -156,10 +161,10 @@ _Tokens = tuple[int, int, int, int, int]
 
 def _tokens(raw: Mapping[str, Any]) -> _Tokens:
     said = raw.get
-    written, kept = _count(said("cache_creation_input_tokens")), said("cache_creation")
-    hour = min(written, _count(kept.get("ephemeral_1h_input_tokens"))) if isinstance(kept, dict) else 0
+    written, kept = count(said("cache_creation_input_tokens")), said("cache_creation")
+    hour = min(written, count(kept.get("ephemeral_1h_input_tokens"))) if isinstance(kept, dict) else 0
     fresh, output, read = said("input_tokens"), said("output_tokens"), said("cache_read_input_tokens")
-    return _count(fresh), _count(output), _count(read), written, hour
+    return count(fresh), count(output), count(read), written, hour
 
 
 def _compactions(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -192,9 +197,20 @@ def _cost_of_tokens(tokens: _Tokens, price: Price) -> float:
 
 def _searches(raw: Mapping[str, Any]) -> int:
     used = raw.get("server_tool_use")
-    return _count(used.get("web_search_requests")) if isinstance(used, dict) else 0
+    return count(used.get("web_search_requests")) if isinstance(used, dict) else 0
 
 
-def _count(value: Any) -> int:
-    """A count of the provider's; what is none counts as nothing."""
-    return value if isinstance(value, int) and 0 <= value < 2**53 else 0
+def count(value: Any) -> int:
+    """A count of the provider's. A fraction counts as the next whole number, what is no count as nothing."""
+    if type(value) is int:
+        return value if 0 <= value < _MOST else 0
+    return math.ceil(value) if type(value) is float and 0 <= value < _MOST else 0
+
+
+def odd_in(raw: Mapping[str, Any]) -> str | None:
+    """The first of a usage's sums that is no whole number, with what it is counted as."""
+    for name in _SUMS:
+        value = raw.get(name)
+        if value is not None and (type(value) is not int or not 0 <= value < _MOST):
+            return f"{name}={value!r:.40}, which counts as {count(value)}"
+    return None

@@ -73,7 +73,7 @@ class Registry:
                 self._signer.vouch(record, "an agent")
                 self._take_agent(name, record.value)
             elif kind == "worker":
-                self._take_worker(name, record.value)
+                self._take_worker(name, record)
         except WireError as error:
             log.warning("registry record %r at offset %d cannot be read: %s", record.key, record.offset, error)
 
@@ -107,12 +107,13 @@ class Registry:
             return
         self.add(agents=[read(AgentSpec, value)])
 
-    def _take_worker(self, name: str, value: bytes | None) -> None:
-        if value is None:
+    def _take_worker(self, name: str, record: Record) -> None:
+        """When it was seen is for the broker to say: its own clock may be ahead, and would keep it alive."""
+        if record.value is None:
             self.workers.pop(name, None)
         else:
-            told = read(WorkerInfo, value)  # a clock that is ahead, or counts milliseconds, must not keep it alive
-            self.workers[name] = replace(told, seen_at=min(told.seen_at, self._now()))
+            told, seen_at = read(WorkerInfo, record.value), min(record.timestamp / 1000, self._now())
+            self.workers[name] = replace(told, seen_at=seen_at, started_at=seen_at - told.seen_at + told.started_at)
         for changed in self.on_workers:
             changed()
 

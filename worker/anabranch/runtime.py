@@ -12,13 +12,16 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from anabranch import memory
+from anabranch.clockwork import Skew
 from anabranch.codec import Record
 from anabranch.config import WorkerSettings
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Appender, Broker, Place, Subscription
+from anabranch.kafka.sent import Sent
 from anabranch.registry import worker_entry, worker_gone
 from anabranch.specs import WorkerInfo
 from anabranch.tasks import alongside, asked_by_signals
@@ -157,7 +160,15 @@ async def _unless_hurried(work: Coroutine[Any, Any, object], shutdown: Shutdown)
 
 
 async def _beat(post: Post) -> None:
-    """A sign of life, every few seconds."""
+    """A sign of life, every few seconds. Its acknowledgement tells what the broker's clock says."""
+    skew = Skew()
     while True:
-        post.appender.append(worker_entry(post.namespace, post.info()))
+        info = post.info()
+        sent = post.appender.append(worker_entry(post.namespace, info))
+        sent.add_done_callback(partial(_compare, skew, info.seen_at, lambda: post.info().seen_at))
         await asyncio.sleep(post.settings.heartbeat_s)
+
+
+def _compare(skew: Skew, before: float, now: Callable[[], float], sent: Sent) -> None:
+    if sent.is_written and (at_ms := sent.result().at_ms) is not None:
+        skew.compare(before, at_ms / 1000, now())

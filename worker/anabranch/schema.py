@@ -13,7 +13,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
@@ -21,8 +21,9 @@ import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaWarningKind
-from pydantic_core import ErrorDetails, PydanticSerializationError, to_json
+from pydantic_core import ErrorDetails, PydanticSerializationError, SchemaError, to_json
 
+from anabranch.constraints import unfitting
 from anabranch.docstrings import read_docstring
 from anabranch.errors import AnabranchError, DefinitionError
 from anabranch.fields import Json
@@ -119,7 +120,7 @@ def check_schema(schema: Json) -> None:
         jsonschema_rs.meta.validate(schema)
         jsonschema_rs.validator_for(schema, retriever=_refuse)
     except (ValueError, TypeError, RecursionError) as error:
-        raise DefinitionError(f"the schema is no valid JSON schema: {_first_line(error)}") from error
+        raise DefinitionError(f"the schema is no valid JSON schema: {_gist(error)}") from error
 
 
 # --- the signature ------------------------------------------------------------------------------------
@@ -128,13 +129,15 @@ def check_schema(schema: Json) -> None:
 def _hints(function: Callable[..., Any], namespace: Mapping[str, Any]) -> dict[str, Any]:
     """The type of each parameter, text annotations resolved. The result's type is of no interest."""
     scope = getattr(inspect.unwrap(function), "__globals__", {})
-    hints = {}
+    hints: dict[str, Any] = {}
     for name, parameter in _parameters(function).items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise DefinitionError(
                 f"the parameter {str(parameter).split(':')[0]!r} is {parameter.kind.description}: a model names each "
                 "argument, so make it an ordinary parameter with a type"
             )
+        if parameter.annotation is parameter.empty and name == "self" and not hints:
+            raise DefinitionError("it is a method without its object: hand over that of one, `app.tool(Shop().find)`")
         if parameter.annotation is parameter.empty:
             raise DefinitionError(
                 f"the parameter {name!r} has no type: write one, such as `{name}: str`, for the model is told it"
@@ -147,7 +150,7 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
     try:
         return inspect.signature(function).parameters
     except (ValueError, TypeError, NameError) as error:
-        raise DefinitionError(f"its signature cannot be read: {_first_line(error)}") from error
+        raise DefinitionError(f"its signature cannot be read: {_gist(error)}") from error
 
 
 def _resolve(name: str, annotation: Any, scope: dict[str, Any], namespace: Mapping[str, Any]) -> Any:
@@ -155,9 +158,10 @@ def _resolve(name: str, annotation: Any, scope: dict[str, Any], namespace: Mappi
     try:
         hints = typing.get_type_hints(holder, scope, dict(namespace), include_extras=True)
     except Exception as error:
+        is_missing = isinstance(error, NameError | AttributeError)
+        mend = ": import what it names at the top of the module, outside of `if TYPE_CHECKING`" if is_missing else ""
         raise DefinitionError(
-            f"the type {annotation!r} of the parameter {name!r} cannot be resolved ({_first_line(error)}): import what "
-            "it names at the top of the module, outside of `if TYPE_CHECKING`"
+            f"the type {annotation!r} of the parameter {name!r} cannot be resolved ({_gist(error)}){mend}"
         ) from error
     return hints[name]
 
@@ -200,6 +204,10 @@ class _Unserialisable(Exception):
     pass
 
 
+class _Unusable(Exception):
+    """No call could ever bind a parameter of this type; the message says why."""
+
+
 class _Schema(GenerateJsonSchema):
     """Without the titles that pydantic makes up from names: they tell the model nothing and cost tokens."""
 
@@ -218,7 +226,7 @@ def _build_or_blame(tool: str, fields: dict[str, tuple[Any, Any]]) -> tuple[type
     except Exception as error:
         for name, field in fields.items():
             _blame(tool, name, field)
-        raise DefinitionError(f"no JSON schema can be made of its parameters: {_first_line(error)}") from error
+        raise DefinitionError(f"no JSON schema can be made of its parameters: {_gist(error)}") from error
 
 
 def _blame(tool: str, name: str, field: tuple[Any, Any]) -> None:
@@ -231,22 +239,33 @@ def _blame(tool: str, name: str, field: tuple[Any, Any]) -> None:
             f"the default {field[1].default!r} of the parameter {name!r} cannot be written as JSON: use a "
             "value of JSON, such as None, and replace it in the function"
         ) from error
+    except _Unusable as error:
+        raise DefinitionError(f"nothing can be given for the parameter {name!r}: {error}") from error
     except Exception as error:
         raise DefinitionError(
             f"no JSON schema can be made of the type of the parameter {name!r}, {inspect.formatannotation(field[0])}: "
-            f"{_first_line(error)}"
+            f"{_gist(error)}"
         ) from error
 
 
 def _build(tool: str, fields: dict[str, tuple[Any, Any]]) -> tuple[type[BaseModel], dict[str, Json]]:
     named: dict[str, Any] = {f"p{place}": field for place, field in enumerate(fields.values())}
     model = create_model(tool, __config__=ConfigDict(extra="forbid", protected_namespaces=()), **named)
+    _check_bindable(model, named)
     schema = model.model_json_schema(by_alias=True, schema_generator=_Schema)
     schema.pop("title", None)
     schema.setdefault("properties", {})
     _check_defaults(schema)
     check_schema(schema)
     return model, schema
+
+
+def _check_bindable(model: type[BaseModel], named: Collection[str]) -> None:
+    """What pydantic accepts, and each call would fail for."""
+    if model.model_fields.keys() != set(named):
+        raise _Unusable("a ClassVar is the class's: write the type alone")
+    if (constraint := unfitting(model.__pydantic_core_schema__)) is not None:
+        raise _Unusable(f"it asks for {constraint}, which none can meet: drop that, or change the type")
 
 
 def _check_defaults(schema: dict[str, Json]) -> None:
@@ -267,9 +286,11 @@ def _given(value: object) -> str:
     return shown.encode("utf-8", "replace").decode()
 
 
-def _first_line(error: Exception) -> str:
+def _gist(error: Exception) -> str:
+    """The line that says what is wrong: the first one, but of a `SchemaError` the last."""
     lines = str(error).splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    line = lines[-1 if isinstance(error, SchemaError) else 0] if lines else type(error).__name__
+    return line.strip().removeprefix("error: ")[:300]
 
 
 def _refuse(uri: str) -> Json:

@@ -5,7 +5,8 @@ anything there. With a key, an owner takes for an agent worker's event only what
 who sign are those who check: a public key would spare nobody a secret, and costs many times as much for each event.
 
 Responsible for: signing a record, and refusing one that is not signed as it must be. Must never: show a key, or look
-into a body. Called by: `agent/station.py`, `agent/reading.py`, `registry.py`, and `view.py` for the commands.
+into a body. Called by: `agent/station.py`, `agent/reading.py`, `agent/worker.py`, `registry.py`, and `view.py` for the
+commands.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from anabranch.named_keys import named_keys
 SIGNATURE: Final = "ce_signature"
 OPEN: Final = frozenset({"tool.returned", "calls.handed_off", "run.cancelled"})
 """What tool workers and clients write: these are never asked for a signature."""
+_MARKED: Final = b"anabranch agent workers"
 _NOT_SIGNED: Final = frozenset({SIGNATURE, "traceparent", "tracestate"})
 
 
@@ -33,6 +35,23 @@ class Signer:
     def __init__(self, keys: Mapping[str, bytes], required: bool = False) -> None:
         self._keys, self._required = dict(keys), required
         self._current = next(iter(keys), None)
+        self._marks = {name: f"{name}:{hmac.digest(key, _MARKED, 'sha256').hex()[:16]}" for name, key in keys.items()}
+
+    @property
+    def mark(self) -> str:
+        """What names the key that we sign with, and tells nothing of it; "" without one. It stands with our commits."""
+        return "" if self._current is None else self._marks[self._current]
+
+    def recognise(self, mark: str, place: str) -> None:
+        """Only agent workers commit: one whose key is not ours would be taken for a forger here, its runs begun again
+        and paid for twice. Raises `ConfigError`, which ends the worker before it does anything.
+        """
+        known = self._marks.get(mark.partition(":")[0])
+        if self._current is not None and mark and known != mark and (known is not None or self._required):
+            raise ConfigError(
+                f"{place} was worked on by an agent worker that signs with the key {mark}, and ANABRANCH_SIGNING_KEYS "
+                f"has {' and '.join(self._marks.values())} here (id and hash): give all agent workers the same keys"
+            )
 
     def signed(self, record: Outgoing) -> Outgoing:
         """`record`, an event for `agent.log` or an agent for the registry, with our signature."""

@@ -103,14 +103,15 @@ class Namespace:
             return TopicSpec(name, count, settings)
 
         large = {"max.message.bytes": str(RECORD_BYTES)}
-        log = {**large, "message.timestamp.type": "LogAppendTime"}
+        lasting = {**large, "retention.bytes": "-1"}
+        broker_time = {"message.timestamp.type": "LogAppendTime"}
         return [
-            spec(self.requests, partitions, 7, **large),
-            spec(self.bulk_requests, partitions, 7, **large),
-            spec(self.log, partitions, 7, **log),
+            spec(self.requests, partitions, 7, **lasting),
+            spec(self.bulk_requests, partitions, 7, **lasting),
+            spec(self.log, partitions, 7, **lasting, **broker_time),
             spec(self.responses, 24, 1, **large),
             spec(self.stream, 24, 10 / 1440),
-            TopicSpec(self.registry, 1, {"cleanup.policy": "compact"}),
+            TopicSpec(self.registry, 1, {"cleanup.policy": "compact", **broker_time}),
             spec(self.dead_letters, 6, 30, **large),
             *(spec(self.calls(queue), 24, 7, **large) for queue in queues),
         ]

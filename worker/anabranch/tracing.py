@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Final
+from urllib.parse import urlsplit
 
 from opentelemetry import context as otel
 from opentelemetry import trace
@@ -29,6 +30,7 @@ from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from anabranch.config import without_secrets
 from anabranch.errors import ConfigError
 from anabranch.spans import Attributes, Kind, Parent, Span, Traces
 
@@ -39,6 +41,7 @@ _KINDS: Final[dict[Kind, SpanKind]] = {
     "consumer": SpanKind.CONSUMER,
 }
 _PROTOCOL: Final = "http/protobuf"
+_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 CLOSE_S: Final = 3.0
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.37.0"
 
@@ -56,7 +59,26 @@ def exporting(service: str, instance: str, content: bool) -> Traces | None:
             f"OTEL_TRACES_EXPORTER={exporters} with the protocol {protocol!r} cannot be had: traces go by otlp and "
             f"{_PROTOCOL} (OTEL_EXPORTER_OTLP_PROTOCOL), at port 4318 of a collector"
         )
+    _check_endpoint()
     return OtlpTraces(service, instance, content)
+
+
+def _check_endpoint() -> None:
+    """The SDK takes any text, and each export would fail, long after the start."""
+    for variable in _ENDPOINTS:
+        if (url := os.environ.get(variable, "")) and not _is_http(url):
+            raise ConfigError(
+                f"{variable}={without_secrets(url)} is no address of a collector: it must be http:// or https:// and a "
+                "host, for example http://collector:4318"
+            )
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an address that is none
+        return False
 
 
 class OtlpTraces:

@@ -23,6 +23,16 @@ app.kubernetes.io/name: {{ include "anabranch.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* A dict of `labels` that are given, and `where`. Of two labels of one name the last would count, and selectors find nothing. */}}
+{{- define "anabranch.checkLabels" -}}
+{{- $own := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/part-of" "app.kubernetes.io/managed-by" "helm.sh/chart" -}}
+{{- range $name, $value := .labels -}}
+  {{- if has $name $own -}}
+    {{- fail (printf "%s has %s, which the chart sets itself, for its selectors to find its pods: leave it out, or take another label (nameOverride changes app.kubernetes.io/name)" $.where $name) -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "anabranch.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "anabranch.selector" . }}

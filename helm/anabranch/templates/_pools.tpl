@@ -5,6 +5,7 @@ All pools as JSON: {"pools": [{name, component, role, queue, ...}]}. Maps are me
 extraEnv, extraEnvFrom, extraVolumes, extraVolumeMounts and extraEgress are added up, other lists are replaced.
 */}}
 {{- define "anabranch.pools" -}}
+{{- include "anabranch.checkLabels" (dict "where" "commonLabels" "labels" .Values.commonLabels) -}}
 {{- $pools := list -}}
 {{- $root := . -}}
 {{- if .Values.agents.enabled -}}
@@ -43,6 +44,7 @@ extraEnv, extraEnvFrom, extraVolumes, extraVolumeMounts and extraEgress are adde
 {{/* What the schema cannot say: sums, and what two values must have in common. */}}
 {{- define "anabranch.checkPool" -}}
 {{- $who := .component -}}
+{{- include "anabranch.checkLabels" (dict "where" (printf "%s: podLabels" $who) "labels" .podLabels) -}}
 {{- $least := add (.drainSeconds | int) 20 | int -}}
 {{- if .terminationGracePeriodSeconds -}}
   {{- if lt (.terminationGracePeriodSeconds | int) $least -}}
@@ -73,9 +75,9 @@ app.kubernetes.io/component: {{ .pool.component }}
 app.kubernetes.io/component: {{ .pool.component }}
 {{- end -}}
 
-{{/* What picks this pool's series in Prometheus. */}}
+{{/* What picks this pool's series in Prometheus, and not those of a pool whose name goes on. Long names of pods are cut. */}}
 {{- define "anabranch.series" -}}
 {{- $prometheus := .root.Values.autoscaling.prometheus -}}
-{{- printf "%s=%q,%s=~%q" $prometheus.namespaceLabel .root.Release.Namespace $prometheus.podLabel (printf "%s-.*" .pool.name) -}}
+{{- printf "%s=%q,%s=~%q" $prometheus.namespaceLabel .root.Release.Namespace $prometheus.podLabel (printf "%s-[a-z0-9]+(-[a-z0-9]+)?" .pool.name) -}}
 {{- with $prometheus.extraLabels }},{{ . }}{{ end -}}
 {{- end -}}

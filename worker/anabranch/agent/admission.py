@@ -229,12 +229,19 @@ class Admission:
         if request.cancel and record.key is None and request.run_id == _fallback_id(record):
             raise InvalidRequest("run_id: is missing: name the run that is to be cancelled")
         if request.cancel:
-            return self._note(record, lane, run_id, "cancelled")
+            return self._note(record, lane, run_id, "moved" if self._is_heard(record, lane, run_id) else "cancelled")
         if not self._is_known(run_id):
             await self._until_queues_keep_up(request, lane)
         if self._is_known(run_id):
             return await self._duplicate(record, lane, run_id, request.reply_to)
         return opening.event_of(self._station, record, lane, request, self._nexts)
+
+    def _is_heard(self, record: Record, lane: Lane, run_id: str) -> bool:
+        """Whether the log has told this cancel with its place in both lanes: the runs that it means have ended, or
+        will where they open. One that is open all the same was asked for after it, by the other lane.
+        """
+        known = self._owner.state.cancels.get(run_id)
+        return known is not None and known.is_of(lane, record.offset) and None not in known.before
 
     async def _until_queues_keep_up(self, request: m.RunRequest, lane: Lane) -> None:
         """What opens no run adds no calls, and waits for no queue."""

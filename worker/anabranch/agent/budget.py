@@ -11,7 +11,8 @@ PURE: the time is given, in seconds of one clock, and nothing waits here; `think
   it wait for what it took, and the pace holds in the long run. The provider counts input as it is estimated at the
   start of a request, and output as it is produced; `max_tokens` counts only until something was learnt.
 - **Corrected.** What the provider says is left bounds the budget: never more than our share of it, less what is on its
-  way and may not have been counted. A limit that it names holds like one that is declared; the lower one counts.
+  way and may not have been counted. A limit that it names holds like one that is declared; the lower one counts. But
+  a worker asks at least once in `PAUSE_MAX_S`: what was named may have been nonsense, and only a reply corrects it.
 - **Refusals** (`Window`) hold whatever was declared.
 
 `aiolimiter` is of no use here: its buckets know no debt, no giving back and no change of the rate.
@@ -27,6 +28,7 @@ from typing import Any, Final
 
 from anabranch.agent.model import Left, Quota
 from anabranch.config import ModelLimits
+from anabranch.prices import count
 
 MINUTE_S: Final = 60.0
 BURST_S: Final = 0.25
@@ -77,14 +79,20 @@ class Bucket:
         if self._fill(now) is not None and quota.remaining is not None:
             self._level = min(self._level, self._share * quota.remaining - on_its_way)
 
-    def opens_at(self, now: float) -> float:
-        """When the next call may start; `inf`: never, with the share as it is."""
+    def opens_at(self, now: float, latest: float) -> float:
+        """When the next call may start; `inf`: never, with the share as it is. A limit that the provider alone names
+        holds no call for longer than until `latest`, or who named nonsense once would not be asked again."""
         rate = self._fill(now)
         if rate == 0:
             return math.inf
         if rate is None or self._level >= self._least - _TINY:
             return now
-        return now + (self._least - self._level) / rate
+        opens = now + (self._least - self._level) / rate
+        return opens if self._holds_as_declared else max(now, min(opens, latest))
+
+    @property
+    def _holds_as_declared(self) -> bool:
+        return self._declared is not None and (self._named is None or self._declared <= self._named)
 
     def _set_rate(self, now: float) -> None:
         limits = [limit for limit in (self._declared, self._named) if limit is not None]
@@ -191,7 +199,7 @@ class Budget:
         self._window, self._experience = Window(ceiling), Experience()
         self._on_its_way = 0.0  # input tokens of requests that the provider may not have counted yet
         self.paused_until = 0.0
-        self._share = 0.0
+        self._share = self._started_at = 0.0
 
     def _which_limit(self) -> list[Bucket]:
         """Those of a limit that is known: the others hold no call, and count none."""
@@ -216,7 +224,8 @@ class Budget:
             return math.inf
         opens = max(now, self.paused_until)
         if self._limited and (self._share > 0 or not again):
-            return max(opens, *[bucket.opens_at(now) for bucket in self._limited])
+            latest = self._started_at + PAUSE_MAX_S
+            return max(opens, *[bucket.opens_at(now, latest) for bucket in self._limited])
         return opens
 
     def held_by(self, now: float) -> str:
@@ -225,7 +234,8 @@ class Budget:
             return f"the provider asked for a pause of {self.paused_until - now:.0f} s more"
         if not self._window.is_open:
             return f"the provider has refused calls, and may be asked {self._window.size} at a time until it accepts"
-        name, opens = max(((n, b.opens_at(now)) for n, b in self._buckets.items()), key=lambda pair: pair[1])
+        latest = self._started_at + PAUSE_MAX_S
+        name, opens = max(((n, b.opens_at(now, latest)) for n, b in self._buckets.items()), key=lambda pair: pair[1])
         if opens <= now:
             return ""
         wait = "when this worker has a share of them" if opens == math.inf else f"in {opens - now:.1f} s"
@@ -235,7 +245,7 @@ class Budget:
 
     def start(self, size: int, max_tokens: int, now: float) -> Attempt:
         """A request of `size` bytes goes out."""
-        known = self._experience
+        known, self._started_at = self._experience, now
         attempt = Attempt(size, known.input_of(size), known.output_of(max_tokens), self._window.send())
         self._on_its_way += attempt.input
         self._spend(1.0, attempt.input, attempt.output, now)
@@ -283,6 +293,11 @@ class Budget:
             self._experience.learn(attempt.size, used_input, used_output)
             self._input.unit, self._output.unit = self._experience.typical
 
+    def withdrawn(self, attempt: Attempt, now: float) -> None:
+        """It is not sent after all; `ended` gives the rest back."""
+        if not attempt.heard_of:
+            self._spend(-1.0, 0.0, 0.0, now)
+
     def _heard_of(self, attempt: Attempt) -> None:
         if not attempt.heard_of:
             attempt.heard_of = True
@@ -292,11 +307,6 @@ class Budget:
     def _input_of(self, usage: Mapping[str, Any]) -> int:
         used = count(usage.get("input_tokens")) + count(usage.get("cache_creation_input_tokens"))
         return used + count(usage.get("cache_read_input_tokens")) if self._count_cache_reads else used
-
-
-def count(value: Any) -> int:
-    """A count of the provider's; what is none counts as nothing."""
-    return value if isinstance(value, int) and 0 <= value < 2**53 else 0
 
 
 def limits_of(model: str, declared: Mapping[str, ModelLimits]) -> tuple[str, ModelLimits]:

@@ -1,7 +1,8 @@
 """What the agent worker commits for a partition, and how it stands in the group's offsets.
 
 With the log's partition stand *low*, *done* and the interactive lane's `next_request`, as they always did; with the
-bulk lane's partition its own, and the *low* that it is as of: so a worker of before reads what it knows.
+bulk lane's partition its own, and the *low* that it is as of: so a worker of before reads what it knows. With the
+interactive lane's partition stands who signs (`Signer.mark`).
 
 `Reach` says what, `Commits` commits it, `AgentWorker` reads it. A commit of another version counts as one without
 metadata.

@@ -72,7 +72,8 @@ class Commits:
             commit = owner.commit(bool(self._metadata_kept))
             if commit is not None:
                 offsets[Place(self._log, partition)] = commit.write()
-                offsets[Place(self._interactive, partition)] = Committed(owner.state.next_request or 0, "")
+                reached = Committed(owner.state.next_request or 0, self._station.signer.mark)
+                offsets[Place(self._interactive, partition)] = reached
                 if (bulk := Place(self._bulk, partition)) in self._places():
                     offsets[bulk] = commit.write_bulk()
         return offsets

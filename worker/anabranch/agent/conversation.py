@@ -7,6 +7,7 @@ then nothing. Replies go back as the bytes that they came as; a result is read h
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -27,8 +28,11 @@ from anabranch.errors import InvalidRequest, WireError
 from anabranch.fields import Content
 from anabranch.log_events import ToolResult
 from anabranch.messages import RunRequest
+from anabranch.result_blocks import is_taken
 
 _THINKING = ("thinking", "redacted_thinking")
+_BLANK: Final = re.compile(rb'"text"\s*:\s*"(?: |\\[fnrt]|\\u[0-9a-fA-F]{4})*"')
+"""Where a text may have nothing in it."""
 
 
 Found = Mapping[str, bytes]
@@ -77,11 +81,11 @@ def _messages(
     paused: list[bytes] = []
     last = len(run.turns) - 1
     for number, turn in enumerate(run.turns):
-        content = contents[number]
+        content = without_blanks(contents[number])
         paused.append(content if is_own(turn) and number >= out.thoughts else without_thinking(content))
         if turn.outcome == "pause" and number < last:
             continue
-        if (joined := _joined(paused)) != b"[]":  # of a pause, thinking may have been all
+        if (joined := _joined(paused)) != b"[]":  # of a pause, thinking or blanks may have been all
             messages.append({"role": "assistant", "content": orjson.Fragment(joined)})
         paused = []
         if turn.calls:
@@ -148,6 +152,21 @@ def content_of(body: bytes, found: Found = _NOTHING) -> bytes:
     if at >= 0 and body.endswith(b"]}") and _is_whole(body[:at] + b"}"):
         return body[at + len(CONTENT) - 1 : -1]
     return members(body.decode())["content"].encode()
+
+
+def without_blanks(content: bytes) -> bytes:
+    """A list of blocks without texts that say nothing: the provider gives such, and refuses to get them back. See
+    https://github.com/anthropics/anthropic-sdk-python/issues/461.
+    """
+    if _BLANK.search(content) is None:
+        return content
+    blocks = list(items(content.decode()))
+    kept = [block for block in blocks if not _is_blank(json.loads(block))]
+    return f"[{','.join(kept)}]".encode() if len(kept) < len(blocks) else content
+
+
+def _is_blank(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type") == "text" and not str(block.get("text")).strip()
 
 
 def without_thinking(content: bytes) -> bytes:
@@ -237,8 +256,10 @@ def _content(result: ToolResult, found: Found) -> Content | None:
 
 def _fit(content: Content, failed: bool) -> Content:
     """Content that the provider takes: blocks of the types that a result may have, errors never empty."""
-    if isinstance(content, list) and not (all(map(_is_block, content)) and _is_writable(content)):
-        content = json.dumps(content, ensure_ascii=False)
+    if isinstance(content, list):
+        blocks = [_bare(block) for block in content]
+        fits = all(map(is_taken, blocks)) and _is_writable(blocks)
+        content = blocks if fits else json.dumps(content, ensure_ascii=False)
     if failed and not isinstance(content, str):
         content = "\n".join(block["text"] for block in content if block["type"] == "text")
     if failed and not str(content).strip():
@@ -246,17 +267,17 @@ def _fit(content: Content, failed: bool) -> Content:
     return content or ""
 
 
-def _is_block(block: dict[str, Any]) -> bool:
-    """Whether it has the one field without which the provider refuses the whole conversation."""
-    match block.get("type"):
-        case "text":
-            return isinstance(block.get("text"), str) and bool(block["text"].strip())
-        case "image" | "document":
-            return isinstance(block.get("source"), dict)
-        case "search_result":
-            return isinstance(block.get("source"), str) and isinstance(block.get("content"), list)
-        case _:
-            return False
+def _bare(block: dict[str, Any]) -> dict[str, Any]:
+    """A block without fields that say nothing, and without breakpoints: those of all results so far would soon be more
+    than the provider takes in one request.
+    """
+    said = {name: value for name, value in block.items() if value is not None and name != "cache_control"}
+    for name, inner in said.items():
+        if isinstance(inner, list) and name == "content":
+            said[name] = [_bare(each) if isinstance(each, dict) else each for each in inner]
+        elif isinstance(inner, dict) and name == "source":
+            said[name] = _bare(inner)
+    return said
 
 
 def _is_writable(content: list[dict[str, Any]]) -> bool:

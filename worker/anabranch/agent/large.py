@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,6 +30,8 @@ from anabranch.values import frozen
 
 if TYPE_CHECKING:
     from anabranch.seals import Sealer, What
+
+log = logging.getLogger(__name__)
 
 AT_ONCE: Final = 256 * 1024 * 1024
 """Bytes of what was fetched that a worker holds for its model calls, but for one call that is larger by itself."""
@@ -123,7 +126,9 @@ class Large:
         except Forgotten as error:
             raise Hopeless("forgotten", str(error)) from None
         except StoreError as error:
-            raise Hopeless("internal", f"the model call cannot be made: {error}") from None
+            what = f"the model call cannot be made: {error}"
+            log.error("a run fails: %s", what)
+            raise Hopeless("internal", what) from None
 
     @asynccontextmanager
     async def _room(self, size: int) -> AsyncIterator[None]:

@@ -11,7 +11,7 @@ from anabranch import messages as m
 from anabranch.agent.programmatic import check_request
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
-from anabranch.bodies import dump
+from anabranch.bodies import dump, refuse_incomplete
 from anabranch.codec import Record, header
 from anabranch.errors import InvalidRequest, StoreError
 from anabranch.fields import Lane, life_of
@@ -66,24 +66,15 @@ def _trace_of(station: Station, record: Record, request: m.RunRequest, life: str
 
 def _agent_of(station: Station, request: m.RunRequest) -> AgentSpec:
     """Who is to run; whatever is wrong with the request is told first."""
-    if request.agent is None:
-        raise InvalidRequest("agent: is missing: name the agent that is to run")
-    agent = station.registry.agent(request.agent)
+    agent = station.registry.agent(refuse_incomplete(request))
     if agent is None:
         known = ", ".join(sorted(station.registry.agents)) or "none"
         raise InvalidRequest(f"there is no agent {request.agent!r}; the agents are: {known}", "unknown_agent")
-    given = (request.input, request.messages, request.messages_ref, request.messages_sealed)
-    if given.count(None) != len(given) - 1:
-        raise InvalidRequest("give either input or messages: the first user message, or a conversation to go on with")
     check_request(request, agent, station.registry.tool)
     if request.messages_ref is not None:
         _refuse_beyond_store(station, request.messages_ref)
     if request.messages_sealed is not None:
         _refuse_without_keys(station, request.messages_sealed)
-    if request.input == [] or request.messages == []:
-        raise InvalidRequest("input: is empty")
-    if isinstance(request.input, str) and not request.input.strip():
-        raise InvalidRequest("input: is blank, which no model takes")
     if request.reply_to is not None and request.reply_to.partition >= station.response_partitions:
         top = station.response_partitions - 1
         raise InvalidRequest(f"reply_to.partition: is {request.reply_to.partition}, and the last partition is {top}")

@@ -28,7 +28,7 @@ from anabranch.bodies import dump
 from anabranch.clockwork import Clockwork
 from anabranch.fields import SEALED
 from anabranch.meters import Counter
-from anabranch.prices import Price, price_of, usage_of
+from anabranch.prices import Price, odd_in, price_of, usage_of
 from anabranch.specs import AgentSpec
 from anabranch.wording import counted
 
@@ -48,6 +48,7 @@ class Outcomes:
     def __init__(self, prices: Mapping[str, Price], meters: AgentMeters, large: Large, clockwork: Clockwork) -> None:
         self._prices, self._meters, self._large, self._clockwork = prices, meters, large, clockwork
         self._known: dict[str, Price | None] = {}  # by model, as far as one was asked for
+        self._odd = set[str]()  # the models of which an odd usage was told
 
     async def replied(self, trying: Trying, context: BatchContext, reply: Reply) -> e.ModelReplied:
         """The reply with its plan. What was read is paid for, whatever becomes of it; raises `Hopeless` if the log does
@@ -138,6 +139,9 @@ class Outcomes:
     def _usage(self, agent: AgentSpec, raw: dict[str, Any], tokens: Counter) -> m.Usage:
         model = agent.model
         usage = usage_of(raw, self._price_of(model))
+        if (odd := odd_in(raw)) is not None and model not in self._odd:
+            self._odd.add(model)
+            log.warning("the server of model %r says %s: no whole number of tokens. It is not said again", model, odd)
         if usage.input_tokens:
             tokens.add(usage.input_tokens, model, "input")
         if usage.output_tokens:

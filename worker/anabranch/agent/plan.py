@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from anabranch.seals import Sealer
 
 SHOWN = 2000
-"""How much of an error's text the model gets to see, in characters."""
+"""How much of an error's text the model gets to see, in bytes ..."""
+SHOWN_OF_ALL = 60_000
+"""... unless that is more than this in a turn of many: all of it stands in one header of the log ..."""
+SHOWN_AT_LEAST = 200
+"""... though never less."""
+AFTER_BYTES = 80_000
+"""How long the ids of calls may be together that others of their turn wait for."""
+LONG = 500
+"""A mistake in arguments that is told in more characters is told in so many: it quotes a value."""
 
 
 Place = Callable[[ToolSpec, str, str | None], int | None]
@@ -84,16 +92,15 @@ def plan(calls: Sequence[RequestedCall], context: BatchContext) -> tuple[Planned
     """One entry a call, in the order of the calls."""
     specs: list[ToolSpec | None] = []
     planned: list[PlannedCall] = []
-    in_order = False
+    in_order, shown = False, max(SHOWN_AT_LEAST, min(SHOWN, SHOWN_OF_ALL // max(1, len(calls))))
     for index, call in enumerate(calls):
         spec = _offered(call, context)
         in_order = in_order or (spec is not None and bool(spec.after))
         specs.append(spec)
-        planned.append(_planned(index, call, spec, context))
+        planned.append(_planned(index, call, spec, context, shown))
     if not in_order:
         return tuple(planned)
-    ordered = [replace(entry, after=_predecessors(i, specs, planned)) for i, entry in enumerate(planned)]
-    return tuple(_without_cycles(ordered))
+    return tuple(_without_cycles(_ordered(specs, planned)))
 
 
 def _offered(call: RequestedCall, context: BatchContext) -> ToolSpec | None:
@@ -118,20 +125,22 @@ def _token(index: int, call: RequestedCall, context: BatchContext) -> str:
     return derived(context.attempt, asked)
 
 
-def _planned(index: int, call: RequestedCall, spec: ToolSpec | None, context: BatchContext) -> PlannedCall:
+def _planned(
+    index: int, call: RequestedCall, spec: ToolSpec | None, context: BatchContext, shown: int = SHOWN
+) -> PlannedCall:
     call_id = f"{context.run_id}/{context.turn}.{_token(index, call, context)}/{index}"
     allowed = context.agent.limits.max_calls_per_turn if context.parallel else 1
     if index >= allowed:
         text = f"not run: a turn may make {allowed} call{'s' if allowed != 1 else ''}, and this is number {index + 1}"
         return PlannedCall(call_id, call.tool_use_id, _name(call, context), rejected=text)
     if spec is None:
-        text, sealed = _rejected(_unknown(call.tool, context), context)
+        text, sealed = _rejected(_unknown(call.tool, context), context, shown)
         name = _name(call, context)
         return PlannedCall(call_id, call.tool_use_id, name, rejected=text, rejected_sealed=sealed)
     refused = call.refused or unfit(spec, call.input)
     key = _key(call_id, spec, call.input, context)
-    wrong = f"invalid arguments for {spec.name}: {refused}"[:SHOWN] if refused else None
-    why, sealed = (None, None) if wrong is None else _rejected(wrong, context)
+    wrong = f"invalid arguments for {spec.name}: {refused}" if refused else None
+    why, sealed = (None, None) if wrong is None else _rejected(wrong, context, shown)
     return PlannedCall(
         call_id,
         call.tool_use_id,
@@ -152,8 +161,9 @@ def _name(call: RequestedCall, context: BatchContext) -> str:
     return call.tool[:128] if context.sealer is None or call.tool in context.agent.tools else SEALED
 
 
-def _rejected(text: str, context: BatchContext) -> tuple[str, str | None]:
+def _rejected(text: str, context: BatchContext, shown: int) -> tuple[str, str | None]:
     """Why a call is not run, and the seal of that: the text may quote what the model has said."""
+    text = text.encode()[:shown].decode(errors="ignore")
     if context.sealer is None:
         return text, None
     return SEALED, context.sealer.seal("rejected", orjson.dumps(text))
@@ -163,7 +173,7 @@ def _unknown(name: str, context: BatchContext) -> str:
     known = sorted(tool for tool in context.agent.tools if context.tool(tool) is not None)
     if name in context.agent.tools:
         return f"tool {name!r} is not available at present: no worker has registered it"
-    return f"there is no tool {name[:128]!r}; the tools are: {', '.join(known) or 'none'}"[:SHOWN]
+    return f"there is no tool {name[:128]!r}; the tools are: {', '.join(known) or 'none'}"
 
 
 def _deadline(spec: ToolSpec) -> float | None:
@@ -179,6 +189,20 @@ def _key(call_id: str, spec: ToolSpec, arguments: dict[str, Any], context: Batch
     value = json.dumps(arguments.get(spec.serial_key), sort_keys=True)
     text = f"{spec.serial_key}={value}"
     return hashlib.sha256(text.encode()).hexdigest()[:16] if context.sealer is None else context.sealer.hashed(text)
+
+
+def _ordered(specs: Sequence[ToolSpec | None], planned: Sequence[PlannedCall]) -> list[PlannedCall]:
+    """With the calls that each waits for. Hundreds that wait for hundreds are more than a plan may say."""
+    ordered, room = [], AFTER_BYTES
+    for index, entry in enumerate(planned):
+        after = _predecessors(index, specs, planned)
+        if (needed := sum(map(len, after))) > room:
+            text = f"not run: it comes after {len(after)} calls of this turn, which are too many: call it in the next"
+            ordered.append(replace(entry, rejected=text))
+        else:
+            room -= needed
+            ordered.append(replace(entry, after=after))
+    return ordered
 
 
 def _predecessors(index: int, specs: Sequence[ToolSpec | None], planned: Sequence[PlannedCall]) -> list[str]:
@@ -236,5 +260,8 @@ def unfit(spec: ToolSpec, arguments: dict[str, Any]) -> str | None:
 
 
 def _shown(error: Any) -> str:
-    path = ".".join(str(part) for part in error.instance_path)
-    return f"{path}: {error.message}" if path else str(error.message)
+    """Where, and what is wrong; of a long value how it begins, for what is wrong with it is said behind it."""
+    path, message = ".".join(str(part) for part in error.instance_path), str(error.message)
+    if len(message) > LONG:
+        message = f"{message[: LONG // 2]} ... {message[-LONG // 2 :]}"
+    return f"{path}: {message}" if path else message

@@ -20,6 +20,8 @@ from anabranch.log_events import ReplyOutcome
 from anabranch.values import frozen
 
 FINAL = frozenset({"end_turn", "stop_sequence"})
+NAME_CHARACTERS: Final = 200
+"""How long a name the provider takes back. A model that goes astray calls a whole command a tool."""
 CONTENT: Final = b',"content":['
 """How the content of a reply begins, which is the last of its fields: what stands before it is read without it."""
 
@@ -294,6 +296,8 @@ def _call(block: dict[str, Any], raw: str | None) -> RequestedCall:
     tool_use_id, tool = block.get("id"), block.get("name")
     if not isinstance(tool_use_id, str) or not tool_use_id or not isinstance(tool, str):
         raise Misfit("a tool_use block has no id or no name")
+    if not 0 < len(tool) <= NAME_CHARACTERS:
+        raise Misfit(f"a call names a tool with {len(tool)} characters, and no request may hold such a name")
     if raw is None:
         raise Misfit(f"the call {tool_use_id!r} has no input, not even an empty one")
     try:
@@ -329,7 +333,9 @@ def _outcome(stop: str | None, calls: list[RequestedCall]) -> ReplyOutcome:
         return "calls" if calls else "stopped"
     if stop in FINAL:
         return "final"
-    return "pause" if stop == "pause_turn" else "stopped"
+    if stop == "pause_turn":  # what it asks for must be answered before it can go on
+        return "calls" if calls else "pause"
+    return "stopped"
 
 
 def _body(head: _Head, content: list[str]) -> bytes:

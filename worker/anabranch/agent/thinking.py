@@ -21,7 +21,7 @@ from anabranch.about import TOPIC
 from anabranch.agent.breaker import Verdict
 from anabranch.agent.jobs import Grant, Job, Request, Trying
 from anabranch.agent.lanes import Lane, Lanes
-from anabranch.agent.large import Large
+from anabranch.agent.large import Incomplete, Large
 from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Hopeless, Left, Model, Transient
 from anabranch.agent.outcomes import Outcomes, usage_in
@@ -39,6 +39,8 @@ from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
 
+SOON_S: Final = 0.5
+"""How long a call that may be made keeps its place while it gets what it is made of."""
 WARN_AGAIN_S: Final = 60.0
 """How often the log warns of a run whose model keeps failing."""
 
@@ -196,8 +198,14 @@ class Thinker:
             log.info("model %s is asked again", lane.model)
         self._wake_up()
 
+    def _withdraw(self, trying: Trying) -> None:
+        """The attempt that it may make is not made, or not yet."""
+        if (grant := trying.grant) is not None:
+            trying.lane.budget.withdrawn(grant.attempt, self._steady())
+            self._settle(trying, {}, "unknown")
+
     def _ended(self, trying: Trying, _: asyncio.Task[None]) -> None:
-        self._settle(trying, {}, "unknown")  # what was cancelled before it asked
+        self._withdraw(trying)  # what was cancelled before it asked
         del self._running[trying.job], self._begun[trying.job]
         trying.lane.begun -= 1
         self._wake_up()
@@ -211,16 +219,31 @@ class Thinker:
             if request.incomplete is None:
                 event = await self._until_answered(trying)
             else:
-                async with self._large.completed(request.incomplete, request.deadline) as (found, sealer):
-                    trying.found, trying.body_for = found, ""
-                    trying.request = replace(request, context=replace(request.context, sealer=sealer))
-                    event = await self._until_answered(trying)
+                event = await self._completed(trying, request.incomplete)
         except Hopeless as error:
             event = self._outcomes.failed(trying, error.code, error.message)
         except Exception as error:
             log.exception("a model call of run %s failed inside", request.context.run_id)
             event = self._outcomes.failed(trying, "internal", f"{type(error).__name__}: {error}")
         trying.job.append(event)
+
+    async def _completed(self, trying: Trying, incomplete: Incomplete) -> e.Event:
+        """With what it lacks. If that is not had soon, it stands in line again once it is: who waits for the store, or
+        for memory, must not keep the model from others, of whom one may hold that memory.
+        """
+        request = trying.request
+        late = asyncio.get_running_loop().call_later(SOON_S, self._withdraw, trying)
+        try:
+            async with self._large.completed(incomplete, request.deadline) as (found, sealer):
+                late.cancel()
+                trying.found, trying.body_for = found, ""
+                trying.request = replace(request, context=replace(request.context, sealer=sealer))
+                if trying.grant is None:
+                    self._switching.turn(trying, self._switching.away(trying.lane))
+                    await self._granted(trying, charged=False)
+                return await self._until_answered(trying)
+        finally:
+            late.cancel()
 
     async def _until_answered(self, trying: Trying) -> e.Event:
         while True:

@@ -24,7 +24,6 @@ import orjson
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.answer import error_of
-from anabranch.agent.budget import count
 from anabranch.agent.effects import AnswerDue, CallDue
 from anabranch.agent.model import Hopeless, Transient
 from anabranch.agent.plan import BatchContext
@@ -33,6 +32,7 @@ from anabranch.agent.said import instructions_of, messages_of, words
 from anabranch.agent.state import Call, Run
 from anabranch.fields import lane_of
 from anabranch.kafka.sent import Acked
+from anabranch.prices import count
 from anabranch.spans import Attributes, Parent, Span, Traces, Value, messaging, parse, sampled, span_id, trace_id
 from anabranch.specs import AgentSpec
 from anabranch.topics import Namespace

@@ -269,6 +269,9 @@ class AgentWorker:
         bulk = [Place(self._topics["bulk"], partition) for partition in partitions]
         everything = [*logs, *requests, *bulk]
         committed = await self.subscription.committed(everything)
+        for place in requests:
+            if (last := committed.get(place)) is not None:
+                self._station.signer.recognise(last.metadata, f"{self._log}/{place.partition}")
         ends = self._ends = await self.subscription.ends(everything)
         begins = await self.subscription.begins(everything)
         for place, *lanes in zip(logs, requests, bulk, strict=True):

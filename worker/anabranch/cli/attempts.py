@@ -18,8 +18,8 @@ from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.state import Run
 from anabranch.bodies import lean
-from anabranch.cli.frame import printable
 from anabranch.cli.tally import span
+from anabranch.cli.terminal import printable
 
 SURPLUS = "surplus"
 """Beside the failures of `Tried`: another reply of the turn came first."""
@@ -122,7 +122,7 @@ def _words(made: Made) -> str:
     if made.failure == SURPLUS:
         return "thrown away: another reply of the turn came first"
     several = f" ×{made.times}" if made.times > 1 else ""
-    return f"{made.failure}{several}" + (f": {printable(made.reason)}" if made.reason else "")
+    return printable(f"{made.failure}{several}" + (f": {made.reason}" if made.reason else ""))
 
 
 def _bill(made: Made) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from anabranch.cli import frame
+from anabranch.cli.terminal import printable
 from anabranch.errors import AnabranchError
 from anabranch.wording import counted
 
@@ -76,8 +77,8 @@ def show(common: frame.Frame, origin: str) -> None:
     headers = {name: _text(value) for name, value in letter.headers}
     width = max(map(len, [*lines, *headers]))
     for name, text in [*lines.items(), *headers.items()]:
-        click.echo(f"{name:<{width}}  {frame.printable(str(text))}")
-    click.echo(f"\n{frame.printable(_pretty(letter.value))}")
+        click.echo(printable(f"{name:<{width}}  {text}"))
+    click.echo(f"\n{printable(_pretty(letter.value))}")
 
 
 @dlq.command()

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
 import click
 
 from anabranch.cli.loglines import log_to_stderr
+from anabranch.cli.terminal import printable, printable_json
 from anabranch.errors import AnabranchError, ConfigError
 from anabranch.redaction import Redaction
 
@@ -279,18 +280,18 @@ def print_json(value: Any) -> None:
     import orjson
 
     flags = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
-    sys.stdout.write(orjson.dumps(value, default=str, option=flags).decode())
+    sys.stdout.write(printable_json(orjson.dumps(value, default=str, option=flags).decode()))
+
+
+def print_answer(text: str) -> None:
+    """What a run said, on stdout: as it is, but on a terminal made printable."""
+    click.echo(printable(text) if sys.stdout.isatty() else text)
 
 
 def say(message: str) -> None:
     """A message for the user, on stderr."""
     if message:
-        click.echo(message, err=True)
-
-
-def printable(text: str) -> str:
-    """What came from elsewhere, made safe for a terminal: control characters (escape sequences!) are shown as `?`."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+        click.echo(printable(message), err=True)
 
 
 def ago(seconds: float) -> str:
@@ -356,7 +357,7 @@ def _explain(error: Exception) -> int:
             click.secho("error: ", fg="red", bold=True, nl=False, err=True)
             click.echo(printable(redact(message)), err=True)
     else:
-        click.echo(redact("".join(traceback.format_exception(error))), err=True, nl=False)
+        click.echo(printable(redact("".join(traceback.format_exception(error)))), err=True, nl=False)
     return FAILED
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from anabranch.about import known
+from anabranch.cli.terminal import printable, printable_json
 from anabranch.redaction import Redaction
 
 if TYPE_CHECKING:
@@ -78,20 +79,24 @@ class Shows:
 
     def message(self, record: logging.LogRecord) -> str:
         hidden = getattr(record, "hidden", 0)
-        more = f" (and {hidden} more like it in the meantime)" if hidden else ""
-        return self._redact(record.getMessage()) + more
+        more = f" (and {_text_of(hidden)} more like it in the meantime)" if hidden else ""
+        try:
+            message = record.getMessage()
+        except Exception as error:  # noqa: BLE001 - of whoever logs: the record is told all the same
+            message = f"{_text_of(record.msg)} (its arguments do not go with it: {type(error).__name__})"
+        return self._redact(message) + more
 
     def content(self, record: logging.LogRecord) -> str | None:
         found = getattr(record, "content", None)
-        return self._redact(str(found)) if found is not None and self._content else None
+        return self._redact(_text_of(found)) if found is not None and self._content else None
 
     def fields(self, record: logging.LogRecord) -> dict[str, Any]:
         """What the record is about: what its task is busy with, overruled by what it says itself."""
         given = {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
-        return {name: self._plain(value) for name, value in {**known(), **given}.items()}
+        return {_text_of(name): self._plain(value) for name, value in {**known(), **given}.items()}
 
     def _plain(self, value: object) -> Any:
-        return value if isinstance(value, bool | int | float) else self._redact(str(value))
+        return value if isinstance(value, bool | int | float) else self._redact(_text_of(value))
 
     def exception(self, record: logging.LogRecord) -> str | None:
         """The traceback; without the values of exceptions if they may hold what was said."""
@@ -104,6 +109,14 @@ class Shows:
         if record.stack_info:
             found = f"{found}\n{record.stack_info}" if found else record.stack_info
         return self._redact(found) if found else None
+
+
+def _text_of(value: object) -> str:
+    """The value is anybody's, and so is its `__str__`."""
+    try:
+        return str(value)
+    except Exception as error:  # noqa: BLE001 - it may raise anything
+        return f"(a {type(value).__name__} whose text cannot be had: {type(error).__name__})"
 
 
 def _without_values(error: BaseException) -> Iterator[str]:
@@ -157,7 +170,7 @@ class OneLine(logging.Formatter):
             message=message + (f" [{ends}]" if ends else ""),
         )
         exception = shows.exception(record)
-        return line.replace("\r", "").replace("\n", " | ") + (f"\n{exception}" if exception else "")
+        return printable(line.replace("\r", "").replace("\n", " | ") + (f"\n{exception}" if exception else ""))
 
 
 class JsonLine(OneLine):
@@ -178,9 +191,9 @@ class JsonLine(OneLine):
         told = {name: value for name, value in line.items() if value is not None}
         whole = {**shows.fields(record), **told}
         try:
-            return orjson.dumps(whole, option=orjson.OPT_NON_STR_KEYS, default=str).decode()
+            return printable_json(orjson.dumps(whole).decode())
         except TypeError:  # half a surrogate pair, or a number of more than 64 bits
-            return json.dumps(whole, separators=(",", ":"), default=str)
+            return json.dumps(whole, separators=(",", ":"))
 
 
 # --- what is said over and over ---------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from anabranch.cli import spent
 from anabranch.cli.attempts import Made
 from anabranch.cli.attempts import as_json as attempts_json
 from anabranch.cli.attempts import lines as lines_of
-from anabranch.cli.frame import printable
 from anabranch.cli.sealed import Told
 from anabranch.cli.tally import span
+from anabranch.cli.terminal import printable
 from anabranch.cli.waterfall import Row, draw, legend, waterfall
 from anabranch.fields import lane_of
 from anabranch.messages import RunResponse, Usage
@@ -41,7 +41,7 @@ def status_of(run: Run) -> str:
 
 
 def status_text(status: str) -> Text:
-    return Text(status, STATUS_STYLES.get(status, "bold yellow" if status == "parked" else _OPEN_STYLE))
+    return Text(printable(status), STATUS_STYLES.get(status, "bold yellow" if status == "parked" else _OPEN_STYLE))
 
 
 def head(run: Run) -> Text:
@@ -96,7 +96,7 @@ def words_in(told: Told) -> str | None:
 
 def error_text(told: RunResponse) -> Text:
     code, message = (told.error.code, told.error.message) if told.error else (told.status, "")
-    return Text().append(f"{told.status}: {code}: ", "bold red").append(printable(message))
+    return Text().append(printable(f"{told.status}: {code}: "), "bold red").append(printable(message))
 
 
 def _facts(run: Run, now: float) -> Iterator[Text]:

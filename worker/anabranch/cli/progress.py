@@ -18,8 +18,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from anabranch.cli import tally as t
-from anabranch.cli.frame import printable
 from anabranch.cli.tally import Tally
+from anabranch.cli.terminal import printable
 
 LINE_EVERY_S: Final = 3.0
 FRAMES_A_SECOND: Final = 8
@@ -131,5 +131,5 @@ def print_summary(console: Console, title: str, tally: Tally, wall_s: float) -> 
     table.add_column(style="dim")
     table.add_column()
     for name, value in t.facts(tally, wall_s):
-        table.add_row(name, Text(value, styles.get(name, "")))
+        table.add_row(name, Text(printable(value), styles.get(name, "")))
     console.print(table)

@@ -142,11 +142,11 @@ def _print(common: frame.Frame, response: RunResponse) -> None:
         frame.print_json(response)
         return
     if response.status == "completed":
-        click.echo(response.output or "")
+        frame.print_answer(response.output or "")
         return
     from anabranch.cli.portrait import error_text
 
     frame.stderr().print(error_text(response))
     for block in response.content or []:
         if block.get("type") == "text":
-            click.echo(block.get("text") or "")
+            frame.print_answer(block.get("text") or "")

@@ -14,8 +14,8 @@ from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.answer import result_of, shown_content
 from anabranch.agent.state import Call, Run
-from anabranch.cli.frame import printable
 from anabranch.cli.tally import span
+from anabranch.cli.terminal import printable
 from anabranch.events import RunEvent
 from anabranch.fields import Content
 from anabranch.wording import counted
@@ -234,7 +234,7 @@ def concerns(event: e.Event, run_id: str) -> bool:
 def replayed(event: RunEvent, before: Facts | None, after: Facts | None, run: Run | None, zero: float) -> list[Text]:
     """An event with what it says, and a line for each thing that it changed; `zero` is when the first one happened."""
     head = Text().append(f"{event.offset:>8}", "dim").append(f"  {event.at - zero:9.3f} s  ")
-    head.append(f"{event.type:<18}", "bold cyan").append(
+    head.append(f"{printable(event.type):<18}", "bold cyan").append(
         f" {printable(named(told(event.event, before, event.at), run))}", "default"
     )
     found = [named(change, run) for change in changes(before, after)]

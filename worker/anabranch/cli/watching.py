@@ -18,10 +18,10 @@ from rich.text import Text as Line
 
 from anabranch.agent.answer import response
 from anabranch.cli import portrait
-from anabranch.cli.frame import printable
 from anabranch.cli.logs import RunLog
 from anabranch.cli.sealed import Told
 from anabranch.cli.steps import changes, facts, named, told
+from anabranch.cli.terminal import printable
 from anabranch.events import CallStarted, Discarded, Event, RunEvent, Spoken, Text
 from anabranch.spoken import Block
 

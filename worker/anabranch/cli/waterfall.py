@@ -17,6 +17,7 @@ from rich.text import Text
 from anabranch.agent.answer import result_of
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.cli.attempts import Made, worth_telling
+from anabranch.cli.terminal import printable
 
 # "out": published and not back yet; only its result will tell how much of that it waited.
 Phase = Literal["admission", "model", "out", "wait", "run", "return"]
@@ -192,7 +193,7 @@ def draw(picture: Waterfall, width: int) -> list[Text]:
         line = _label(row, labels).append(" ")
         line.append_text(_cells(row, picture.length, cells))
         line.append(f"{row.took:>{_TIME_WIDTH - 2}.2f} s", "bold" if _is_turn(row) else "")
-        lines.append(line.append(f" {row.note}", "red" if row.note in ("rejected", "not run") else "dim"))
+        lines.append(line.append(f" {printable(row.note)}", "red" if row.note in ("rejected", "not run") else "dim"))
     return lines
 
 
@@ -219,7 +220,8 @@ def _label(row: Row, width: int) -> Text:
     if _is_turn(row):
         return Text().append(row.label[:width].ljust(width), "bold")
     text = Text("  ").append(MARKS.get(row.outcome, "?"), _RUN_STYLES.get(row.outcome, ""))
-    name = row.label if len(row.label) <= width - 4 else row.label[: width - 5] + "…"
+    label = " ".join(printable(row.label).split())
+    name = label if len(label) <= width - 4 else label[: width - 5] + "…"
     return text.append(f" {name}".ljust(width - 3))
 
 

@@ -33,7 +33,7 @@ from anabranch.kafka.batching import Item, Lane, Line
 from anabranch.kafka.login import unreachable
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.producing import Batch, Producer
-from anabranch.kafka.refusals import refusal
+from anabranch.kafka.refusals import refusal, told
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.tasks import alongside, happens
 from anabranch.topics import RECORD_BYTES
@@ -84,6 +84,7 @@ class KafkaAppender:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
+        self._is_written = True
 
     @classmethod
     @asynccontextmanager
@@ -145,7 +146,9 @@ class KafkaAppender:
     # --- the task: what a producer needs -------------------------------------------------------------------
 
     async def _serve(self) -> None:
+        pause = 0.0
         while True:
+            self._is_written = False
             try:
                 await self._serve_with(self._producer)
             except* _Replace:
@@ -155,6 +158,7 @@ class KafkaAppender:
             self._meters.producer_replacements.count()
             await self._end_producer()
             self._rewind()
+            pause = 0.0 if self._is_written else await _paused(pause)
             await self._connect()
 
     async def _end_producer(self) -> None:
@@ -308,6 +312,7 @@ class KafkaAppender:
         if isinstance(what, Exception):
             self._failed(lane, line, items, what)
             return
+        self._is_written = True
         line.end()
         if lane.has_more(line):
             self._see_to(lane)
@@ -341,7 +346,7 @@ class KafkaAppender:
             line.end()
             self._give_up(lane, items, error)
         else:
-            log.warning("a send to %s failed: %r", lane.topic, error)
+            log.warning("a send to %s failed: %s", lane.topic, told(error))
         self._broken.set()
 
     def _explained(self, record: Outgoing, error: BaseException) -> Exception:
@@ -349,6 +354,13 @@ class KafkaAppender:
             return TooLarge(f"a record of {record.size} bytes is larger than {record.topic} takes (max.message.bytes)")
         refused = refusal(error, self._arguments, "Write", record.topic)
         return refused or BrokerError(f"cannot write to {record.topic}: {type(error).__name__}: {error}")
+
+
+async def _paused(for_s: float) -> float:
+    """The last producer wrote nothing: neither may the next one. Returns how long to wait after that."""
+    await asyncio.sleep(for_s)
+    shortest, longest = BACKOFF_S
+    return min(longest, max(shortest, for_s * 2))
 
 
 def _end_if_cancelled() -> None:

@@ -5,7 +5,8 @@ Must never: speak to a broker. What a broker does not say is unknown, not wrong.
 Called by: `admin.py`.
 
 Some settings are bounds: records that are kept longer, or may be larger, than wanted are no deviation, so that
-`apply` never deletes what somebody wants to keep. `agent.log` and both lanes of requests of a namespace are twins: a
+`apply` never deletes what somebody wants to keep; a bound of a topic's size is left alone where it leaves enough room.
+`agent.log` and both lanes of requests of a namespace are twins: a
 run has the same partition in all of them, so their counts agree, and are fixed for life.
 """
 
@@ -27,10 +28,14 @@ REPLICAS: Final = 3
 _ISR: Final = "min.insync.replicas"
 _UNCLEAN: Final = "unclean.leader.election.enable"
 _RETENTION: Final = "retention.ms"
+_SIZE: Final = "retention.bytes"
 _BOUNDS: Final = {_RETENTION, "max.message.bytes"}
 _UNLIMITED: Final = "-1"
-# Settings whose deviation is dangerous for every topic that has them in its spec; a short retention is for twins only.
-_DANGEROUS: Final = {"cleanup.policy", "message.timestamp.type", "max.message.bytes"}
+ROOM_BYTES: Final = 1024**3
+"""What a partition must have room for at least: its open runs take up to twice 64 MB of the log, and some more."""
+# Settings whose deviation is dangerous for every topic that has them in its spec, and for twins only.
+_DANGEROUS: Final = {"cleanup.policy", "max.message.bytes"}
+_DANGEROUS_FOR_TWINS: Final = {_RETENTION, _SIZE, "message.timestamp.type"}
 
 
 @frozen()
@@ -109,11 +114,12 @@ def _settings(spec: TopicSpec, seen: Seen, twin: bool) -> Iterator[Lack]:
     values = seen.configs.values if seen.configs else {}
     for name, wanted in changes(spec, seen, new=False).items():
         must = "at least " if name in _BOUNDS else ""
-        message = f"{spec.name}: {name} is {values[name]} and must be {must}{wanted}: {APPLY} sets it"
-        yield Lack(spec.name, message, name in _DANGEROUS or (twin and name == _RETENTION))
-    limit = values.get("retention.bytes", _UNLIMITED)
-    if twin and limit != _UNLIMITED:
-        message = f"{spec.name}: retention.bytes is {limit}, so records may go before their time: set it to -1"
+        so = ", which deletes what open runs and waiting requests need," if name == _SIZE else ""
+        message = f"{spec.name}: {name} is {values[name]}{so} and must be {must}{wanted}: {APPLY} sets it"
+        yield Lack(spec.name, message, name in _DANGEROUS or (twin and name in _DANGEROUS_FOR_TWINS))
+    limit = values.get(_SIZE, _UNLIMITED)
+    if twin and limit != _UNLIMITED and _suffices(_SIZE, limit, _UNLIMITED):
+        message = f"{spec.name}: {_SIZE} is {limit}, so records may go before their time: set it to {_UNLIMITED}"
         yield Lack(spec.name, message, False)
 
 
@@ -154,13 +160,15 @@ def _suffices(name: str, value: str | None, wanted: str) -> bool:
         return True
     if name == "cleanup.policy":
         return set(value.split(",")) == set(wanted.split(","))
+    if name == _SIZE:
+        return int(value) >= ROOM_BYTES
     if name in _BOUNDS:
         return (name == _RETENTION and value == _UNLIMITED) or int(value) >= int(wanted)
     return False
 
 
 def _logs(specs: Sequence[TopicSpec]) -> list[str]:
-    # The broker's time is wanted of a log alone, and a queue may be called "agent.log": so not by the name only.
+    # A queue may be called "agent.log", of which no broker's time is wanted: so not by the name only.
     return [spec.name for spec in specs if "message.timestamp.type" in spec.settings and spec.name.endswith(f".{LOG}")]
 
 

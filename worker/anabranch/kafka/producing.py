@@ -47,6 +47,7 @@ from anabranch.codec import Outgoing
 from anabranch.kafka import silent
 from anabranch.kafka.link import Link, linked
 from anabranch.kafka.produce_wire import HIGHEST, LOWEST, PRODUCE, Where, read_produced, write_produce
+from anabranch.kafka.refusals import told
 from anabranch.kafka.sent import Acked
 from anabranch.kafka.silent import Silent
 from anabranch.wording import counted
@@ -327,7 +328,7 @@ class Producer:
             return
         if getattr(error, "invalid_metadata", False):
             self._client.force_metadata_update()
-        self._try_later(batch, repr(error), may_expire=not self._idempotent)
+        self._try_later(batch, told(error), may_expire=not self._idempotent)
 
     def _try_later(self, batch: Batch, why: str, may_expire: bool) -> None:
         """One with a sequence number that may be written must not be given up while its leader may say so."""

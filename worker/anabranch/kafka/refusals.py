@@ -1,7 +1,8 @@
 """What Kafka refuses, in words that an operator can act on. PURE.
 
 Responsible for: naming who was refused what, on which topic or group, and the command that mends it. Must never:
-decide what becomes of a worker. Called by: `admin.py`, `appender.py`, `pump.py`, `reader.py`.
+decide what becomes of a worker. Called by: `admin.py`, `appender.py`, `producing.py`, `pump.py`,
+`reader.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from typing import Any, Final
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    InvalidTimestampError,
     KafkaError,
+    KafkaStorageError,
+    NotEnoughReplicasAfterAppendError,
+    NotEnoughReplicasError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
@@ -22,6 +27,15 @@ from anabranch.kafka.comparison import APPLY
 
 ACLS: Final = "`anabranch topics acls APP`"
 FORBIDDEN: Final = (TopicAuthorizationFailedError, GroupAuthorizationFailedError)
+
+_TOO_FEW: Final = "fewer replicas are in sync than min.insync.replicas asks for: is a broker away?"
+_PASSING: Final[dict[type[KafkaError], str]] = {
+    InvalidTimestampError: "the clock of this machine is ahead of the broker's by more than the topic's "
+    "message.timestamp.after.max.ms (1 hour, unless set otherwise): set it (NTP), or the broker's",
+    KafkaStorageError: "a disk of the broker is full or broken: see its log",
+    NotEnoughReplicasError: _TOO_FEW,
+    NotEnoughReplicasAfterAppendError: _TOO_FEW,
+}
 
 
 def refusal(error: BaseException, arguments: Mapping[str, Any], operation: str, subject: str) -> BrokerError | None:
@@ -49,6 +63,12 @@ def refusal(error: BaseException, arguments: Mapping[str, Any], operation: str, 
         f"{ACLS} prints all that a role needs. Allow it: "
         f"kafka-acls --bootstrap-server {where} --add --allow-principal {who} --operation {operation} --{kind} {named}"
     )
+
+
+def told(error: BaseException) -> str:
+    """An error that may pass, and what is to be done about it if that is known."""
+    what = next((words for kind, words in _PASSING.items() if isinstance(error, kind)), None)
+    return repr(error) if what is None else f"{error!r}: {what}"
 
 
 def principal(arguments: Mapping[str, Any]) -> str:

@@ -27,11 +27,16 @@ _FIELDS = {
     "tool_result": frozenset({
         "type", "tool_use_id", "content", "is_error", "cache_control", "toolset_name",
     }),
+    "image": frozenset({"type", "source", "cache_control"}),
+    "document": frozenset({"type", "source", "cache_control", "citations", "title", "context"}),
+    "search_result": frozenset({"type", "source", "title", "content", "cache_control", "citations"}),
     "thinking": frozenset({"type", "thinking", "signature"}),
     "redacted_thinking": frozenset({"type", "data"}),
 }  # fmt: skip
 """What blocks may hold. Types that are not listed are let through: the provider has more of them than we know."""
 
+_LONGEST_NAME = 200
+"""What the model calls a tool that it has made up; names of tools that are there are shorter."""
 _ONLY_ASSISTANT = frozenset({"tool_use", "thinking", "redacted_thinking"})
 _IN_RESULTS = frozenset({"text", "image", "search_result", "document", "tool_reference", "browser_state"})
 
@@ -119,8 +124,7 @@ def _check_place(turn: _Turn, index: int, block: Block) -> None:
 
 def _check_block(where: str, block: Block) -> None:
     type_ = block["type"]
-    for name in block.keys() - _FIELDS.get(type_, block.keys()):
-        refuse(f"{where}.{type_}.{name}: Extra inputs are not permitted")
+    _check_fields(where, block)
     if type_ == "text":
         _check_text(where, block)
     elif type_ == "tool_use":
@@ -130,6 +134,12 @@ def _check_block(where: str, block: Block) -> None:
     elif type_ == "thinking":
         _check_string(f"{where}.thinking", block, "thinking")
         _check_string(f"{where}.thinking", block, "signature")
+
+
+def _check_fields(where: str, block: Block) -> None:
+    type_ = block["type"]
+    for name in block.keys() - _FIELDS.get(type_, block.keys()):
+        refuse(f"{where}.{type_}.{name}: Extra inputs are not permitted")
 
 
 def _check_string(where: str, block: Block, name: str) -> None:
@@ -152,6 +162,10 @@ def _check_tool_use(where: str, block: Block) -> None:
     _check_string(where, block, "name")
     if not _ID.match(block["id"]):
         refuse(f"{where}.id: String should match pattern '^[a-zA-Z0-9_-]+$', not {block['id']!r}")
+    if not block["name"]:
+        refuse(f"{where}.name: String should have at least 1 character")
+    if len(block["name"]) > _LONGEST_NAME:
+        refuse(f"{where}.name: String should have at most {_LONGEST_NAME} characters")
     if not isinstance(block.get("input"), dict):
         refuse(f"{where}.input: Input should be an object")
 
@@ -169,6 +183,7 @@ def _check_tool_result(where: str, block: Block) -> None:
         place = f"{where}.tool_result.content.{index}"
         if part["type"] not in _IN_RESULTS:
             refuse(f"{place}: Input tag {part['type']!r} does not match any of the expected tags")
+        _check_fields(place, part)
         if part["type"] == "text" and part.get("text") == "":
             refuse(f"{place}: text content blocks must be non-empty")
 

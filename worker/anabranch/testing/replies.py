@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from anabranch.errors import DefinitionError
 from anabranch.testing.refusal import type_of
@@ -72,8 +73,13 @@ class Reply:
     raw: bytes | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.content, str | Mapping):
+        if not isinstance(self.content, list | tuple):
             raise DefinitionError(f"Reply.content is a list of blocks: put {self.content!r} in a list")
+        for block in self.content:
+            _check_block(block)
+        for name, (is_right, said) in _DELIVERY.items():
+            if (value := getattr(self, name)) is not None and not is_right(value):
+                raise DefinitionError(f"Reply.{name}={value!r} must be {said}")
         faults = (self.cut_after, self.drop_after, self.hang_after, self.sse_error, self.raw)
         if sum(fault is not None for fault in faults) > 1:
             raise DefinitionError("a Reply has at most one of cut_after, drop_after, hang_after, sse_error and raw")
@@ -93,6 +99,10 @@ class Reply:
         latency_s: float = 0.0,
     ) -> Reply:
         """An error response. `type` defaults to the API's for `status`; `retry_after` (seconds) is a header."""
+        if not _DELIVERY["status"][0](status):
+            raise DefinitionError(f"Reply.error({status!r}): needs an HTTP status, such as 529")
+        if retry_after is not None and not _is_time(retry_after):
+            raise DefinitionError(f"retry_after={retry_after!r} must be {_TIME[1]}")
         type = type or type_of(status)
         retry = {} if retry_after is None else {"retry-after": f"{retry_after:.10g}"}
         return cls(
@@ -101,6 +111,55 @@ class Reply:
             headers={**retry, **(headers or {})},
             latency_s=latency_s,
         )
+
+
+_NEEDED: Mapping[str, Mapping[str, type]] = {
+    "text": {"text": str},
+    "thinking": {"thinking": str, "signature": str},
+    "tool_use": {"name": str, "input": object},
+    "server_tool_use": {"name": str, "input": object},
+    "mcp_tool_use": {"name": str, "input": object},
+}
+"""What a block cannot be sent without; of other types nothing is known."""
+
+
+def _are_texts(value: object) -> bool:
+    items = [text for pair in value.items() for text in pair] if isinstance(value, Mapping) else value
+    return isinstance(items, list | tuple) and all(isinstance(item, str) for item in items)
+
+
+def _is_time(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= cast(float, value) < math.inf
+
+
+_TIME = (_is_time, "seconds, 0 or more")
+_EVENTS = (lambda value: type(value) is int and value >= 0, "how many events, 0 or more")
+_DELIVERY: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "latency_s": _TIME,
+    "chunk_s": _TIME,
+    "status": (lambda value: type(value) is int and 200 <= value <= 599, "an HTTP status, such as 529"),
+    "headers": (lambda value: isinstance(value, Mapping) and _are_texts(value), "a dict of texts"),
+    "usage": (lambda value: isinstance(value, Mapping), "a dict, such as {'output_tokens': 7}"),
+    "cut_after": _EVENTS,
+    "drop_after": _EVENTS,
+    "hang_after": _EVENTS,
+    "sse_error_after": _EVENTS,
+    "sse_error": (lambda value: _are_texts(value) and len(value) == 2, "an error's type and its message"),
+}
+"""How a reply is delivered: what that takes, where it is given."""
+
+
+def _check_block(block: object) -> None:
+    if isinstance(block, str):
+        return
+    if not isinstance(block, dict) or not isinstance(block.get("type"), str):
+        raise DefinitionError(
+            f"{block!r} is no block of a reply, which has a type: make one with text(), tool_use() or thinking(), or "
+            "write a string"
+        )
+    for name, kind in _NEEDED.get(block["type"], {}).items():
+        if name not in block or not isinstance(block[name], kind):
+            raise DefinitionError(f"{block!r} has no {name!r}, which a block of its type needs")
 
 
 Answer = Reply | str | Block | Sequence[str | Block]

@@ -178,6 +178,10 @@ class ScriptedModel:
             if refused.status < 500:
                 self._refusals.append(str(refused))
             return self._failed(refused.status, Failure(refused.type, str(refused)))
+        except orjson.JSONEncodeError as error:
+            log.exception("the script of a ScriptedModel said what cannot be sent")
+            message = f"the script failed: what it said cannot be written as JSON: {error}"
+            return self._failed(500, Failure("api_error", message))
         except web.HTTPRequestEntityTooLarge:
             self._refusals.append("Request exceeds the maximum size")
             return self._failed(413, Failure("request_too_large", "Request exceeds the maximum size"))

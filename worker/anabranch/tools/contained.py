@@ -1,4 +1,5 @@
-"""Runs a tool's function in a thread or another process so that nothing of it reaches past its own call.
+"""Runs a tool's function in a thread or another process so that nothing of it reaches past its own call, and makes
+content of its value there.
 
 It must stay small, for each process imports it, and must never catch an ordinary error: `executor.py`, which calls
 it, tells those to the model.
@@ -6,15 +7,26 @@ it, tells those to the model.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any, Final
+
+from anabranch.content import cut, to_content
 
 _STREAMS: Final = (0, 1, 2)
 
 
 class Escaped(Exception):
     """What the function raised was an order to the interpreter: its name and text."""
+
+
+def encoded(function: Callable[[], Any], max_bytes: int) -> Any:
+    """What `function` returns, as the content of a result: for that, code of its own may run, such as a generator in a
+    list. What is still to be awaited is left as it is. Raises `ResultError`.
+    """
+    value = function()
+    return value if inspect.isawaitable(value) else cut(to_content(value), max_bytes)
 
 
 def contained(function: Callable[[], Any]) -> Any:

@@ -25,14 +25,13 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from anabranch.app import RateLimited, Retryable, Tool
 from anabranch.config import ToolSettings
-from anabranch.content import cut, to_content
-from anabranch.errors import AnabranchError
+from anabranch.content import ResultError, cut, to_content
 from anabranch.fields import Content, Json
 from anabranch.limits import ShareLost
 from anabranch.log_events import ResultOutcome
 from anabranch.messages import ToolCall
 from anabranch.schema import ArgumentsError
-from anabranch.tools.contained import alone, contained
+from anabranch.tools.contained import alone, contained, encoded
 from anabranch.tools.failures import described, ends_us, kind_of, text_of
 from anabranch.tools.slots import Slots, Whose
 from anabranch.tools.steps import Steps
@@ -97,35 +96,30 @@ class Executor:
         work = Work(tool, arguments, call, gate, self._timeouts)
         try:
             if tool.retries == 0:  # the common case, and retrying costs more than a quick tool
-                value = await self._tried(work)
+                content = await self._tried(work)
             else:
                 async for attempt in self._retrying(work):
                     work.number = attempt.retry_state.attempt_number
                     with attempt:
-                        value = await self._tried(work)
-            outcome, content = self._success(tool, value)
+                        content = await self._tried(work)
+            outcome: ResultOutcome = "ok"
         except TimeoutError:
             outcome, kind = "timeout", "timeout"
             content = f"{tool.name} timed out: it gave no result within {self._given(tool, started)}"
         except ArgumentsError as error:
             outcome, kind, content = "error", "ArgumentsError", f"invalid arguments for {tool.name}: {error}"
+        except ResultError as error:
+            outcome, kind = "error", "unsendable"
+            content = f"{tool.name} returned what cannot be sent to the model: {error}"
         except BaseException as error:
             if isinstance(error, ShareLost) or ends_us(error):
                 raise
             kind, said = kind_of(error), described(error)
             outcome, content = "error", f"{tool.name} failed: {said}"
             work.told().log.warning("%s failed: %s", tool.name, kind, exc_info=error, extra={"content": said})
-        if outcome == "error" and kind is None:
-            kind = "unsendable"
         return Execution(
             outcome, content, started, self._now(), work.number, work.began_at, work.ran_s, kind, work.retried
         )
-
-    def _success(self, tool: Tool, value: Any) -> tuple[ResultOutcome, Content]:
-        try:
-            return "ok", cut(to_content(value), tool.spec.max_result)
-        except AnabranchError as error:
-            return "error", f"{tool.name} returned what cannot be sent to the model: {error}"
 
     def _retrying(self, work: Work) -> AsyncRetrying:
         return AsyncRetrying(
@@ -144,7 +138,7 @@ class Executor:
         """No retry begins past the call's deadline."""
         return enough(state) or self._now() + state.upcoming_sleep >= call.deadline
 
-    async def _tried(self, work: Work) -> Any:
+    async def _tried(self, work: Work) -> Content:
         """One try. What the API refuses for being too much is none: the call waits, and goes on as if nothing was."""
         gate, run = work.gate, self._run_in[work.tool.run_in]
         while True:
@@ -177,11 +171,11 @@ class Executor:
         work.time_s = min(work.tool.spec.timeout_s, max(0.0, work.call.deadline - now))
         return work
 
-    async def _in_loop(self, work: Work, function: Callable[[], Any]) -> Any:
+    async def _in_loop(self, work: Work, function: Callable[[], Any]) -> Content:
         if work.gate is not None:
             await work.gate.start()
         with self._timed(work):
-            return await self._awaited(work, function())
+            return _content(work, await self._awaited(work, function()))
 
     async def _awaited(self, work: Work, value: Any) -> Any:
         """What the function returned, or its coroutine does."""
@@ -210,7 +204,7 @@ class Executor:
         async with asyncio.timeout(left if math.isfinite(left) else None):
             await slots.acquire(Whose(call.tenant, call.run_id, call.lane or "interactive"))
 
-    async def _in_thread(self, work: Work, function: Callable[[], Any]) -> Any:
+    async def _in_thread(self, work: Work, function: Callable[[], Any]) -> Content:
         """A thread that outlives its timeout keeps its slot: it is as busy as before."""
         await self._slot(self._thread_slots, work.call)
         try:
@@ -221,10 +215,11 @@ class Executor:
             raise
         self.busy_threads += 1
         loop = asyncio.get_running_loop()
-        running = self._threads.submit(copy_context().run, contained, function)
+        running = self._threads.submit(copy_context().run, contained, _encoding(work, function))
         running.add_done_callback(lambda _: self._tell(loop))
         with self._timed(work):
-            return await self._awaited(work, await asyncio.wrap_future(running))
+            made = await asyncio.wrap_future(running)
+            return _content(work, await self._awaited(work, made)) if inspect.isawaitable(made) else made
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
         with suppress(RuntimeError):  # the thread has outlived the loop
@@ -234,16 +229,25 @@ class Executor:
         self.busy_threads -= 1
         self._thread_slots.release()
 
-    async def _in_process(self, work: Work, function: Callable[[], Any]) -> Any:
+    async def _in_process(self, work: Work, function: Callable[[], Any]) -> Content:
         """A process that outlives its timeout is killed."""
         await self._slot(self._process_slots, work.call)
         try:
             if work.gate is not None:
                 await work.gate.start()
             with self._timed(work):
-                return await anyio.to_process.run_sync(alone, function, cancellable=True, limiter=self._process_limit)
+                run = partial(alone, _encoding(work, function))
+                return await anyio.to_process.run_sync(run, cancellable=True, limiter=self._process_limit)
         finally:
             self._process_slots.release()
+
+
+def _content(work: Work, value: Any) -> Content:
+    return cut(to_content(value), work.tool.spec.max_result)
+
+
+def _encoding(work: Work, function: Callable[[], Any]) -> Callable[[], Any]:
+    return partial(encoded, function, work.tool.spec.max_result)
 
 
 async def _rest_of(steps: Steps) -> None:

@@ -1,0 +1,88 @@
+"""Model calls of which parts lie in the store: what they take while they wait for it, in virtual time.
+
+Responsible for: `agent/thinking.py` with `agent/large.py`.
+Must never: open a connection, or wait for real time.
+Called by: pytest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from tests.support.thinking import SETTINGS, Desk, Script, at, thought
+
+from anabranch import log_events as e
+from anabranch.agent.jobs import Job
+from anabranch.agent.large import AT_ONCE, Incomplete
+from anabranch.agent.model import Transient
+from anabranch.config import ModelLimits, StoreSettings
+from anabranch.store import Store
+
+
+class Slow(Store):
+    """Has everything, after a while."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(object(), "t", StoreSettings(store_max_bytes=AT_ONCE))
+        self.seconds = seconds
+
+    async def get(self, reference: str, tenant: str | None, within_s: float) -> bytes:
+        await asyncio.sleep(self.seconds)
+        return b""
+
+
+def lacking(job: Job, *references: str) -> Job:
+    """The same, of which parts lie in the store."""
+    request = job.prepare()
+    assert request is not None
+    body = request.body
+    request = replace(request, body=b"", incomplete=Incomplete(None, references), build=lambda found, model: body)
+    return replace(job, prepare=lambda: request)
+
+
+def test_a_call_that_waits_for_the_store_takes_no_place_at_all() -> None:
+    """Two places, and a model that is asked one call at a time since it refused one."""
+    model = Script(Transient("429", slow_down=True))
+
+    async def arrange(desk: Desk) -> None:
+        desk.submit("refused")
+        for number in range(2):
+            desk.thinker.submit(lacking(desk.job(f"far{number}"), f"sha256:{'0' * 64};1"))
+        await asyncio.sleep(1)
+        desk.submit("other", model="other")
+
+    desk = thought(model, arrange, store=Slow(500.0))
+    began = at(model)
+    assert began["refused"] < 20
+    assert began["other"] == 1
+    assert 500 <= began["far0"] < 502
+    assert 500 <= began["far1"] < 502
+    assert [type(event) for event in desk.events] == [e.ModelReplied] * 4
+
+
+def test_a_call_that_waits_for_memory_lets_the_one_go_on_that_has_it() -> None:
+    """The first has it all while it pauses; the second may not take the one place that the first then needs."""
+    model = Script(Transient("500", retry_after=10.0))
+    large = f"sha256:{'0' * 64};{AT_ONCE - 1}"
+
+    def arrange(desk: Desk) -> None:
+        for name in ("one", "other"):
+            desk.thinker.submit(lacking(desk.job(name, model=name), large))
+
+    desk = thought(model, arrange, settings=replace(SETTINGS, model_concurrency=1), store=Slow(0.0))
+    assert [name for name, _ in model.asked] == ["one", "one", "other"]
+    assert [type(event) for event in desk.events] == [e.ModelReplied] * 2
+
+
+def test_a_call_that_gave_its_place_back_has_used_nothing_of_the_models_limit() -> None:
+    model = Script()
+
+    def arrange(desk: Desk) -> None:
+        desk.thinker.own(frozenset({0}), 1)
+        desk.thinker.submit(lacking(desk.job("far"), f"sha256:{'0' * 64};1"))
+        desk.submit("near")
+
+    thought(model, arrange, limits={"m": ModelLimits(requests_per_minute=1)}, store=Slow(300.0))
+    assert [name for name, _ in model.asked] == ["near", "far"]
+    assert at(model)["near"] < 2
