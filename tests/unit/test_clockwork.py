@@ -60,3 +60,36 @@ async def test_a_sign_of_life_compares_the_clocks(caplog: pytest.LogCaptureFixtu
         await until(lambda: "60 s ahead" in caplog.text, what="it is told")
     finally:
         beating.cancel()
+
+
+async def test_one_sign_of_life_is_under_way_while_the_broker_does_not_answer() -> None:
+    sent: list[Sent] = []
+    beats = 0
+
+    class Post:
+        """Counts how often it is time for one."""
+
+        namespace, appender = Namespace("t"), property(lambda self: self)
+
+        @property
+        def settings(self) -> Any:
+            nonlocal beats
+            beats += 1
+            return SimpleNamespace(heartbeat_s=0.0)
+
+        def info(self) -> WorkerInfo:
+            return WorkerInfo("w", "tool", "1", 1000.0, 1060.0)
+
+        def append(self, record: Outgoing) -> Sent:
+            sent.append(Sent())
+            return sent[-1]
+
+    post: Any = Post()
+    beating = asyncio.create_task(_beat(post))
+    try:
+        await until(lambda: beats > 50, what="it was time for many")
+        assert len(sent) == 1
+        sent[0].succeed(Acked(0, 1_000_000))
+        await until(lambda: len(sent) == 2, what="the next one follows")
+    finally:
+        beating.cancel()

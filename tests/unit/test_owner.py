@@ -291,6 +291,18 @@ async def test_a_deadline_is_told_to_the_log_and_the_fold_decides() -> None:
     assert len(desk.appended) == 2
 
 
+async def test_a_deadline_is_told_once_while_the_broker_does_not_answer_and_again_if_its_clock_says_no() -> None:
+    desk = Desk().begin().write(b.requested())
+    for seconds in range(1, 600):
+        desk.clock.now = b.DEADLINE + seconds
+        desk.owner._timers._due()
+    assert [type(event) for event in desk.appended] == [e.RunExpired]
+    await desk.sent.ack()
+    desk.clock.now += 1
+    desk.owner._timers._due()
+    assert [type(event) for event in desk.appended] == [e.RunExpired] * 2
+
+
 # --- a session that seemed lost, and was not --------------------------------------------------------------
 
 

@@ -270,3 +270,15 @@ async def test_a_run_that_grows_old_is_said_again_in_time() -> None:
     desk.land().read()
     run: Run = desk.owner.state.runs["r"]
     assert run.first == 1
+
+
+async def test_what_is_said_again_is_said_once_while_the_broker_does_not_answer() -> None:
+    desk = Desk().begin()
+    desk.write(b.requested(), at=10.0)
+    desk.clock.now = 10.0 + 101
+    for _ in range(600):
+        desk.owner.clean(age_s=100)
+    assert [type(event) for event in desk.appended] == [e.RunSnapshot]
+    await desk.sent.ack()
+    desk.owner.clean(age_s=100)
+    assert len(desk.appended) == 2, "nobody has read the first one"

@@ -160,12 +160,15 @@ async def _unless_hurried(work: Coroutine[Any, Any, object], shutdown: Shutdown)
 
 
 async def _beat(post: Post) -> None:
-    """A sign of life, every few seconds. Its acknowledgement tells what the broker's clock says."""
-    skew = Skew()
+    """A sign of life, every few seconds, unless the last one is on its way yet. Its acknowledgement tells what the
+    broker's clock says.
+    """
+    skew, last = Skew(), None
     while True:
-        info = post.info()
-        sent = post.appender.append(worker_entry(post.namespace, info))
-        sent.add_done_callback(partial(_compare, skew, info.seen_at, lambda: post.info().seen_at))
+        if last is None or last.done():
+            info = post.info()
+            last = post.appender.append(worker_entry(post.namespace, info))
+            last.add_done_callback(partial(_compare, skew, info.seen_at, lambda: post.info().seen_at))
         await asyncio.sleep(post.settings.heartbeat_s)
 
 

@@ -81,11 +81,13 @@ class Owner:
         age_s, now = station.settings.snapshot_age_s, station.clockwork.now
         self.reach = Reach(self._needed, age_s, now, hooks.commit_soon)
         self._timers: Timers[Moment] = Timers(station.clockwork.now, self._ring)
+        self._told: set[Moment] = set()  # what the broker has not acknowledged
         self._handed_off = HandedOff(station, self._timers)
         self._closing = Closing(self._needed, self.reach, self._timers)
         self._publisher = Publisher(partition, station, self.state, 0, self._closing.close)
         self._acked: dict[int, _Acknowledged] = {}  # events of ours that have not been read back
         self._cleaner = Cleaner(station.settings)
+        self._said_again: Sent | None = None
         self._audience = Audience(partition, station)
         self._parked: set[Life] = set()
         room = Room(station.settings.max_partition_bytes, freed=station.room.freed, within=station.room)
@@ -341,8 +343,15 @@ class Owner:
             if isinstance(event, e.RunExpired):
                 event = self._calls.cut_short_by(event)
             if self._hooks.may_act():
-                self._station.append(self.partition, event)
+                self._tell(moment, event)
             self._timers.arm(moment, self._station.clockwork.now() + AGAIN_S)
+
+    def _tell(self, moment: Moment, event: e.Event) -> None:
+        """Append it, unless it is on its way: while Kafka is gone that lasts, and copies would fill the memory."""
+        if moment not in self._told:
+            self._told.add(moment)
+            sent = self._station.append(self.partition, event)
+            sent.add_done_callback(lambda _: self._told.discard(moment))
 
     def read_on(self, moment: Moment, end: int) -> None:
         """The time of a hand-off is up, and the log ended at `end` then: up to there a reply may still stand."""
@@ -373,13 +382,15 @@ class Owner:
             state.last = {run_id: offset for run_id, offset in state.last.items() if offset >= state.began}
 
     def clean(self, age_s: float) -> None:
-        """Say open runs again, if the log from low on is mostly dead, or about to be eaten by retention."""
-        if not self.live or self._giving_up:
+        """Say open runs again, if the log from low on is mostly dead, or about to be eaten by retention; but not while
+        the last of what was said so is on its way to a broker.
+        """
+        if not self.live or self._giving_up or not (self._said_again is None or self._said_again.done()):
             return
         now, station = self._station.clockwork.now(), self._station
         low, part_bytes = self.reach.low()[0], station.settings.snapshot_part_bytes
         runs, is_due = self._cleaner.choose(self._needed, low, self.held.open_bytes, now, age_s)
         for event in cleaning.snapshots(self.state, runs, station.worker_id, part_bytes):
-            station.append(self.partition, event)
+            self._said_again = station.append(self.partition, event)
         for cancel in cleaning.cancels(self.state, math.inf if is_due else now - age_s):
-            station.append(self.partition, cancel)
+            self._said_again = station.append(self.partition, cancel)
