@@ -133,7 +133,17 @@ def test_a_worker_that_would_take_its_peers_for_forgers_ends_before_it_does_anyt
     with pytest.raises(ConfigError):
         Signer(new, required=True).recognise(Signer(old).mark, "t.agent.log/3")
     Signer(new).recognise(Signer(old).mark, "t.agent.log/3")
+    Signer(new | old, required=True).recognise(Signer(old).mark, "t.agent.log/3")
+    Signer(old).recognise(Signer(old, required=True).mark, "t.agent.log/3")
+
+
+def test_a_worker_without_a_key_ends_where_its_peers_would_take_it_for_a_forger() -> None:
     NO_SIGNER.recognise(Signer(OURS).mark, "t.agent.log/3")
+    required = Signer(OURS, required=True)
+    required.recognise(required.mark, "t.agent.log/3")
+    with pytest.raises(ConfigError, match=r"t\.agent\.log/3 .* set ANABRANCH_SIGNING_KEYS here, too") as refused:
+        NO_SIGNER.recognise(required.mark, "t.agent.log/3")
+    assert Signer(OURS).mark in str(refused.value)
 
 
 def test_without_a_key_nothing_is_signed_and_nothing_refused() -> None:

@@ -26,6 +26,7 @@ SIGNATURE: Final = "ce_signature"
 OPEN: Final = frozenset({"tool.returned", "calls.handed_off", "run.cancelled"})
 """What tool workers and clients write: these are never asked for a signature."""
 _MARKED: Final = b"anabranch agent workers"
+_REQUIRED: Final = ":required"
 _NOT_SIGNED: Final = frozenset({SIGNATURE, "traceparent", "tracestate"})
 
 
@@ -39,18 +40,28 @@ class Signer:
 
     @property
     def mark(self) -> str:
-        """What names the key that we sign with, and tells nothing of it; "" without one. It stands with our commits."""
-        return "" if self._current is None else self._marks[self._current]
+        """What names the key that we sign with, and tells nothing of it, and whether we take what is not signed; ""
+        without a key. It stands with our commits.
+        """
+        return "" if self._current is None else self._marks[self._current] + (_REQUIRED if self._required else "")
 
     def recognise(self, mark: str, place: str) -> None:
-        """Only agent workers commit: one whose key is not ours would be taken for a forger here, its runs begun again
-        and paid for twice. Raises `ConfigError`, which ends the worker before it does anything.
+        """Only agent workers commit: one whose key is not ours would be taken for a forger here, or we for one there,
+        runs begun again and paid for twice. Raises `ConfigError`, which ends the worker before it does anything.
         """
-        known = self._marks.get(mark.partition(":")[0])
-        if self._current is not None and mark and known != mark and (known is not None or self._required):
+        signed_by = mark.removesuffix(_REQUIRED)
+        known = self._marks.get(signed_by.partition(":")[0])
+        if self._current is None:
+            if mark != signed_by:
+                raise ConfigError(
+                    f"{place} was worked on by an agent worker that signs, and takes nothing that is not signed: set "
+                    f"ANABRANCH_SIGNING_KEYS here, too, to keys of which one is {signed_by} (id and hash)"
+                )
+        elif mark and known != signed_by and (known is not None or self._required):
             raise ConfigError(
-                f"{place} was worked on by an agent worker that signs with the key {mark}, and ANABRANCH_SIGNING_KEYS "
-                f"has {' and '.join(self._marks.values())} here (id and hash): give all agent workers the same keys"
+                f"{place} was worked on by an agent worker that signs with the key {signed_by}, and "
+                f"ANABRANCH_SIGNING_KEYS has {' and '.join(self._marks.values())} here (id and hash): give all agent "
+                "workers the same keys"
             )
 
     def signed(self, record: Outgoing) -> Outgoing:
