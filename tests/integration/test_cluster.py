@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from aiokafka.client import ConnectionGroup
 from aiokafka.conn import AIOKafkaConnection
 from tests.support.apps.adding import app, check, inputs, script
 from tests.support.cluster import Cluster, launch_cluster
@@ -137,8 +138,9 @@ async def _as_of(seen: Any, names: Any) -> Any:
     return seen
 
 
+@pytest.mark.parametrize("connected", [True, False])
 async def test_topics_are_made_although_the_broker_that_is_asked_for_them_stands_still(
-    cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch, connected: bool
 ) -> None:
     monkeypatch.setattr(admin, "ANSWER_S", 2.0)  # instead of 10
     asked: list[int] = []
@@ -153,13 +155,17 @@ async def test_topics_are_made_although_the_broker_that_is_asked_for_them_stands
 
         monkeypatch.setattr(client, "send", seen)
         monkeypatch.setattr(asking, "_look", partial(_as_of, await asking._look([f"{namespace}.log"])))
+        if connected:
+            assert await client.ready(number)
+        elif (connection := client._conns.pop((number, ConnectionGroup.DEFAULT), None)) is not None:
+            connection.close()
         cluster.freeze(number)
         try:
             await asking.apply([TopicSpec(f"{namespace}.log", 1, {})])
         finally:
             cluster.thaw()
-    assert asked.count(number) == 1, "it is asked once, and then another one is"
-    assert len(asked) > 1
+    assert asked.count(number) == connected, "it is asked once at most, and then another one is"
+    assert len(asked) > connected
     await cluster.whole()
 
 

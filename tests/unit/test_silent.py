@@ -136,6 +136,20 @@ async def test_one_that_never_says_whether_it_can_be_connected_to_is_silent(monk
     assert await client._get_conn(2) is not None
 
 
+async def test_one_that_is_waited_for_in_vain_is_silent_also_if_whoever_waits_has_less_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As aiokafka's client for administration, whose patience with a request covers the connection for it."""
+    client = refusing(monkeypatch, 0.05, {1: 3600.0})
+    client.lose()
+    for patience_s, silents in ((0.01, set()), (0.1, {1})):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client._get_conn(1), patience_s)
+        assert closed(client) == silents
+    assert await client._get_conn(1) is None
+    assert client.asked == [1, 1]
+
+
 async def test_one_that_answers_is_not_silent_though_another_connection_cannot_be_had(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

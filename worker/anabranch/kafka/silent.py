@@ -87,11 +87,13 @@ class Silent:
                 self._client.force_metadata_update()
                 return None
             began, connection = self._loop.time(), None
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CONNECT_S):
-                    connection = await self._connect(node_id, **arguments)
-            if connection is None and self._loop.time() > began + REFUSED_S and not self._is_heard(node_id):
-                self.leave(node_id)
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(CONNECT_S):
+                        connection = await self._connect(node_id, **arguments)
+            finally:  # whoever gives up first, aiokafka or the one who waits for it
+                if connection is None and self._loop.time() > began + REFUSED_S and not self._is_heard(node_id):
+                    self.leave(node_id)
             return connection
 
     def _is_heard(self, node_id: int) -> bool:
