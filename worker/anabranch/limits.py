@@ -1,8 +1,9 @@
 """Pacing: when the calls of one home of a limit may start, and how many run at once. The only import of `aiolimiter`.
 
 The law: starts follow a schedule of due times, one a period, in the order of the line (`limit_line.py`); who is late
-starts at once, so that no wake-up of the loop is lost, and what was late for more than `LATE_S` is forgiven. Two bounds
-lie above it: a bucket of so many starts as may come at once, and no second has more than 102 % of the rate and one.
+starts at once, so that no wake-up of the loop is lost. What was late for more than `LATE_S` is owed, and repaid by a
+schedule that is faster by a hundredth at most, as long as somebody waits. Two bounds lie above it: a bucket of so many
+starts as may come at once, and no second has more than 102 % of the rate and one.
 Whoever waits holds nothing: a cancelled or expired call costs no budget and stops nobody. `tools/shares.py` says which
 homes there are, and what a gained one begins with.
 """
@@ -28,7 +29,12 @@ from anabranch.weights import WEIGHT
 SLACK: Final = 0.02
 """By how much of the rate a second may be over, beside one call: so what was late is caught up with."""
 LATE_S: Final = 0.06
-"""How late the schedule may be and catch up. More of it would show in ten seconds."""
+"""How late the schedule may be and catch up at once. More of it would show in ten seconds."""
+OWED_S: Final = 1.0
+"""How much of what was lost beyond that is repaid; more is forgiven."""
+REPAID: Final = 0.01
+WINDOW_S: Final = 10.0
+"""Within which the rate is kept: what is caught up with, what is repaid and two calls may be `SLACK` of it together."""
 SECOND_S: Final = 1.01
 """What counts as a second: between the count of a start and the tool itself a busy loop may lose some time."""
 LOOK_S: Final = 0.1
@@ -71,6 +77,8 @@ class Pacer:
     ) -> None:
         self.share, self.limit, self._may_start, self._on_start = share, limit, may_start, on_start
         self._period = 1 / share.per_second
+        self._repaid = self._period * min(REPAID, max(0.0, SLACK - (LATE_S + 2 * self._period) / WINDOW_S))
+        self._owed = 0.0
         fastest = share.per_second * (1 + SLACK)
         self._bucket = AsyncLimiter(1 + LATE_S * fastest, 1 / fastest + LATE_S)
         self._most = int(fastest) + 1
@@ -100,8 +108,8 @@ class Pacer:
         """Stand in the line. Raises `ShareLost`."""
         if self._closed_at is not None:
             raise ShareLost
-        if not self._line:  # only while somebody waits can the schedule be late
-            self._due = max(self._due, self._loop.time())
+        if not self._line and self._due < (now := self._loop.time()):  # only while somebody waits can it be late
+            self._due, self._owed = now, 0.0
         turn = Turn(order, lasts_s, idle, self, then, lane)
         self._line.add(turn)
         if self._line.first() is turn:  # else whoever is first knows already when it may start
@@ -143,7 +151,8 @@ class Pacer:
         return max(self._paused_until, seen[0] + SECOND_S if len(seen) >= self._most else now)
 
     def _leaves_room(self, now: float, end: float) -> bool:
-        """Whether a start now leaves the next owner room for its own, which come one a period from `end` on: of the
+        """Whether a start now leaves the next owner room for its own, which come one a period (and may be owed some)
+        from `end` on: of the
         seconds that begin with a start of ours and reach beyond `end`, none may have more than `_most`.
         """
         if now > end:
@@ -151,7 +160,7 @@ class Pacer:
         ours = [at for at in self._last_second if at > end - SECOND_S]
         ours.append(now)
         return all(
-            len(ours) - n + int((at + SECOND_S - end) / self._period) + 1 <= self._most
+            len(ours) - n + int((at + SECOND_S - end) / (self._period - self._repaid)) + 1 <= self._most
             for n, at in enumerate(ours)
             if at + SECOND_S > end
         )
@@ -205,12 +214,27 @@ class Pacer:
                 return None  # the next of them to start, or to leave, goes on
             self._entering += 1
             if self._closed_at is None:  # what stays of a line catches up with all, for it has to end in time
-                self._due = max(self._due, now - LATE_S)
+                self._lose(now)
+                self._repay()
             self._due += self._period
             self._inside[turn] = now + turn.lasts_s
             self._line.pop(turn)
             turn.settle("in")
         return None
+
+    def _lose(self, now: float) -> None:
+        """What cannot be caught up with at once is owed."""
+        if (lost := now - LATE_S - self._due) > 0:
+            self._due += lost
+            self._owe(lost)
+
+    def _owe(self, lost_s: float) -> None:
+        self._owed = min(OWED_S, self._owed + lost_s)
+
+    def _repay(self) -> None:
+        repaid = min(self._owed, self._repaid)
+        self._owed -= repaid
+        self._due -= repaid
 
     def _place_free_at(self, now: float) -> float:
         if self._places is None:
@@ -284,9 +308,14 @@ class Pacer:
         return Left(due, Held(places, until))
 
     def open(self, due: float, held: Iterable[Held] | None) -> None:
-        """It is ours again: nothing new before `due`; `held` are others' places, None if they are as they were."""
+        """It is ours again: nothing new before `due`, what was left for it to be late being owed; `held` are others'
+        places, None if they are as they were.
+        """
         self._closed_at, self._places = None, self.share.places
-        self._due = max(self._due, due - len(self._line) * self._period, self._loop.time() - LATE_S)
+        if due:
+            self._due = max(self._due, due - len(self._line) * self._period)
+            self._owe(LATE_S)
+        self._lose(self._loop.time())
         if held is not None:
             self._held = tuple(held)
         self.go_on()

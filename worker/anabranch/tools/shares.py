@@ -110,11 +110,9 @@ class Shares:
         if len(self._pacers) >= self._crowd:
             self._drop_spent()
         told = home.told.get(key[1])
-        count = partial(self._meters.limit_started.count, limit)
-        made = Pacer(
-            part, self._due(home, told, part), partial(self._may_start, partition), count, limit, self._interactive
-        )
-        made.open(0.0, self._held(told))
+        due, count = self._due(home, told, part), partial(self._meters.limit_started.count, limit)
+        made = Pacer(part, due, partial(self._may_start, partition), count, limit, self._interactive)
+        made.open(due, self._held(told))
         if (left := self._paused_until.get(key[1], 0.0) - _loop_now()) > 0:
             made.pause(left)
         self._pacers[key] = made
