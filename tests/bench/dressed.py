@@ -132,7 +132,9 @@ async def _execute(line: _Line, topics: Topics, record: Any) -> None:
 class _Line:
     """An appender of ours and, as its listener, a subscription. Made by `_opened`."""
 
+    ahead_bytes: Final = 2 * 1024 * 1024
     is_answering: Final = False
+    is_sated: Final = False
 
     def __init__(self, appender: Appender) -> None:
         self._appender = appender

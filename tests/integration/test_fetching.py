@@ -112,6 +112,24 @@ async def test_a_record_that_is_larger_than_a_fetch_is_read(world: KafkaWorld, k
         assert [len(value or b"") for value in await read_to(reader, place, 3)] == [*sizes]
 
 
+async def test_large_records_of_many_places_are_all_read_though_a_fetch_has_room_for_none(
+    world: KafkaWorld, kafka: str
+) -> None:
+    """In an answer only the first place may be over the bound, and those that brought something are the last the next
+    time."""
+    name = await topic(world, "t", 4)
+    places = [Place(name, number) for number in range(4)]
+    member = Member(begin=dict.fromkeys(places, 0))
+    member.ahead_bytes = 1000
+    async with producing(kafka) as producer, joined(world, member, [name], world.namespace):
+        for _ in range(5):
+            await write(producer, places[0], *[b"x" * 300] * 3)
+            for place in places[1:]:
+                await write(producer, place, b"x" * 400_000)
+        await until(lambda: all(len(member.offsets(place)) == 5 for place in places[1:]), SOON_S, "the large ones")
+        await until(lambda: len(member.offsets(places[0])) == 15, SOON_S, "the small ones")
+
+
 async def test_a_session_goes_on_and_names_only_what_has_changed(
     world: KafkaWorld, kafka: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,7 @@ class Hearing(Member):
         super().__init__()
         self.deliveries: list[tuple[Place, int]] = []
         self.on_records: Callable[[Place], None] = lambda place: None
-        self.answering = False
+        self.answering = self.sated = False
 
     def records(self, place: Place, records: Any) -> None:
         super().records(place, records)
@@ -44,6 +44,10 @@ class Hearing(Member):
     @property
     def is_answering(self) -> bool:
         return self.answering
+
+    @property
+    def is_sated(self) -> bool:
+        return self.sated
 
 
 class Scene:

@@ -87,6 +87,7 @@ class Member:
         self.revocations: list[tuple[frozenset[Place], bool]] = []
         self.got: dict[Place, list[Record]] = {}
         self.positions: dict[Place, int] = {}
+        self.ahead_bytes = 2 * 1024 * 1024
         self.knows: dict[Place, int] = {}
         self.on_revoked: Callable[[], Awaitable[None]] | None = None
         self._subscription: Subscription | None = None
@@ -131,6 +132,10 @@ class Member:
 
     @property
     def is_answering(self) -> bool:
+        return False
+
+    @property
+    def is_sated(self) -> bool:
         return False
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from tests.support.fetch_scene import A, B, MakeScene, scenes
 from tests.support.fetches import batch, state
 from tests.support.wait import until
 
+from anabranch.kafka.fetching import EACH
 from anabranch.kafka.pump import AT_ONCE
+from anabranch.kafka.seam import Place
 
 
 @pytest.fixture
@@ -35,28 +38,59 @@ async def test_what_lies_before_the_position_is_left_out(scene: MakeScene) -> No
 
 async def test_no_more_than_so_many_records_are_delivered_in_one_turn_of_the_loop(scene: MakeScene) -> None:
     async with scene(a=0, b=0) as s:
-        s.broker.answer((A, 0, batch(0, AT_ONCE + 1)), (B, 0, batch(0, AT_ONCE)))
-        assert s.member.deliveries == [(A, AT_ONCE)]
-        await asyncio.sleep(0)
-        assert s.member.deliveries[1:] == [(A, 1), (B, AT_ONCE - 1)]
+        s.broker.answer((A, 0, batch(0, AT_ONCE + 1)), (B, 0, batch(0, EACH + 1)))
+        assert s.member.deliveries == [(A, EACH), (B, EACH), (A, EACH), (B, 1), (A, AT_ONCE - 3 * EACH - 1)]
         assert not s.broker.is_asked, "nothing is fetched while something is to be delivered"
         await asyncio.sleep(0)
-        assert s.member.deliveries[3:] == [(B, 1)]
-        assert (await s.broker.request()).fetched == {A: AT_ONCE + 1, B: AT_ONCE}
+        assert s.member.deliveries[5:] == [(A, EACH + 2)]
+        assert (await s.broker.request()).fetched == {A: AT_ONCE + 1, B: EACH + 1}
+
+
+async def test_places_take_turns_so_that_none_waits_until_all_of_another_is_delivered(scene: MakeScene) -> None:
+    async with scene(a=0, b=0) as s:
+        s.broker.answer((A, 0, batch(0, 2 * AT_ONCE)), (B, 0, batch(0, 2 * AT_ONCE)))
+        await until(lambda: sum(count for _, count in s.member.deliveries) == 4 * AT_ONCE, 20, "all")
+        places = [place for place, _ in s.member.deliveries]
+        assert places == [A, B] * (len(places) // 2)
+
+
+async def test_whoever_has_enough_to_do_is_given_more_at_leisure(scene: MakeScene) -> None:
+    """What it is given takes it some time, so that the loop has three times as long for what it has."""
+    async with scene(a=0, b=0) as s:
+        loop, turns, at = asyncio.get_running_loop(), 0, list[tuple[int, float]]()
+
+        def take(place: Place) -> None:
+            at.append((turns, loop.time()))
+            time.sleep(0.02)
+
+        s.member.on_records, s.member.sated = take, True
+        s.broker.answer((A, 0, batch(0, AT_ONCE + 1)))
+        began = loop.time()
+        while len(at) < 2:
+            turns += 1
+            await asyncio.sleep(0)
+        assert at[0][0] == 0
+        assert at[1][0] > 3, "other things had their turns"
+        assert at[1][1] - began >= 0.06
+        s.member.sated = False
+        await s.broker.request()
+        s.broker.answer((A, 0, batch(AT_ONCE + 1, AT_ONCE + 1)))
+        await asyncio.sleep(0)
+        assert [count for _, count in s.member.deliveries] == [AT_ONCE, 1, AT_ONCE, 1]
 
 
 async def test_what_was_fetched_beyond_a_pause_is_kept_and_delivered_after_it(scene: MakeScene) -> None:
     async with scene(a=0, b=0) as s:
         s.member.on_records = lambda place: s.subscription.pause(place) if place == A else None
-        s.broker.answer((A, 0, batch(0, AT_ONCE + 2)), (B, 0, batch(0)))
+        s.broker.answer((A, 0, batch(0, EACH + 2)), (B, 0, batch(0)))
         asked = await s.broker.request()
         assert (asked.read, asked.forgotten) == ({B: 1}, [A]), "a paused one stops no other, and is not fetched again"
-        assert s.member.deliveries == [(A, AT_ONCE), (B, 1)]
+        assert s.member.deliveries == [(A, EACH), (B, 1)]
         s.member.on_records = lambda place: None
         s.subscription.resume(A)
-        await s.got(A, *range(AT_ONCE + 2))
+        await s.got(A, *range(EACH + 2))
         s.broker.answer()
-        assert (await s.broker.request()).read == {A: AT_ONCE + 2, B: 1}
+        assert (await s.broker.request()).read == {A: EACH + 2, B: 1}
 
 
 async def test_what_was_asked_for_before_a_pause_is_kept_too(scene: MakeScene) -> None:

@@ -18,6 +18,7 @@ from anabranch.homes import homes
 from anabranch.kafka.seam import Committed
 from anabranch.tools import marks
 from anabranch.tools.slots import Slots
+from anabranch.tools.worker import SATED
 
 
 class Api:
@@ -62,6 +63,17 @@ async def test_those_of_one_home_start_in_order_and_others_do_not_wait() -> None
         await until(lambda: len(api.started) == 9, what="all have started")
     assert api.started[0] == 8, "it has no limit"
     assert api.started[1:] == list(range(8))
+
+
+async def test_who_has_many_calls_wants_no_more_at_once_until_they_are_fewer() -> None:
+    api = Api("1000/s")
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(SATED - 1)))
+        before = bench.worker.is_sated
+        bench.deliver(ask(SATED - 1), ask(SATED))
+        assert (before, bench.worker.is_sated) == (False, True)
+        await until(lambda: not bench.worker.is_sated, what="some are over")
 
 
 async def test_calls_of_the_interactive_lane_pass_those_of_the_bulk_lane_that_wait_for_the_same_limit() -> None:

@@ -43,6 +43,8 @@ SETTLE_S: Final = 8.0
 class AgentWorker:
     """See the module; also the `Listener` of its subscription, which `attach` names."""
 
+    ahead_bytes: Final = 2 * 1024 * 1024  # a log is read as fast as it can be
+
     def __init__(self, station: Station, broker: Broker, commit_s: float) -> None:
         self._station, self._broker = station, broker
         self._log = station.namespace.log
@@ -197,6 +199,10 @@ class AgentWorker:
     @property
     def is_answering(self) -> bool:
         return self._station.appender.outstanding > 0
+
+    @property
+    def is_sated(self) -> bool:
+        return False  # how much is admitted is said by pausing
 
     def _misses(self, owner: Owner, offset: int) -> bool:
         """Whether what is read next lies beyond what was folded: retention may have eaten what is in between.

@@ -37,6 +37,8 @@ from anabranch.kafka.silent import Silent
 
 log = logging.getLogger(__name__)
 
+EACH: Final = 50
+"""How many records of a place are taken before it is the next one's turn."""
 LOOK_S: Final = 0.1
 """How often `look` and `check` are to be called."""
 SILENT_S: Final = 15.0
@@ -257,14 +259,18 @@ class Fetching:
             reading.is_ready = True
             self._ready.append(reading)
 
-    def tell_soon(self) -> None:
-        """In the next turn of the loop, if there is something to be taken."""
+    def tell_soon(self, pause_s: float = 0.0) -> None:
+        """In the next turn of the loop, or after a pause, if there is something to be taken."""
         if self._ready:
-            self._soon()
+            self._soon(pause_s)
 
-    def _soon(self) -> None:
+    def _soon(self, pause_s: float = 0.0) -> None:
         """Ask, or tell of what is to be taken, once all has been said in this turn that is to be asked for together."""
-        if self._telling is None and self._is_begun:
+        if self._telling is not None or not self._is_begun:
+            return
+        if pause_s:
+            self._telling = self._loop.call_later(pause_s, self._tell_now)
+        else:
             self._telling = self._loop.call_soon(self._tell_now)
 
     def _tell_now(self) -> None:
@@ -285,18 +291,21 @@ class Fetching:
             self._ask()
 
     def take(self, most: int | None = None) -> tuple[Place, list[Any]] | None:
-        """The next records of some place, `most` of them at most. The position is behind them already.
+        """The next records of the place whose turn it is, `most` of them at most. The position is behind them already.
 
         Once all has been taken, more is fetched. Raises `KafkaError` for what cannot be read.
         """
         if not self._is_assigned() or self._is_over:
             return None
         while self._ready:
-            reading = self._ready[0]
-            records = reading.take(most)
-            if not reading.is_fetched or reading.state._paused:
-                self._ready.popleft()
-                reading.is_ready = False
+            part = most if most is None or len(self._ready) == 1 else min(most, EACH)
+            reading = self._ready.popleft()
+            try:
+                records = reading.take(part)
+            finally:
+                reading.is_ready = reading.is_fetched and not reading.state._paused
+                if reading.is_ready:
+                    self._ready.append(reading)
             if records:
                 return reading.place, records
         self._ask()

@@ -43,8 +43,8 @@ HEARTBEATS = 4
 AT_ONCE = 500
 """Records in one delivery: taking in more would keep the loop from all else for too long. Who is told to pause by one
 has no more than this, and a fetch, beyond its bounds."""
-PREFETCH_BYTES = 2 * 1024 * 1024
-"""What is fetched ahead of each partition that is not paused, at most."""
+AT_LEISURE = 3
+"""How many times as long as a delivery took the next one waits, if the listener has enough to do."""
 
 
 class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -85,7 +85,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             max_poll_interval_ms=600_000,
             metadata_max_age_ms=int(COUNT_AGAIN_S * 1000),
             fetch_max_wait_ms=100,
-            max_partition_fetch_bytes=PREFETCH_BYTES,
+            max_partition_fetch_bytes=listener.ahead_bytes,
         )
         self._fetching = Fetching(self._consumer, self._deliver, listener.known, lambda: listener.is_answering)
 
@@ -149,7 +149,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
 
     def _deliver(self) -> None:
         """So much in this turn of the loop; what was fetched ahead may be a lot more."""
-        left = AT_ONCE
+        left, began = AT_ONCE, time.monotonic()
         while left > 0 and not self._stopped.is_set() and (taken := self._fetching.take(left)) is not None:
             place, records = taken
             left -= len(records)
@@ -159,7 +159,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             self._see_whether_shorter(place, records[0].offset, begun)  # sooner than `_report` does
             self._begun[place] = records[-1].offset + 1
             self._listener.records(place, records)
-        self._fetching.tell_soon()
+        self._fetching.tell_soon(AT_LEISURE * (time.monotonic() - began) if self._listener.is_sated else 0.0)
 
     def _report(self) -> None:
         """Positions move past what is not delivered too (the markers of a transaction, say)."""

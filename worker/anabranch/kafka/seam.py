@@ -69,6 +69,11 @@ class Appender(Protocol):
 class Listener(Protocol):
     """What a subscription calls. Only `revoked` may take its time, and the group waits for it."""
 
+    @property
+    def ahead_bytes(self) -> int:
+        """How much of each place that is not paused may be fetched ahead; a record that is larger comes alone."""
+        ...
+
     def assigned(self, places: frozenset[Place]) -> None:
         """These, and no others, are ours now, kept ones too. Nothing is read of a place before `seek`.
 
@@ -98,6 +103,11 @@ class Listener(Protocol):
     @property
     def is_answering(self) -> bool:
         """Whether we are writing records that would be read back if we read on at once."""
+        ...
+
+    @property
+    def is_sated(self) -> bool:
+        """Whether there is enough to do for a while: what else was fetched is delivered at leisure then."""
         ...
 
 

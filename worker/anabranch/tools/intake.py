@@ -29,6 +29,11 @@ class Intake:
         self._of: dict[Place, int] = {}
 
     @property
+    def count(self) -> int:
+        """How many calls there are, those included that run."""
+        return len(self._jobs)
+
+    @property
     def used(self) -> int:
         return self._used
 

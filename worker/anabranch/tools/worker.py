@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Final
 
 from anabranch.codec import Record
 from anabranch.errors import WireError
@@ -32,9 +33,14 @@ from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
 
+SATED: Final = 500
+"""So many calls are enough to do for a while; each that is taken in costs time that those before it may need."""
+
 
 class ToolWorker:
     """See the module; also the `Listener` of its subscription, which `attach` names."""
+
+    ahead_bytes: Final = 256 * 1024  # a few hundred calls: after a rebalance all workers read anew at once
 
     def __init__(self, bench: Bench, commit_s: float) -> None:
         self._bench = bench
@@ -164,6 +170,10 @@ class ToolWorker:
     @property
     def is_answering(self) -> bool:
         return False
+
+    @property
+    def is_sated(self) -> bool:
+        return self._calls.intake.count >= SATED
 
     def _committed(self) -> None:
         self._calls.pace_all()
