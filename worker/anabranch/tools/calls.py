@@ -179,6 +179,8 @@ class Calls:
             if executing and job.dropped:
                 self._read_again(job)
             self._left(lane, job)
+            TOPIC.set(None)  # what a call holds is freed with it: neither its task nor its gate leads back to it
+            job.gate = None
 
     async def _bury(self, lane: Lane, record: Record, reason: str) -> None:
         await self._service.bury(record, "unreadable", reason)

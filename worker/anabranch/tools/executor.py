@@ -41,6 +41,7 @@ from anabranch.values import frozen
 log = logging.getLogger(__name__)
 
 BACKOFF_S: Final = (0.2, 10.0)
+_RETRYABLE: Final = retry_if_exception_type(Retryable)
 PAUSE_MAX_S: Final = 300.0
 """The longest pause for which no call is left to wait: after it another one finds out."""
 RETRIED: Final = 100
@@ -98,10 +99,7 @@ class Executor:
             if tool.retries == 0:  # the common case, and retrying costs more than a quick tool
                 content = await self._tried(work)
             else:
-                async for attempt in self._retrying(work):
-                    work.number = attempt.retry_state.attempt_number
-                    with attempt:
-                        content = await self._tried(work)
+                content = await self._tried_again(work)
             outcome: ResultOutcome = "ok"
         except TimeoutError:
             outcome, kind = "timeout", "timeout"
@@ -121,14 +119,33 @@ class Executor:
             outcome, content, started, self._now(), work.number, work.began_at, work.ran_s, kind, work.retried
         )
 
-    def _retrying(self, work: Work) -> AsyncRetrying:
+    async def _tried_again(self, work: Work) -> Content:
+        """Tries, until one succeeds or there may be no more. Of what retrying has made, nothing leads to itself in the
+        end: it would keep the call.
+        """
+        begun: list[RetryCallState] = []
+        retrying = self._retrying(work, begun)
+        try:
+            return await retrying(self._tried, work)
+        finally:
+            retrying.iter_state.reset()
+            for state in begun:
+                state.outcome = None
+            begun.clear()
+
+    def _retrying(self, work: Work, begun: list[RetryCallState]) -> AsyncRetrying:
         return AsyncRetrying(
-            retry=retry_if_exception_type(Retryable),
+            before=partial(self._note_try, work, begun),
+            retry=_RETRYABLE,
             stop=partial(self._is_over, stop_after_attempt(work.tool.retries + 1), work.call),
             wait=_wait,
             before_sleep=partial(self._note_retry, work),
             reraise=True,
         )
+
+    def _note_try(self, work: Work, begun: list[RetryCallState], state: RetryCallState) -> None:
+        work.number = state.attempt_number
+        begun.append(state)
 
     def _note_retry(self, work: Work, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
@@ -217,9 +234,12 @@ class Executor:
         loop = asyncio.get_running_loop()
         running = self._threads.submit(copy_context().run, contained, _encoding(work, function))
         running.add_done_callback(lambda _: self._tell(loop))
-        with self._timed(work):
-            made = await asyncio.wrap_future(running)
-            return _content(work, await self._awaited(work, made)) if inspect.isawaitable(made) else made
+        try:
+            with self._timed(work):
+                made = await asyncio.wrap_future(running)
+                return _content(work, await self._awaited(work, made)) if inspect.isawaitable(made) else made
+        finally:
+            del running  # its error's traceback leads here: the two would keep each other, and the call
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
         with suppress(RuntimeError):  # the thread has outlived the loop

@@ -29,16 +29,19 @@ class Steps:
     def __await__(self) -> Generator[Any, Any, Any]:
         coroutine = self._coroutine
         error: BaseException | None = asyncio.CancelledError() if self.is_left else None
-        while True:
-            try:
-                waits_for = coroutine.send(None) if error is None else coroutine.throw(error)
-            except StopIteration as end:
-                return end.value
-            error = None
-            try:
-                yield waits_for
-            except BaseException as thrown:
-                if self._leaving:
-                    self._leaving, self.is_left = False, True
-                    raise
-                error = thrown
+        try:
+            while True:
+                try:
+                    waits_for = coroutine.send(None) if error is None else coroutine.throw(error)
+                except StopIteration as end:
+                    return end.value
+                error = None
+                try:
+                    yield waits_for
+                except BaseException as thrown:
+                    if self._leaving:
+                        self._leaving, self.is_left = False, True
+                        raise
+                    error = thrown
+        finally:
+            del error  # its traceback leads here: the two would keep each other, and the call
