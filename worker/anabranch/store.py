@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from anabranch import references
 from anabranch.config import StoreSettings, without_secrets
-from anabranch.errors import ConfigError, StoreError, StoreUnavailable
+from anabranch.errors import ConfigError, ObjectLost, StoreError, StoreUnavailable
 from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)
@@ -94,16 +94,19 @@ class Store:
     async def get(self, reference: str, tenant: str | None, within_s: float) -> bytes:
         """The bytes of `reference`, checked. Tried again for `within_s` seconds while the store is unreachable.
 
-        Raises `StoreError` if they are missing or others, or `StoreUnavailable` when the time is up.
+        Raises `ObjectLost` if they are missing or others, `StoreUnavailable` when the time is up, or `StoreError`.
         """
         self.refuse(reference)
         path = self._path(reference, tenant)
         size = references.size_of(reference)
         data = await _patiently(f"{reference} cannot be had", within_s, lambda: self._get(path, size))
         if data is None:
-            raise StoreError(f"{reference} is not in the store (was it deleted by a lifecycle rule?)")
+            raise ObjectLost(
+                f"{reference} is not in the store (was it deleted by a lifecycle rule, or has whoever put it there "
+                "another ANABRANCH_STORE?)"
+            )
         if len(data) != size or await _of_large(data) != reference:
-            raise StoreError(f"{reference} is corrupt: the store has other bytes under this name")
+            raise ObjectLost(f"{reference} is corrupt: the store has other bytes under this name")
         return data
 
     async def get_all(self, references: Iterable[str], tenant: str | None, within_s: float) -> dict[str, bytes]:
