@@ -38,7 +38,10 @@ SOON_S: Final = 10.0
 BACKOFF_S: Final = (0.2, 10.0)
 AT_ONCE: Final = 8
 """Objects that are read at once for one reader."""
-_QUERY: Final = re.compile(r"\?[^\s'\"]*")
+REASON: Final = 400
+"""Letters of what obstore says of a failure: more is a server's page."""
+_URL: Final = re.compile(r"(https?://)(?:[^\s/?'\"]*@)?([^\s/?'\")]+)[^\s'\")]*")
+_NOISE: Final = re.compile(r"/[0-9a-f]{64}(?:#\d+)?|<\?xml[^>]*\?>|\?[^\s'\"]*")
 _PROBE: Final = b'"anabranch was here"'
 
 
@@ -170,7 +173,7 @@ def objects_at(url: str, variable: str) -> Any:
     try:
         return _objects(url, scheme)
     except Exception as error:  # noqa: BLE001 - whatever obstore does not like about it
-        raise ConfigError(f"the store {shown} ({variable}) cannot be used: {_first_line(error)}") from None
+        raise ConfigError(f"the store {shown} ({variable}) cannot be used: {_reason(error)}") from None
 
 
 def _objects(url: str, scheme: str) -> Any:
@@ -216,10 +219,13 @@ async def tried_once(failing: str, work: Callable[[], Awaitable[T]], within_s: f
     except TimeoutError:
         raise StoreUnavailable(f"{failing}: the store did not answer within {within_s:.0f} s") from None
     except Exception as error:  # noqa: BLE001 - whatever obstore could not do
-        raise StoreUnavailable(f"{failing}: {_first_line(error)}") from None
+        raise StoreUnavailable(f"{failing}: {_reason(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    """Below it obstore tells its own innards; and the query of a signed URL is a secret."""
-    lines = _QUERY.sub("", str(error)).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+def _reason(error: Exception) -> str:
+    """What obstore says, with what the server answered: without obstore's own innards, which come below, and of a URL
+    only whose it is, for the rest leaves no room for the reason, and the query of a signed one is a secret.
+    """
+    said = str(error).partition("\n\nDebug source:")[0]
+    said = " ".join(_NOISE.sub("", _URL.sub(r"\1\2", said)).split())
+    return said[:REASON] or type(error).__name__
