@@ -34,7 +34,8 @@ OWED_S: Final = 1.0
 """How much of what was lost beyond that is repaid; more is forgiven."""
 REPAID: Final = 0.01
 WINDOW_S: Final = 10.0
-"""Within which the rate is kept: what is caught up with, what is repaid and two calls may be `SLACK` of it together."""
+"""Within which the rate is kept, or within 100 calls, if that is longer: what is caught up with, what is repaid and two
+calls may be `SLACK` of it together."""
 SECOND_S: Final = 1.01
 """What counts as a second: between the count of a start and the tool itself a busy loop may lose some time."""
 LOOK_S: Final = 0.1
@@ -80,7 +81,8 @@ class Pacer:
         self._repaid = self._period * min(REPAID, max(0.0, SLACK - (LATE_S + 2 * self._period) / WINDOW_S))
         self._owed = 0.0
         fastest = share.per_second * (1 + SLACK)
-        self._bucket = AsyncLimiter(1 + LATE_S * fastest, 1 / fastest + LATE_S)
+        at_once = 1 + LATE_S * fastest
+        self._bucket = AsyncLimiter(at_once, at_once / (fastest - at_once / max(WINDOW_S, 100 * self._period)))
         self._most = int(fastest) + 1
         self._last_second: deque[float] = deque()
         self._entering = 0  # those let in that have not started: more of them would start in a burst, or too late
