@@ -13,6 +13,7 @@ import pytest
 from tests.support.sharing import EPOCH, MINUTELY, Worker, home_of
 from tests.support.virtual import now, tick, virtually
 
+from anabranch.homes import homes
 from anabranch.limits import LATE_S, ShareLost
 from anabranch.specs import LimitSpec
 from anabranch.tools.marks import Marks, read, write
@@ -109,6 +110,28 @@ def test_who_is_killed_leaves_what_it_was_told_and_what_is_yet_to_come_of_it() -
     among, behind = virtually(run)
     assert among == pytest.approx(0.1 + LATE_S, abs=0.02), "after those who had stayed"
     assert behind == pytest.approx(0.1, abs=0.02), "a period late, as the one that is gone may have gone on"
+
+
+def test_a_home_on_a_partition_that_was_added_begins_when_what_stayed_at_the_old_one_is_over() -> None:
+    limits = (LimitSpec(f"crm-{n}", "q", 10.0) for n in range(50))
+    limit, new = next((limit, home) for limit in limits if (home := homes(limit, None, 64)[0]) >= 8)
+
+    async def run() -> list[float]:
+        worker = Worker(limit).gain(home_of(limit))
+        calls = [asyncio.create_task(worker.call(limit, order=n)) for n in range(40)]
+        await asyncio.sleep(0.95)
+        worker.leave(home_of(limit), for_s=3.0)
+        worker.shares.spread_over(64, 3.0)
+        pacer = worker.gain(new).shares.pacer(limit.name, None, new)
+        async with pacer.inside(pacer.join(0, 60.0, lambda: False)) as turn:
+            await turn.start()
+            worker.started.append(("", now()))
+        await asyncio.gather(*calls, return_exceptions=True)
+        return worker.at
+
+    at = virtually(run)
+    assert at == sorted(at)
+    assert at[-1] == pytest.approx(0.95 + 3.0 + 0.1, abs=0.02)
 
 
 def test_while_all_is_given_up_nobody_gets_a_budget_that_was_not_in_use() -> None:

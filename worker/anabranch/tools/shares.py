@@ -63,6 +63,7 @@ class Shares:
         self._meters = meters or ToolMeters()
         self._limits = {limit.name: limit for limit in limits}
         self._partitions, self._now, self._alive = partitions, now, alive
+        self._added, self._added_since = range(0), 0.0
         self._homes: dict[int, _Home] = {}
         self._pacers: dict[tuple[int, str], Pacer] = {}
         self._ending: list[tuple[int, str, Pacer]] = []  # what stayed of homes that were others' meanwhile
@@ -81,11 +82,13 @@ class Shares:
         """Where the calls of this budget belong."""
         return homes(self._limits[limit], tenant, self._partitions)
 
-    def spread_over(self, partitions: int) -> None:
+    def spread_over(self, partitions: int, stays_s: float) -> None:
         """So many there are, and nothing is ours just now. If some were added, homes are others, with other parts: all
-        begin with what commits say of them. Calls that go on keep to what they were told.
+        begin with what commits say of them. Calls that go on keep to what they were told, and new homes begin when what
+        stayed in the lines of old ones is over, in `stays_s` at the latest.
         """
         if partitions != self._partitions:
+            self._added, self._added_since = range(self._partitions, partitions), _loop_now() + stays_s
             self._partitions = partitions
             for key in list(self._pacers):
                 self._let_end(key)
@@ -173,6 +176,8 @@ class Shares:
         if unnamed is None:  # it was no last commit: its owner may have started some since
             found = {budget: self._yet_to_come(mark) for budget, mark in found.items()}
         since = self._loop_time(unnamed.due_ms / 1000) if unnamed is not None else _loop_now()
+        if partition in self._added:
+            since = max(since, self._added_since)
         home = self._homes[partition] = _Home(since, found)
         for key, pacer in list(self._pacers.items()):
             if key[0] == partition:
