@@ -19,6 +19,7 @@ from anabranch.kafka.seam import Appender, Committed, Place, Subscription
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.messages import ReplyTopic, ToolCall
 from anabranch.spans import Traces
+from anabranch.store import NO_STORE, Store
 from anabranch.tasks import alongside
 from anabranch.tools.executor import Executor
 from anabranch.tools.serving import Bench
@@ -113,6 +114,7 @@ class ToolBench:
         partitions: int = 1,
         settings: ToolSettings | None = None,
         traces: Traces | None = None,
+        store: Store = NO_STORE,
     ) -> None:
         self.group, self.sent, self.clock = group or Group(), Results(), Clock(100.0)
         self.group.count = partitions
@@ -121,7 +123,9 @@ class ToolBench:
         self.executor = Executor(settings, now)
         sent = cast(Appender, self.sent)
         told = None if traces is None else ToolTraces(traces, "q")
-        bench = Bench(NAMESPACE, worker_id, app, "q", sent, self.executor, settings, now, partitions, traces=told)
+        bench = Bench(
+            NAMESPACE, worker_id, app, "q", sent, self.executor, settings, now, partitions, store=store, traces=told
+        )
         self.worker = ToolWorker(bench, commit_s=0.01)
 
     @asynccontextmanager

@@ -244,7 +244,7 @@ def test_a_refusal_pauses_the_model_and_then_one_call_finds_out() -> None:
         budget.refused(attempt, 30.0, 0.0)
         budget.ended(attempt, {}, 0.0)
     assert budget.opens_at(0.0) == 30.0
-    assert "pause of 30 s" in budget.held_by(0.0)
+    assert "pause of 30.0 s" in budget.held_by(0.0)
     probe = budget.start(1, 1, 30.0)
     assert budget.opens_at(30.0) == math.inf
     assert "1 at a time" in budget.held_by(30.0)
@@ -256,6 +256,30 @@ def test_no_pause_is_longer_than_a_bound_whatever_the_provider_says() -> None:
     budget = budget_of()
     budget.refused(budget.start(1, 1, 0.0), 1e6, 0.0)
     assert budget.paused_until == PAUSE_MAX_S
+
+
+@pytest.mark.parametrize("named", [None, 0.0])
+def test_a_refusal_that_names_no_pause_makes_one_that_grows_until_a_call_is_accepted(named: float | None) -> None:
+    budget, now, pauses = budget_of(), 0.0, []
+    for _ in range(10):
+        for attempt in [budget.start(1, 1, now) for _ in range(3)]:
+            budget.refused(attempt, named, now)
+            budget.ended(attempt, {}, now)
+        pauses.append(budget.paused_until - now)
+        now = budget.paused_until
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 8.0, 8.0, 8.0])
+    found_out = budget.start(1, 1, now)
+    budget.accepted(found_out)
+    budget.ended(found_out, {}, now)
+    assert budget.opens_at(now) == now
+    budget.refused(budget.start(1, 1, now), named, now)
+    assert budget.paused_until == pytest.approx(now + 0.1)
+
+
+def test_a_refusal_whose_retries_are_charged_makes_no_pause_that_it_does_not_name() -> None:
+    budget = budget_of()
+    budget.refused(budget.start(1, 1, 0.0), None, 0.0, charged=True)
+    assert budget.paused_until == 0.0
 
 
 def test_the_window_opens_quickly_to_half_and_then_slowly() -> None:

@@ -15,7 +15,15 @@ from anabranch.cli.enrichment import Enrichment, Order, Stop, at_hand, waited_fo
 from anabranch.cli.outfile import OutFile, line_of
 from anabranch.cli.records import BadLine, Recipe, Record, Template, jobs
 from anabranch.cli.tally import Tally
-from anabranch.errors import AnabranchError, BrokerError, InvalidRequest
+from anabranch.errors import (
+    AnabranchError,
+    BrokerError,
+    Forgotten,
+    InvalidRequest,
+    ObjectLost,
+    StoreError,
+    StoreUnavailable,
+)
 from anabranch.fields import Lane
 from anabranch.messages import RunError, RunResponse
 
@@ -258,6 +266,45 @@ async def test_a_request_that_no_worker_would_take_is_a_failed_record(tmp_path: 
     tally = await enrich(out, [1, 2], Refusing())
     assert (tally.completed, tally.failed, tally.errors) == (1, 1, {"invalid_request": 1})
     assert {line["status"] for line in read(out)} == {"completed", "failed"}
+
+
+async def test_a_record_that_the_store_does_not_take_costs_only_its_line(tmp_path: Path) -> None:
+    class Refusing(Agent):
+        async def submit(self, agent: str, input: str, **rest: Any) -> Awaitable[RunResponse]:
+            if input == "1":
+                raise StoreError("larger than 64 MB")
+            return await super().submit(agent, input, **rest)
+
+    tally = await enrich(tmp_path / "out.jsonl", [1, 2], Refusing())
+    assert (tally.completed, tally.errors) == (1, {"invalid_request": 1})
+
+
+async def test_an_answer_that_the_store_has_lost_costs_only_its_line_and_is_asked_for_anew(tmp_path: Path) -> None:
+    async def losing(prompt: str, run_id: str) -> RunResponse:
+        if prompt == "1":
+            raise ObjectLost("is not in the store")
+        return RunResponse(run_id, "a", None, "completed", output=prompt)
+
+    out, agent = tmp_path / "out.jsonl", Agent()
+    tally = await enrich(out, [1, 2], Agent(losing))
+    assert (tally.completed, tally.errors) == (1, {"internal": 1})
+    await enrich(out, [1, 2], agent)
+    assert [prompt for prompt, _ in agent.asked] == ["1"]
+    assert sorted(outputs(out)) == [1, 2]
+
+
+@pytest.mark.parametrize("error", [StoreError("no store is set"), StoreUnavailable("away"), Forgotten("gone")])
+async def test_a_store_that_nothing_can_be_had_from_ends_it_and_nothing_is_asked_for_again(
+    tmp_path: Path, error: StoreError
+) -> None:
+    async def raising(prompt: str, run_id: str) -> RunResponse:
+        raise error
+
+    first, second = Agent(raising), Agent()
+    with pytest.raises(StoreError, match=str(error)):
+        await enrich(tmp_path / "out.jsonl", [1], first)
+    await enrich(tmp_path / "out.jsonl", [1], second)
+    assert second.asked == first.asked, "the same run: its answer is had again"
 
 
 async def test_a_dead_broker_ends_it_and_what_was_answered_stays(tmp_path: Path) -> None:

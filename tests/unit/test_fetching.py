@@ -10,6 +10,7 @@ from tests.support.fetch_scene import A, B, MakeScene, scenes
 from tests.support.fetches import batch, state
 from tests.support.wait import until
 
+from anabranch.kafka import pump
 from anabranch.kafka.fetching import EACH
 from anabranch.kafka.pump import AT_ONCE
 from anabranch.kafka.seam import Place
@@ -77,6 +78,25 @@ async def test_whoever_has_enough_to_do_is_given_more_at_leisure(scene: MakeScen
         s.broker.answer((A, 0, batch(AT_ONCE + 1, AT_ONCE + 1)))
         await asyncio.sleep(0)
         assert [count for _, count in s.member.deliveries] == [AT_ONCE, 1, AT_ONCE, 1]
+
+
+async def test_a_delivery_that_took_long_holds_the_next_one_up_for_a_bounded_time(
+    scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the process stood still in it, what it had to do may be over; and partitions may be others by then."""
+    monkeypatch.setattr(pump, "LEISURE_S", 0.02)
+    async with scene(a=0, b=0) as s:
+        at = list[float]()
+
+        def take(place: Place) -> None:
+            at.append(time.monotonic())
+            if len(at) == 1:
+                time.sleep(0.5)
+
+        s.member.on_records, s.member.sated = take, True
+        s.broker.answer((A, 0, batch(0, AT_ONCE + 1)))
+        await until(lambda: len(at) == 2, what="the rest is delivered")
+        assert at[1] - at[0] < 1.5, "without a bound it would be 2 s"
 
 
 async def test_what_was_fetched_beyond_a_pause_is_kept_and_delivered_after_it(scene: MakeScene) -> None:

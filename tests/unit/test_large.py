@@ -26,7 +26,7 @@ from anabranch.agent import snapshot
 from anabranch.agent.answer import answer, brief_answer
 from anabranch.agent.asking import to_request
 from anabranch.agent.conversation import content_of, request_body
-from anabranch.agent.large import AT_ONCE, REPLY_BYTES, Incomplete, Large, large_answer, needed
+from anabranch.agent.large import REPLY_BYTES, Incomplete, Large, large_answer, needed
 from anabranch.agent.model import Hopeless
 from anabranch.agent.offer import Offer, Offers
 from anabranch.agent.referring import content_ref_of, inputs_of, referring
@@ -35,6 +35,7 @@ from anabranch.agent.state import Run
 from anabranch.bodies import dump, read
 from anabranch.config import StoreSettings
 from anabranch.errors import StoreError, TooLarge, WireError
+from anabranch.in_hand import AT_ONCE, InHand
 from anabranch.log_events import ToolResult
 from anabranch.messages import ReplyTopic, ToolCall
 from anabranch.registry import Registry
@@ -208,13 +209,13 @@ async def test_messages_that_are_none_are_a_bad_request(messages: Any) -> None:
     assert caught.value.code == "invalid_request"
 
 
-async def test_what_is_fetched_for_all_calls_together_is_bounded() -> None:
+async def test_what_is_in_hand_for_all_calls_together_is_bounded() -> None:
     """The second waits for the first to end; one that is larger by itself goes alone."""
-    large, order = Large(store(), lambda: 0.0), list[str]()
+    in_hand, order = InHand(), list[str]()
     inside, leave = asyncio.Event(), asyncio.Event()
 
     async def hold(name: str, size: int) -> None:
-        async with large._room(size):
+        async with in_hand.hold(size):
             order.append(name)
             inside.set()
             if name == "first":

@@ -24,8 +24,8 @@ from anabranch.tools.worker import SATED
 class Api:
     """An App with a tool behind a limit and one without; what started, in order."""
 
-    def __init__(self, rate: str = "100/s", name: str = "api", **options: Any) -> None:
-        self.app, self.limit = App("t"), Limit(name, rate)
+    def __init__(self, rate: str = "100/s", name: str = "api", limit: Limit | None = None, **options: Any) -> None:
+        self.app, self.limit = App("t"), limit or Limit(name, rate)
         self.started: list[int] = []
         self.answers: dict[int, list[Exception]] = {}
         self.may_end = asyncio.Event()
@@ -187,6 +187,39 @@ async def test_without_a_confirmed_commit_nothing_more_starts() -> None:
         started = len(api.started)
         await until(lambda: bench.worker.running == 0, what="those in line are given up")
     assert len(api.started) == started
+
+
+@pytest.mark.parametrize("concurrency", [3, None])
+async def test_without_a_confirmed_commit_no_call_keeps_a_place_of_which_the_next_owner_does_not_know(
+    concurrency: int | None,
+) -> None:
+    api = Api(limit=Limit("api", "100/s", concurrency=concurrency))
+    api.may_end.clear()
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(3)))
+        await until(lambda: len(api.started) == 3, what="all have started")
+        bench.group.refuses = True
+        await bench.revoke()
+        if concurrency is None:
+            assert bench.worker.running == 3, "these hold nothing that is another's now"
+            api.may_end.set()
+        await until(lambda: bench.worker.running == 0, what="none runs")
+    assert len(results(bench)) == (3 if concurrency is None else 0)
+
+
+async def test_those_in_line_whose_places_a_commit_has_no_room_for_are_given_back() -> None:
+    api = Api(limit=Limit("api", "5/s", concurrency=3, per="tenant"))
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(call(n, "ask", {"n": n}, tenant=f"tenant-{n % 40}") for n in range(160)))
+        await until(lambda: api.started, what="the first have started")
+        await bench.revoke()
+        at = bench.group.stands[PLACE]
+        finished = at.offset + len(marks.read(at.offset, at.metadata).finished)
+        assert 0 < finished < 160
+        await until(lambda: bench.worker.running == 0, what="those that stay have ended")
+    assert len(api.started) == finished
 
 
 async def test_a_lost_session_starts_nothing_more() -> None:

@@ -74,6 +74,27 @@ def test_whoever_makes_up_for_it_keeps_below_the_bounds(rate: float, hang_s: flo
     assert most <= 1.02 * window * rate
 
 
+@pytest.mark.parametrize(("rate", "seed"), [(10.0, 0), (19.9, 6), (50.0, 4)])
+def test_who_is_let_in_and_held_up_makes_no_window_too_full(rate: float, seed: int) -> None:
+    """All places of a worker may be taken at times: then those who wait there are late beside the schedule, too."""
+
+    async def run() -> list[float]:
+        chance, paced, at = random.Random(seed), pacer(rate), list[float]()
+
+        async def one(order: int) -> None:
+            async with paced.inside(paced.join(order, 0.0, lambda: False)) as turn:
+                await asyncio.sleep(chance.uniform(0.0, 1.0) if chance.random() < 0.02 else 0.0)
+                await turn.start()
+                at.append(now())
+
+        await asyncio.gather(*(one(order) for order in range(int(60 * rate))))
+        return at
+
+    at = virtually(run)
+    assert most_in_a_second(at) <= 1.02 * rate + 1
+    assert max(bisect_left(at, begin + 10.0) - n for n, begin in enumerate(at)) <= 1.02 * 10.0 * rate
+
+
 def test_what_was_late_for_very_long_is_forgiven() -> None:
     at = starts_of_one_that_hangs(50.0, 30.0, 150.0, 445.0)
     assert len(at) == pytest.approx((445.0 - 2 * 30.0 + 2 * 1.06) * 50.0, rel=0.001), "but for a second of each"

@@ -1,6 +1,7 @@
 """The shares of a worker: what a gained home begins with, what a lost one leaves, and who may start meanwhile.
 
-Responsible for: `tools/shares.py`, in virtual time. Must never: run a broker or wait for real time.
+Responsible for: `tools/shares.py`, in virtual time; homes that are lost and come back within seconds are in
+`test_shares_coming_back.py`. Must never: run a broker or wait for real time.
 Called by: pytest.
 """
 
@@ -10,59 +11,19 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from tests.support.sharing import EPOCH, MINUTELY, PLACES, TENANTS, Worker, home_of
 from tests.support.virtual import now, tick, virtually
 
 from anabranch.homes import homes
 from anabranch.limits import LATE_S, Pacer, ShareLost
 from anabranch.specs import LimitSpec
-from anabranch.tools.marks import Marks, ShareMark, read, write
-from anabranch.tools.shares import PAUSE_MAX_S, UNNAMED, Shares
+from anabranch.tools.marks import ShareMark
+from anabranch.tools.shares import PAUSE_MAX_S, UNNAMED
 
 
 @pytest.fixture(autouse=True)
 def _virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     tick(monkeypatch)
-
-
-EPOCH = 1_800_000_000.0
-MINUTELY = LimitSpec("mail", "q", 1 / 60)
-PLACES = LimitSpec("crm", "q", 15.0, 4)
-TENANTS = LimitSpec("api", "q", 1.0, per="tenant")
-
-
-def home_of(limit: LimitSpec, tenant: str | None = None) -> int:
-    return homes(limit, tenant, 8)[0]
-
-
-class Worker:
-    """A worker with shares, in its own time. `alive` may be taken from it."""
-
-    def __init__(self, *limits: LimitSpec, ahead_s: float = 0.0) -> None:
-        self.alive, self.started = True, list[tuple[str, float]]()
-        self.shares = Shares(limits, 8, lambda: EPOCH + now(), lambda: self.alive)
-
-    def gain(self, partition: int, told: tuple[ShareMark, ...] = ()) -> Worker:
-        self.shares.gain(partition, told)
-        self.shares.may_start(partition)
-        return self
-
-    async def call(self, limit: LimitSpec, tenant: str | None = None, takes_s: float = 0.0, order: int = 0) -> None:
-        pacer = self.shares.pacer(limit.name, tenant, home_of(limit, tenant))
-        async with pacer.inside(pacer.join(order, 60.0, lambda: False)) as turn:
-            await turn.start()
-            self.started.append((limit.name, now()))
-            await asyncio.sleep(takes_s)
-
-    def leave(self, partition: int, for_s: float = 5.0) -> tuple[ShareMark, ...]:
-        """Give all up; returns what the commit says."""
-        self.shares.close(for_s, lambda partition, offset, is_in: True)
-        told = read(0, write(0, Marks(shares=self.shares.told(partition)))).shares
-        self.shares.leave([partition])
-        return told
-
-    @property
-    def at(self) -> list[float]:
-        return [round(when, 2) for _, when in self.started]
 
 
 def test_a_home_that_nobody_has_left_starts_a_period_late() -> None:

@@ -163,9 +163,20 @@ async def test_when_the_time_is_up_it_is_unavailable() -> None:
         await store.get(NAME, None, 0.0)
 
 
-async def test_what_went_wrong_is_told_without_the_query_of_a_url() -> None:
-    failure = OSError("GET https://host/path?sig=geheim&x=1 failed\n\nDebug source: innards")
-    with pytest.raises(StoreUnavailable, match=r"GET https://host/path failed$"):
+async def test_what_went_wrong_is_told_without_what_may_be_secret_in_a_url() -> None:
+    failure = OSError("GET https://user:geheim@host:1/path?sig=geheim&x=1 failed\n\nDebug source: innards")
+    with pytest.raises(StoreUnavailable, match=r"GET https://host:1 failed$"):
+        await in_memory(objects=Metered(failure)).get(NAME, None, 0.0)
+
+
+@pytest.mark.parametrize("prolog", ["", '<?xml version="1.0" encoding="UTF-8"?>\n'])
+async def test_what_the_server_answered_is_told_however_long_the_names_are(prolog: str) -> None:
+    url = f"https://{'b' * 60}.s3.eu-central-1.amazonaws.com/{'prefix/' * 20}tenant%3Dacme/{'0' * 64}"
+    failure = OSError(
+        f"Generic S3 error: Error performing PUT {url} in 260ms, after 2 retries, max_retries: 2, retry_timeout: 10s - "
+        f"Server returned non-2xx status code: 503 Service Unavailable: {prolog}<Error><Code>SlowDown</Code></Error>"
+    )
+    with pytest.raises(StoreUnavailable, match=r"503 Service Unavailable: <Error><Code>SlowDown</Code></Error>$"):
         await in_memory(objects=Metered(failure)).get(NAME, None, 0.0)
 
 

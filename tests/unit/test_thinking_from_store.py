@@ -14,9 +14,10 @@ from tests.support.thinking import SETTINGS, Desk, Script, at, thought
 
 from anabranch import log_events as e
 from anabranch.agent.jobs import Job
-from anabranch.agent.large import AT_ONCE, Incomplete
+from anabranch.agent.large import Incomplete
 from anabranch.agent.model import Transient
 from anabranch.config import ModelLimits, StoreSettings
+from anabranch.in_hand import AT_ONCE
 from anabranch.store import Store
 
 

@@ -17,9 +17,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from anabranch import client_checks as checked
-from anabranch.agent.answer import words_of
 from anabranch.bodies import dump, read, read_request, refuse_incomplete
-from anabranch.client_seals import STORE_S, ClientSeals, is_sealed
+from anabranch.client_seals import STORE_S, ClientSeals, fetched, is_sealed
 from anabranch.client_traces import ClientTraces
 from anabranch.codec import cloud_event, encode
 from anabranch.config import KafkaSettings, Settings
@@ -317,14 +316,7 @@ class Client:
         """
         if is_sealed(response):
             response = await self._seals.response(response, tenant)
-        if response.content_ref is None:
-            return response
-        data = await self._store.get(response.content_ref, tenant, STORE_S)
-        try:
-            output, content = words_of(read(list[dict[str, Json]], data), response.status == "completed")
-        except WireError as error:
-            raise StoreError(f"{response.content_ref} is no list of content blocks: {error}") from None
-        return replace(response, output=output, content=content)
+        return await fetched(response, self._store, tenant)
 
     async def _append(self, record: Any) -> Acked:
         appender = self._check_open()

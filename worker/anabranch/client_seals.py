@@ -1,6 +1,7 @@
-"""What a client seals of what it asks for, and opens of what it gets.
+"""What a client seals of what it asks for, and opens or fetches of what it gets.
 
-Responsible for: which fields of requests, answers and streams are sealed. Must never: leave a text beside its seal.
+Responsible for: which fields of requests, answers and streams are sealed, and what of an answer lies in the store. Must
+never: leave a text beside its seal.
 Called by: `client.py`, and the commands that show an answer.
 """
 
@@ -16,6 +17,7 @@ from anabranch.errors import StoreError, WireError
 from anabranch.fields import Json
 from anabranch.messages import RunError, RunRequest, RunResponse, StreamDelta
 from anabranch.sealing import NO_SEALING, Sealing
+from anabranch.store import Store
 
 STORE_S: Final = 30.0
 """How long keys and store are tried for a request or an answer."""
@@ -25,6 +27,18 @@ def is_sealed(response: RunResponse) -> bool:
     """Whether something in it is."""
     told_of_error = response.error is not None and response.error.message_sealed is not None
     return told_of_error or response.content_sealed is not None or response.metadata_sealed is not None
+
+
+async def fetched(response: RunResponse, store: Store, tenant: str | None) -> RunResponse:
+    """A response with what of it lies in the store. Raises `StoreError`."""
+    if response.content_ref is None:
+        return response
+    data = await store.get(response.content_ref, tenant, STORE_S)
+    try:
+        output, content = words_of(read(list[dict[str, Json]], data), response.status == "completed")
+    except WireError as error:
+        raise StoreError(f"{response.content_ref} is no list of content blocks: {error}") from None
+    return replace(response, output=output, content=content)
 
 
 class ClientSeals:

@@ -9,6 +9,7 @@
     ├── TooLarge             a record would not fit into its topic
     ├── StoreError           what lies in the store cannot be had: missing, corrupt, too large, or no store is set
     │   ├── StoreUnavailable ... because the store, or who has the keys, cannot be reached at present
+    │   ├── ObjectLost       ... because the store that is set here does not have it, or has other bytes under its name
     │   └── SealError        ... because it is sealed: no keys are set here, or it does not open with the tenant's key
     │       └── Forgotten    ... which was deleted: nobody will read it again
     ├── BrokerError          Kafka cannot be reached, refuses, or lost something
@@ -60,6 +61,10 @@ class StoreError(AnabranchError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached, or refuses: worth another try. So with whoever has the keys."""
+
+
+class ObjectLost(StoreError):
+    """The store does not have an object that was put there, or has other bytes under its name."""
 
 
 class SealError(StoreError):

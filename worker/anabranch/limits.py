@@ -34,7 +34,8 @@ OWED_S: Final = 1.0
 """How much of what was lost beyond that is repaid; more is forgiven."""
 REPAID: Final = 0.01
 WINDOW_S: Final = 10.0
-"""Within which the rate is kept: what is caught up with, what is repaid and two calls may be `SLACK` of it together."""
+"""Within which the rate is kept, or within 100 calls, if that is longer: what is caught up with, what is repaid and two
+calls may be `SLACK` of it together."""
 SECOND_S: Final = 1.01
 """What counts as a second: between the count of a start and the tool itself a busy loop may lose some time."""
 LOOK_S: Final = 0.1
@@ -80,7 +81,8 @@ class Pacer:
         self._repaid = self._period * min(REPAID, max(0.0, SLACK - (LATE_S + 2 * self._period) / WINDOW_S))
         self._owed = 0.0
         fastest = share.per_second * (1 + SLACK)
-        self._bucket = AsyncLimiter(1 + LATE_S * fastest, 1 / fastest + LATE_S)
+        at_once = 1 + LATE_S * fastest
+        self._bucket = AsyncLimiter(at_once, at_once / (fastest - at_once / max(WINDOW_S, 100 * self._period)))
         self._most = int(fastest) + 1
         self._last_second: deque[float] = deque()
         self._entering = 0  # those let in that have not started: more of them would start in a burst, or too late
@@ -152,8 +154,8 @@ class Pacer:
 
     def _leaves_room(self, now: float, end: float) -> bool:
         """Whether a start now leaves the next owner room for its own, which come one a period (and may be owed some)
-        from `end` on: of the
-        seconds that begin with a start of ours and reach beyond `end`, none may have more than `_most`.
+        from `end` on: of the seconds that begin with a start of ours and reach beyond `end`, none may have more than
+        `_most`.
         """
         if now > end:
             return False
@@ -283,6 +285,22 @@ class Pacer:
         self.go_on()
         return [turn.order for turn in [*sorted(entering), *stay]]
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether somebody who stayed has not started yet."""
+        return self._closed_at is not None and (self._entering > 0 or self._line.first() is not None)
+
+    def staying(self, may_stay: Callable[[int, bool], bool]) -> list[int]:
+        """The orders of those who have stayed and not started: they start as they would have. It is asked as before."""
+        entering = (turn for turn in self._inside if not turn.started)
+        here = [(turn, True) for turn in sorted(entering)] + [(turn, False) for turn in self._line.in_turn()]
+        return [turn.order for turn, is_in in here if may_stay(turn.order, is_in)]
+
+    def end_alone(self) -> None:
+        """The home has another pacer from now on: what stayed starts by what was said of it, whosever the home is."""
+        self._may_start = lambda: True
+        self.go_on()
+
     def shut(self) -> None:
         """Nothing more starts here, not even what had stayed."""
         self._closed_at = self._loop.time() - 2 * LATE_S
@@ -313,7 +331,7 @@ class Pacer:
         """
         self._closed_at, self._places = None, self.share.places
         if due:
-            self._due = max(self._due, due - len(self._line) * self._period)
+            self._due = max(self._due, due)
             self._owe(LATE_S)
         self._lose(self._loop.time())
         if held is not None:

@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from anabranch import references
 from anabranch.config import StoreSettings, without_secrets
-from anabranch.errors import ConfigError, StoreError, StoreUnavailable
+from anabranch.errors import ConfigError, ObjectLost, StoreError, StoreUnavailable
 from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,10 @@ SOON_S: Final = 10.0
 BACKOFF_S: Final = (0.2, 10.0)
 AT_ONCE: Final = 8
 """Objects that are read at once for one reader."""
-_QUERY: Final = re.compile(r"\?[^\s'\"]*")
+REASON: Final = 400
+"""Letters of what obstore says of a failure: more is a server's page."""
+_URL: Final = re.compile(r"(https?://)(?:[^\s/?'\"]*@)?([^\s/?'\")]+)[^\s'\")]*")
+_NOISE: Final = re.compile(r"/[0-9a-f]{64}(?:#\d+)?|<\?xml[^>]*\?>|\?[^\s'\"]*")
 _PROBE: Final = b'"anabranch was here"'
 
 
@@ -94,16 +97,19 @@ class Store:
     async def get(self, reference: str, tenant: str | None, within_s: float) -> bytes:
         """The bytes of `reference`, checked. Tried again for `within_s` seconds while the store is unreachable.
 
-        Raises `StoreError` if they are missing or others, or `StoreUnavailable` when the time is up.
+        Raises `ObjectLost` if they are missing or others, `StoreUnavailable` when the time is up, or `StoreError`.
         """
         self.refuse(reference)
         path = self._path(reference, tenant)
         size = references.size_of(reference)
         data = await _patiently(f"{reference} cannot be had", within_s, lambda: self._get(path, size))
         if data is None:
-            raise StoreError(f"{reference} is not in the store (was it deleted by a lifecycle rule?)")
+            raise ObjectLost(
+                f"{reference} is not in the store (was it deleted by a lifecycle rule, or has whoever put it there "
+                "another ANABRANCH_STORE?)"
+            )
         if len(data) != size or await _of_large(data) != reference:
-            raise StoreError(f"{reference} is corrupt: the store has other bytes under this name")
+            raise ObjectLost(f"{reference} is corrupt: the store has other bytes under this name")
         return data
 
     async def get_all(self, references: Iterable[str], tenant: str | None, within_s: float) -> dict[str, bytes]:
@@ -167,7 +173,7 @@ def objects_at(url: str, variable: str) -> Any:
     try:
         return _objects(url, scheme)
     except Exception as error:  # noqa: BLE001 - whatever obstore does not like about it
-        raise ConfigError(f"the store {shown} ({variable}) cannot be used: {_first_line(error)}") from None
+        raise ConfigError(f"the store {shown} ({variable}) cannot be used: {_reason(error)}") from None
 
 
 def _objects(url: str, scheme: str) -> Any:
@@ -213,10 +219,13 @@ async def tried_once(failing: str, work: Callable[[], Awaitable[T]], within_s: f
     except TimeoutError:
         raise StoreUnavailable(f"{failing}: the store did not answer within {within_s:.0f} s") from None
     except Exception as error:  # noqa: BLE001 - whatever obstore could not do
-        raise StoreUnavailable(f"{failing}: {_first_line(error)}") from None
+        raise StoreUnavailable(f"{failing}: {_reason(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    """Below it obstore tells its own innards; and the query of a signed URL is a secret."""
-    lines = _QUERY.sub("", str(error)).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+def _reason(error: Exception) -> str:
+    """What obstore says, with what the server answered: without obstore's own innards, which come below, and of a URL
+    only whose it is, for the rest leaves no room for the reason, and the query of a signed one is a secret.
+    """
+    said = str(error).partition("\n\nDebug source:")[0]
+    said = " ".join(_NOISE.sub("", _URL.sub(r"\1\2", said)).split())
+    return said[:REASON] or type(error).__name__

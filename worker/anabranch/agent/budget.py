@@ -35,6 +35,8 @@ BURST_S: Final = 0.25
 """How long unused budget is kept: longer than a busy event loop is late, or the pace would be lost with it."""
 PAUSE_MAX_S: Final = 300.0
 """The longest pause of a model, whatever is asked for: after it one call finds out."""
+UNNAMED_S: Final = (0.1, 8.0)
+"""The pause after a refusal that names none: the first one, twice as long for each that follows on end, the longest."""
 FIRST_RATIO: Final = 1 / 3
 """Tokens a byte, before anything was learnt: more than text and JSON have."""
 MEMORY: Final = 0.95
@@ -114,12 +116,14 @@ class Window:
     counts requests that were neither accepted nor refused yet, not calls that are being answered: a refusal comes
     at once, an answer takes a minute, and a window of answers would take an hour to open again. A refusal halves
     what may be reached soon and goes on with one; it counts once a round, for those sent before it say the same.
+    One at a time is still as often as the provider can refuse: where it does not say for how long, `pause_s` does.
     """
 
     def __init__(self, ceiling: int) -> None:
         self._ceiling = ceiling
         self._size = self._soon = float(ceiling)
         self.unanswered = self._round = 0
+        self.pause_s = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -143,11 +147,14 @@ class Window:
         self.unanswered -= 1
 
     def accepted(self) -> None:
+        self.pause_s = 0.0
         self._size = min(self._ceiling, self._size + (1.0 if self._size < self._soon else 1 / self._size))
 
     def refused(self, sent_in: int) -> None:
         if sent_in == self._round:
             self._round += 1
+            first, longest = UNNAMED_S
+            self.pause_s = min(longest, max(first, 2 * self.pause_s))
             self._soon, self._size = max(2.0, min(self._size, self.unanswered) / 2), 1.0
 
 
@@ -231,7 +238,7 @@ class Budget:
     def held_by(self, now: float) -> str:
         """Why the next call may not start, in words; "" if it may."""
         if self.paused_until > now:
-            return f"the provider asked for a pause of {self.paused_until - now:.0f} s more"
+            return f"the provider has refused calls: a pause of {self.paused_until - now:.1f} s more"
         if not self._window.is_open:
             return f"the provider has refused calls, and may be asked {self._window.size} at a time until it accepts"
         latest = self._started_at + PAUSE_MAX_S
@@ -273,14 +280,16 @@ class Budget:
             attempt.accepted = True
             self._window.accepted()
 
-    def refused(self, attempt: Attempt, retry_after: float | None, now: float) -> None:
-        """The provider wants to be asked less: for `retry_after` seconds nothing of the model is asked for.
+    def refused(self, attempt: Attempt, retry_after: float | None, now: float, charged: bool = False) -> None:
+        """The provider wants to be asked less: for `retry_after` seconds nothing of the model is asked for. If it names
+        none, for as long as the window says; but not if such retries are `charged`, for that holds them already.
 
         A refused request is given back; if the provider counts it, what it says is left will tell.
         """
         self._window.refused(attempt.round)
         self._spend(-1.0, 0.0, 0.0, now)
-        self.paused_until = max(self.paused_until, now + min(retry_after or 0.0, PAUSE_MAX_S))
+        pause = retry_after or (0.0 if charged else self._window.pause_s)
+        self.paused_until = max(self.paused_until, now + min(pause, PAUSE_MAX_S))
 
     def ended(self, attempt: Attempt, usage: Mapping[str, Any] | None, now: float) -> None:
         """Settle. `usage` is the provider's; empty: nothing was used; None: unknown, so the estimate stands."""

@@ -7,7 +7,6 @@ fetched is in memory only as long as the call. Nothing here decides anything abo
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,6 +22,7 @@ from anabranch.agent.referring import Input, content_ref_of, content_sealed_of, 
 from anabranch.agent.reply import Reply, RequestedCall
 from anabranch.agent.state import Run
 from anabranch.errors import Forgotten, InvalidRequest, StoreError
+from anabranch.in_hand import InHand
 from anabranch.sealing import NO_SEALING, Fields, Sealing, size_of
 from anabranch.store import Store
 from anabranch.topics import BODY_BYTES
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AT_ONCE: Final = 256 * 1024 * 1024
-"""Bytes of what was fetched that a worker holds for its model calls, but for one call that is larger by itself."""
 HEADER_BYTES: Final = 200_000
 """What a plan may take in a record's header: more is a reply that nobody can run."""
 REPLY_BYTES: Final = BODY_BYTES - HEADER_BYTES
@@ -99,8 +97,7 @@ class Large:
 
     def __init__(self, store: Store, now: Callable[[], float], sealing: Sealing = NO_SEALING) -> None:
         self._store, self._now, self._sealing = store, now, sealing
-        self._used = 0
-        self._freed = asyncio.Event()
+        self._in_hand = InHand()
 
     @asynccontextmanager
     async def completed(self, incomplete: Incomplete, deadline: float) -> AsyncIterator[Completed]:
@@ -112,7 +109,7 @@ class Large:
                 self._store.refuse(reference)
             for _, sealed in incomplete.sealed:
                 self._sealing.refuse(sealed)
-            async with self._room(incomplete.size):
+            async with self._in_hand.hold(incomplete.size):
                 within_s = deadline - self._now()
                 found = await self._store.get_all(incomplete.references, incomplete.tenant, within_s)
                 sealer = None
@@ -129,18 +126,6 @@ class Large:
             what = f"the model call cannot be made: {error}"
             log.error("a run fails: %s", what)
             raise Hopeless("internal", what) from None
-
-    @asynccontextmanager
-    async def _room(self, size: int) -> AsyncIterator[None]:
-        while self._used and self._used + size > AT_ONCE:
-            self._freed.clear()
-            await self._freed.wait()
-        self._used += size
-        try:
-            yield
-        finally:
-            self._used -= size
-            self._freed.set()
 
     async def body_of(self, reply: Reply, tenant: str | None, deadline: float, sealer: Sealer | None = None) -> bytes:
         """What the log says of a reply: all of it, or where it lies; sealed, if there is a `sealer`. Raises `Hopeless`

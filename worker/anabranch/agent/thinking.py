@@ -323,7 +323,7 @@ class Thinker:
         except Transient as error:
             usage, outcome, verdict = error.usage or {}, _outcome(error), RULES[error.failure].verdict
             if error.slow_down:
-                budget.refused(attempt, error.retry_after, self._steady())
+                budget.refused(attempt, error.retry_after, self._steady(), RULES[error.failure].charged)
                 self._switching.turn_who_waits(lane)
             raise
         except Hopeless as error:

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 from anabranch.cli.outfile import OutFile, key_of, line_of, new_order
 from anabranch.cli.records import BadLine, Job, Try, again
 from anabranch.cli.tally import Tally
-from anabranch.errors import InvalidRequest, TooLarge
+from anabranch.errors import InvalidRequest, ObjectLost, SealError, StoreError, StoreUnavailable, TooLarge
 from anabranch.fields import Lane
 from anabranch.messages import RunError, RunResponse
 from anabranch.tasks import asked_by_signals
@@ -188,9 +188,14 @@ class Enrichment:
             run = await self._client.submit(
                 order.agent, job.prompt, run_id=run_id, tenant=order.tenant, deadline=order.deadline, lane=order.lane
             )
-        except (InvalidRequest, TooLarge) as error:
+        except (StoreUnavailable, SealError):
+            raise  # so it would be for all
+        except (InvalidRequest, TooLarge, StoreError) as error:
             return RunResponse(run_id, order.agent, None, "failed", error=RunError("invalid_request", str(error)))
-        return await run
+        try:
+            return await run
+        except ObjectLost as error:
+            return RunResponse(run_id, order.agent, None, "failed", error=RunError("internal", str(error)))
 
     def _write_due(self) -> None:
         assert self._lines is not None

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from anabranch.kafka.seam import Broker
     from anabranch.sealing import Sealing
     from anabranch.signing import Signer
+    from anabranch.store import Store
     from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)
@@ -146,14 +147,18 @@ class Frame:
 
         return verifier_of(self.settings.signing)
 
+    def store(self) -> Store:
+        """The store of the settings, or one that refuses."""
+        from anabranch.store import opened
+
+        return opened(self.settings.storage, self.namespace())
+
     def sealing(self) -> Sealing:
         """The keys and the store of the settings, or of --app."""
         from anabranch.sealing import opened
-        from anabranch.store import opened as open_store
 
-        app, namespace = self.app(), self.namespace()
-        store = open_store(self.settings.storage, namespace)
-        return opened(self.settings.sealing, namespace.name, store, app.keys if app is not None else None)
+        app, name = self.app(), self.namespace().name
+        return opened(self.settings.sealing, name, self.store(), app.keys if app is not None else None)
 
     def client(self) -> Client:
         """A client of the namespace, with store and keys of the settings; nothing is connected yet."""

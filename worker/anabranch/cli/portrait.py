@@ -90,8 +90,10 @@ def words_in(told: Told) -> str | None:
     """What the run said last, or where that lies."""
     found = told.response
     if found.content_sealed is not None:
-        return f"({told.hidden})"
-    return found.output if found.content_ref is None else f"(in the store: {found.content_ref})"
+        return f"({told.hidden or 'sealed'})"
+    if found.output is None and found.content_ref is not None:
+        return f"({told.hidden or f'in the store: {found.content_ref}'})"
+    return found.output
 
 
 def error_text(told: RunResponse) -> Text:

@@ -1,6 +1,6 @@
-"""What a sealed run has answered, for the commands that show it: opened where the keys are at hand.
+"""What a run has answered, for the commands that show it: opened where the keys are, fetched where the store is.
 
-Must never: fail because it cannot be opened; then it says why. Called by: `runs show` and `runs watch`.
+Must never: fail because it cannot be had; then it says why. Called by: `runs show` and `runs watch`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from typing import NamedTuple
 from anabranch.agent.answer import response
 from anabranch.agent.state import Run
 from anabranch.cli.frame import Frame
-from anabranch.client_seals import ClientSeals, is_sealed
+from anabranch.client_seals import ClientSeals, fetched, is_sealed
 from anabranch.errors import Forgotten, StoreError
 from anabranch.messages import RunResponse
 
 
 class Told(NamedTuple):
-    """An answer, and why what of it is still sealed stays so."""
+    """An answer, and why what of it is sealed or in the store stays there, if that was tried."""
 
     response: RunResponse
-    hidden: str = "sealed"
+    hidden: str | None = None
 
 
 async def told(common: Frame, run: Run) -> Told | None:
@@ -27,11 +27,12 @@ async def told(common: Frame, run: Run) -> Told | None:
     if run.ending is None:
         return None
     found = response(run)
-    if not is_sealed(found):
-        return Told(found)
+    tenant, where = run.opening.request.tenant, "sealed" if is_sealed(found) else "in the store"
     try:
-        return Told(await ClientSeals(common.sealing()).response(found, run.opening.request.tenant))
+        if is_sealed(found):
+            found = await ClientSeals(common.sealing()).response(found, tenant)
+        return Told(await fetched(found, common.store(), tenant))
     except Forgotten as error:
         return Told(found, f"sealed, and forgotten: {error}")
     except StoreError as error:
-        return Told(found, f"sealed: {error}")
+        return Told(found, f"{where}: {error}")

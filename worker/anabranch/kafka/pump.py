@@ -45,6 +45,8 @@ AT_ONCE = 500
 has no more than this, and a fetch, beyond its bounds."""
 AT_LEISURE = 3
 """How many times as long as a delivery took the next one waits, if the listener has enough to do."""
+LEISURE_S = 0.5
+"""The longest such wait: a process that stood still in a delivery is not to stand still three times as long again."""
 
 
 class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -159,7 +161,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             self._see_whether_shorter(place, records[0].offset, begun)  # sooner than `_report` does
             self._begun[place] = records[-1].offset + 1
             self._listener.records(place, records)
-        self._fetching.tell_soon(AT_LEISURE * (time.monotonic() - began) if self._listener.is_sated else 0.0)
+        took_s = time.monotonic() - began
+        self._fetching.tell_soon(min(AT_LEISURE * took_s, LEISURE_S) if self._listener.is_sated else 0.0)
 
     def _report(self) -> None:
         """Positions move past what is not delivered too (the markers of a transaction, say)."""

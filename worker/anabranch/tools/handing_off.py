@@ -96,13 +96,21 @@ def _in_parts(groups: Mapping[tuple[str, int], list[Job]]) -> Iterator[tuple[tup
             yield where, jobs[begin : begin + NAMED]
 
 
-def cancel_serial(jobs: Iterable[Job], committed: Mapping[Place, object]) -> None:
-    """After a revoke: what the commit does not tell may be redelivered, and a serial call may not run twice."""
+def cancel_untold(jobs: Iterable[Job], committed: Mapping[Place, object]) -> None:
+    """After a revoke: what the commit does not tell may be redelivered. A serial call may not run twice, and of a place
+    that is not named there the next owner does not know.
+    """
     for job in jobs:
-        if job.serial_key is not None and job.place not in committed:
-            call_id, what = job.call.call_id, job.about()
-            log.warning("call %s is cancelled: it may be redelivered, and its key is serial", call_id, extra=what)
-            job.drop()
+        if job.place in committed or job.task is None:  # who waits in a line hears of it there
+            continue
+        if job.serial_key is not None:
+            why = "it may be redelivered, and its key is serial"
+        elif job.tool is not None and job.tool.limit is not None and job.tool.limit.concurrency is not None:
+            why = f"no commit tells that it has a place of limit {job.tool.limit.name}"
+        else:
+            continue
+        log.warning("call %s is cancelled: %s", job.call.call_id, why, extra=job.about())
+        job.drop()
 
 
 def _time_is_up(job: Job) -> None:

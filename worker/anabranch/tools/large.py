@@ -13,7 +13,7 @@ import orjson
 
 from anabranch.bodies import dump, nests_deeper, read
 from anabranch.errors import TooLarge, WireError
-from anabranch.fields import Json
+from anabranch.fields import Content, Json
 from anabranch.log_events import ToolResult
 from anabranch.messages import ToolCall
 from anabranch.sealing import NO_SEALING, Sealing
@@ -49,19 +49,42 @@ def refuse_depth(arguments: dict[str, Json] | None, said: bytes | None) -> None:
         raise WireError(f"input: nests deeper than {MAX_INPUT_DEPTH} levels")
 
 
+def size_of(content: Content | None) -> int:
+    """How many letters there are in a result, about: it has no fewer bytes than that."""
+    if isinstance(content, str):
+        return len(content)
+    return sum(map(_letters, content or ()))
+
+
+def _letters(value: object) -> int:
+    if isinstance(value, str):
+        return len(value)
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_letters, inside))
+
+
 async def body_of(store: Store, result: ToolResult, call: ToolCall, now: float, sealing: Sealing = NO_SEALING) -> bytes:
     """The body of `tool.returned`: the result, or where its content lies; sealed, if the call was. Raises `TooLarge`,
     `StoreError`.
     """
     if call.input_sealed is not None:
         return await _sealed(sealing, result, call, _left(call, now))
+    if store.is_set and size_of(result.content) > BODY_BYTES:  # not written out twice
+        return await _referring(store, result, call, _left(call, now))
     body = dump(result)
     if store.takes(len(body)):
-        fits = len(body) <= BODY_BYTES
-        reference = await store.put_if(orjson.dumps(result.content), call.tenant, _left(call, now), fits)
-        if reference is not None:
-            return dump(replace(result, content=None, content_ref=reference))
+        return await _referring(store, result, call, _left(call, now), body if len(body) <= BODY_BYTES else None)
     return _fitting(body)
+
+
+async def _referring(
+    store: Store, result: ToolResult, call: ToolCall, within_s: float, inline: bytes | None = None
+) -> bytes:
+    """`inline` is the body that goes into the record if the store cannot be had."""
+    reference = await store.put_if(orjson.dumps(result.content), call.tenant, within_s, fits=inline is not None)
+    if reference is None and inline is not None:
+        return inline
+    return dump(replace(result, content=None, content_ref=reference))
 
 
 async def _sealed(sealing: Sealing, result: ToolResult, call: ToolCall, within_s: float) -> bytes:

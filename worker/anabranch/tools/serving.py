@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from anabranch.config import ToolSettings
 from anabranch.deadletters import dead_letter
 from anabranch.errors import AnabranchError, Forbidden, StoreError, TooLarge, TopicsError, WireError
 from anabranch.homes import home_of, in_turn
+from anabranch.in_hand import InHand
 from anabranch.kafka.seam import Appender, Place
 from anabranch.log_events import OUTCOME_UNKNOWN, ResultOutcome, ToolResult
 from anabranch.messages import ToolCall
@@ -38,7 +39,7 @@ from anabranch.tools.shares import Shares
 from anabranch.tools.slots import Slots, Whose
 from anabranch.tools.traces import ToolTraces
 from anabranch.tools.turns import Paced
-from anabranch.topics import Namespace
+from anabranch.topics import BODY_BYTES, Namespace
 from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Bench:
     lenient: bool = False
     store: Store = NO_STORE
     sealing: Sealing = NO_SEALING
+    in_hand: InHand = field(default_factory=InHand)
     meters: ToolMeters = field(default_factory=ToolMeters)
     traces: ToolTraces | None = None
 
@@ -354,12 +356,21 @@ class Service:
     async def _send(self, job: Job, execution: Execution) -> None:
         bench, call = self._bench, job.call
         try:
-            body = await large.body_of(bench.store, self._result(execution), call, bench.now(), bench.sealing)
+            body = await self._written(job, execution)
             await bench.appender.append(self._record(job, execution.outcome, body))
         except (StoreError, TooLarge, WireError) as error:
             text = f"the result of {call.tool[:128]} cannot be sent: {error}"
             shorter = replace(execution, outcome="error", content=text)  # of nothing that has to be sealed
             await bench.appender.append(self._record(job, "error", dump(self._result(shorter))))
+
+    async def _written(self, job: Job, execution: Execution) -> bytes:
+        """The body of the result. Results that no record takes are written out a few at a time: many at once would
+        be several times what the tools have returned, and the loop would stand still for all of them.
+        """
+        bench, size = self._bench, large.size_of(execution.content)
+        async with bench.in_hand.hold(size) if size > BODY_BYTES else nullcontext():
+            result = self._result(execution)
+            return await large.body_of(bench.store, result, job.call, bench.now(), bench.sealing)
 
     async def bury(self, record: Record, kind: str, reason: str) -> None:
         """Keep a record as a dead letter; returns when the broker has it, or never will."""

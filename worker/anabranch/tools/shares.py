@@ -2,9 +2,9 @@
 
 The law: who owns a partition spends the parts of the budgets that have a home there, and nobody else does. Where the
 former owner said in its commit when the next call is due, the new one goes on from there; where it said nothing (it was
-killed) a gained share starts a period late. Nothing starts before a commit of our own has replaced what was said, and
-places that calls of former owners hold are theirs until their time is over. `serving.py` asks for pacers, `worker.py`
-says what is gained and given up.
+killed) a gained share starts a period late. Nothing starts before a commit of our own has replaced what was said; what
+that said of the time to come, ours repeats until then. Places that calls of former owners hold are theirs until their
+time is over. `serving.py` asks for pacers, `worker.py` says what is gained and given up.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -63,8 +63,10 @@ class Shares:
         self._meters = meters or ToolMeters()
         self._limits = {limit.name: limit for limit in limits}
         self._partitions, self._now, self._alive = partitions, now, alive
+        self._added, self._added_since = range(0), 0.0
         self._homes: dict[int, _Home] = {}
         self._pacers: dict[tuple[int, str], Pacer] = {}
+        self._ending: list[tuple[int, str, Pacer]] = []  # what stayed of homes that were others' meanwhile
         self._said: dict[tuple[int, str], ShareMark] = {}
         self._paused_until: dict[str, float] = {}  # by budget: of pacers that are made meanwhile
         self._crowd = CROWD
@@ -80,12 +82,16 @@ class Shares:
         """Where the calls of this budget belong."""
         return homes(self._limits[limit], tenant, self._partitions)
 
-    def spread_over(self, partitions: int) -> None:
+    def spread_over(self, partitions: int, stays_s: float) -> None:
         """So many there are, and nothing is ours just now. If some were added, homes are others, with other parts: all
-        begin with what commits say of them. Calls that go on keep to what they were told.
+        begin with what commits say of them. Calls that go on keep to what they were told, and new homes begin when what
+        stayed in the lines of old ones is over, in `stays_s` at the latest.
         """
         if partitions != self._partitions:
+            self._added, self._added_since = range(self._partitions, partitions), _loop_now() + stays_s
             self._partitions = partitions
+            for key in list(self._pacers):
+                self._let_end(key)
             self._pacers.clear()
             self._said.clear()
 
@@ -96,6 +102,9 @@ class Shares:
         for partition in self.homes(limit, tenant):
             if (pacer := self._pacers.get((partition, budget))) is not None:
                 pacer.pause(seconds)
+        for _, its, pacer in self._ending:
+            if its == budget:
+                pacer.pause(seconds)
 
     def pacer(self, limit: str, tenant: str | None, partition: int) -> Pacer:
         """Who paces the calls of this budget at a home. Raises `ShareLost` if it is not ours."""
@@ -105,7 +114,7 @@ class Shares:
         if known is not None:
             return known
         part = share(spec, tenant, partition, self._partitions)
-        if home is None or part is None:
+        if home is None or part is None or self._closing:
             raise ShareLost
         if len(self._pacers) >= self._crowd:
             self._drop_spent()
@@ -123,6 +132,14 @@ class Shares:
         closing = home is None  # what stays of a line was said in the commit
         return self._alive() if home is not None and home.ours else closing
 
+    def _let_end(self, key: tuple[int, str]) -> bool:
+        """Whether somebody stayed there who has not started: then the home is to have another pacer."""
+        if not (pacer := self._pacers[key]).is_ending:
+            return False
+        self._ending.append((*key, self._pacers.pop(key)))
+        pacer.end_alone()
+        return True
+
     def _drop_spent(self) -> None:
         for key in [key for key, pacer in self._pacers.items() if pacer.is_spent]:
             del self._pacers[key]
@@ -138,11 +155,11 @@ class Shares:
                 if limit.per is None and (part := share(limit, None, partition, self._partitions)) is not None:
                     rates[limit.name] += part.per_second
         for (partition, _), pacer in self._pacers.items():
-            name = pacer.limit
-            if partition in self._homes and self._limits[name].per is not None:
-                rates[name] += pacer.share.per_second
-            waiting[name] += pacer.waiting
-            paused[name] = max(paused[name], pacer.is_paused)
+            if partition in self._homes and self._limits[pacer.limit].per is not None:
+                rates[pacer.limit] += pacer.share.per_second
+        for pacer in [*self._pacers.values(), *(pacer for _, _, pacer in self._ending)]:
+            waiting[pacer.limit] += pacer.waiting
+            paused[pacer.limit] = max(paused[pacer.limit], pacer.is_paused)
         for name in self._limits:
             self._meters.limit_rate.set(rates[name], name)
             self._meters.limit_waiting.set(waiting[name], name)
@@ -156,13 +173,19 @@ class Shares:
             return
         found = {mark.budget: mark for mark in told}
         unnamed = found.pop(UNNAMED, None)
+        if unnamed is None:  # it was no last commit: its owner may have started some since
+            found = {budget: self._yet_to_come(mark) for budget, mark in found.items()}
         since = self._loop_time(unnamed.due_ms / 1000) if unnamed is not None else _loop_now()
+        if partition in self._added:
+            since = max(since, self._added_since)
         home = self._homes[partition] = _Home(since, found)
-        for (where, budget), pacer in self._pacers.items():
-            if where == partition:
-                mark = found.get(budget)
-                same = mark is not None and mark == self._said.get((where, budget))
-                pacer.open(0.0 if same else self._due(home, mark, pacer.share), None if same else self._held(mark))
+        for key, pacer in list(self._pacers.items()):
+            if key[0] == partition:
+                mark = found.get(key[1])
+                if mark is not None and mark == self._said.get(key):
+                    pacer.open(0.0, None)
+                elif not self._let_end(key):
+                    pacer.open(self._due(home, mark, pacer.share), self._held(mark))
 
     def may_start(self, partition: int) -> None:
         """A commit of ours stands: whatever is told of the partition from here on, it is not by a former owner."""
@@ -185,14 +208,21 @@ class Shares:
                 continue
             time_s = for_s if home.ours else NOT_AT_ALL
             stay += [(partition, offset) for offset in pacer.close(time_s, partial(may_stay, partition))]
+        for partition, _, pacer in self._ending:
+            if partition in self._homes:
+                stay += [(partition, offset) for offset in pacer.staying(partial(may_stay, partition))]
         return stay
 
     def leave(self, told: Iterable[int]) -> None:
         """None of them is ours any more. Where our last commit is not known to stand, nothing more starts here."""
-        known = set(told)
+        lost = self._homes.keys() - set(told)
         for (partition, _), pacer in self._pacers.items():
-            if partition in self._homes and partition not in known:
+            if partition in lost:
                 pacer.shut()
+        for partition, _, pacer in self._ending:
+            if partition in lost:
+                pacer.shut()
+        self._ending = [ending for ending in self._ending if ending[2].is_ending]
         self._homes.clear()
         self._closing = False
         self._drop_spent()
@@ -203,10 +233,11 @@ class Shares:
         if home is None:
             return ()
         now = self._now()
-        marks = {b: ShareMark(b, 0, m.places, m.until) for b, m in home.told.items() if m.places and m.until > now}
-        if not self._closing or not home.ours:
-            return (*home.told.values(), self._unnamed(home)) if self._closing else tuple(marks.values())
         marks = {b: m for b, m in home.told.items() if m.due_ms / 1000 > now or (m.places and m.until > now)}
+        if not self._closing:
+            return tuple(self._yet_to_come(mark) for mark in marks.values())
+        if not home.ours:
+            return (*home.told.values(), self._unnamed(home))
         for (where, budget), pacer in self._pacers.items():
             if where == partition:
                 marks.pop(budget, None)
@@ -245,6 +276,10 @@ class Shares:
             return self._loop_time(told.due_ms / 1000)
         since = home.since if told is None else max(home.since, _loop_now())
         return since + 1 / part.per_second
+
+    def _yet_to_come(self, mark: ShareMark) -> ShareMark:
+        """What counts of a mark if the budget may have been used since its time: nobody did before that time."""
+        return mark if mark.due_ms / 1000 > self._now() else replace(mark, due_ms=0)
 
     def _held(self, told: ShareMark | None) -> tuple[Held, ...]:
         return (Held(told.places, self._loop_time(told.until)),) if told is not None and told.places else ()

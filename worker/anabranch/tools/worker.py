@@ -23,7 +23,7 @@ from anabranch.tasks import Group
 from anabranch.tools import marks
 from anabranch.tools.calls import Calls
 from anabranch.tools.commits import Commits
-from anabranch.tools.handing_off import HandOffs, cancel_serial
+from anabranch.tools.handing_off import HandOffs, cancel_untold
 from anabranch.tools.lane import Lane
 from anabranch.tools.marks import Marks
 from anabranch.tools.progress import Progress
@@ -187,7 +187,8 @@ class ToolWorker:
         """Every assignment reads the commit again. What runs here goes on."""
         subscription, ours = self._membership.subscription, sorted(places)
         if self._shares.in_use:
-            self._shares.spread_over(await subscription.partitions(self._bench.namespace.calls(self._bench.queue)))
+            count = await subscription.partitions(self._bench.namespace.calls(self._bench.queue))
+            self._shares.spread_over(count, self._bench.rebalance_s)
         begins, committed = await subscription.begins(ours), await subscription.committed(ours)
         ends = await subscription.ends(ours)
         if ours and self._at_most_once:
@@ -234,7 +235,7 @@ class ToolWorker:
         for job in stay:
             if job.stays is not None and not job.stays.done():
                 job.stays.set_result(job.gone)
-        cancel_serial(jobs, committed)
+        cancel_untold(jobs, committed)
         self._shares.leave(place.partition for place in committed)
         self._forget()
 
@@ -261,13 +262,15 @@ class ToolWorker:
         return stay
 
     def _that_fit(self, place: Place, lane: Lane, for_s: float) -> list[Job]:
-        """What runs, but for calls whose key or place the commit cannot name: they are cancelled."""
+        """What runs, but for calls whose key or place the commit cannot name: they are cancelled, or given back."""
         kept: list[Job] = []
         for job in [job for job in self._calls.running_of(place).values() if not job.dropped]:
             limit = job.tool.limit if job.tool is not None else None
             told = limit is None or self._shares.may_go_on(limit.name, job.call.tenant, place.partition)
             if told and self._hand_offs.hold(lane, job, for_s):
                 kept.append(job)
+            elif job.task is None:
+                self._calls.give_back(job)
             else:
                 job.drop()
         return kept
