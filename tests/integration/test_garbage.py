@@ -7,7 +7,6 @@ tests/unit/test_freed_calls.py does. Called by: pytest.
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -88,7 +87,6 @@ async def test_a_run_that_is_over_leaves_nothing_for_the_collector(model: Model,
     with collected() as garbage:
         async with _served(model) as client:
             await _runs(client, cancelled)
-            gc.collect()
             with garbage.kept():
                 assert await _runs(client, cancelled) == {status: RUNS}
     assert not garbage.of_ours, "it would be there until the collector comes"

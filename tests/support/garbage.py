@@ -20,7 +20,11 @@ class Garbage:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """All that is left in this block is kept, and counted in the end."""
+        """All that is made in this block and left in it is kept, and counted in the end. What others left behind, and
+        a thread of theirs lets go of only now, is none of it.
+        """
+        gc.collect()
+        gc.freeze()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
             yield
@@ -29,6 +33,7 @@ class Garbage:
         finally:
             gc.set_debug(0)
             gc.garbage.clear()
+            gc.unfreeze()
         self.of_ours = Counter(type(one).__name__ for one in found if _is_ours(one))
 
 

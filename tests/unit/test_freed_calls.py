@@ -8,7 +8,6 @@ Called by: pytest.
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -108,7 +107,6 @@ async def _executed(function: Callable[[int], Any], options: dict[str, Any], gar
     async with ToolBench(app).running() as bench:
         await bench.assign()
         await _all(bench, range(5))
-        gc.collect()
         with garbage.kept():
             await _all(bench, range(5, 5 + CALLS))
         assert not garbage.of_ours, "they would be there until the collector comes"
@@ -118,3 +116,4 @@ async def _all(bench: ToolBench, offsets: range) -> None:
     bench.deliver(*(call(offset, "it", {"n": offset}) for offset in offsets))
     await until(lambda: len(bench.sent.returned) == offsets.stop and not bench.worker.running, what="all are over")
     await until(lambda: not bench.worker._calls._serving, what="their tasks have ended")
+    await until(lambda: not bench.executor.busy_threads, what="threads that are late are free")
