@@ -50,17 +50,23 @@ def test_who_gets_a_home_back_goes_on_with_what_had_stayed_and_begins_anew_after
     assert max(after - before for before, after in pairwise(at)) < 0.2, "and there is always one"
 
 
+async def _come_back() -> tuple[Worker, list[asyncio.Task[None]]]:
+    """Who has its home back, at 10/s, before all has started that had stayed there; and all calls."""
+    limit = LimitSpec("crm", "q", 10.0)
+    home = home_of(limit)
+    first, second = Worker(limit).gain(home), Worker(limit)
+    calls = [asyncio.create_task(first.call(limit, order=n)) for n in range(30)]
+    await asyncio.sleep(0.15)
+    second.gain(home, first.leave(home, for_s=2.0))
+    calls.append(asyncio.create_task(second.call(limit)))
+    await asyncio.sleep(0)
+    first.gain(home, second.leave(home))
+    return first, calls
+
+
 def test_what_stayed_starts_no_more_if_the_home_came_back_and_was_not_told_of_again() -> None:
     async def run() -> list[float]:
-        limit = LimitSpec("crm", "q", 10.0)
-        home = home_of(limit)
-        first, second = Worker(limit).gain(home), Worker(limit)
-        calls = [asyncio.create_task(first.call(limit, order=n)) for n in range(30)]
-        await asyncio.sleep(0.15)
-        second.gain(home, first.leave(home, for_s=2.0))
-        calls.append(asyncio.create_task(second.call(limit)))
-        await asyncio.sleep(0)
-        first.gain(home, second.leave(home))
+        first, calls = await _come_back()
         first.shares.close(0.0, lambda partition, offset, is_in: True)
         await asyncio.sleep(0.1)
         first.shares.leave([])
@@ -72,15 +78,7 @@ def test_what_stayed_starts_no_more_if_the_home_came_back_and_was_not_told_of_ag
 
 def test_a_pause_is_one_of_what_stayed_too() -> None:
     async def run() -> list[float]:
-        limit = LimitSpec("crm", "q", 10.0)
-        home = home_of(limit)
-        first, second = Worker(limit).gain(home), Worker(limit)
-        calls = [asyncio.create_task(first.call(limit, order=n)) for n in range(30)]
-        await asyncio.sleep(0.15)
-        second.gain(home, first.leave(home, for_s=2.0))
-        calls.append(asyncio.create_task(second.call(limit)))
-        await asyncio.sleep(0)
-        first.gain(home, second.leave(home))
+        first, calls = await _come_back()
         first.shares.pause("crm", None, 30.0)
         await asyncio.gather(*calls, return_exceptions=True)
         return first.at

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -132,6 +132,11 @@ class Shares:
         closing = home is None  # what stays of a line was said in the commit
         return self._alive() if home is not None and home.ours else closing
 
+    def _all(self) -> Iterator[tuple[int, Pacer]]:
+        """Each with its partition: those of homes, and those in which only what stayed goes on."""
+        yield from ((partition, pacer) for (partition, _), pacer in self._pacers.items())
+        yield from ((partition, pacer) for partition, _, pacer in self._ending)
+
     def _let_end(self, key: tuple[int, str]) -> bool:
         """Whether somebody stayed there who has not started: then the home is to have another pacer."""
         if not (pacer := self._pacers[key]).is_ending:
@@ -157,7 +162,7 @@ class Shares:
         for (partition, _), pacer in self._pacers.items():
             if partition in self._homes and self._limits[pacer.limit].per is not None:
                 rates[pacer.limit] += pacer.share.per_second
-        for pacer in [*self._pacers.values(), *(pacer for _, _, pacer in self._ending)]:
+        for _, pacer in self._all():
             waiting[pacer.limit] += pacer.waiting
             paused[pacer.limit] = max(paused[pacer.limit], pacer.is_paused)
         for name in self._limits:
@@ -216,10 +221,7 @@ class Shares:
     def leave(self, told: Iterable[int]) -> None:
         """None of them is ours any more. Where our last commit is not known to stand, nothing more starts here."""
         lost = self._homes.keys() - set(told)
-        for (partition, _), pacer in self._pacers.items():
-            if partition in lost:
-                pacer.shut()
-        for partition, _, pacer in self._ending:
+        for partition, pacer in self._all():
             if partition in lost:
                 pacer.shut()
         self._ending = [ending for ending in self._ending if ending[2].is_ending]
