@@ -94,14 +94,15 @@ def _admitted_once(facts: Facts) -> Iterator[str]:
     for run in facts.evidence.workload.runs:
         lives = facts.lives_of(run.run_id)
         asked = 1 + len(run.again) + facts.evidence.ledger.asked_again[run.run_id]
-        if lives > asked or (facts.orderly and lives > 1 and not _forgotten(facts, run)):
+        if lives > asked or (facts.orderly and lives > 1 and not _was_over(facts, run)):
             yield f"{run.run_id} was asked for {asked} times, and has {lives} lives"
 
 
-def _forgotten(facts: Facts, run: PlannedRun) -> bool:
-    """Whether it was asked for again after it had been answered: then it may be a new run."""
+def _was_over(facts: Facts, run: PlannedRun) -> bool:
+    """Whether it had been answered when its second life opened: what repeats it and waited until then is a new run."""
     first = min((at for at, _, _ in facts.answers.get(run.run_id, [])), default=float("inf"))
-    return any(EPOCH + at > first - 1 for at, *_ in run.again)
+    opened = [life.opened_at for (run_id, _), life in facts.lives.items() if run_id == run.run_id]
+    return sorted(opened)[1] > first - CLOSE_S
 
 
 # --- batches ----------------------------------------------------------------------------------------------------

@@ -60,6 +60,28 @@ async def test_a_task_that_is_cancelled_has_not_failed() -> None:
     assert told == []
 
 
+async def test_a_group_that_is_ending_begins_nothing_more() -> None:
+    began: list[object] = []
+
+    async def group() -> None:
+        async with Group(lambda error: None) as tasks:
+
+            async def late() -> None:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    began.append(tasks.begin(fails(), "too late"))
+
+            tasks.begin(late(), "late")
+            await asyncio.sleep(0)
+            tasks.begin(fails(), "fails")
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await group()
+    assert [str(error) for error in ended.value.exceptions] == ["not allowed"]
+    assert began == [None]
+
+
 async def test_the_death_of_what_runs_alongside_is_told() -> None:
     told: list[BaseException] = []
     with pytest.raises(Forbidden):

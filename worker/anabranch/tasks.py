@@ -57,6 +57,14 @@ class Group(asyncio.TaskGroup):
         super().__init__()
         self._on_failure = on_failure
 
+    def begin(self, work: Coroutine[Any, Any, object], name: str) -> asyncio.Task[object] | None:
+        """A watched task. None where the group is ending already and takes no more: then nothing of `work` runs."""
+        try:
+            return self.watch(self.create_task(work, name=name))
+        except RuntimeError:
+            work.close()
+            return None
+
     def watch(self, task: asyncio.Task[Any]) -> asyncio.Task[Any]:
         """Let it be one of those. Where there are many, whoever hears of their ends anyway calls `see` instead."""
         task.add_done_callback(self.see)

@@ -57,7 +57,7 @@ class AgentWorker:
         self._calls: dict[int, ModelCalls] = {}
         self._offers = Offers(station.registry)
         self._admissions: dict[int, Admission] = {}
-        self._admitting: dict[Place, asyncio.Task[None]] = {}
+        self._admitting: dict[Place, asyncio.Task[object]] = {}
         self._commits = Commits(station, self._membership, self._owners, lambda: self._places, commit_s)
         self._ends: dict[Place, int] = {}  # when they were taken over
         self._gaps: dict[int, int] = {}  # where, in a partition's log, records seemed to be missing
@@ -112,7 +112,7 @@ class AgentWorker:
         """Own partitions, and make their model calls, until `end`."""
         async with Group(lambda error: self.on_failure(error)) as tasks:
             self._tasks = tasks
-            own = [tasks.create_task(self._station.thinker.run(), name="model calls")]
+            own: list[asyncio.Task[object]] = [tasks.create_task(self._station.thinker.run(), name="model calls")]
             own.append(tasks.create_task(self._commits.run(), name="commits"))
             own.append(tasks.create_task(self._station.fate.come(), name="fate"))
             for task in own:
@@ -342,14 +342,13 @@ class AgentWorker:
             if (place := Place(topic, partition)) in self._places:
                 position = admission.position(lane)
                 self.subscription.seek(place, min(position, self._ends.get(place, position)))
-                admitting = self._tasks.create_task(admission.run(lane), name=f"admit {partition} {lane}")
-                self._admitting[place] = self._tasks.watch(admitting)
+                if (admitting := self._tasks.begin(admission.run(lane), f"admit {partition} {lane}")) is not None:
+                    self._admitting[place] = admitting
 
     def _on_time_up(self, owner: Owner, moment: Moment) -> None:
         """A hand-off's time is up: the giver's reply may stand in the log, up to its end as it is now."""
         if self._tasks is not None and not self._membership.stopping:
-            capturing = self._capture_end(owner, moment)
-            self._tasks.watch(self._tasks.create_task(capturing, name=f"end of {owner.partition}"))
+            self._tasks.begin(self._capture_end(owner, moment), f"end of {owner.partition}")
 
     async def _capture_end(self, owner: Owner, moment: Moment) -> None:
         place = Place(self._log, owner.partition)

@@ -44,7 +44,7 @@ class Membership:
         self._member, self._hand_off_s, self._meters = member, hand_off_s, meters
         self._subscription: Subscription | None = None
         self._tasks: Group | None = None
-        self._taking_over: asyncio.Task[None] | None = None
+        self._taking_over: asyncio.Task[object] | None = None
         self._assigned: frozenset[Place] = frozenset()
         self._was_assigned = self._settled = False
         self.assigned_at = 0.0  # by the loop's clock
@@ -131,11 +131,7 @@ class Membership:
         self._settled = False
         if self._taking_over is not None:
             self._taking_over.cancel()
-        work = self._take_over(self._assigned)
-        try:
-            self._taking_over = self._tasks.watch(self._tasks.create_task(work, name="take over"))
-        except RuntimeError:  # the worker is ending already, and its task group takes nothing more
-            work.close()
+        self._taking_over = self._tasks.begin(self._take_over(self._assigned), "take over")
 
     async def _take_over(self, places: frozenset[Place]) -> None:
         """Tried until it works: without it nothing happens here."""

@@ -135,7 +135,7 @@ class Calls:
         except WireError as error:
             why = without_given(str(error))
             log.error("%s is not a call: %s", place_of(record), why, extra=about_record(record, str(error)))
-            self._tasks.watch(self._tasks.create_task(self._bury(lane, record, str(error)), name="dead letter"))
+            self._tasks.begin(self._bury(lane, record, str(error)), "dead letter")
             return
         lane.jobs[job.offset] = job
         self.intake.take(job)
