@@ -10,6 +10,7 @@ choices), `CI=true` (nothing is skipped for want of a tool).
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -156,6 +157,15 @@ def seed(pytestconfig: pytest.Config) -> int:
     """The session's seed, printed into the report of a failed test; `ANABRANCH_SEED` sets it."""
     sys.stdout.write(f"ANABRANCH_SEED={pytestconfig.stash[SEED]}\n")
     return pytestconfig.stash[SEED]
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A command that ran in this process sends its log to where that test caught it, and that is closed afterwards."""
+    level, handlers = logging.root.level, list(logging.root.handlers)
+    yield
+    logging.root.setLevel(level)
+    logging.root.handlers[:] = handlers
 
 
 def _tier(item: pytest.Item) -> str:
