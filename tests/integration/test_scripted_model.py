@@ -16,6 +16,7 @@ import aiohttp
 import anthropic
 import httpx2
 import pytest
+from aiohttp import web
 
 from anabranch.errors import AnabranchError, ConfigError
 from anabranch.testing import (
@@ -212,6 +213,25 @@ async def test_a_client_with_a_timeout_leaves_a_hanging_reply() -> None:
         with pytest.raises((httpx2.TimeoutException, anthropic.APITimeoutError)):
             await streamed(client, timeout=0.2)
         assert (await streamed(client)).content[0].to_dict() == text("fine")
+
+
+async def test_a_client_that_has_left_in_the_midst_of_a_reply_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server may write on before it has heard of it: here it always does."""
+    write = web.StreamResponse.write
+
+    async def write_after_it_has_left(response: web.StreamResponse, data: bytes) -> None:
+        assert response._req is not None
+        assert response._req.transport is not None
+        response._req.transport.close()
+        await write(response, data)
+
+    monkeypatch.setattr(web.StreamResponse, "write", write_after_it_has_left)
+    async with talking([Reply(content=["one two"], chunk_s=0.001)]) as (client, _):
+        with pytest.raises(BROKEN):
+            await streamed(client)
+    assert not caplog.records
 
 
 async def test_two_hundred_streams_at_once_are_served_to_the_aiohttp_client_too() -> None:

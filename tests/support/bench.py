@@ -36,13 +36,13 @@ PLACE = Place(NAMESPACE.calls("q"), 0)
 
 class Group:
     """What is committed for the queue's group; `refuses` commits when it is told to. All offsets begin at 0, and end
-    at `end`.
+    at `end`. Unless it is `anew`, the partition was somebody's before.
     """
 
     end = 1_000_000
 
-    def __init__(self) -> None:
-        self.stands: dict[Place, Committed] = {}
+    def __init__(self, anew: bool = False) -> None:
+        self.stands: dict[Place, Committed] = {} if anew else {PLACE: Committed(0, "")}
         self.sought: dict[Place, int] = {}
         self.refuses = False
         self.alive = True

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from tests.support.bench import NAMESPACE, PLACE, ToolBench, call
+from tests.support.bench import NAMESPACE, PLACE, Group, ToolBench, call
 from tests.support.wait import until
 
 from anabranch import App, Limit, RateLimited
@@ -63,6 +63,19 @@ async def test_those_of_one_home_start_in_order_and_others_do_not_wait() -> None
         await until(lambda: len(api.started) == 9, what="all have started")
     assert api.started[0] == 8, "it has no limit"
     assert api.started[1:] == list(range(8))
+
+
+async def test_a_queue_that_nobody_has_served_starts_at_once() -> None:
+    api = Api("1/h")
+    async with ToolBench(api.app, Group(anew=True)).running() as bench:
+        await bench.assign()
+        bench.deliver(ask(0), ask(1))
+        await until(lambda: results(bench) == [0], what="the first one is over")
+        await bench.revoke()
+        await bench.assign()
+        bench.deliver(ask(1), call(2, "look", {"n": 2}))
+        await until(lambda: results(bench) == [0, 2], what="one without a limit is over")
+    assert api.started == [0, 2], "the second call has its turn an hour after the first"
 
 
 async def test_who_has_many_calls_wants_no_more_at_once_until_they_are_fewer() -> None:

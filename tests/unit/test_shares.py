@@ -35,6 +35,24 @@ def test_a_home_that_nobody_has_left_starts_a_period_late() -> None:
     assert virtually(run) == [60.0, 120.0]
 
 
+def test_a_queue_that_nobody_had_starts_at_once_and_no_faster_than_it_may() -> None:
+    limit = LimitSpec("crm", "q", 10.0)
+
+    async def run() -> list[float]:
+        worker = Worker(limit, MINUTELY)
+        worker.shares.begin(anew=True)
+        for home in {home_of(limit), home_of(MINUTELY)}:
+            worker.gain(home)
+        calls = [worker.call(limit, order=n) for n in range(20)]
+        await asyncio.gather(worker.call(MINUTELY), worker.call(MINUTELY, order=1), *calls)
+        return worker.at
+
+    at = virtually(run)
+    assert at[-1] == 60.0
+    assert at[:2] == [0.0, 0.0], "the first one of each"
+    assert at[2:-1] == pytest.approx([n / 10 for n in range(1, 20)], abs=0.01)
+
+
 def test_a_home_that_was_left_goes_on_where_it_was() -> None:
     async def run() -> list[float]:
         home = home_of(MINUTELY)

@@ -303,8 +303,11 @@ async def _deliver(
             whole.enable_chunked_encoding()
         return whole
     response = web.StreamResponse(headers=headers)
-    await response.prepare(http)
-    await _write(response, delivery.pieces, chunk_s)
+    try:
+        await response.prepare(http)
+        await _write(response, delivery.pieces, chunk_s)
+    except ConnectionError:
+        return response  # the client has left, and nobody is told
     if delivery.ending == "hang":
         # Cancelled when the client leaves or the server closes.
         await asyncio.get_running_loop().create_future()

@@ -2,9 +2,10 @@
 
 The law: who owns a partition spends the parts of the budgets that have a home there, and nobody else does. Where the
 former owner said in its commit when the next call is due, the new one goes on from there; where it said nothing (it was
-killed) a gained share starts a period late. Nothing starts before a commit of our own has replaced what was said; what
-that said of the time to come, ours repeats until then. Places that calls of former owners hold are theirs until their
-time is over. `serving.py` asks for pacers, `worker.py` says what is gained and given up.
+killed) a gained share starts a period late, unless the queue is so new that nobody has ever owned it. Nothing starts
+before a commit of our own has replaced what was said; what that said of the time to come, ours repeats until then.
+Places that calls of former owners hold are theirs until their time is over. `serving.py` asks for pacers, `worker.py`
+says what is gained and given up.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ NOT_AT_ALL: Final = -1.0
 """For so long the lines of a home go on that nobody was told of."""
 PAUSE_MAX_S: Final = 86_400.0
 """The longest pause, whatever a tool asks for: each owner passes it on to the next, in a commit that names its end."""
+EVER_S: Final = 366 * 86_400.0
+"""For longer than any limit's period."""
 ROOM: Final = 24
 """How many budgets a commit names."""
 CROWD: Final = 256
@@ -70,7 +73,7 @@ class Shares:
         self._said: dict[tuple[int, str], ShareMark] = {}
         self._paused_until: dict[str, float] = {}  # by budget: of pacers that are made meanwhile
         self._crowd = CROWD
-        self._closing = False
+        self._closing = self._anew = False
 
     @property
     def in_use(self) -> bool:
@@ -94,6 +97,10 @@ class Shares:
                 self._let_end(key)
             self._pacers.clear()
             self._said.clear()
+
+    def begin(self, anew: bool) -> None:
+        """Homes will be gained. `anew`: nobody has ever committed anything of this queue, and so started nothing."""
+        self._anew = anew
 
     def pause(self, limit: str, tenant: str | None, seconds: float) -> None:
         """Let nothing of this budget through on this worker for so long."""
@@ -183,6 +190,8 @@ class Shares:
         since = self._loop_time(unnamed.due_ms / 1000) if unnamed is not None else _loop_now()
         if partition in self._added:
             since = max(since, self._added_since)
+        elif self._anew:
+            since -= EVER_S
         home = self._homes[partition] = _Home(since, found)
         for key, pacer in list(self._pacers.items()):
             if key[0] == partition:

@@ -187,8 +187,10 @@ class ToolWorker:
         """Every assignment reads the commit again. What runs here goes on."""
         subscription, ours = self._membership.subscription, sorted(places)
         if self._shares.in_use:
-            count = await subscription.partitions(self._bench.namespace.calls(self._bench.queue))
+            topic = self._bench.namespace.calls(self._bench.queue)
+            count = await subscription.partitions(topic)
             self._shares.spread_over(count, self._bench.rebalance_s)
+            self._shares.begin(anew=not await subscription.committed(Place(topic, at) for at in range(count)))
         begins, committed = await subscription.begins(ours), await subscription.committed(ours)
         ends = await subscription.ends(ours)
         if ours and self._at_most_once:
