@@ -26,7 +26,7 @@ from anabranch.roles import topic_specs
 from anabranch.runtime import Shutdown
 from anabranch.tool_role import serve_tools
 
-RUNS = 20
+RUNS = 6
 
 
 class _Overloaded(InstantModel):
