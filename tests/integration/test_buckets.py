@@ -1,4 +1,4 @@
-"""A bucket as the store: a real client of S3, over HTTP, and runs whose large things lie in it.
+"""A bucket as the store: a real client of S3 and of Google's storage, over HTTP, and runs whose large things lie in it.
 
 Responsible for: what only a bucket does. Must never: repeat what a folder shows as well (tests/unit/test_store,
 tests/integration/test_store).
@@ -37,9 +37,9 @@ async def double(document: str) -> str:
 app.agent("doubler", model="scripted", tools=["double"])
 
 
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    with bucket(tmp_path) as running:
+@pytest.fixture(params=["s3", "gs"])
+def there(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    with bucket(tmp_path, request.param) as running:
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
         yield running
@@ -49,8 +49,8 @@ def store_at(url: str) -> Store:
     return opened(StoreSettings(store=url), Namespace("shop"))
 
 
-async def test_what_is_kept_is_read_back_by_its_hash_and_by_nobody_elses_tenant(s3: Bucket) -> None:
-    store = store_at(s3.url)
+async def test_what_is_kept_is_read_back_by_its_hash_and_by_nobody_elses_tenant(there: Bucket) -> None:
+    store = store_at(there.url)
     await store.check()
     name = await store.put(LARGE, "acme", 30.0)
     assert await store.put(LARGE, "acme", 30.0) == name, "once more changes nothing"
@@ -59,28 +59,29 @@ async def test_what_is_kept_is_read_back_by_its_hash_and_by_nobody_elses_tenant(
         await store.get(name, "other", 30.0)
 
 
-async def test_a_bucket_that_is_not_there_is_told_at_the_start(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bucket_that_is_not_there_is_told_at_the_start(there: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anabranch.store.CHECK_S", 0.3)
-    with pytest.raises(ConfigError, match=r"s3://nowhere/prefix \(ANABRANCH_STORE\) cannot be used: .* not found"):
-        await store_at("s3://nowhere/prefix").check()
+    nowhere = there.url_of("nowhere")
+    with pytest.raises(ConfigError, match=rf"{nowhere} \(ANABRANCH_STORE\) cannot be used: .* not found"):
+        await store_at(nowhere).check()
 
 
-async def test_a_bucket_that_goes_away_is_waited_for_no_longer_than_allowed(s3: Bucket) -> None:
-    store = store_at(s3.url)
+async def test_a_bucket_that_goes_away_is_waited_for_no_longer_than_allowed(there: Bucket) -> None:
+    store = store_at(there.url)
     name = await store.put(b"x" * 1000, None, 30.0)
-    s3.process.kill()
+    there.process.kill()
     with pytest.raises(StoreUnavailable, match="cannot be had"):
         await store.get(name, None, 0.5)
 
 
-async def test_a_run_with_large_things_goes_through_a_bucket(kafka: str, namespace: str, s3: Bucket) -> None:
+async def test_a_run_with_large_things_goes_through_a_bucket(kafka: str, namespace: str, there: Bucket) -> None:
     def script(request: dict[str, object]) -> Answer:
         if turn_of(request) == 1:
             return [tool_use("double", {"document": LETTERS})]
         (result,) = last_results(request).values()
         return f"{len(result_text(result))} letters"
 
-    settings = replace(settings_for(kafka, namespace), storage=StoreSettings(store=s3.url))
+    settings = replace(settings_for(kafka, namespace), storage=StoreSettings(store=there.url))
     async with fleet(app, script, settings) as running:
         response = await (await running.client.submit("doubler", "x" * 1_500_000))
     assert (response.status, response.output) == ("completed", f"{2 * len(LETTERS)} letters")
