@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.bench.settings import settings_for
 from tests.support.bench import ToolBench, call
+from tests.support.virtual import virtually
 from tests.support.wait import until
 
 from anabranch import App
 from anabranch.cli import worker as module
 from anabranch.codec import Outgoing
 from anabranch.errors import Forbidden
+from anabranch.kafka.memory import MemoryBroker
+from anabranch.kafka.memory_append import MemoryAppender
+from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Sent
+from anabranch.roles import namespace_of, topic_specs
+from anabranch.runtime import Shutdown
 from anabranch.tasks import Group, alongside
+from anabranch.tool_role import serve_tools
 
 
 async def fails() -> None:
@@ -135,6 +144,33 @@ async def test_a_tool_that_does_not_let_go_does_not_keep_a_failure_secret() -> N
     with pytest.raises(ExceptionGroup):
         await serving
     assert "not allowed" in str(told[0])
+
+
+def test_the_last_word_of_a_worker_is_that_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that word takes to be written: who reads it last would take the worker for a living one."""
+    app, flush = App("t"), MemoryAppender.flush
+    app.tool(queue="q", name="it", description="It.")(fails)
+    settings = settings_for("memory:0", "ending")
+    settings = replace(settings, worker=replace(settings.worker, heartbeat_s=1.0))
+    broker = MemoryBroker(topic_specs(app, settings))
+
+    async def slowly(appender: MemoryAppender, timeout_s: float) -> int:
+        await asyncio.sleep(3.0)
+        return await flush(appender, timeout_s)
+
+    async def run() -> None:
+        shutdown = Shutdown()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(serve_tools(app, "q", settings, shutdown, broker=broker.another()))
+            await shutdown.ready.wait()
+            shutdown.ask()
+
+    monkeypatch.setattr(MemoryAppender, "flush", slowly)
+    virtually(run)
+    said = broker.records(Place(namespace_of(app, settings).registry, 0))
+    words = [record.value for record in said if (record.key or b"").startswith(b"worker/")]
+    assert len(words) > 1
+    assert [word is None for word in words] == [False] * (len(words) - 1) + [True]
 
 
 # --- the deadline of a process ----------------------------------------------------------------------------------------

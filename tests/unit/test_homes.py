@@ -6,6 +6,7 @@ Must never: run a broker. Called by: pytest.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any, cast
 
@@ -120,8 +121,11 @@ class Topics:
 
     def __init__(self, counts: dict[str, int]) -> None:
         self.counts, self.fails = counts, False
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
 
     async def partitions(self, topic: str) -> int:
+        await self.may_answer.wait()
         if self.fails:
             raise BrokerError("away")
         if topic not in self.counts:
@@ -169,6 +173,25 @@ async def test_a_tenants_calls_go_to_its_own_homes() -> None:
         assert (where.partition(b.tool(limit="crm"), "c", tenant),) == homes(per, tenant, 24)
 
 
+async def test_while_partitions_are_counted_anew_calls_go_to_the_homes_that_are_known() -> None:
+    where, topics, _ = placing()
+    await where.learn()
+    topics.may_answer.clear()
+    counting = asyncio.create_task(where.learn(anew=True))
+    await asyncio.sleep(0)
+    assert where.partition(b.tool(limit="crm"), "c", None) in homes(limit(50), None, 24), "it takes its time"
+    topics.counts["t.tool.calls.q"], topics.fails = 48, True
+    topics.may_answer.set()
+    await counting
+    assert where.partition(b.tool(limit="crm"), "c", None) in homes(limit(50), None, 24), "it could not be had"
+    topics.fails = False
+    await where.learn(anew=True)
+    assert {where.partition(b.tool(limit="crm"), "c", None) for _ in range(9)} == set(homes(limit(50), None, 48))
+    topics.counts.clear()
+    await where.learn(anew=True)
+    assert where.partition(b.tool(limit="crm"), "c", None) is None, "it is gone"
+
+
 @pytest.mark.parametrize("counts", [{}, {"t.tool.calls.q": 24}])
 async def test_while_a_queue_or_a_limit_is_unknown_the_key_decides(counts: dict[str, int]) -> None:
     where, _, registry = placing(counts)
@@ -176,11 +199,3 @@ async def test_while_a_queue_or_a_limit_is_unknown_the_key_decides(counts: dict[
     if counts:
         registry.limits.clear()
     assert where.partition(b.tool(limit="crm"), "c", None) is None
-
-
-async def test_what_is_known_of_a_queue_outlives_a_broker_that_is_away() -> None:
-    where, topics, _ = placing()
-    await where.learn()
-    topics.fails, where._counts = True, {}
-    await where.learn({"q": 24})
-    assert where.partition(b.tool(limit="crm"), "c", None) is not None

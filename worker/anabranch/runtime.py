@@ -117,7 +117,7 @@ async def serve(post: Post, shutdown: Shutdown) -> int:
 
     worker.on_failure = on_failure
     memory.settle()
-    async with alongside(worker.run(), "worker", on_failure), alongside(_beat(post), "heart", on_failure):
+    async with alongside(worker.run(), "worker", on_failure), alongside(_beat(post), "heart", on_failure) as heart:
         async with post.broker.subscribe(post.topics, post.group, worker, post.newer) as subscription:
             worker.attach(subscription)
             lag = post.watch.follow_lag(post.meters, worker, subscription.ends)
@@ -133,6 +133,7 @@ async def serve(post: Post, shutdown: Shutdown) -> int:
         await _unless_hurried(worker.finish(drain_s), shutdown)
         abandoned = worker.running
         worker.end()
+        heart.cancel()  # no sign of life after the word that it is gone
         post.appender.append(worker_gone(post.namespace, post.info().id))
         await post.appender.flush(1.0)
     log.info("stopped: %d abandoned", abandoned)

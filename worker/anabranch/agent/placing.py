@@ -55,20 +55,21 @@ class Placing:
     async def follow(self) -> None:
         """Learn of queues, for ever."""
         while True:
-            self._counts, known = {}, self._counts
-            await self.learn(known)
+            await self.learn(anew=True)
             for _ in range(int(AGAIN_S / LOOK_S)):
                 await asyncio.sleep(LOOK_S)
                 await self.learn()
 
-    async def learn(self, instead: dict[str, int] | None = None) -> None:
-        """Count the partitions of the registered queues that are not known; `instead` is what an error leaves."""
-        for queue in sorted({spec.queue for spec in self._registry.tools.values()} - self._counts.keys()):
+    async def learn(self, anew: bool = False) -> None:
+        """Count the partitions of the registered queues that are not known; `anew` of all. What was counted holds until
+        something else is.
+        """
+        registered = {spec.queue for spec in self._registry.tools.values()}
+        for queue in sorted(registered if anew else registered - self._counts.keys()):
             try:
                 self._counts[queue] = await self._broker.partitions(self._namespace.calls(queue))
             except TopicsError:
+                self._counts.pop(queue, None)
                 log.debug("queue %s has no topic yet", queue)
             except BrokerError as error:
                 log.info("the partitions of queue %s cannot be counted yet: %s", queue, error)
-                if instead is not None and queue in instead:
-                    self._counts[queue] = instead[queue]
