@@ -20,7 +20,7 @@ from tests.support import builders as b
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.bodies import MAX_DEPTH, depth_of, dump, read, read_request, sender_of, whole
+from anabranch.bodies import MAX_DEPTH, depth_of, dump, read, read_request, refuse_messages, sender_of, whole
 from anabranch.codec import Outgoing, decode, encode, header
 from anabranch.deadletters import KEPT, dead_letter
 from anabranch.errors import InvalidRequest, WireError
@@ -169,11 +169,17 @@ def refused(body: bytes | None) -> str:
         (None, "not JSON"),
         (b"", "not JSON"),
         (b"hello", "not JSON"),
+USER = {"role": "user", "content": "x"}
+
+
         (b"\xff", "not JSON"),
         (b"[1]", "must be a JSON object, not list"),
         (b"[" * 5000, "not JSON"),
         (b'{"a":' * 101 + b"1" + b"}" * 101, f"nests deeper than {MAX_DEPTH} levels"),
-        (b'{"input":5}', "input"),
+        (b'{"input":5}', "input: Input should be a text, or a list of content blocks (got 5)"),
+        (b'{"input":{}}', "input: Input should be a text, or a list of content blocks (got {})"),
+        (b'{"input":[{},"x"]}', "input.1: Input should be a content block (got 'x')"),
+        (b'{"messages":"x"}', "messages: Input should be a valid array (got 'x')"),
         (b'{"max_turns":"many"}', "max_turns: Input should be a valid integer (got 'many')"),
         (b'{"max_turns":0}', "max_turns"),
         (b'{"max_turns":true}', "max_turns"),
@@ -185,9 +191,9 @@ def refused(body: bytes | None) -> str:
         (b'{"reply_to":{"partition":-1}}', "reply_to.partition"),
         (b'{"cancel":false}', "cancel"),
         (b'{"metadata":{"x":"' + b"y" * 5000 + b'"}}', "metadata: is larger than 4096 bytes"),
-        (b'{"metadata":{"n":12345678901234567890123}}', "64-bit"),
-        (b'{"max_turns":12345678901234567890123}', "64-bit"),
-        (b'{"input":[{"n":12345678901234567890123}]}', "64-bit"),
+        (b'{"metadata":{"n":12345678901234567890123}}', "metadata: cannot be kept: Integer exceeds 64-bit range"),
+        (b'{"max_turns":12345678901234567890123}', "max_turns: cannot be kept: Integer exceeds 64-bit range"),
+        (b'{"input":[{"n":12345678901234567890123}]}', "input: cannot be kept: Integer exceeds 64-bit range"),
         (b'{"input":"\\ud800"}', "not JSON"),
     ],
 )  # fmt: skip
@@ -207,6 +213,44 @@ def test_unknown_fields_of_a_request_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        ("hello", "messages: must be a list of messages, not str"),
+        ([], "messages: is empty"),
+        (["hello"], "messages.0: must be an object with a role and a content, not str"),
+        ([{"content": "x"}], "messages.0.role: is missing: it is one of 'user', 'assistant', 'system'"),
+        (
+            [USER, {"role": "tool", "content": "x"}],
+            "messages.1.role: must be one of 'user', 'assistant', 'system' (got 'tool')",
+        ),
+        ([{"role": ["user"], "content": "x"}], "messages.0.role: must be one of"),
+        ([{"role": "user"}], "messages.0.content: is missing: it is a text, or a list of content blocks"),
+        ([{"role": "user", "content": None}], "messages.0.content: is missing"),
+        ([{"role": "user", "content": 7}], "messages.0.content: must be a text, or a list of content blocks, not int"),
+        ([{"role": "user", "content": {"type": "text"}}], "messages.0.content: must be"),
+        ([{"role": "user", "content": ["x"]}], "messages.0.content.0: must be a content block, not str"),
+    ],
+)
+def test_messages_that_are_no_conversation_are_refused_by_their_place(messages: Any, told: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        refuse_messages(messages)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [USER, USER],
+        [{"role": "assistant", "content": ""}],
+        [USER, {"role": "system", "content": "x", "of_a_later_api": 1}],
+        [{"role": "user", "content": [{"type": "hologram"}, {}]}],
+    ],
+)
+def test_what_a_provider_might_take_is_left_to_it(messages: Any) -> None:
+    refuse_messages(messages)
+
+
     ("body", "run_id"),
     [
         (b'{"metadata": {"run_id": "inner"}, "run_id" : "r-1", "input": ' + b"[" * 5000 + b"]" * 5000 + b"}", "r-1"),

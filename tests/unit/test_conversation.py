@@ -357,3 +357,12 @@ def test_what_was_thought_can_be_left_out_and_all_else_stays_the_bytes_that_it_i
     assert b"thinking" not in bare
     assert [message["role"] for message in orjson.loads(bare)["messages"]] == ["user", "assistant", "user"]
     assert without_thoughts(bare) == bare
+
+
+# --- odd messages ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [["text"], {}, None, 7])
+def test_a_block_with_an_odd_type_is_passed_on_for_the_provider_to_refuse(kind: Any) -> None:
+    messages = [{"role": "user", "content": [{"type": kind, "text": "x" * 5000}]}]
+    assert body_after(opens=b.opening(request=b.request(input=None, messages=messages)))["messages"] == messages

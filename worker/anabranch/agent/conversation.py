@@ -23,7 +23,7 @@ from anabranch.agent.referring import content_elsewhere
 from anabranch.agent.reply import CONTENT
 from anabranch.agent.state import Call, Result, Run, Turn
 from anabranch.agent.verbatim import items, members, written
-from anabranch.bodies import MAX_DEPTH, depth_of, read
+from anabranch.bodies import MAX_DEPTH, depth_of, read, refuse_messages
 from anabranch.errors import InvalidRequest, WireError
 from anabranch.fields import Content
 from anabranch.log_events import ToolResult
@@ -137,8 +137,10 @@ def _messages_in(data: bytes, where: str) -> list[dict[str, Any]]:
         messages = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"{where} is not JSON: {error}") from None
-    if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
-        raise InvalidRequest(f"{where} must be a list of messages that is not empty")
+    try:
+        refuse_messages(messages)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where} is no conversation: {error}") from None
     if depth_of(messages) > MAX_DEPTH:
         raise InvalidRequest(f"{where} nests deeper than {MAX_DEPTH} levels")
     return messages
