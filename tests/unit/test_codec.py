@@ -142,6 +142,18 @@ def test_the_error_names_the_header(name: str, value: bytes | None, told: str) -
         decode(bad)
 
 
+@pytest.mark.parametrize("said", ["done", "OK", "", "\ufffd"])
+def test_an_outcome_that_is_none_makes_the_result_an_error_that_says_so(said: str) -> None:
+    """A worker in another language has the call, and whoever waits for it would wait for its deadline."""
+    good = b.record(b.returned(), 0)
+    headers = [(n, said.encode() if n == "ce_outcome" else v) for n, v in good.headers]
+    event = decode(replace(good, headers=headers))
+    assert isinstance(event, e.ToolReturned)
+    assert (event.call_id, event.outcome) == (b.call_id(), "error")
+    told = f"a result whose ce_outcome must be one of error, ok, timeout, unknown, not {said!r}"
+    assert told in orjson.loads(event.body)["content"]
+
+
 @pytest.mark.parametrize("value", [b"-1", b"inf", b"nan", b"soon", b"1e9"])
 def test_a_duration_is_a_number_of_seconds(value: bytes) -> None:
     good = b.record(b.model_handed_off(), 0)
@@ -157,6 +169,9 @@ def test_a_null_header_is_none_at_all() -> None:
 # --- requests ----------------------------------------------------------------------------------------------------
 
 
+USER = {"role": "user", "content": "x"}
+
+
 def refused(body: bytes | None) -> str:
     with pytest.raises(InvalidRequest) as caught:
         read_request(body)
@@ -169,9 +184,6 @@ def refused(body: bytes | None) -> str:
         (None, "not JSON"),
         (b"", "not JSON"),
         (b"hello", "not JSON"),
-USER = {"role": "user", "content": "x"}
-
-
         (b"\xff", "not JSON"),
         (b"[1]", "must be a JSON object, not list"),
         (b"[" * 5000, "not JSON"),
@@ -201,18 +213,6 @@ def test_a_bad_request_is_told_what_is_wrong(body: bytes | None, told: str) -> N
     assert told in refused(body)
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(m.RunRequest)])
-@pytest.mark.parametrize("shape", [b"%d", b"[%d]", b'{"a":%d}', b'[{"a":%d}]', b'{"partition":%d}'])
-def test_a_request_with_a_huge_number_in_any_field_is_refused_or_can_be_written(name: str, shape: bytes) -> None:
-    with suppress(InvalidRequest):
-        dump(read_request(b'{"run_id":"r","%s":%s}' % (name.encode(), shape % 10**30)))
-
-
-def test_unknown_fields_of_a_request_are_ignored() -> None:
-    assert read_request(b'{"agent":"a","input":"x","since":"v9"}') == m.RunRequest(agent="a", input="x")
-
-
-@pytest.mark.parametrize(
 @pytest.mark.parametrize(
     ("messages", "told"),
     [
@@ -251,6 +251,18 @@ def test_what_a_provider_might_take_is_left_to_it(messages: Any) -> None:
     refuse_messages(messages)
 
 
+@pytest.mark.parametrize("name", [field.name for field in fields(m.RunRequest)])
+@pytest.mark.parametrize("shape", [b"%d", b"[%d]", b'{"a":%d}', b'[{"a":%d}]', b'{"partition":%d}'])
+def test_a_request_with_a_huge_number_in_any_field_is_refused_or_can_be_written(name: str, shape: bytes) -> None:
+    with suppress(InvalidRequest):
+        dump(read_request(b'{"run_id":"r","%s":%s}' % (name.encode(), shape % 10**30)))
+
+
+def test_unknown_fields_of_a_request_are_ignored() -> None:
+    assert read_request(b'{"agent":"a","input":"x","since":"v9"}') == m.RunRequest(agent="a", input="x")
+
+
+@pytest.mark.parametrize(
     ("body", "run_id"),
     [
         (b'{"metadata": {"run_id": "inner"}, "run_id" : "r-1", "input": ' + b"[" * 5000 + b"]" * 5000 + b"}", "r-1"),

@@ -186,11 +186,23 @@ def test_a_block_with_a_number_that_cannot_be_written_becomes_text() -> None:
     assert "12345678901234567890123" in results_after(body)[0]["content"]
 
 
-@pytest.mark.parametrize("body", [b"", b"null", b"{}", b'{"content":5}', b"\xff", b"[" * 3000])
-def test_a_result_that_cannot_be_read_is_an_error_of_its_call_alone(body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"", "Invalid JSON"),
+        (b"null", "Input should be an object"),
+        (b"{}", "it must have one of content, content_ref and content_sealed"),
+        (b'{"content":5}', "content: Input should be a text, or a list of content blocks (got 5)"),
+        (b'{"content":["a"]}', "content.0: Input should be a content block (got 'a')"),
+        (b'{"content":"x","started_at":"noon"}', "started_at: Input should be a valid number (got 'noon')"),
+        (b"\xff", "Invalid JSON"),
+        (b"[" * 3000, "Invalid JSON"),
+    ],
+)
+def test_a_result_that_cannot_be_read_is_an_error_of_its_call_alone(body: bytes, why: str) -> None:
     bad, good = results_after(body, b.result())
     assert bad["is_error"]
-    assert "cannot be read" in bad["content"]
+    assert f"the tool's worker sent a result that cannot be read: {why}" in bad["content"]
     assert good["content"] == "fine"
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-from anabranch.agent.answer import UNREADABLE, last_words, result_of
+from anabranch.agent.answer import UNREADABLE, last_words, result_of, unreadable
 from anabranch.agent.caching import MARKS, Breakpoints, Kept, is_worth, marked
 from anabranch.agent.dropping import Dropped, dropped, is_small, words_for
 from anabranch.agent.offer import Kind, Offer
@@ -134,7 +134,7 @@ def _opening(request: RunRequest, found: Found) -> list[dict[str, Any]]:
 def _messages_in(data: bytes, where: str) -> list[dict[str, Any]]:
     """What the client has put into the store, or sealed, is looked at as closely as if it had been in its request."""
     try:
-        messages = orjson.loads(data)
+        messages: list[dict[str, Any]] = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"{where} is not JSON: {error}") from None
     try:
@@ -239,8 +239,9 @@ def _said(call: Call, result: Result, found: Found) -> tuple[Content, bool]:
         return orjson.loads(found[sealed]), True
     if result.body is None:
         return result.text or "", result.failed
-    told = result_of(result.body)
-    content = None if told is None else _content(told, found)
+    if (told := result_of(result.body)) is None:
+        return unreadable(result.body), True
+    content = _content(told, found)
     return (UNREADABLE, True) if content is None else (content, result.failed)
 
 
