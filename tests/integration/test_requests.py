@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tests.support.fleet import PARTITIONS, Fleet, by_turn, fleet, settings_for
+from tests.support.fleet import ANSWER_S, PARTITIONS, Fleet, by_turn, fleet, settings_for, told
 from tests.support.raw import Record, answer_of, produce, read_until, reason_of
 
 from anabranch import App
-from anabranch.testing import text, tool_use
+from anabranch.testing import text, tool_use, turn_of
 from anabranch.topics import partition_of
 
 app = App("requests")
@@ -28,7 +28,9 @@ async def double(n: int) -> int:
     return 2 * n
 
 
+app.remote_tool("pollen", queue="elsewhere", description="Counts pollen.", schema={"type": "object", "properties": {}})
 app.agent("doubler", model="scripted", tools=[double])
+app.agent("counter", model="scripted", tools=["pollen", "double"])
 script = by_turn([text("Let me see."), tool_use("double", {"n": 21})], "It is 42.")
 HEADERS = [("ce_type", b"tool.returned"), ("ce_runid", b"nobody"), ("ce_life", b"0")]
 
@@ -104,6 +106,9 @@ BAD: dict[str, Any] = {
     "neither": {"agent": "doubler"},
     "empty-input": {**GOOD, "input": ""},
     "input-is-a-number": {**GOOD, "input": 7},
+    "no-messages": {"agent": "doubler", "messages": []},
+    "message-without-content": {"agent": "doubler", "messages": [{"role": "user"}]},
+    "message-of-nobody": {"agent": "doubler", "messages": [{"role": "tool", "content": "x"}]},
     "bad-reply-to": {**GOOD, "reply_to": {"partition": 4000}},
     "negative-reply-to": {**GOOD, "reply_to": {"partition": -1}},
     "large-metadata": {**GOOD, "metadata": {"a": "x" * 5000}},
@@ -241,6 +246,43 @@ async def test_garbage_in_a_queue_costs_nobody_anything(kafka: str, namespace: s
         dead = await letters(running, 5)
     assert {response.output for response in answers} == {"It is 42."}
     assert all(dict(letter.headers)["ce_origin"].startswith(queue.encode()) for letter in dead)
+
+
+ODD_RESULTS: list[tuple[bytes | None, bytes | None, str]] = [
+    (b"success", b'{"content": "7"}', "ce_outcome must be one of error, ok, timeout, unknown, not 'success'"),
+    (b"", b'{"content": "7"}', "ce_outcome must be"),
+    (b"ok", None, "cannot be read: Invalid JSON"),
+    (b"ok", b"seven", "cannot be read: Invalid JSON"),
+    (None, b'{"content": 7}', "cannot be read: content: Input should be a text, or a list of content blocks (got 7)"),
+    (None, b'{"content": "7", "started_at": "noon"}', "cannot be read: started_at"),
+    (None, b'{"content": "7", "started_at": -1.7e308, "finished_at": 1.7e308}', "7"),
+]
+
+
+async def test_odd_results_of_a_worker_in_another_language_cost_their_call_alone_and_say_why(
+    kafka: str, namespace: str
+) -> None:
+    def both(request: dict[str, Any]) -> Any:
+        calls = [tool_use("pollen", {}), tool_use("double", {"n": 21})]
+        return calls if turn_of(request) == 1 else json.dumps(told(request))
+
+    async with fleet(app, both, settings_for(kafka, namespace), queues=["io"]) as running:
+        runs = [await running.client.submit("counter", "?", run_id=f"r-{n}") for n in range(len(ODD_RESULTS))]
+        queue = running.namespace.calls("elsewhere")
+        for call in await read_until(kafka, queue, lambda found: len(found) == len(ODD_RESULTS)):
+            body = json.loads(call.value)
+            outcome, result, _ = ODD_RESULTS[int(body["run_id"].removeprefix("r-"))]
+            kept = [pair for pair in call.headers if pair[0] in ("ce_runid", "ce_life", "ce_callid")]
+            said = [("ce_outcome", outcome)] if outcome is not None else []
+            headers = [("ce_type", b"tool.returned"), *kept, *said]
+            key, where = body["run_id"].encode(), body["reply"]
+            await produce(kafka, where["topic"], result, key=key, partition=where["partition"], headers=headers)
+        async with asyncio.timeout(ANSWER_S):
+            answers = [json.loads(await run.output()) for run in runs]
+    assert [double for _, double in answers] == ["42"] * len(ODD_RESULTS)
+    assert [why in heard for (heard, _), (_, _, why) in zip(answers, ODD_RESULTS, strict=True)] == [True] * len(
+        ODD_RESULTS
+    )
 
 
 async def test_garbage_in_the_registry_costs_nobody_anything(kafka: str, namespace: str) -> None:

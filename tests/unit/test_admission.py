@@ -181,6 +181,8 @@ async def test_a_cancel_is_noted() -> None:
         ({"agent": "a", "input": []}, "invalid_request", "input: is empty"),
         ({"agent": "a", "input": ""}, "invalid_request", "input: is blank"),
         ({"agent": "a", "input": " \n"}, "invalid_request", "input: is blank"),
+        ({"agent": "a", "messages": []}, "invalid_request", "messages: is empty"),
+        ({"agent": "a", "messages": [{"role": "user"}]}, "invalid_request", "messages.0.content: is missing"),
         ({"agent": "a", "input": "x", "max_turns": "many"}, "invalid_request", "max_turns"),
         ({"agent": "a", "input": "x", "max_cost_usd": 1}, "invalid_request", "no price is configured"),
         ({"agent": "a", "input": "x", "reply_to": {"partition": 99}}, "invalid_request", "the last partition is 3"),

@@ -7,6 +7,7 @@ Called by: pytest.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import orjson
@@ -155,6 +156,16 @@ def test_calls_and_times_are_counted() -> None:
     assert said["timing"] == {
         "queued_s": 2.0, "model_s": 6.0, "tools_s": 5.0, "wall_s": 13.0, "tools_sequential_s": 5.0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("started_at", "finished_at"), [(-1.7e308, 1.7e308), (0, 1.7e308), (5, 3), ("1", "2"), (None, 3), (10**400, 0)]
+)
+def test_times_that_no_call_can_have_taken_count_as_none(started_at: Any, finished_at: Any) -> None:
+    """JSON has no number for the first, and nobody could read the answer."""
+    body = json.dumps({"content": "x", "started_at": started_at, "finished_at": finished_at}).encode()
+    said = answer_after(b.calls(), b.returned(body=body), b.replied(turn=2))
+    assert said["timing"]["tools_sequential_s"] == 0.0
 
 
 def test_metadata_is_echoed() -> None:

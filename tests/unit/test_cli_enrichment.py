@@ -98,9 +98,23 @@ async def test_each_record_is_run_once_and_its_line_is_as_the_contract_has_it(tm
 def test_output_that_is_no_json_stays_a_text_and_a_failure_says_why() -> None:
     failed = RunResponse("r", "a", None, "failed", error=RunError("max_turns", "too many"))
     assert json.loads(line_of({}, RunResponse("r", "a", None, "completed", output="NaN")))["output"] == "NaN"
-    assert json.loads(line_of({}, RunResponse("r", "a", None, "completed", output='"\\ud800"')))["output"] == "\ud800"
     line = json.loads(line_of({}, failed))
     assert (line["output"], line["error"]) == (None, {"code": "max_turns", "message": "too many"})
+
+
+@pytest.mark.parametrize(
+    "said", ['{"name": "\\ud83d"}', "1e999", "[-1e400]", "[" * 1023 + "]" * 1023, "1}", '1, "a": 2', "9" * 5000]
+)
+async def test_an_output_that_no_reader_of_the_file_would_take_stays_a_text(tmp_path: Path, said: str) -> None:
+    """Half a character, or a number without end, is JSON to some; the whole file could not be read again."""
+    out = tmp_path / "out.jsonl"
+
+    async def odd(prompt: str, run_id: str) -> RunResponse:
+        return RunResponse(run_id, "a", None, "completed", output=said)
+
+    await enrich(out, [1], Agent(odd))
+    assert (await enrich(out, [1], Agent())).there == 1
+    assert outputs(out) == [said]
 
 
 async def test_no_more_runs_are_out_than_asked_for(tmp_path: Path) -> None:

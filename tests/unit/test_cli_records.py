@@ -7,6 +7,7 @@ import re
 import pytest
 
 from anabranch.cli.records import (
+    CELL_BYTES,
     BadLine,
     Job,
     Recipe,
@@ -41,6 +42,7 @@ def test_each_line_of_jsonl_is_a_record_and_empty_lines_are_passed_over() -> Non
         (b"7", "not a number"),
         (b"null", "not null"),
         (b'{"a": NaN}', "NaN"),
+        (b'{"a": 1e999}', "Out of range"),
         (b'{"a": "\xff"}', "not UTF-8"),
         (b'{"a": "\\ud800"}', "surrogate"),
         (b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}", "deeper than"),
@@ -65,10 +67,35 @@ def test_csv_records_are_named_by_the_line_where_they_begin() -> None:
     ]
 
 
-@pytest.mark.parametrize("header", [b"id,id\n", b"id,\n"])
-def test_a_csv_header_without_a_name_for_each_column_is_refused(header: bytes) -> None:
-    with pytest.raises(AnabranchError, match="header"):
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        (b"id,id\n", "names 'id' twice"),
+        (b"id,\n", "has a column without a name"),
+        (b"\n", "is empty"),
+        ("id,größe\n".encode("latin-1"), "is not UTF-8"),
+        ("id,name\n".encode("utf-16"), "cannot be read: .*; save the file as UTF-8"),
+    ],
+)
+def test_a_csv_header_that_does_not_name_each_column_is_refused(header: bytes, told: str) -> None:
+    with pytest.raises(AnabranchError, match=f"header, {told}"):
         list(read_csv([header, b"1,2\n"]))
+
+
+@pytest.mark.parametrize("rest", [[b'"\n'], [b"\n", b"a,row\n", b'the ""end"""\n'], [b"\n", b'end",more\n']])
+def test_a_cell_that_is_too_large_costs_its_row_and_no_line_of_it_is_a_record(rest: list[bytes]) -> None:
+    first, *others = rest
+    lines = [b"id,name\n", b'1,"' + b"x" * CELL_BYTES + b"x" + first, *others, b"2,Bo\n"]
+    assert list(read_csv(lines)) == [
+        BadLine(2, "it has a cell of more than 1,000,000 characters"),
+        Record(len(lines), {"id": "2", "name": "Bo"}),
+    ]
+
+
+def test_a_quotation_mark_that_is_never_closed_is_named_by_its_row() -> None:
+    good, bad = read_csv([b"id,name\n", b"1,Ann\n", b'2,"Bo\n', b"3,Cy\n"])
+    assert good == Record(2, {"id": "1", "name": "Ann"})
+    assert bad == BadLine(3, "a quotation mark in it is never closed, so what is behind it cannot be read")
 
 
 def test_a_template_reaches_into_the_record_and_writes_json_where_it_is_no_text() -> None:

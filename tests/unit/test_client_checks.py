@@ -66,8 +66,13 @@ def written(broker: MemoryBroker, *topics: str) -> int:
         ),
         ({"input": [{"type": "text", "text": "a", "n": math.inf}]}, "input.0.n: inf"),
         ({"input": None, "messages": [{"role": "user", "content": UUID(int=1)}]}, "messages.0.content: a UUID"),
+        ({"input": {"type": "text"}}, "input: Input should be a text, or a list of content blocks"),
+        ({"input": None, "messages": []}, "messages: is empty"),
+        ({"input": None, "messages": [{"role": "user"}]}, "messages.0.content: is missing"),
+        ({"input": None, "messages": [{"role": "developer", "content": "x"}]}, "messages.0.role: must be one of"),
         ({"input": "\ud800"}, "input: cannot be written as JSON"),
-        ({"run_id": "\ud800"}, "run_id: cannot be written as JSON"),
+        ({"run_id": "\ud800"}, "run_id: .* must be the id of a run"),
+        ({"run_id": ["r"]}, "run_id: .* must be the id of a run"),
         ({"run_id": ""}, "run_id"),
         ({"run_id": "a b"}, "run_id"),
     ],
@@ -96,6 +101,13 @@ async def test_a_wrong_cancel_leaves_nothing_in_the_log(
     with pytest.raises(InvalidRequest, match=told):
         await client.cancel(run_id, reason)
     assert written(broker, SHOP.log) == 0
+
+
+async def test_a_conversation_may_be_of_tuples(broker: MemoryBroker, client: Client) -> None:
+    """They are lists in JSON."""
+    messages: Any = ({"role": "user", "content": ({"type": "text", "text": "hello"},)},)
+    await client.submit("analyst", messages=messages)
+    assert written(broker, SHOP.requests) == 1
 
 
 async def test_an_agent_is_named(broker: MemoryBroker, client: Client) -> None:

@@ -20,7 +20,7 @@ from tests.support import builders as b
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.bodies import MAX_DEPTH, depth_of, dump, read, read_request, sender_of, whole
+from anabranch.bodies import MAX_DEPTH, depth_of, dump, read, read_request, refuse_messages, sender_of, whole
 from anabranch.codec import Outgoing, decode, encode, header
 from anabranch.deadletters import KEPT, dead_letter
 from anabranch.errors import InvalidRequest, WireError
@@ -142,6 +142,18 @@ def test_the_error_names_the_header(name: str, value: bytes | None, told: str) -
         decode(bad)
 
 
+@pytest.mark.parametrize("said", ["done", "OK", "", "\ufffd"])
+def test_an_outcome_that_is_none_makes_the_result_an_error_that_says_so(said: str) -> None:
+    """A worker in another language has the call, and whoever waits for it would wait for its deadline."""
+    good = b.record(b.returned(), 0)
+    headers = [(n, said.encode() if n == "ce_outcome" else v) for n, v in good.headers]
+    event = decode(replace(good, headers=headers))
+    assert isinstance(event, e.ToolReturned)
+    assert (event.call_id, event.outcome) == (b.call_id(), "error")
+    told = f"a result whose ce_outcome must be one of error, ok, timeout, unknown, not {said!r}"
+    assert told in orjson.loads(event.body)["content"]
+
+
 @pytest.mark.parametrize("value", [b"-1", b"inf", b"nan", b"soon", b"1e9"])
 def test_a_duration_is_a_number_of_seconds(value: bytes) -> None:
     good = b.record(b.model_handed_off(), 0)
@@ -155,6 +167,9 @@ def test_a_null_header_is_none_at_all() -> None:
 
 
 # --- requests ----------------------------------------------------------------------------------------------------
+
+
+USER = {"role": "user", "content": "x"}
 
 
 def refused(body: bytes | None) -> str:
@@ -173,7 +188,10 @@ def refused(body: bytes | None) -> str:
         (b"[1]", "must be a JSON object, not list"),
         (b"[" * 5000, "not JSON"),
         (b'{"a":' * 101 + b"1" + b"}" * 101, f"nests deeper than {MAX_DEPTH} levels"),
-        (b'{"input":5}', "input"),
+        (b'{"input":5}', "input: Input should be a text, or a list of content blocks (got 5)"),
+        (b'{"input":{}}', "input: Input should be a text, or a list of content blocks (got {})"),
+        (b'{"input":[{},"x"]}', "input.1: Input should be a content block (got 'x')"),
+        (b'{"messages":"x"}', "messages: Input should be a valid array (got 'x')"),
         (b'{"max_turns":"many"}', "max_turns: Input should be a valid integer (got 'many')"),
         (b'{"max_turns":0}', "max_turns"),
         (b'{"max_turns":true}', "max_turns"),
@@ -185,14 +203,52 @@ def refused(body: bytes | None) -> str:
         (b'{"reply_to":{"partition":-1}}', "reply_to.partition"),
         (b'{"cancel":false}', "cancel"),
         (b'{"metadata":{"x":"' + b"y" * 5000 + b'"}}', "metadata: is larger than 4096 bytes"),
-        (b'{"metadata":{"n":12345678901234567890123}}', "64-bit"),
-        (b'{"max_turns":12345678901234567890123}', "64-bit"),
-        (b'{"input":[{"n":12345678901234567890123}]}', "64-bit"),
+        (b'{"metadata":{"n":12345678901234567890123}}', "metadata: cannot be kept: Integer exceeds 64-bit range"),
+        (b'{"max_turns":12345678901234567890123}', "max_turns: cannot be kept: Integer exceeds 64-bit range"),
+        (b'{"input":[{"n":12345678901234567890123}]}', "input: cannot be kept: Integer exceeds 64-bit range"),
         (b'{"input":"\\ud800"}', "not JSON"),
     ],
 )  # fmt: skip
 def test_a_bad_request_is_told_what_is_wrong(body: bytes | None, told: str) -> None:
     assert told in refused(body)
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        ("hello", "messages: must be a list of messages, not str"),
+        ([], "messages: is empty"),
+        (["hello"], "messages.0: must be an object with a role and a content, not str"),
+        ([{"content": "x"}], "messages.0.role: is missing: it is one of 'user', 'assistant', 'system'"),
+        (
+            [USER, {"role": "tool", "content": "x"}],
+            "messages.1.role: must be one of 'user', 'assistant', 'system' (got 'tool')",
+        ),
+        ([{"role": ["user"], "content": "x"}], "messages.0.role: must be one of"),
+        ([{"role": "user"}], "messages.0.content: is missing: it is a text, or a list of content blocks"),
+        ([{"role": "user", "content": None}], "messages.0.content: is missing"),
+        ([{"role": "user", "content": 7}], "messages.0.content: must be a text, or a list of content blocks, not int"),
+        ([{"role": "user", "content": {"type": "text"}}], "messages.0.content: must be"),
+        ([{"role": "user", "content": ["x"]}], "messages.0.content.0: must be a content block, not str"),
+    ],
+)
+def test_messages_that_are_no_conversation_are_refused_by_their_place(messages: Any, told: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        refuse_messages(messages)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [USER, USER],
+        [{"role": "assistant", "content": ""}],
+        [USER, {"role": "system", "content": "x", "of_a_later_api": 1}],
+        [{"role": "user", "content": [{"type": "hologram"}, {}]}],
+    ],
+)
+def test_what_a_provider_might_take_is_left_to_it(messages: Any) -> None:
+    refuse_messages(messages)
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(m.RunRequest)])

@@ -186,11 +186,23 @@ def test_a_block_with_a_number_that_cannot_be_written_becomes_text() -> None:
     assert "12345678901234567890123" in results_after(body)[0]["content"]
 
 
-@pytest.mark.parametrize("body", [b"", b"null", b"{}", b'{"content":5}', b"\xff", b"[" * 3000])
-def test_a_result_that_cannot_be_read_is_an_error_of_its_call_alone(body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"", "Invalid JSON"),
+        (b"null", "Input should be an object"),
+        (b"{}", "it must have one of content, content_ref and content_sealed"),
+        (b'{"content":5}', "content: Input should be a text, or a list of content blocks (got 5)"),
+        (b'{"content":["a"]}', "content.0: Input should be a content block (got 'a')"),
+        (b'{"content":"x","started_at":"noon"}', "started_at: Input should be a valid number (got 'noon')"),
+        (b"\xff", "Invalid JSON"),
+        (b"[" * 3000, "Invalid JSON"),
+    ],
+)
+def test_a_result_that_cannot_be_read_is_an_error_of_its_call_alone(body: bytes, why: str) -> None:
     bad, good = results_after(body, b.result())
     assert bad["is_error"]
-    assert "cannot be read" in bad["content"]
+    assert f"the tool's worker sent a result that cannot be read: {why}" in bad["content"]
     assert good["content"] == "fine"
 
 
@@ -357,3 +369,12 @@ def test_what_was_thought_can_be_left_out_and_all_else_stays_the_bytes_that_it_i
     assert b"thinking" not in bare
     assert [message["role"] for message in orjson.loads(bare)["messages"]] == ["user", "assistant", "user"]
     assert without_thoughts(bare) == bare
+
+
+# --- odd messages ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [["text"], {}, None, 7])
+def test_a_block_with_an_odd_type_is_passed_on_for_the_provider_to_refuse(kind: Any) -> None:
+    messages = [{"role": "user", "content": [{"type": kind, "text": "x" * 5000}]}]
+    assert body_after(opens=b.opening(request=b.request(input=None, messages=messages)))["messages"] == messages

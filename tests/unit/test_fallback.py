@@ -133,6 +133,23 @@ def test_runs_wait_for_a_breaker_no_longer_than_their_deadline() -> None:
     assert len(ended) == 10
 
 
+def test_a_run_that_the_model_always_fails_on_holds_no_other_up() -> None:
+    class Poisoned(Provider):
+        async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
+            if body.endswith(b" r0"):
+                raise Transient("server!", kind="server")
+            return await super().reply(body, on_event, on_left)
+
+    def arrange(desk: Desk) -> None:
+        desk.submit(1, fallback=None)
+        asyncio.get_running_loop().call_later(100.0, desk.submit, 5, None)
+
+    provider = Poisoned(own=works)
+    desk = thought(provider, arrange)
+    assert desk.thinker._meters.model_breaker_opened.copied() != {}
+    assert [at < 100 + 60 for _, _, at in provider.asked] == [True] * 5, "the next probe is one of theirs"
+
+
 def test_refusals_because_of_a_limit_open_no_breaker() -> None:
     provider = Provider(own=fails("rate_limit", until=100, slow_down=True, retry_after=1.0))
     desk = thought(provider, lambda desk: desk.submit(50, fallback=None))

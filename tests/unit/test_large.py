@@ -200,13 +200,14 @@ async def test_an_object_that_is_gone_fails_the_run_and_is_named(caplog: pytest.
     assert [GONE in record.message for record in caplog.records if record.levelname == "ERROR"] == [True]
 
 
-@pytest.mark.parametrize("messages", [[], {}, "hello", ["hello"], None])
+@pytest.mark.parametrize("messages", [[], {}, "hello", ["hello"], None, [{"role": "user"}], [{"content": "x"}]])
 async def test_messages_that_are_none_are_a_bad_request(messages: Any) -> None:
     shop = store()
     opens = b.opening(request=b.request(input=None, messages_ref=await put(shop, messages)))
     with pytest.raises(Hopeless) as caught:
         await body_after(shop, b.run_after(opens=opens))
     assert caught.value.code == "invalid_request"
+    assert "is no conversation: messages" in caught.value.message
 
 
 async def test_what_is_in_hand_for_all_calls_together_is_bounded() -> None:

@@ -41,6 +41,14 @@ def test_only_what_has_begun_can_be_asked_for() -> None:
     assert (line.take(only_begun=True), line.take(only_begun=True), len(line)) == ("b0", None, 1)
 
 
+def test_a_probe_is_one_that_has_not_begun_if_there_is_any() -> None:
+    line: Line[str] = Line()
+    line.add_begun("a", "a0")
+    line.add("b", "b2", "bulk")
+    line.add("a", "a1")
+    assert [line.take_probe() for _ in range(4)] == ["a1", "b2", "a0", None]
+
+
 def test_what_has_not_begun_can_be_dropped() -> None:
     line: Line[str] = Line()
     line.add("a", "a1")

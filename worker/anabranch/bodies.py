@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from anabranch import messages as m
 from anabranch.errors import InvalidRequest, WireError
-from anabranch.fields import is_name
+from anabranch.fields import Json, is_name
 
 MAX_DEPTH: Final = 100
 """How deep JSON from outside may nest: orjson reads 1,024 levels and writes 254, we add some of our own."""
@@ -46,11 +46,16 @@ def read(kind: type[T], body: bytes | None) -> T:
 
 def explain(error: ValidationError) -> str:
     """The first problem in one line: `max_turns: Input should be a valid integer (got 'many')`."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    first, *others = error.errors(include_url=False, include_context=False)
+    path, said = first["loc"], first["msg"]
+    if others and path[-1:] == ("str",) and others[0]["loc"][: len(path)] == (*path[:-1], _BLOCKS):
+        first = others[0]  # of a text, or blocks, it is no text: what else is wrong with it says more
+        path = (*path[:-1], *first["loc"][len(path) :])
+        said = "Input should be a content block" if first["type"] == "dict_type" else _NO_CONTENT
+    where = ".".join(map(str, path))
     given = repr(first["input"])
     shown = "" if first["type"] in ("json_invalid", "missing") else f"{_GIVEN}{given[:80]})"
-    return f"{where + ': ' if where else ''}{first['msg']}{shown}"
+    return f"{where + ': ' if where else ''}{said}{shown}"
 
 
 def without_given(explained: str) -> str:
@@ -59,6 +64,9 @@ def without_given(explained: str) -> str:
 
 
 _GIVEN: Final = " (got "
+_BLOCKS: Final = "list[dict[str,any]]"
+"""What pydantic calls the second form of `Content`, in the path of a problem."""
+_NO_CONTENT: Final = "Input should be a text, or a list of content blocks"
 
 
 @cache
@@ -168,11 +176,48 @@ def refuse_incomplete(request: m.RunRequest) -> str:
     given = (request.input, request.messages, request.messages_ref, request.messages_sealed)
     if given.count(None) != len(given) - 1:
         raise InvalidRequest("give either input or messages: the first user message, or a conversation to go on with")
-    if request.input == [] or request.messages == []:
+    if request.input == []:
         raise InvalidRequest("input: is empty")
     if isinstance(request.input, str) and not request.input.strip():
         raise InvalidRequest("input: is blank, which no model takes")
+    if request.messages is not None:
+        refuse_messages(request.messages)
     return request.agent
+
+
+def refuse_messages(messages: Json) -> None:
+    """A conversation has the form of one; what it may say is the provider's to judge. Raises `InvalidRequest`."""
+    if not isinstance(messages, list):
+        raise InvalidRequest(f"messages: must be a list of messages, not {type(messages).__name__}")
+    if not messages:
+        raise InvalidRequest("messages: is empty: the last one is what the model is to answer")
+    for place, message in enumerate(messages):
+        if (mistake := _mistake_in(message)) is not None:
+            raise InvalidRequest(f"messages.{place}{mistake}")
+
+
+def _mistake_in(message: Json) -> str | None:
+    """Why no provider takes it as a message."""
+    if not isinstance(message, dict):
+        return f": must be an object with a role and a content, not {type(message).__name__}"
+    role, content = message.get("role"), message.get("content")
+    if role is None:
+        return f".role: is missing: it is one of {_ROLES_SHOWN}"
+    if role not in _ROLES:
+        return f".role: must be one of {_ROLES_SHOWN}{_GIVEN}{role!r:.80})"
+    if content is None:
+        return ".content: is missing: it is a text, or a list of content blocks"
+    if not isinstance(content, str | list):
+        return f".content: must be a text, or a list of content blocks, not {type(content).__name__}"
+    for place, block in enumerate(content if isinstance(content, list) else ()):
+        if not isinstance(block, dict):
+            return f".content.{place}: must be a content block, not {type(block).__name__}"
+    return None
+
+
+_ROLES: Final = ("user", "assistant", "system")
+"""Whether the model takes a `system` message, and where, is the provider's to say."""
+_ROLES_SHOWN: Final = ", ".join(map(repr, _ROLES))
 
 
 def sender_of(body: bytes | None) -> tuple[str | None, m.ReplyTo | None]:
@@ -204,7 +249,16 @@ def _run_id_in(body: bytes) -> str | None:
     return None
 
 
-_numbers_of: Final = attrgetter("input", "messages", "max_turns", "metadata", "reply_to")
+def _is_writable(value: Json) -> bool:
+    try:
+        dump(value)
+    except WireError:
+        return False
+    return True
+
+
+_NUMBERS: Final = ("input", "messages", "max_turns", "metadata", "reply_to")
+_numbers_of: Final = attrgetter(*_NUMBERS)
 """The fields of a request in which an integer may be, of any size."""
 
 
@@ -215,6 +269,7 @@ def _refuse_unwritable(request: m.RunRequest) -> None:
         if request.metadata is not None and len(orjson.dumps(request.metadata)) > METADATA_BYTES:
             raise InvalidRequest(f"metadata: is larger than {METADATA_BYTES} bytes")
     except orjson.JSONEncodeError as error:
-        raise InvalidRequest(f"the body cannot be kept: {error}") from None
+        field = next(name for name in _NUMBERS if not _is_writable(getattr(request, name)))
+        raise InvalidRequest(f"{field}: cannot be kept: {error}") from None
     if request.metadata_sealed is not None and len(request.metadata_sealed) > 2 * METADATA_BYTES:
         raise InvalidRequest(f"metadata_sealed: is larger than {2 * METADATA_BYTES} bytes")

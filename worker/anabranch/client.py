@@ -197,7 +197,7 @@ class Client:
         agent is seen by the workers alone: a run of one that is not registered fails, with the code `unknown_agent`.
         """
         self._check_open()
-        run_id = f"run-{secrets.token_hex(10)}" if run_id is None else run_id
+        run_id = f"run-{secrets.token_hex(10)}" if run_id is None else checked.a_run(run_id)
         request = RunRequest(
             run_id=run_id,
             agent=agent,
@@ -286,9 +286,9 @@ class Client:
 
     async def _request(self, request: RunRequest, lane: Lane) -> Acked:
         body, run_id = checked.written(request), request.run_id or ""
-        read_request(body)
+        read_back = read_request(body)  # in which a tuple is a list
         if not request.cancel:
-            refuse_incomplete(request)
+            refuse_incomplete(read_back)
         if self._seals.is_set and not request.cancel:
             body = dump(await self._seals.request(request))
         elif self._store.takes(len(body)):

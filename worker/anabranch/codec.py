@@ -226,9 +226,14 @@ def _discarded(run: str, life: str, h: _Head, body: bytes) -> e.Event:
 
 
 def _returned(run: str, life: str, h: _Head, body: bytes) -> e.Event:
-    said = h.get("ce_outcome") is not None  # a worker in another language may leave it out
-    outcome: e.ResultOutcome = h.one_of("ce_outcome", _RESULT_OUTCOMES) if said else "ok"
-    return e.ToolReturned(run, life, h.text("ce_callid"), outcome, body)
+    """A worker in another language may leave the outcome out. What it says there and is none costs its call alone."""
+    call_id, said = h.text("ce_callid"), h.get("ce_outcome")
+    if said is not None and said not in _RESULT_OUTCOMES:
+        must = f"must be one of {', '.join(sorted(_RESULT_OUTCOMES))}, not {said[:40]!r}"
+        told = e.ToolResult(f"the tool's worker sent a result whose ce_outcome {must}: it is not used")
+        return e.ToolReturned(run, life, call_id, "error", dump(told))
+    outcome: Any = said or "ok"
+    return e.ToolReturned(run, life, call_id, outcome, body)
 
 
 def _model_handed_off(run: str, life: str, h: _Head, body: bytes) -> e.Event:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.agent.answer import result_of, shown_content
+from anabranch.agent.answer import result_of, shown_content, unreadable
 from anabranch.agent.state import Result, Run
 from anabranch.fields import Content
 
@@ -85,8 +85,10 @@ class CallResult(RunEvent):
     @property
     def content(self) -> Content:
         """What the model will be told: text, or content blocks."""
-        told = result_of(self.result.body) if self.result.body is not None else None
-        return shown_content(told) if told is not None else self.result.text or ""
+        if (body := self.result.body) is None:
+            return self.result.text or ""
+        told = result_of(body)
+        return shown_content(told) if told is not None else unreadable(body)
 
 
 @dataclass(frozen=True, slots=True)

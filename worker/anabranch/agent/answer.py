@@ -154,10 +154,25 @@ UNREADABLE = "the tool's worker sent a result that cannot be read"
 def result_of(body: bytes) -> ToolResult | None:
     """A tool's result, or None if its worker sent something else."""
     try:
-        result = read(ToolResult, body)
+        return _result_in(body)
     except WireError:
         return None
-    return result if _one_of(result.content, result.content_ref, result.content_sealed) else None
+
+
+def unreadable(body: bytes) -> str:
+    """What is told in the place of a result that is none, and why it is none."""
+    try:
+        _result_in(body)
+    except WireError as error:
+        return f"{UNREADABLE}: {error}"
+    return UNREADABLE
+
+
+def _result_in(body: bytes) -> ToolResult:
+    result = read(ToolResult, body)
+    if not _one_of(result.content, result.content_ref, result.content_sealed):
+        raise WireError("it must have one of content, content_ref and content_sealed")
+    return result
 
 
 def _one_of(content: object, ref: object, sealed: object) -> bool:
@@ -235,6 +250,15 @@ def _took(body: bytes) -> float:
     """The seconds from a call's start to its end; 0 if its worker did not say. Only these two fields are looked at."""
     try:
         told = orjson.loads(body)
-        return max(0.0, float(told["finished_at"] - told["started_at"]))
+        return seconds_between(told["started_at"], told["finished_at"])
     except (orjson.JSONDecodeError, KeyError, TypeError, OverflowError):
         return 0.0
+
+
+def seconds_between(started_at: float, finished_at: float) -> float:
+    """How long a call took by its worker's clock; 0 if that is no time that a call takes, or none that JSON has."""
+    seconds = float(finished_at - started_at)
+    return seconds if 0 <= seconds < _LONGEST_S else 0.0
+
+
+_LONGEST_S: Final = 1e9

@@ -68,8 +68,12 @@ class Breaker:
         self._round = 0
         self._probe: Pass | None = None
 
+    @property
+    def is_closed(self) -> bool:
+        return self._until is None
+
     def state(self, now: float) -> State:
-        if self._until is None:
+        if self.is_closed:
             return "closed"
         return "open" if self._is_early(now) else "half open"
 

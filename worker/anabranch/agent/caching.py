@@ -21,7 +21,7 @@ MOST: Final = 4
 """How many breakpoints the provider takes in one request."""
 WORTH: Final = 2048
 """Bytes of a first message below which it is not worth a breakpoint: it would rarely be kept."""
-_MARKABLE: Final = frozenset({"text", "image", "document", "search_result", "tool_result", "tool_use"})
+_MARKABLE: Final = ("text", "image", "document", "search_result", "tool_result", "tool_use")
 Mark = dict[str, str]
 """What a block says to be a breakpoint."""
 Kept = Literal["5m", "1h"]

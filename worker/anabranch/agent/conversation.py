@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-from anabranch.agent.answer import UNREADABLE, last_words, result_of
+from anabranch.agent.answer import UNREADABLE, last_words, result_of, unreadable
 from anabranch.agent.caching import MARKS, Breakpoints, Kept, is_worth, marked
 from anabranch.agent.dropping import Dropped, dropped, is_small, words_for
 from anabranch.agent.offer import Kind, Offer
@@ -23,7 +23,7 @@ from anabranch.agent.referring import content_elsewhere
 from anabranch.agent.reply import CONTENT
 from anabranch.agent.state import Call, Result, Run, Turn
 from anabranch.agent.verbatim import items, members, written
-from anabranch.bodies import MAX_DEPTH, depth_of, read
+from anabranch.bodies import MAX_DEPTH, depth_of, read, refuse_messages
 from anabranch.errors import InvalidRequest, WireError
 from anabranch.fields import Content
 from anabranch.log_events import ToolResult
@@ -134,11 +134,13 @@ def _opening(request: RunRequest, found: Found) -> list[dict[str, Any]]:
 def _messages_in(data: bytes, where: str) -> list[dict[str, Any]]:
     """What the client has put into the store, or sealed, is looked at as closely as if it had been in its request."""
     try:
-        messages = orjson.loads(data)
+        messages: list[dict[str, Any]] = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"{where} is not JSON: {error}") from None
-    if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
-        raise InvalidRequest(f"{where} must be a list of messages that is not empty")
+    try:
+        refuse_messages(messages)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where} is no conversation: {error}") from None
     if depth_of(messages) > MAX_DEPTH:
         raise InvalidRequest(f"{where} nests deeper than {MAX_DEPTH} levels")
     return messages
@@ -237,8 +239,9 @@ def _said(call: Call, result: Result, found: Found) -> tuple[Content, bool]:
         return orjson.loads(found[sealed]), True
     if result.body is None:
         return result.text or "", result.failed
-    told = result_of(result.body)
-    content = None if told is None else _content(told, found)
+    if (told := result_of(result.body)) is None:
+        return unreadable(result.body), True
+    content = _content(told, found)
     return (UNREADABLE, True) if content is None else (content, result.failed)
 
 

@@ -182,7 +182,7 @@ class Lanes(Generic[Call]):
         if not len(line := lane.line):
             return None
         if lane.begun < self._ceiling and lane.opens_at(now) <= now:
-            return line.take()
+            return line.take() if lane.breaker.is_closed else line.take_probe()
         if line.begun and lane.opens_at(now, again=True) <= now:
             return line.take(only_begun=True)
         return None

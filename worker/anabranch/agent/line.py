@@ -1,7 +1,8 @@
 """Who is next: the calls of one model that wait, lanes by weight, their tenants taking turns, each tenant's in their
 order. PURE.
 
-A call that has begun and is made again goes before those of its tenant that have not. `Thinker` asks; nothing waits
+A call that has begun and is made again goes before those of its tenant that have not, unless it is to find out whether
+the model works again: one run that the model always fails on would hold all others up. `Thinker` asks; nothing waits
 here.
 """
 
@@ -73,6 +74,15 @@ class _Tenants(Generic[Call]):
             self._tenants[tenant] = queue
         return call
 
+    def take_fresh(self) -> Call:
+        tenant = next(tenant for tenant, queue in self._tenants.items() if queue.fresh)
+        queue = self._tenants.pop(tenant)
+        call = queue.fresh.popleft()
+        self.fresh -= 1
+        if queue.begun or queue.fresh:
+            self._tenants[tenant] = queue
+        return call
+
     def _with_begun(self) -> str:
         return next(tenant for tenant, queue in self._tenants.items() if queue.begun)
 
@@ -123,6 +133,13 @@ class Line(Generic[Call]):
             return None
         self._weights.took(lane, interactive and bulk)
         return self._of(lane).take(only_begun)
+
+    def take_probe(self) -> Call | None:
+        """The next one that has not begun, if there is any: what has begun may be what the model fails on."""
+        for tenants in (self._interactive, self._bulk):
+            if tenants.fresh:
+                return tenants.take_fresh()
+        return self.take()
 
     def all(self) -> Iterator[tuple[str, Call, Lane]]:
         """Everything that waits, with its tenant and its lane."""

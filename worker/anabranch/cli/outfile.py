@@ -59,21 +59,18 @@ def line_of(record: dict[str, Json], response: RunResponse) -> bytes:
     }
     if response.status != "completed":
         line["error"] = lean(response.error)
-    try:
-        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return json.dumps(line).encode() + b"\n"
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
 def _parsed(output: str | None) -> Json:
+    """What the file could not be read again with stays the text that it is: half a character, a number without end."""
+    if output is None:
+        return None
     try:
-        return None if output is None else json.loads(output, parse_constant=_refuse)
+        orjson.loads(f'{{"output": {output}}}')
+        return json.loads(output)
     except (ValueError, RecursionError):
         return output
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(name)
 
 
 class OutFile:

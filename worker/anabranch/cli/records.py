@@ -87,36 +87,69 @@ def _kind(value: object) -> str:
 def read_csv(lines: Iterable[bytes]) -> Iterator[Record | BadLine]:
     """A header line, then one record a row, all values texts. Raises `AnabranchError` for a header that is no good."""
     csv.field_size_limit(CELL_BYTES)
-    rows = csv.reader(_texts(lines), strict=True)
+    texts = _Texts(lines)
+    rows = csv.reader(texts, strict=True)
     try:
         names = next(rows, None)
     except csv.Error as error:
-        raise AnabranchError(f"line 1 of the CSV file, its header, cannot be read: {error}") from None
+        mend = "save the file as UTF-8, with lines that end in a line feed"
+        raise AnabranchError(f"line 1 of the CSV file, its header, cannot be read: {error}; {mend}") from None
     if names is None:
         return
     _check_header(names)
-    yield from _rows(rows, names)
+    yield from _rows(rows, texts, names)
 
 
-def _texts(lines: Iterable[bytes]) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        yield (line.removeprefix(_BOM) if number == 1 else line).decode("utf-8", "surrogateescape")
+class _Texts:
+    """Lines as texts. `number` is that of the last one, from 1, `quotes` how many there were since it was set to 0."""
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._lines, self.number, self.quotes = iter(lines), 0, 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.number += 1
+        self.quotes += line.count(b'"')
+        return (line.removeprefix(_BOM) if self.number == 1 else line).decode("utf-8", "surrogateescape")
+
+    def pass_over_cell(self) -> None:
+        """To the end of the row in which a quotation mark was left open: what follows it is no row."""
+        while self.quotes % 2 and next(self, None) is not None:
+            pass
 
 
 def _check_header(names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or "" in names:
+    what = None
+    if not names:
+        what = "is empty: it must name the columns"
+    elif not _is_writable(names):
+        what = "is not UTF-8: save the file as UTF-8"
+    elif twice or "" in names:
         what = f"names {twice[0]!r} twice" if twice and twice[0] else "has a column without a name"
-        raise AnabranchError(f"line 1 of the CSV file, its header, {what}: give each column a name of its own")
+        what += ": give each column a name of its own"
+    if what is not None:
+        raise AnabranchError(f"line 1 of the CSV file, its header, {what}")
 
 
-def _rows(rows: Any, names: Sequence[str]) -> Iterator[Record | BadLine]:
+def _is_writable(cells: Sequence[str]) -> bool:
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _rows(rows: Iterator[list[str]], texts: _Texts, names: Sequence[str]) -> Iterator[Record | BadLine]:
     while True:
-        begins = rows.line_num + 1
+        begins, texts.quotes = texts.number + 1, 0
         try:
             cells = next(rows, None)
         except csv.Error as error:
-            yield BadLine(begins, f"it is not CSV: {error}")
+            yield BadLine(begins, _problem_in_row(str(error), texts))
             continue
         if cells is None:
             return
@@ -124,12 +157,20 @@ def _rows(rows: Any, names: Sequence[str]) -> Iterator[Record | BadLine]:
             yield _row(begins, names, cells)
 
 
+def _problem_in_row(error: str, texts: _Texts) -> str:
+    """What the csv module says, or what it means by it."""
+    if error == "unexpected end of data":
+        return "a quotation mark in it is never closed, so what is behind it cannot be read"
+    if error.startswith("field larger than"):
+        texts.pass_over_cell()
+        return f"it has a cell of more than {CELL_BYTES:,} characters"
+    return f"it is not CSV: {error}"
+
+
 def _row(line: int, names: Sequence[str], cells: Sequence[str]) -> Record | BadLine:
     if len(cells) != len(names):
         return BadLine(line, f"it has {counted(len(cells), 'column')}, and the header has {len(names)}")
-    try:
-        "".join(cells).encode()
-    except UnicodeEncodeError:
+    if not _is_writable(cells):
         return BadLine(line, "it is not UTF-8")
     return Record(line, dict(zip(names, cells, strict=True)))
 
@@ -248,8 +289,10 @@ def _job(record: Record, recipe: Recipe, seen: set[str]) -> Job | BadLine:
 
 
 def canonical(data: Mapping[str, Json]) -> bytes:
-    """The record in the one form that its id is derived from: the order of its fields does not matter."""
-    return json.dumps(data, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    """The record in the one form that its id is derived from: the order of its fields does not matter. Raises
+    ValueError for what has none.
+    """
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _digest(parts: list[str | None]) -> str:

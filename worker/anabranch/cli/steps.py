@@ -12,7 +12,7 @@ from rich.text import Text
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.agent.answer import result_of, shown_content
+from anabranch.agent.answer import result_of, seconds_between, shown_content, unreadable
 from anabranch.agent.state import Call, Run
 from anabranch.cli.tally import span
 from anabranch.cli.terminal import printable
@@ -134,9 +134,9 @@ def _returned(event: e.ToolReturned) -> str:
     result = result_of(event.body)
     text = f"call {_short(event.call_id)}: {event.outcome}"
     if result is None:
-        return f"{text}, with a result that cannot be read"
+        return f"{text}: {unreadable(event.body)}"
     if result.started_at is not None and result.finished_at is not None:
-        text += f" in {span(max(0.0, result.finished_at - result.started_at))}"
+        text += f" in {span(seconds_between(result.started_at, result.finished_at))}"
     text += f", {result.tries} tries" if result.tries > 1 else ""
     return text if event.outcome == "ok" else f"{text}: {excerpt(shown_content(result))}"
 
