@@ -296,7 +296,8 @@ class Thinker:
         return reply
 
     async def _asked(self, trying: Trying, context: BatchContext) -> Reply:
-        """One attempt, and what it tells of the model and its limits."""
+        """One attempt, and what it tells of the model and its limits; of one that may not be made, nothing."""
+        body = self._fitted(trying.request, context)
         lane, grant, job = trying.lane, trying.grant, trying.job
         assert grant is not None, "an attempt is granted before it is made"
         budget, attempt = lane.budget, grant.attempt
@@ -314,7 +315,7 @@ class Thinker:
             budget.told(attempt, left, self._steady())
 
         try:
-            reply = await self._model.reply(self._fitted(trying.request, context), on_event, on_left)
+            reply = await self._model.reply(body, on_event, on_left)
             budget.accepted(attempt)
             if (again := used_again(reply.calls, context)) is not None:
                 raise Transient(f"the reply uses the id {again!r} of an earlier call", broken=True, usage=reply.usage)
