@@ -225,6 +225,7 @@ def test_a_call_for_which_no_money_is_left_says_nothing_of_its_model() -> None:
     (ended,) = [when for event, when in desk.appended if event.run_id == "poor"]
     assert 20 <= ended < 100
     assert "poor" not in at(model)
+    assert ("m", "rejected") not in desk.thinker._meters.model_calls.copied()
     assert len([when for _, when in model.asked if 5 < when <= ended]) == 2, "one call at a time finds out"
 
 
