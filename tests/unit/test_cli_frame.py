@@ -19,7 +19,7 @@ from tests.support.desk import Desk
 from anabranch.cli import anabranch, deadletters, dev, frame, runs
 from anabranch.deadletters import KEPT
 from anabranch.environment import sources
-from anabranch.errors import AnabranchError, BrokerError
+from anabranch.errors import AnabranchError, BrokerError, ConfigError
 from anabranch.registry import is_alive
 from anabranch.specs import WorkerInfo
 from anabranch.topics import Namespace
@@ -116,6 +116,19 @@ def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert common.namespace() == Namespace("shop")
     assert common.settings.kafka.bootstrap == "here:2"
     assert sources()["kafka", "bootstrap"] == "ANABRANCH_BOOTSTRAP"
+
+
+def test_a_command_that_only_opens_seals_needs_no_store_where_there_are_no_keys(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever watches a run may have the settings of a worker, and not its disk."""
+    (no_folder := tmp_path / "file").write_text("")
+    monkeypatch.setenv("ANABRANCH_STORE", (no_folder / "store").as_uri())
+    monkeypatch.delenv("ANABRANCH_KEYS", raising=False)
+    common = frame.Frame(namespace_option="shop")
+    assert not common.sealing().is_set
+    with pytest.raises(ConfigError, match="ANABRANCH_STORE"):
+        common.store()
 
 
 @pytest.mark.parametrize(

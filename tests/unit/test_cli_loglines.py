@@ -238,6 +238,14 @@ def test_a_message_with_the_wrong_arguments_is_told(form: type[OneLine]) -> None
     assert "%d of %d (its arguments do not go with it: TypeError)" in line
 
 
+def test_a_library_that_logs_the_wrong_arguments_gets_no_error_for_it() -> None:
+    """It repeats itself, so its messages are compared before they are shown; an error there would end its task."""
+    screen = Screen()
+    for _ in range(2):
+        screen.log(COORDINATOR, "%d of %d", "x")
+    assert screen.lines == [f"{COORDINATOR}: %d of %d (its arguments do not go with it: TypeError)"]
+
+
 async def test_each_call_of_a_tool_says_in_the_log_which_it_is_of(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever logger it uses, in the loop and in threads; what it raises is content."""
     app, lines = App("t"), list[dict[str, Any]]()

@@ -180,6 +180,19 @@ async def test_what_the_server_answered_is_told_however_long_the_names_are(prolo
         await in_memory(objects=Metered(failure)).get(NAME, None, 0.0)
 
 
+async def test_of_the_servers_answer_only_what_says_why_is_told() -> None:
+    """S3 sends back the session token that it does not take."""
+    why = "<Code>InvalidToken</Code><Message>The provided token is malformed\nor otherwise invalid.</Message>"
+    failure = OSError(
+        "Generic S3 error: Error performing GET https://host/0 in 2ms - Server returned non-2xx status code: 400 Bad "
+        f"Request: <?xml version='1.0'?>\n<Error>{why}<Token-0>geheim</Token-0><RequestId>1</RequestId></Error>"
+    )
+    with pytest.raises(StoreUnavailable) as caught:
+        await in_memory(objects=Metered(failure)).get(NAME, None, 0.0)
+    assert "geheim" not in str(caught.value)
+    assert str(caught.value).endswith(f"400 Bad Request: <Error>{why}</Error>".replace("\n", " "))
+
+
 async def test_the_first_failure_of_several_is_told() -> None:
     store = in_memory()
     await store.put(DATA, None, 5.0)

@@ -87,3 +87,18 @@ def test_a_call_that_gave_its_place_back_has_used_nothing_of_the_models_limit() 
     thought(model, arrange, limits={"m": ModelLimits(requests_per_minute=1)}, store=Slow(300.0))
     assert [name for name, _ in model.asked] == ["near", "far"]
     assert at(model)["near"] < 2
+
+
+def test_a_call_that_had_to_wait_for_the_store_is_not_made_after_its_deadline() -> None:
+    """The model asks for a longer pause than the run has time."""
+    model = Script(Transient("429", slow_down=True, retry_after=300.0))
+
+    def arrange(desk: Desk) -> None:
+        desk.submit("refused")
+        desk.thinker.submit(lacking(desk.job("far", deadline=100.0), f"sha256:{'0' * 64};1"))
+
+    desk = thought(model, arrange, store=Slow(50.0))
+    assert [name for name, _ in model.asked] == ["refused", "refused"]
+    event, ended = desk.appended[0]
+    assert (event.run_id, event.error.code, ended) == ("far", "model_unavailable", 100.0)
+    assert "waited for what it is made of" in event.error.message

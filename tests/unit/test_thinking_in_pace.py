@@ -11,9 +11,11 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from tests.support import builders as b
 from tests.support.thinking import DONE, SETTINGS, Desk, Script, at, only, thought
 
 from anabranch import log_events as e
+from anabranch.agent.fitting import Fitting
 from anabranch.agent.model import Transient
 from anabranch.config import ModelLimits
 
@@ -200,6 +202,31 @@ def test_a_model_that_keeps_failing_is_warned_of_once_a_minute_and_run(caplog: p
     assert all(line.startswith("run r: the model has failed") and "500: broken" in line for line in told)
     said = [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
     assert sum(line.startswith("run r:") for line in said) == 1
+
+
+def test_a_call_for_which_no_money_is_left_says_nothing_of_its_model() -> None:
+    """It is the one that would find out whether the model works: all who wait would be let go by it."""
+    model = Script(*[Transient("500: broken")] * 20)
+    settings = replace(
+        SETTINGS, model_concurrency=20, model_breaker_calls=4, model_breaker_lasting_s=0.0, model_breaker_open_s=20.0
+    )
+
+    async def arrange(desk: Desk) -> None:
+        for number in range(10):
+            desk.submit(f"r{number}")
+        await asyncio.sleep(5)
+        job = desk.job("poor", "another")
+        request = job.prepare()
+        assert request is not None
+        poor = replace(request, fitting=Fitting(b.agent(), limit=0.0))
+        desk.thinker.submit(replace(job, prepare=lambda: poor))
+
+    desk = thought(model, arrange, settings=settings)
+    (ended,) = [when for event, when in desk.appended if event.run_id == "poor"]
+    assert 20 <= ended < 100
+    assert "poor" not in at(model)
+    assert ("m", "rejected") not in desk.thinker._meters.model_calls.copied()
+    assert len([when for _, when in model.asked if 5 < when <= ended]) == 2, "one call at a time finds out"
 
 
 def test_what_a_reply_used_is_settled(caplog: pytest.LogCaptureFixture) -> None:

@@ -42,6 +42,8 @@ REASON: Final = 400
 """Letters of what obstore says of a failure: more is a server's page."""
 _URL: Final = re.compile(r"(https?://)(?:[^\s/?'\"]*@)?([^\s/?'\")]+)[^\s'\")]*")
 _NOISE: Final = re.compile(r"/[0-9a-f]{64}(?:#\d+)?|<\?xml[^>]*\?>|\?[^\s'\"]*")
+_ANSWER: Final = re.compile(r"<Error\b[^>]*>.*", re.DOTALL)
+_TOLD: Final = re.compile(r"<(Code|Message|Details)>.*?</\1>", re.DOTALL)
 _PROBE: Final = b'"anabranch was here"'
 
 
@@ -224,8 +226,10 @@ async def tried_once(failing: str, work: Callable[[], Awaitable[T]], within_s: f
 
 def _reason(error: Exception) -> str:
     """What obstore says, with what the server answered: without obstore's own innards, which come below, and of a URL
-    only whose it is, for the rest leaves no room for the reason, and the query of a signed one is a secret.
+    only whose it is, for the rest leaves no room for the reason, and the query of a signed one is a secret. S3 answers
+    with the session token that it does not take, and with what was signed.
     """
     said = str(error).partition("\n\nDebug source:")[0]
+    said = _ANSWER.sub(lambda answer: f"<Error>{''.join(told[0] for told in _TOLD.finditer(answer[0]))}</Error>", said)
     said = " ".join(_NOISE.sub("", _URL.sub(r"\1\2", said)).split())
     return said[:REASON] or type(error).__name__

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from anabranch.agent.owner import Owner
 from anabranch.agent.station import Station
+from anabranch.errors import BrokerError
 from anabranch.kafka.membership import Membership
 from anabranch.kafka.seam import Committed, Place
 from anabranch.tasks import happens
@@ -83,9 +84,13 @@ class Commits:
         self._committed.clear()
 
     async def _find_out_about_metadata(self) -> None:
-        """A broker that keeps none gives back an empty text."""
+        """A broker that keeps none gives back an empty text; one that does not answer is asked at the next commit."""
         places = [place for place in self._committed if place.topic == self._log]
-        found = await self._membership.subscription.committed(places)
+        try:
+            found = await self._membership.subscription.committed(places)
+        except BrokerError as error:
+            log.warning("whether this broker keeps commit metadata is not known yet: %s", error)
+            return
         self._metadata_kept = any(at.metadata for at in found.values())
         if not self._metadata_kept:
             log.info("this broker keeps no commit metadata: restarts repeat more")

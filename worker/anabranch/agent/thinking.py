@@ -23,7 +23,7 @@ from anabranch.agent.jobs import Grant, Job, Request, Trying
 from anabranch.agent.lanes import Lane, Lanes
 from anabranch.agent.large import Incomplete, Large
 from anabranch.agent.meters import AgentMeters
-from anabranch.agent.model import Hopeless, Left, Model, Transient
+from anabranch.agent.model import Hopeless, Model, Transient
 from anabranch.agent.outcomes import Outcomes, usage_in
 from anabranch.agent.plan import BatchContext, used_again
 from anabranch.agent.reply import Reply
@@ -240,7 +240,7 @@ class Thinker:
                 trying.request = replace(request, context=replace(request.context, sealer=sealer))
                 if trying.grant is None:
                     self._switching.turn(trying, self._switching.away(trying.lane))
-                    await self._granted(trying, charged=False)
+                    await self._granted(trying, False, "it waited for what it is made of, and then for its turn")
                 return await self._until_answered(trying)
         finally:
             late.cancel()
@@ -296,7 +296,8 @@ class Thinker:
         return reply
 
     async def _asked(self, trying: Trying, context: BatchContext) -> Reply:
-        """One attempt, and what it tells of the model and its limits."""
+        """One attempt, and what it tells of the model and its limits; of one that may not be made, nothing."""
+        body = self._fitted(trying.request, context)
         lane, grant, job = trying.lane, trying.grant, trying.job
         assert grant is not None, "an attempt is granted before it is made"
         budget, attempt = lane.budget, grant.attempt
@@ -310,11 +311,8 @@ class Thinker:
             if job.on_event is not None:
                 job.on_event(context, event)
 
-        def on_left(left: Left) -> None:
-            budget.told(attempt, left, self._steady())
-
         try:
-            reply = await self._model.reply(self._fitted(trying.request, context), on_event, on_left)
+            reply = await self._model.reply(body, on_event, lambda left: budget.told(attempt, left, self._steady()))
             budget.accepted(attempt)
             if (again := used_again(reply.calls, context)) is not None:
                 raise Transient(f"the reply uses the id {again!r} of an earlier call", broken=True, usage=reply.usage)
@@ -338,9 +336,8 @@ class Thinker:
 
     def _fitted(self, request: Request, context: BatchContext) -> bytes:
         """What the money and the context that are left allow. Raises `Hopeless`."""
-        if request.fitting is None:
-            return request.body
-        return request.fitting.fitted(request.body, context.agent.model, self._clockwork.now())
+        body, fitting, now = request.body, request.fitting, self._clockwork.now()
+        return body if fitting is None else fitting.fitted(body, context.agent.model, now)
 
     # --- between two attempts ------------------------------------------------------------------------------------
 
@@ -353,22 +350,16 @@ class Thinker:
             error.retry_after = None  # it was said of the other model
             is_new = trying.lane.model not in trying.asked
             pause = 0.0 if is_new else pause_s(error, trying.tries, left, self._settings, chance)
-        try:
-            async with asyncio.timeout(left):
-                if pause is None:
-                    raise TimeoutError
-                self._say(trying, pause, error.reason)
-                await asyncio.sleep(pause)
-                self._meters.model_retries.count(trying.lane.model, error.failure)
-                self._switching.turn(trying, self._switching.away(trying.lane))
-                await self._granted(trying, charged)
-        except TimeoutError:
-            tries = counted(trying.tries, "try", "tries")
-            message = f"the model cannot be had before the run's deadline, after {tries}: {error.reason}"
-            raise Hopeless("model_unavailable", message) from None
+        if pause is None:
+            raise _too_late(trying, error.reason)
+        self._say(trying, pause, error.reason)
+        await asyncio.sleep(pause)
+        self._meters.model_retries.count(trying.lane.model, error.failure)
+        self._switching.turn(trying, self._switching.away(trying.lane))
+        await self._granted(trying, charged, error.reason)
 
-    async def _granted(self, trying: Trying, charged: bool) -> None:
-        """Wait for the turn of the next attempt."""
+    async def _granted(self, trying: Trying, charged: bool, why: str) -> None:
+        """Wait for the turn of the next attempt, which waits because of `why`. Raises `Hopeless` at the deadline."""
         job, lane, since = trying.job, trying.lane, self._steady()
         granted = trying.granted = asyncio.get_running_loop().create_future()
         if charged and lane.model in trying.asked:
@@ -377,8 +368,11 @@ class Thinker:
             lane.line.add_begun(job.tenant, trying, job.lane)
         self._wake_up()
         try:
-            await granted
+            async with asyncio.timeout(trying.request.deadline - self._clockwork.now()):
+                await granted
             self._meters.model_wait.observe(self._steady() - since, trying.lane.model)
+        except TimeoutError:
+            raise _too_late(trying, why) from None
         finally:
             trying.lane.remove(job.tenant, trying, job.lane)
 
@@ -398,3 +392,8 @@ class Thinker:
 
 def _outcome(error: Transient) -> str:
     return "refused" if error.slow_down else "error"
+
+
+def _too_late(trying: Trying, why: str) -> Hopeless:
+    tries = counted(trying.tries, "try", "tries")
+    return Hopeless("model_unavailable", f"the model cannot be had before the run's deadline, after {tries}: {why}")

@@ -154,11 +154,14 @@ class Frame:
         return opened(self.settings.storage, self.namespace())
 
     def sealing(self) -> Sealing:
-        """The keys and the store of the settings, or of --app."""
-        from anabranch.sealing import opened
+        """The keys of the settings, or of --app, and the store; without keys none is opened."""
+        from anabranch.sealing import NO_SEALING, opened
 
-        app, name = self.app(), self.namespace().name
-        return opened(self.settings.sealing, name, self.store(), app.keys if app is not None else None)
+        app, settings = self.app(), self.settings.sealing
+        keys = app.keys if app is not None else None
+        if keys is None and settings.keys is None:
+            return NO_SEALING
+        return opened(settings, self.namespace().name, self.store(), keys)
 
     def client(self) -> Client:
         """A client of the namespace, with store and keys of the settings; nothing is connected yet."""

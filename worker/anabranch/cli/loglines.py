@@ -80,11 +80,7 @@ class Shows:
     def message(self, record: logging.LogRecord) -> str:
         hidden = getattr(record, "hidden", 0)
         more = f" (and {_text_of(hidden)} more like it in the meantime)" if hidden else ""
-        try:
-            message = record.getMessage()
-        except Exception as error:  # noqa: BLE001 - of whoever logs: the record is told all the same
-            message = f"{_text_of(record.msg)} (its arguments do not go with it: {type(error).__name__})"
-        return self._redact(message) + more
+        return self._redact(_message_of(record)) + more
 
     def content(self, record: logging.LogRecord) -> str | None:
         found = getattr(record, "content", None)
@@ -109,6 +105,14 @@ class Shows:
         if record.stack_info:
             found = f"{found}\n{record.stack_info}" if found else record.stack_info
         return self._redact(found) if found else None
+
+
+def _message_of(record: logging.LogRecord) -> str:
+    """The record is told, whatever whoever logs has given with it; nor may it cost them an error."""
+    try:
+        return record.getMessage()
+    except Exception as error:  # noqa: BLE001 - of whoever logs
+        return f"{_text_of(record.msg)} (its arguments do not go with it: {type(error).__name__})"
 
 
 def _text_of(value: object) -> str:
@@ -219,7 +223,7 @@ class Repeats(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not any(record.name == name or record.name.startswith(f"{name}.") for name in _TALKATIVE):
             return True
-        key = (record.name, record.levelno, _NUMBER.sub("", record.getMessage()))
+        key = (record.name, record.levelno, _NUMBER.sub("", _message_of(record)))
         shown = self._shown.get(key)
         if shown is not None and self._now() - shown.at < WINDOW_S:
             shown.hidden += 1

@@ -11,7 +11,7 @@ from anabranch.agent.answer import response
 from anabranch.agent.state import Run
 from anabranch.cli.frame import Frame
 from anabranch.client_seals import ClientSeals, fetched, is_sealed
-from anabranch.errors import Forgotten, StoreError
+from anabranch.errors import ConfigError, Forgotten, StoreError
 from anabranch.messages import RunResponse
 
 
@@ -31,8 +31,10 @@ async def told(common: Frame, run: Run) -> Told | None:
     try:
         if is_sealed(found):
             found = await ClientSeals(common.sealing()).response(found, tenant)
-        return Told(await fetched(found, common.store(), tenant))
+        if found.content_ref is not None:
+            found = await fetched(found, common.store(), tenant)
     except Forgotten as error:
         return Told(found, f"sealed, and forgotten: {error}")
-    except StoreError as error:
+    except (StoreError, ConfigError) as error:
         return Told(found, f"{where}: {error}")
+    return Told(found)
