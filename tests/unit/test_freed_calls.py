@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import ref
 
 import pytest
 from tests.support.bench import ToolBench, call
@@ -99,6 +100,27 @@ async def test_a_call_that_is_over_holds_nothing(
 async def test_a_call_whose_limit_was_paused_holds_nothing(garbage: Garbage) -> None:
     function = _at_first(lambda: RateLimited(after=0.01))
     await _executed(function, {"limit": Limit("api", "1000/s")}, garbage)
+
+
+async def test_a_call_that_was_handed_off_holds_nothing_until_its_hand_offs_time_is_up() -> None:
+    app, may_end = App("t"), asyncio.Event()
+
+    @app.tool(queue="q", description="It.")
+    async def it(n: int) -> str:
+        await may_end.wait()
+        return "fine"
+
+    async with ToolBench(app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(call(offset, "it", {"n": offset}) for offset in range(CALLS)))
+        await until(lambda: bench.worker.running == CALLS, what="all run")
+        tasks = [ref(job.task) for job in bench.worker._calls.running() if job.task is not None]
+        await bench.revoke()
+        may_end.set()
+        await until(lambda: not bench.worker._calls._serving, what="their tasks have ended")
+        at_most = 1  # the timer of the timeouts has the context of one
+        await until(lambda: len([1 for task in tasks if task()]) <= at_most, what="they are freed with what they hold")
+    assert len(tasks) == CALLS
 
 
 async def _executed(function: Callable[[int], Any], options: dict[str, Any], garbage: Garbage) -> None:

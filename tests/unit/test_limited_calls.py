@@ -14,6 +14,7 @@ from tests.support.bench import NAMESPACE, PLACE, Group, ToolBench, call
 from tests.support.wait import until
 
 from anabranch import App, Limit, RateLimited
+from anabranch.config import ToolSettings
 from anabranch.homes import homes
 from anabranch.kafka.seam import Committed
 from anabranch.tools import marks
@@ -49,6 +50,21 @@ class Api:
 
 def ask(offset: int) -> Any:
     return call(offset, "ask", {"n": offset})
+
+
+def over(bench: ToolBench) -> set[int]:
+    """What nobody reads again, by the commit."""
+    at = bench.group.stands[PLACE]
+    return {*range(at.offset), *marks.read(at.offset, at.metadata).finished}
+
+
+def published_again(bench: ToolBench) -> set[int]:
+    """Each to the place where it was, and once."""
+    again = [record for record in bench.sent.records if record.topic == PLACE.topic]
+    found = [int(orjson.loads(record.value or b"")["idempotency_key"][1:]) for record in again]
+    assert len(set(found)) == len(found)
+    assert {record.partition for record in again} <= {PLACE.partition}
+    return set(found)
 
 
 def results(bench: ToolBench) -> list[int]:
@@ -160,15 +176,51 @@ async def test_one_that_stays_and_does_not_come_to_its_turn_is_published_again_t
         bench.deliver(*(ask(offset) for offset in range(300)))
         await until(lambda: len(api.started) >= 2, what="the first have started")
         await bench.revoke()
-        told = marks.read(0, bench.group.stands[PLACE].metadata).finished
+        told = over(bench)
         for pacer in bench.worker._shares._pacers.values():
             pacer.shut()  # as if this process had stood still until the end of what it may start
         await until(lambda: bench.worker.running == 0, what="none stays")
-        again = [record for record in bench.sent.records if record.topic == PLACE.topic]
-    assert [record.partition for record in again] == [PLACE.partition] * len(again)
-    sent_back = {int(orjson.loads(record.value or b"")["idempotency_key"][1:]) for record in again}
-    assert len(sent_back) == len(again) > 50
-    assert sent_back | set(api.started) >= told, "nobody reads them again, so each has started or lies there anew"
+    assert len(published_again(bench)) > 50
+    assert published_again(bench) | set(api.started) >= told, "nobody reads them again: each has started or lies anew"
+
+
+@pytest.mark.parametrize("before", ["the first commit", "a commit that is refused", "the end of a pause"])
+async def test_one_that_stayed_and_may_not_stay_again_is_published_again_too(before: str) -> None:
+    """The commit of the first revoke has said that it is over: nobody reads it again."""
+    api = Api("20/s")
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(300)))
+        await until(lambda: len(api.started) >= 2, what="the first have started")
+        await bench.revoke()
+        told = over(bench)
+        bench.group.refuses = before == "the first commit"
+        await bench.assign()
+        if before == "the end of a pause":
+            bench.worker._shares.pause("api", None, 60.0)
+        elif before == "a commit that is refused":
+            count = len(api.started)
+            await until(lambda: len(api.started) > count, what="its own commit stands")
+        bench.group.refuses = before == "a commit that is refused"
+        await bench.revoke()
+        await until(lambda: bench.worker.running == 0, what="none stays")
+        await until(lambda: published_again(bench) | set(api.started) >= told, what="each has started or lies anew")
+    assert not published_again(bench) & set(api.started)
+
+
+async def test_one_that_stays_and_has_no_turn_in_its_hand_offs_time_does_not_count_as_running() -> None:
+    """The owner of its run publishes it again then."""
+    api = Api("20/s")
+    async with ToolBench(api.app, settings=ToolSettings(hand_off_s=1.5)).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(300)))
+        await until(lambda: len(api.started) >= 2, what="the first have started")
+        await bench.revoke()
+        await bench.assign()
+        bench.worker._shares.pause("api", None, 60.0)
+        assert bench.worker.running > 5
+        await until(lambda: bench.worker.running == 0, what="their time is up")
+        assert not bench.worker._calls.intake.count
 
 
 async def test_one_of_at_most_once_stays_only_when_the_commit_says_so() -> None:

@@ -99,10 +99,18 @@ class Calls:
         self._executing[job.place][job.offset] = job
         job.begun = True
 
-    def give_back(self, job: Job) -> None:
-        """It has not been started after all, and will be read again."""
-        self._executing[job.place].pop(job.offset)
+    def give_up(self, job: Job) -> None:
+        """It is not to go on. In a line it has no task whose end would tell of it."""
         job.drop()
+        if job.task is None and self._executing[job.place].pop(job.offset, None) is not None:
+            self._free(job)
+
+    def give_back(self, job: Job) -> None:
+        """It stayed in a line, and is not to start here after all: it will be read again, or lies there anew."""
+        self.give_up(job)
+        if job.gone:
+            assert self._tasks is not None, "calls stay only while running"
+            self._tasks.begin(self._service.send_home(job, job.record.partition), "send back")
 
     def finish(self, job: Job) -> None:
         """A commit may say from here on that it is."""
@@ -179,8 +187,7 @@ class Calls:
             if executing and job.dropped:
                 self._read_again(job)
             self._left(lane, job)
-            TOPIC.set(None)  # what a call holds is freed with it: neither its task nor its gate leads back to it
-            job.gate = None
+            TOPIC.set(None)  # what a call holds is freed with it: its task does not lead back to it
 
     async def _bury(self, lane: Lane, record: Record, reason: str) -> None:
         await self._service.bury(record, "unreadable", reason)
@@ -188,10 +195,17 @@ class Calls:
 
     def _left(self, lane: Lane, job: Job) -> None:
         lane.forget(job)
-        if self.intake.free(job):
-            self.pace_all()
-        elif lane.paused_at is not None and self._lanes.get(job.place) is lane:
+        if not self._free(job) and lane.paused_at is not None and self._lanes.get(job.place) is lane:
             self.pace(job.place, lane)
+
+    def _free(self, job: Job) -> bool:
+        """It is over, and neither its gate nor its hand-off leads back to it. Whether all may be read on for that."""
+        if job.ends is not None:
+            job.ends.cancel()
+        job.gate = job.ends = None
+        if is_roomy := self.intake.free(job):
+            self.pace_all()
+        return is_roomy
 
     # --- one call ---------------------------------------------------------------------------------------------------
 

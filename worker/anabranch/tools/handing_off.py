@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from anabranch.codec import encode
@@ -31,10 +31,10 @@ MARGIN: Final = 0.1
 
 
 class HandOffs:
-    """See the module. What executes here is asked of each job: `begun`, and its task not done."""
+    """See the module. `give_up` ends a job. What executes here is asked of each: `begun`, and its task not done."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
+    def __init__(self, bench: Bench, give_up: Callable[[Job], None]) -> None:
+        self._bench, self._give_up = bench, give_up
         self._over: dict[tuple[Place, str], int] = {}  # keys that were told, with their time, whose call is over
 
     # --- serial keys ------------------------------------------------------------------------------------------
@@ -82,11 +82,17 @@ class HandOffs:
             for job in group:
                 if job.ends is not None:
                     job.ends.cancel()
-                job.ends = asyncio.get_running_loop().call_later(time_s * (1 - MARGIN), _time_is_up, job)
+                job.ends = asyncio.get_running_loop().call_later(time_s * (1 - MARGIN), self._time_is_up, job)
         await settled(groups_sent, SETTLE_S)
         told = [job for sent, group in groups_sent.items() if sent.is_written for job in group]
         self._bench.meters.hand_offs.add(len(told), "call", "given")
         return told
+
+    def _time_is_up(self, job: Job) -> None:
+        if job.running:
+            call_id, what = job.call.call_id, job.about()
+            log.warning("call %s was handed off and takes too long: it is given up", call_id, extra=what)
+            self._give_up(job)
 
 
 def _in_parts(groups: Mapping[tuple[str, int], list[Job]]) -> Iterator[tuple[tuple[str, int], list[Job]]]:
@@ -110,11 +116,4 @@ def cancel_untold(jobs: Iterable[Job], committed: Mapping[Place, object]) -> Non
         else:
             continue
         log.warning("call %s is cancelled: %s", job.call.call_id, why, extra=job.about())
-        job.drop()
-
-
-def _time_is_up(job: Job) -> None:
-    if job.running:
-        call_id, what = job.call.call_id, job.about()
-        log.warning("call %s was handed off and takes too long: it is given up", call_id, extra=what)
         job.drop()

@@ -55,7 +55,7 @@ class ToolWorker:
         self._membership = Membership(self, bench.settings.hand_off_s, bench.meters)
         self._lanes: dict[Place, Lane] = {}
         self._commits = Commits(bench, self._membership, self._lanes, commit_s, self._committed)
-        self._hand_offs = HandOffs(bench)
+        self._hand_offs = HandOffs(bench, lambda job: self._calls.give_up(job))
         self._calls = Calls(
             bench, self._tools, self._lanes, self._membership, self._service, self._commits, self._hand_offs
         )
@@ -233,7 +233,7 @@ class ToolWorker:
             self._calls.finish(job)
         committed = await self._commits.last()
         for job in jobs:
-            job.gone = job in told and job.place in committed
+            job.gone = job.gone or (job in told and job.place in committed)
         for job in stay:
             if job.stays is not None and not job.stays.done():
                 job.stays.set_result(job.gone)
