@@ -160,7 +160,7 @@ def a_running_call_is_not_handed_off(patch: Patch) -> None:
     patch.setattr(HandOffs, "tell", forget)
 
 
-@plant("a tool call is executed once per fault", "deploys", start=98)
+@plant("a tool call is executed once per fault", "deploys", start=175)
 def a_worker_that_stops_keeps_no_rebalance_waiting(patch: Patch) -> None:
     revoked = ToolWorker.revoked
 
