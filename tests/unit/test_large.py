@@ -8,7 +8,6 @@ Called by: pytest.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from typing import Any
 
@@ -35,7 +34,6 @@ from anabranch.agent.state import Run
 from anabranch.bodies import dump, read
 from anabranch.config import StoreSettings
 from anabranch.errors import StoreError, TooLarge, WireError
-from anabranch.in_hand import AT_ONCE, InHand
 from anabranch.log_events import ToolResult
 from anabranch.messages import ReplyTopic, ToolCall
 from anabranch.registry import Registry
@@ -208,28 +206,6 @@ async def test_messages_that_are_none_are_a_bad_request(messages: Any) -> None:
         await body_after(shop, b.run_after(opens=opens))
     assert caught.value.code == "invalid_request"
     assert "is no conversation: messages" in caught.value.message
-
-
-async def test_what_is_in_hand_for_all_calls_together_is_bounded() -> None:
-    """The second waits for the first to end; one that is larger by itself goes alone."""
-    in_hand, order = InHand(), list[str]()
-    inside, leave = asyncio.Event(), asyncio.Event()
-
-    async def hold(name: str, size: int) -> None:
-        async with in_hand.hold(size):
-            order.append(name)
-            inside.set()
-            if name == "first":
-                await leave.wait()
-
-    first = asyncio.create_task(hold("first", AT_ONCE * 2))
-    await inside.wait()
-    second = asyncio.create_task(hold("second", 1))
-    await asyncio.sleep(0)
-    assert order == ["first"]
-    leave.set()
-    await asyncio.gather(first, second)
-    assert order == ["first", "second"]
 
 
 async def test_without_a_store_a_run_that_refers_to_one_fails_clearly() -> None:

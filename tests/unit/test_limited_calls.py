@@ -6,6 +6,7 @@ Responsible for: what `ToolWorker`, `Service` and `Paced` make of a limit. Must 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 
 import orjson
@@ -16,7 +17,7 @@ from tests.support.wait import until
 from anabranch import App, Limit, RateLimited
 from anabranch.config import ToolSettings
 from anabranch.homes import homes
-from anabranch.kafka.seam import Committed
+from anabranch.kafka.seam import Committed, Place
 from anabranch.tools import marks
 from anabranch.tools.slots import Slots
 from anabranch.tools.worker import SATED
@@ -346,6 +347,21 @@ async def test_homes_are_others_once_partitions_were_added() -> None:
         await until(lambda: len(bench.sent.records) == 2, what="it is sent on")
     assert bench.sent.records[-1].partition in more
     assert api.started == [0]
+
+
+async def test_a_place_that_is_held_where_the_home_was_is_free_when_its_time_is_over() -> None:
+    limits = (Limit(f"d-{n}", "20/s", concurrency=1) for n in range(99))
+    api = Api(limit=next(limit for limit in limits if homes(limit.spec("q"), None, 8) == (PLACE.partition,)))
+    budget = hashlib.blake2b(api.limit.name.encode(), digest_size=5).hexdigest()
+    bench = ToolBench(api.app, partitions=8)
+    held = marks.Marks(shares=(marks.ShareMark(budget, 0, 1, int(bench.clock.now) + 1),))
+    bench.group.stands[Place(PLACE.topic, 3)] = Committed(0, marks.write(0, held))
+    async with bench.running():
+        await bench.assign()
+        began = asyncio.get_running_loop().time()
+        bench.deliver(ask(0))
+        await until(lambda: api.started == [0], what="it starts")
+    assert asyncio.get_running_loop().time() - began > 0.9
 
 
 async def test_nothing_of_a_home_starts_before_its_first_commit() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.errors import WireError
-from anabranch.tools.marks import FULL, Marks, ShareMark, lying_below, read, write
+from anabranch.tools.marks import FULL, Marks, ShareMark, lying_below, read, shares_in, write
 
 OFFSETS = st.frozensets(st.integers(0, 3000))
 
@@ -32,6 +32,8 @@ def test_shares_of_limits_are_told_behind_all_else() -> None:
     marks = Marks(frozenset({4}), held=(("ff", 1),), shares=shares)
     assert read(3, write(3, marks)) == marks
     assert read(3, write(3, Marks(shares=shares))) == Marks(shares=shares)
+    assert shares_in(write(3, marks)) == shares
+    assert shares_in(write(3, Marks(frozenset({4})))) == shares_in("") == shares_in("2    ab=1.2.3") == ()
 
 
 def test_of_a_queue_that_is_shorter_the_calls_to_come_have_no_marks_and_those_that_run_keep_theirs() -> None:

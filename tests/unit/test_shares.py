@@ -40,7 +40,7 @@ def test_a_queue_that_nobody_had_starts_at_once_and_no_faster_than_it_may() -> N
 
     async def run() -> list[float]:
         worker = Worker(limit, MINUTELY)
-        worker.shares.begin(anew=True)
+        worker.shares.begin({})
         for home in {home_of(limit), home_of(MINUTELY)}:
             worker.gain(home)
         calls = [worker.call(limit, order=n) for n in range(20)]

@@ -140,3 +140,26 @@ def test_while_all_is_given_up_nobody_gets_a_budget_that_was_not_in_use() -> Non
             await worker.call(MINUTELY)
 
     virtually(run)
+
+
+def test_a_home_on_a_partition_that_was_added_has_no_place_that_a_call_of_the_old_one_still_holds() -> None:
+    limits = (LimitSpec(f"crm-{n}", "q", 10.0, 1) for n in range(50))
+    limit, new = next((limit, home) for limit in limits if (home := homes(limit, None, 64)[0]) >= 8)
+    old = home_of(limit)
+
+    async def run() -> float:
+        worker = Worker(limit).gain(old)
+        call = asyncio.create_task(worker.call(limit, takes_s=50.0))
+        await asyncio.sleep(0.95)
+        told = worker.leave(old)
+        worker.shares.spread_over(64, 3.0)
+        worker.shares.begin({old: told})
+        worker.gain(old, told).gain(new)
+        pacer = worker.shares.pacer(limit.name, None, new)
+        async with pacer.inside(pacer.join(0, 60.0, lambda: False)) as turn:
+            await turn.start()
+            began = now()
+        await call
+        return began
+
+    assert virtually(run) > 50

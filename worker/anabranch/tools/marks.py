@@ -83,6 +83,15 @@ def read(low: int, metadata: str) -> Marks:
         raise WireError(f"commit metadata {metadata[:40]!r} cannot be read: {error}") from None
 
 
+def shares_in(metadata: str) -> tuple[ShareMark, ...]:
+    """The shares that a commit names, and nothing else of it; none, if it cannot be read."""
+    version, *parts = metadata.split(" ")
+    try:
+        return _read_shares(parts[3]) if version == _VERSION and len(parts) == 4 else ()
+    except ValueError:
+        return ()
+
+
 def _read_held(text: str) -> tuple[tuple[str, int], ...]:
     pairs = (entry.split("=") for entry in text.split(",")) if text else ()
     return tuple((key, int(until, 16)) for key, until in pairs)

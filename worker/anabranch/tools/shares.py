@@ -4,7 +4,8 @@ The law: who owns a partition spends the parts of the budgets that have a home t
 former owner said in its commit when the next call is due, the new one goes on from there; where it said nothing (it was
 killed) a gained share starts a period late, unless the queue is so new that nobody has ever owned it. Nothing starts
 before a commit of our own has replaced what was said; what that said of the time to come, ours repeats until then.
-Places that calls of former owners hold are theirs until their time is over. `serving.py` asks for pacers, `worker.py`
+Places that calls of former owners hold are theirs until their time is over, also where the home is another partition
+since some were added. `serving.py` asks for pacers, `worker.py`
 says what is gained and given up.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -71,6 +72,7 @@ class Shares:
         self._pacers: dict[tuple[int, str], Pacer] = {}
         self._ending: list[tuple[int, str, Pacer]] = []  # what stayed of homes that were others' meanwhile
         self._said: dict[tuple[int, str], ShareMark] = {}
+        self._places: dict[str, list[tuple[int, ShareMark]]] = {}  # by budget: where any were held when we began
         self._paused_until: dict[str, float] = {}  # by budget: of pacers that are made meanwhile
         self._crowd = CROWD
         self._closing = self._anew = False
@@ -98,9 +100,16 @@ class Shares:
             self._pacers.clear()
             self._said.clear()
 
-    def begin(self, anew: bool) -> None:
-        """Homes will be gained. `anew`: nobody has ever committed anything of this queue, and so started nothing."""
-        self._anew = anew
+    def begin(self, told: Mapping[int, Iterable[ShareMark]]) -> None:
+        """Homes will be gained. `told` is what the commits of all partitions say: if there are none, nobody has ever
+        committed anything of this queue, and so started nothing.
+        """
+        self._anew = not told
+        self._places = {}
+        for partition, marks in told.items():
+            for mark in marks:
+                if mark.places:
+                    self._places.setdefault(mark.budget, []).append((partition, mark))
 
     def pause(self, limit: str, tenant: str | None, seconds: float) -> None:
         """Let nothing of this budget through on this worker for so long."""
@@ -128,7 +137,7 @@ class Shares:
         told = home.told.get(key[1])
         due, count = self._due(home, told, part), partial(self._meters.limit_started.count, limit)
         made = Pacer(part, due, partial(self._may_start, partition), count, limit, self._interactive)
-        made.open(due, self._held(told))
+        made.open(due, self._held(told) if told is not None else self._held_elsewhere(spec, tenant, key[1]))
         if (left := self._paused_until.get(key[1], 0.0) - _loop_now()) > 0:
             made.pause(left)
         self._pacers[key] = made
@@ -294,6 +303,14 @@ class Shares:
 
     def _held(self, told: ShareMark | None) -> tuple[Held, ...]:
         return (Held(told.places, self._loop_time(told.until)),) if told is not None and told.places else ()
+
+    def _held_elsewhere(self, spec: LimitSpec, tenant: str | None, budget: str) -> Iterator[Held]:
+        """The places held at partitions that have fewer of them now, or none, since partitions were added."""
+        for partition, mark in self._places.get(budget, ()):
+            part = share(spec, tenant, partition, self._partitions)
+            more = mark.places - (part.places or 0 if part is not None else 0)
+            if more > 0:
+                yield Held(more, self._loop_time(mark.until))
 
     def _loop_time(self, epoch: float) -> float:
         ahead = epoch - self._now()

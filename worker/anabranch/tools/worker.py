@@ -190,7 +190,8 @@ class ToolWorker:
             topic = self._bench.namespace.calls(self._bench.queue)
             count = await subscription.partitions(topic)
             self._shares.spread_over(count, self._bench.rebalance_s)
-            self._shares.begin(anew=not await subscription.committed(Place(topic, at) for at in range(count)))
+            stands = await subscription.committed(Place(topic, at) for at in range(count))
+            self._shares.begin({place.partition: marks.shares_in(at.metadata) for place, at in stands.items()})
         begins, committed = await subscription.begins(ours), await subscription.committed(ours)
         ends = await subscription.ends(ours)
         if ours and self._at_most_once:
