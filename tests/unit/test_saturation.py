@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.support import builders as b
@@ -301,8 +302,23 @@ async def test_requests_wait_in_their_order_while_the_queue_is_behind_and_their_
 async def test_what_opens_no_run_waits_for_no_queue() -> None:
     desk = Desk().begin()
     tells(desk.registry, 100, at=desk.clock.now)
+    bad: list[dict[str, Any]] = [{"run_id": "x", "cancel": True}, {"agent": "nobody"}, {"agent": "a", "messages": []}]
     async with admitting(desk) as admission:
-        admission.feed([b.raw_request({"run_id": "x", "cancel": True}, 0), b.raw_request({"agent": "nobody"}, 1)])
+        admission.feed([b.raw_request(request, offset) for offset, request in enumerate(bad)])
+
+        async def all_of_them() -> bool:
+            await desk.sent.ack(NAMESPACE.dead_letters)
+            return len(desk.appended) == len(bad)
+
+        await until(all_of_them)
+
+
+async def test_what_opens_no_run_counts_in_no_queue() -> None:
+    desk = Desk().begin()
+    desk.registry.add([b.tool(limit="low")], limits=[LimitSpec("low", "q", 1 / 3600)])
+    tells(desk.registry, 0, at=desk.clock.now)
+    async with admitting(desk) as admission:
+        admission.feed([b.raw_request({"agent": "a", "messages": []}, 0), good(1)])
 
         async def both() -> bool:
             await desk.sent.ack(NAMESPACE.dead_letters)

@@ -244,8 +244,9 @@ class Admission:
         return known is not None and known.is_of(lane, record.offset) and None not in known.before
 
     async def _until_queues_keep_up(self, request: m.RunRequest, lane: Lane) -> None:
-        """What opens no run adds no calls, and waits for no queue."""
-        if (agent := self._station.registry.agent(request.agent or "")) is not None and agent.tools:
+        """What opens no run adds no calls: it waits for no queue and counts in none, so it is refused before."""
+        agent = opening.agent_of(self._station, request)
+        if agent.tools:
             await self._station.saturation.until_kept_up(agent, opening.time_s(request, agent), lane)
 
     def _is_known(self, run_id: str) -> bool:

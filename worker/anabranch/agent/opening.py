@@ -23,17 +23,13 @@ from anabranch.specs import AgentSpec
 
 def event_of(station: Station, record: Record, lane: Lane, request: m.RunRequest, after: Nexts) -> e.RunRequested:
     """The event that opens the run, with everything decided that depends on configuration or a clock."""
-    agent = _agent_of(station, request)
+    agent = agent_of(station, request)
     limits = agent.limits
-    cost = _lower(request.max_cost_usd, limits.max_cost_usd)
-    for model in agent.models if cost is not None else ():
-        if price_of(model, station.prices) is None:
-            raise InvalidRequest(f"max_cost_usd: no price is configured for model {model!r} ([prices] in the settings)")
     opening = e.Opening(
         request=request,
         revision=agent.revision,
         deadline=station.clockwork.now() + time_s(request, agent),
-        limits=e.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), cost),
+        limits=e.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), _cost(request, agent)),
         requested_at=record.timestamp / 1000,
     )
     life, written = life_of(lane, record.offset), dump(opening)
@@ -64,13 +60,16 @@ def _trace_of(station: Station, record: Record, request: m.RunRequest, life: str
     return traces.admitted(given, request.agent or "", request.run_id or "", life, record.timestamp / 1000)
 
 
-def _agent_of(station: Station, request: m.RunRequest) -> AgentSpec:
+def agent_of(station: Station, request: m.RunRequest) -> AgentSpec:
     """Who is to run; whatever is wrong with the request is told first."""
     agent = station.registry.agent(refuse_incomplete(request))
     if agent is None:
         known = ", ".join(sorted(station.registry.agents)) or "none"
         raise InvalidRequest(f"there is no agent {request.agent!r}; the agents are: {known}", "unknown_agent")
     check_request(request, agent, station.registry.tool)
+    for model in agent.models if _cost(request, agent) is not None else ():
+        if price_of(model, station.prices) is None:
+            raise InvalidRequest(f"max_cost_usd: no price is configured for model {model!r} ([prices] in the settings)")
     if request.messages_ref is not None:
         _refuse_beyond_store(station, request.messages_ref)
     if request.messages_sealed is not None:
@@ -97,8 +96,9 @@ def _refuse_without_keys(station: Station, sealed: str) -> None:
         raise InvalidRequest(f"messages_sealed: {error}") from None
 
 
-def _lower(one: float | None, other: float | None) -> float | None:
-    """Of two limits, None being none."""
+def _cost(request: m.RunRequest, agent: AgentSpec) -> float | None:
+    """What the run may cost: the lower of two limits, None being none."""
+    one, other = request.max_cost_usd, agent.limits.max_cost_usd
     if one is None or other is None:
         return other if one is None else one
     return min(one, other)
