@@ -5,8 +5,7 @@ former owner said in its commit when the next call is due, the new one goes on f
 killed) a gained share starts a period late, unless the queue is so new that nobody has ever owned it. Nothing starts
 before a commit of our own has replaced what was said; what that said of the time to come, ours repeats until then.
 Places that calls of former owners hold are theirs until their time is over, also where the home is another partition
-since some were added. `serving.py` asks for pacers, `worker.py`
-says what is gained and given up.
+since some were added. `serving.py` asks for pacers, `worker.py` says what is gained and given up.
 """
 
 from __future__ import annotations
