@@ -185,15 +185,16 @@ class ToolWorker:
 
     async def take_over(self, places: frozenset[Place]) -> None:
         """Every assignment reads the commit again. What runs here goes on."""
-        subscription, ours = self._membership.subscription, sorted(places)
+        subscription, ours, asked = self._membership.subscription, sorted(places), set(places)
         if self._shares.in_use:
             topic = self._bench.namespace.calls(self._bench.queue)
             count = await subscription.partitions(topic)
             self._shares.spread_over(count, self._bench.rebalance_s)
-            stands = await subscription.committed(Place(topic, at) for at in range(count))
-            self._shares.begin({place.partition: marks.shares_in(at.metadata) for place, at in stands.items()})
-        begins, committed = await subscription.begins(ours), await subscription.committed(ours)
+            asked.update(Place(topic, at) for at in range(count))
+        begins, committed = await subscription.begins(ours), await subscription.committed(asked)
         ends = await subscription.ends(ours)
+        if self._shares.in_use:
+            self._shares.begin({place.partition: marks.shares_in(at.metadata) for place, at in committed.items()})
         if ours and self._at_most_once:
             first = ours[0]
             await self._commits.find_out_about_metadata(first, committed.get(first), begins[first])
