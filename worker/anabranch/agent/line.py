@@ -63,22 +63,20 @@ class _Tenants(Generic[Call]):
 
     def take(self, only_begun: bool) -> Call:
         tenant = self._with_begun() if only_begun else next(iter(self._tenants))
-        queue = self._tenants.pop(tenant)
-        if queue.begun:
-            call = queue.begun.popleft()
-            self.begun -= 1
-        else:
-            call = queue.fresh.popleft()
-            self.fresh -= 1
-        if queue.begun or queue.fresh:
-            self._tenants[tenant] = queue
-        return call
+        return self._taken(tenant, fresh=not self._tenants[tenant].begun)
 
     def take_fresh(self) -> Call:
-        tenant = next(tenant for tenant, queue in self._tenants.items() if queue.fresh)
+        return self._taken(next(tenant for tenant, queue in self._tenants.items() if queue.fresh), fresh=True)
+
+    def _taken(self, tenant: str, fresh: bool) -> Call:
+        """The next of this tenant, which goes to the end of the turns if it has more."""
         queue = self._tenants.pop(tenant)
-        call = queue.fresh.popleft()
-        self.fresh -= 1
+        if fresh:
+            call = queue.fresh.popleft()
+            self.fresh -= 1
+        else:
+            call = queue.begun.popleft()
+            self.begun -= 1
         if queue.begun or queue.fresh:
             self._tenants[tenant] = queue
         return call
