@@ -8,14 +8,17 @@ Called by: pytest.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from dataclasses import replace
+from typing import cast
 
 from tests.support.thinking import SETTINGS, Desk, Script, at, thought
 
 from anabranch import log_events as e
 from anabranch.agent.jobs import Job
 from anabranch.agent.large import Incomplete
-from anabranch.agent.model import Transient
+from anabranch.agent.model import OnEvent, OnLeft, Transient
+from anabranch.agent.reply import Reply
 from anabranch.config import ModelLimits, StoreSettings
 from anabranch.in_hand import AT_ONCE
 from anabranch.store import Store
@@ -62,18 +65,86 @@ def test_a_call_that_waits_for_the_store_takes_no_place_at_all() -> None:
     assert [type(event) for event in desk.events] == [e.ModelReplied] * 4
 
 
-def test_a_call_that_waits_for_memory_lets_the_one_go_on_that_has_it() -> None:
-    """The first has it all while it pauses; the second may not take the one place that the first then needs."""
-    model = Script(Transient("500", retry_after=10.0))
-    large = f"sha256:{'0' * 64};{AT_ONCE - 1}"
+LARGE = f"sha256:{'0' * 64};{AT_ONCE - 1}"
+
+
+def test_a_call_that_waits_to_be_tried_again_leaves_its_memory_to_others() -> None:
+    """The first fetches it all again, once the second, which takes long, is done with it."""
+    model = Script(Transient("500", retry_after=10.0), 30.0)
 
     def arrange(desk: Desk) -> None:
         for name in ("one", "other"):
-            desk.thinker.submit(lacking(desk.job(name, model=name), large))
+            desk.thinker.submit(lacking(desk.job(name, model=name), LARGE))
 
     desk = thought(model, arrange, settings=replace(SETTINGS, model_concurrency=1), store=Slow(0.0))
-    assert [name for name, _ in model.asked] == ["one", "one", "other"]
+    assert [name for name, _ in model.asked] == ["one", "other", "one"]
+    assert at(model)["other"] < 1
     assert [type(event) for event in desk.events] == [e.ModelReplied] * 2
+
+
+def test_a_model_that_always_fails_keeps_no_memory_from_calls_of_another() -> None:
+    class Down(Script):
+        async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
+            self.steps = [Transient("500")] if body == b"one" else []
+            return await super().reply(body, on_event, on_left)
+
+    model = Down()
+
+    async def arrange(desk: Desk) -> None:
+        desk.thinker.submit(lacking(desk.job("one", model="one"), LARGE))
+        await asyncio.sleep(0.1)
+        for number in range(3):
+            desk.thinker.submit(lacking(desk.job(f"other{number}", model="other"), LARGE))
+
+    desk = thought(model, arrange, store=Slow(0.1))
+    assert [event.run_id for event in desk.events if isinstance(event, e.ModelReplied)] == [
+        "other0",
+        "other1",
+        "other2",
+    ]
+    assert max(at(model)[f"other{number}"] for number in range(3)) < 5
+    assert len([name for name, _ in model.asked if name == "one"]) > 5, "and is asked for as long as it may be"
+
+
+def test_what_was_fetched_is_gone_from_memory_while_the_call_waits_to_be_tried_again() -> None:
+    class Fetched:
+        """Can be looked for."""
+
+    fetched, alive = weakref.WeakSet[Fetched](), list[int]()
+
+    class Kept(Slow):
+        async def get(self, reference: str, tenant: str | None, within_s: float) -> bytes:
+            fetched.add(found := Fetched())
+            return cast(bytes, found)
+
+    model = Script(Transient("500", retry_after=10.0))
+
+    async def arrange(desk: Desk) -> None:
+        desk.thinker.submit(lacking(desk.job("one"), LARGE))
+        await asyncio.sleep(5)
+        assert len(model.asked) == 1
+        alive.append(len(fetched))
+
+    thought(model, arrange, store=Kept(0.0))
+    assert (len(model.asked), alive) == (2, [0])
+
+
+def test_a_call_that_was_late_for_its_turn_keeps_no_memory_while_its_model_is_away() -> None:
+    """It takes 2 s to fetch, so that its place is gone by then; the model is away for half a minute from then on."""
+    model = Script(Transient("429", slow_down=True, retry_after=30.0))
+
+    async def arrange(desk: Desk) -> None:
+        desk.thinker.submit(lacking(desk.job("late", model="one"), LARGE))
+        await asyncio.sleep(1)
+        desk.submit("refused", model="one")
+        await asyncio.sleep(1)
+        desk.thinker.submit(lacking(desk.job("other", model="other"), LARGE))
+
+    desk = thought(model, arrange, store=Slow(2.0))
+    began = at(model)
+    assert 4 <= began["other"] < 12, "the first let go of the memory"
+    assert 31 <= began["late"] < 60, "and is asked with more patience"
+    assert [type(event) for event in desk.events] == [e.ModelReplied] * 3
 
 
 def test_a_call_that_gave_its_place_back_has_used_nothing_of_the_models_limit() -> None:

@@ -1,8 +1,8 @@
 """What an agent worker keeps in the store or seals, and gets from there: replies, answers, what a run refers to.
 
 The fold knows references and seals only; they are resolved here, when a model call is about to be made, and what was
-fetched is in memory only as long as the call. Nothing here decides anything about a run: what cannot be had becomes
-`Hopeless`, as when the model cannot be had.
+fetched is in memory only as long as one attempt of it. Nothing here decides anything about a run: what cannot be had
+becomes `Hopeless`, as when the model cannot be had.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from anabranch import log_events as e
 from anabranch import messages as m
@@ -33,6 +33,9 @@ from anabranch.specs import AgentSpec
 from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
+
+WARN_AGAIN_S: Final = 60.0
+"""How often the log warns of a run whose model keeps failing."""
 
 
 def usage_in(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,6 +122,19 @@ class Outcomes:
             trying.untold.take(now),
         )  # fmt: skip
         trying.job.append(event)
+
+    def waits(self, trying: Trying, pause_s: float, reason: str) -> None:
+        """Tell the worker's log of the first failure, and once a minute that it goes on."""
+        run_id, now = trying.request.context.run_id, self._clockwork.steady()
+        if trying.warned_at is None:
+            trying.warned_at = now
+            log.info("run %s: the model is tried again in %.1f s: %s", run_id, pause_s, reason)
+        elif now - trying.warned_at >= WARN_AGAIN_S:
+            trying.warned_at = now
+            times = counted(trying.tries, "time")
+            log.warning("run %s: the model has failed %s, the last with: %s", run_id, times, reason)
+        else:
+            log.debug("run %s: the model is tried again in %.1f s: %s", run_id, pause_s, reason)
 
     def so_far(self, trying: Trying) -> e.ModelDiscarded:
         """The attempt that is out as if it came to nothing now. It is not counted: that comes when it does."""

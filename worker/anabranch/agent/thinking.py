@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -41,8 +42,7 @@ log = logging.getLogger(__name__)
 
 SOON_S: Final = 0.5
 """How long a call that may be made keeps its place while it gets what it is made of."""
-WARN_AGAIN_S: Final = 60.0
-"""How often the log warns of a run whose model keeps failing."""
+_WAITED: Final = "it waited for what it is made of, and then for its turn"
 
 
 class Thinker:
@@ -213,63 +213,72 @@ class Thinker:
     # --- one call ------------------------------------------------------------------------------------------
 
     async def _think(self, trying: Trying) -> None:
-        request = trying.request
-        TOPIC.set(request.context)
+        context = trying.request.context
+        TOPIC.set(context)
         try:
-            if request.incomplete is None:
-                event = await self._until_answered(trying)
-            else:
-                event = await self._completed(trying, request.incomplete)
+            event = await self._until_answered(trying)
         except Hopeless as error:
             event = self._outcomes.failed(trying, error.code, error.message)
         except Exception as error:
-            log.exception("a model call of run %s failed inside", request.context.run_id)
+            log.exception("a model call of run %s failed inside", context.run_id)
             event = self._outcomes.failed(trying, "internal", f"{type(error).__name__}: {error}")
         trying.job.append(event)
 
-    async def _completed(self, trying: Trying, incomplete: Incomplete) -> e.Event:
-        """With what it lacks. If that is not had soon, it stands in line again once it is: who waits for the store, or
-        for memory, must not keep the model from others, of whom one may hold that memory.
+    async def _until_answered(self, trying: Trying) -> e.Event:
+        incomplete, patience_s = trying.request.incomplete, SOON_S
+        while True:
+            try:
+                if incomplete is None:
+                    return await self._attempt(trying)
+                if (event := await self._completed(trying, incomplete, patience_s)) is not None:
+                    return event
+            except Transient as error:
+                error.__traceback__ = error.__cause__ = error.__context__ = None  # they hold what was fetched
+                await self._again(trying, error)
+            else:
+                patience_s *= 2
+                await self._granted(trying, False, _WAITED)
+
+    async def _completed(self, trying: Trying, incomplete: Incomplete, patience_s: float) -> e.Event | None:
+        """One attempt, with what it lacks; None if it cannot be made yet. Who waits for the store, or for memory, must
+        not keep the model from others: what is not had soon costs the place in line. And who waits for a model must not
+        keep memory from others: nothing of it is there between two attempts, nor for long before one.
         """
-        request = trying.request
-        late = asyncio.get_running_loop().call_later(SOON_S, self._withdraw, trying)
+        late = asyncio.get_running_loop().call_later(patience_s, self._withdraw, trying)
         try:
-            async with self._large.completed(incomplete, request.deadline) as (found, sealer):
+            async with self._large.completed(incomplete, trying.request.deadline) as (found, sealer):
                 late.cancel()
+                if trying.grant is None and not await self._granted_within(trying, patience_s):
+                    return None
+                request = trying.request
                 trying.found, trying.body_for = found, ""
                 trying.request = replace(request, context=replace(request.context, sealer=sealer))
-                if trying.grant is None:
-                    self._switching.turn(trying, self._switching.away(trying.lane))
-                    await self._granted(trying, False, "it waited for what it is made of, and then for its turn")
-                return await self._until_answered(trying)
+                return await self._attempt(trying)
         finally:
             late.cancel()
+            trying.found, trying.request = {}, replace(trying.request, body=b"", incomplete=incomplete)
 
-    async def _until_answered(self, trying: Trying) -> e.Event:
-        while True:
-            context = self._ready(trying)
-            try:
-                reply = await self._ask(trying, context)
-            except Transient as error:
-                trying.tries, trying.in_a_row = trying.tries + 1, trying.in_a_row + 1
-                trying.broken += error.broken
-                self._outcomes.came_to_nothing(trying, context, error.usage, error.reason, error.failure)
-                if trying.broken >= self._settings.model_broken_max:
-                    broken = counted(trying.broken, "reply", "replies")
-                    raise Hopeless(
-                        "model_unavailable", f"{broken} could not be used; the last: {error.reason}"
-                    ) from None
-                await self._again(trying, error)
-            except Hopeless as error:
-                self._outcomes.came_to_nothing(trying, context, error.usage, error.message, "rejected")
-                raise
-            except asyncio.CancelledError as error:
-                if trying.used:
-                    why = str(error.args[0]) if error.args else "its worker stopped"
-                    self._outcomes.came_to_nothing(trying, context, trying.used, why, "ended")
-                raise
-            else:
-                return await self._outcomes.replied(trying, context, reply)
+    async def _attempt(self, trying: Trying) -> e.Event:
+        context = self._ready(trying)
+        try:
+            reply = await self._ask(trying, context)
+        except Transient as error:
+            trying.tries, trying.in_a_row = trying.tries + 1, trying.in_a_row + 1
+            trying.broken += error.broken
+            self._outcomes.came_to_nothing(trying, context, error.usage, error.reason, error.failure)
+            if trying.broken >= self._settings.model_broken_max:
+                broken = counted(trying.broken, "reply", "replies")
+                raise Hopeless("model_unavailable", f"{broken} could not be used; the last: {error.reason}") from None
+            raise
+        except Hopeless as error:
+            self._outcomes.came_to_nothing(trying, context, error.usage, error.message, "rejected")
+            raise
+        except asyncio.CancelledError as error:
+            if trying.used:
+                why = str(error.args[0]) if error.args else "its worker stopped"
+                self._outcomes.came_to_nothing(trying, context, trying.used, why, "ended")
+            raise
+        return await self._outcomes.replied(trying, context, reply)
 
     def _ready(self, trying: Trying) -> BatchContext:
         """The next attempt, for the model whose lane it is in."""
@@ -319,7 +328,8 @@ class Thinker:
             usage, outcome, verdict = reply.usage, "ok", "well"
             return reply
         except Transient as error:
-            usage, outcome, verdict = error.usage or {}, _outcome(error), RULES[error.failure].verdict
+            usage, verdict = error.usage or {}, RULES[error.failure].verdict
+            outcome = "refused" if error.slow_down else "error"
             if error.slow_down:
                 budget.refused(attempt, error.retry_after, self._steady(), RULES[error.failure].charged)
                 self._switching.turn_who_waits(lane)
@@ -352,11 +362,19 @@ class Thinker:
             pause = 0.0 if is_new else pause_s(error, trying.tries, left, self._settings, chance)
         if pause is None:
             raise _too_late(trying, error.reason)
-        self._say(trying, pause, error.reason)
+        self._outcomes.waits(trying, pause, error.reason)
         await asyncio.sleep(pause)
         self._meters.model_retries.count(trying.lane.model, error.failure)
         self._switching.turn(trying, self._switching.away(trying.lane))
         await self._granted(trying, charged, error.reason)
+
+    async def _granted_within(self, trying: Trying, patience_s: float) -> bool:
+        """Whether the turn of the next attempt came that soon, of the model that can be had."""
+        self._switching.turn(trying, self._switching.away(trying.lane))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._granted(trying, False, _WAITED)
+        return trying.grant is not None
 
     async def _granted(self, trying: Trying, charged: bool, why: str) -> None:
         """Wait for the turn of the next attempt, which waits because of `why`. Raises `Hopeless` at the deadline."""
@@ -375,23 +393,6 @@ class Thinker:
             raise _too_late(trying, why) from None
         finally:
             trying.lane.remove(job.tenant, trying, job.lane)
-
-    def _say(self, trying: Trying, pause: float, reason: str) -> None:
-        """The first failure, and once a minute that it goes on."""
-        run_id, now = trying.request.context.run_id, self._steady()
-        if trying.warned_at is None:
-            trying.warned_at = now
-            log.info("run %s: the model is tried again in %.1f s: %s", run_id, pause, reason)
-        elif now - trying.warned_at >= WARN_AGAIN_S:
-            trying.warned_at = now
-            times = counted(trying.tries, "time")
-            log.warning("run %s: the model has failed %s, the last with: %s", run_id, times, reason)
-        else:
-            log.debug("run %s: the model is tried again in %.1f s: %s", run_id, pause, reason)
-
-
-def _outcome(error: Transient) -> str:
-    return "refused" if error.slow_down else "error"
 
 
 def _too_late(trying: Trying, why: str) -> Hopeless:
