@@ -169,11 +169,12 @@ def call(
     at_ms: int = 0,
     trace: str | None = None,
     lane: Lane | None = None,
+    deadline: float = 1e6,
 ) -> b.Read:
     """A call as it lies in the queue."""
     body = ToolCall(
         call_id=f"{run_id}/1.a{partition or ''}/{offset}", run_id=run_id, agent="a", tool=tool, input=arguments or {},
-        dispatch=1, deadline=1e6, idempotency_key=f"k{offset}", reply=ReplyTopic(b.LOG, 0), tenant=tenant,
+        dispatch=1, deadline=deadline, idempotency_key=f"k{offset}", reply=ReplyTopic(b.LOG, 0), tenant=tenant,
         lane=lane,
     )  # fmt: skip
     headers = [("ce_life", b"0"), *([("traceparent", trace.encode())] if trace is not None else [])]

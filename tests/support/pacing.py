@@ -6,6 +6,7 @@ Must never: know how a pacer paces. Called by: the tests of `limits.py`.
 from __future__ import annotations
 
 import asyncio
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 
@@ -22,10 +23,10 @@ class Meter:
 
     def __init__(self, pacer: Pacer) -> None:
         self.pacer, self.at, self.order = pacer, list[float](), list[int]()
-        self.idle: Callable[[int], bool] = lambda order: False
+        self.left_s: Callable[[int], float] = lambda order: math.inf
 
     async def call(self, order: int, takes_s: float = 0.0, lane: Lane = "interactive") -> None:
-        joined = self.pacer.join(order, takes_s, lambda: self.idle(order), lane=lane)
+        joined = self.pacer.join(order, takes_s, lambda: self.left_s(order), lane=lane)
         async with self.pacer.inside(joined) as turn:
             if turn.granted:
                 await turn.start()

@@ -6,6 +6,7 @@ Must never: know how a share is kept. Called by: the tests of `tools/shares.py`.
 from __future__ import annotations
 
 import asyncio
+import math
 
 from anabranch.homes import homes
 from anabranch.specs import LimitSpec
@@ -37,7 +38,7 @@ class Worker:
 
     async def call(self, limit: LimitSpec, tenant: str | None = None, takes_s: float = 0.0, order: int = 0) -> None:
         pacer = self.shares.pacer(limit.name, tenant, home_of(limit, tenant))
-        async with pacer.inside(pacer.join(order, 60.0, lambda: False)) as turn:
+        async with pacer.inside(pacer.join(order, 60.0, lambda: math.inf)) as turn:
             await turn.start()
             self.started.append((limit.name, now()))
             await asyncio.sleep(takes_s)

@@ -364,6 +364,20 @@ async def test_a_place_that_is_held_where_the_home_was_is_free_when_its_time_is_
     assert asyncio.get_running_loop().time() - began > 0.9
 
 
+async def test_a_call_leaves_the_line_of_a_low_limit_at_its_deadline() -> None:
+    api = Api("1/h")
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        late = [call(offset, "ask", {"n": offset}, deadline=bench.clock.now + 0.5) for offset in range(3)]
+        bench.deliver(*late, call(3, "look", {"n": 3}))
+        await until(lambda: over(bench) == {3}, what="the call without a limit is over")
+        bench.clock.now += 1
+        assert bench.worker.oldest_waiting_s == 1.0
+        await until(lambda: over(bench) == {0, 1, 2, 3}, what="those whose time is over are, too")
+        assert bench.worker.oldest_waiting_s == 0.0
+    assert (api.started, results(bench)) == ([3], [3])
+
+
 async def test_nothing_of_a_home_starts_before_its_first_commit() -> None:
     api = Api("100/s")
     async with ToolBench(api.app).running() as bench:

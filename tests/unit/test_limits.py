@@ -82,7 +82,7 @@ def test_who_is_let_in_and_held_up_makes_no_window_too_full(rate: float, seed: i
         chance, paced, at = random.Random(seed), pacer(rate), list[float]()
 
         async def one(order: int) -> None:
-            async with paced.inside(paced.join(order, 0.0, lambda: False)) as turn:
+            async with paced.inside(paced.join(order, 0.0, lambda: math.inf)) as turn:
                 await asyncio.sleep(chance.uniform(0.0, 1.0) if chance.random() < 0.02 else 0.0)
                 await turn.start()
                 at.append(now())
@@ -178,7 +178,7 @@ def test_one_that_is_cancelled_when_it_was_just_let_in_gives_its_turn_back() -> 
         paced = pacer(1.0)
         meter = Meter(paced)
         await meter.call(0)
-        async with paced.inside(paced.join(1, 0.0, lambda: False)):
+        async with paced.inside(paced.join(1, 0.0, lambda: math.inf)):
             pass  # it never starts
         await meter.call(2)
         return meter.at
@@ -189,13 +189,43 @@ def test_one_that_is_cancelled_when_it_was_just_let_in_gives_its_turn_back() -> 
 def test_one_whose_time_is_over_costs_no_budget_and_starts_no_more() -> None:
     async def run() -> Meter:
         meter = Meter(pacer(10.0))
-        meter.idle = lambda order: order in (3, 4, 5) and now() > 0.1
+        meter.left_s = lambda order: 0.1 - now() if order in (3, 4, 5) else math.inf
         await meter.calls(range(10))
         return meter
 
     meter = virtually(run)
     assert meter.order == [0, 1, 2, 6, 7, 8, 9]
     assert meter.at == pytest.approx([n / 10 for n in range(7)], abs=0.001)
+
+
+def test_who_is_not_wanted_any_more_leaves_the_line_of_a_low_limit_long_before_its_turn() -> None:
+    async def run() -> list[tuple[float, int]]:
+        meter, seen = Meter(pacer(1 / 3600)), list[tuple[float, int]]()
+        meter.left_s = lambda order: 10.0 * order - now()
+        async with asyncio.TaskGroup() as tasks:
+            for order in range(1, 4):
+                tasks.create_task(meter.call(order, lane="bulk" if order == 3 else "interactive"))
+            for _ in range(4):
+                await asyncio.sleep(9.0 if not seen else 10.0)
+                seen.append((round(now(), 2), meter.pacer.waiting))
+        return seen
+
+    assert virtually(run) == [(9.0, 2), (19.0, 2), (29.0, 1), (39.0, 0)]
+
+
+def test_who_is_not_wanted_any_more_leaves_though_all_places_are_taken() -> None:
+    async def run() -> tuple[float, int]:
+        meter = Meter(pacer(1000.0, places=1))
+        meter.left_s = lambda order: 10.0 - now()
+        async with asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(meter.call(0, 500.0))
+            await asyncio.sleep(1.0)
+            await meter.call(1)
+            gone = round(now(), 2), meter.pacer.waiting
+            await first
+        return gone
+
+    assert virtually(run) == (10.0, 0)
 
 
 def test_no_more_run_at_once_than_there_are_places() -> None:

@@ -8,6 +8,7 @@ Called by: pytest.
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from tests.support import virtual
@@ -83,7 +84,7 @@ def test_who_joins_behind_others_sets_no_timer() -> None:
     async def run() -> int:
         line, loop = pacer(1.0), asyncio.get_running_loop()
         for order in range(1000):
-            line.join(order, 1.0, lambda: False)
+            line.join(order, 1.0, lambda: math.inf)
         return len(loop._scheduled)  # type: ignore[attr-defined]
 
     assert virtually(run) == 1

@@ -8,6 +8,7 @@ Called by: pytest.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 
 import pytest
@@ -212,7 +213,7 @@ def test_a_pause_holds_for_homes_that_had_no_call_yet() -> None:
         await worker.call(limit)
         worker.shares.pause("crm", None, 30.0)
         pacer = worker.shares.pacer("crm", None, homes(limit, None, 8)[1])
-        async with pacer.inside(pacer.join(0, 60.0, lambda: False)) as turn:
+        async with pacer.inside(pacer.join(0, 60.0, lambda: math.inf)) as turn:
             await turn.start()
             return [*worker.at, now()]
 

@@ -7,6 +7,7 @@ broker or wait for real time. Called by: pytest.
 from __future__ import annotations
 
 import asyncio
+import math
 from itertools import pairwise
 
 import pytest
@@ -121,7 +122,7 @@ def test_a_home_on_a_partition_that_was_added_begins_when_what_stayed_at_the_old
         worker.leave(home_of(limit), for_s=3.0)
         worker.shares.spread_over(64, 3.0)
         pacer = worker.gain(new).shares.pacer(limit.name, None, new)
-        async with pacer.inside(pacer.join(0, 60.0, lambda: False)) as turn:
+        async with pacer.inside(pacer.join(0, 60.0, lambda: math.inf)) as turn:
             await turn.start()
             worker.started.append(("", now()))
         await asyncio.gather(*calls, return_exceptions=True)
@@ -156,7 +157,7 @@ def test_a_home_on_a_partition_that_was_added_has_no_place_that_a_call_of_the_ol
         worker.shares.begin({old: told})
         worker.gain(old, told).gain(new)
         pacer = worker.shares.pacer(limit.name, None, new)
-        async with pacer.inside(pacer.join(0, 60.0, lambda: False)) as turn:
+        async with pacer.inside(pacer.join(0, 60.0, lambda: math.inf)) as turn:
             await turn.start()
             began = now()
         await call

@@ -7,6 +7,7 @@ Lanes have turns by weight, and the calls of one lane theirs in their order. It 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -26,13 +27,14 @@ class Turn:
     """A call in the line of a pacer. In its lane `order` decides who is first; `lasts_s` is how long it has its place
     at most.
 
-    `state` is `late` for a call whose time was over (`idle`) when its turn came, and `lost` if the home is another's.
+    `left_s` is for how many seconds it is still wanted. `state` is `late` once nobody wants it any more, and `lost` if
+    the home is another's.
     Whoever waits `comes` for it, or has given `then`, which is called once it has come.
     """
 
     order: int
     lasts_s: float
-    idle: Callable[[], bool]
+    left_s: Callable[[], float]
     pacer: Pacer
     then: Callable[[], None] | None = None
     lane: Lane = "interactive"
@@ -99,6 +101,10 @@ class Line:
         lane = self._weights.next(interactive is not None, bulk is not None)
         return None if lane is None else interactive if lane == "interactive" else bulk
 
+    def left_s(self) -> float:
+        """For how long all those are still wanted who are first in their lanes."""
+        return min((waiting[0].left_s() for waiting in self._lanes.values() if waiting), default=math.inf)
+
     def pop(self, turn: Turn) -> None:
         """The turn of whoever is `first` has come."""
         heappop(self._lanes[turn.lane])
@@ -129,7 +135,7 @@ class Line:
         while turns:
             turn = turns[0]
             if turn.state == "waiting":
-                if not turn.idle():
+                if turn.left_s() > 0:
                     return turn
                 turn.settle("late")
             heappop(turns)

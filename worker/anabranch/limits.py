@@ -103,7 +103,7 @@ class Pacer:
         self,
         order: int,
         lasts_s: float,
-        idle: Callable[[], bool],
+        left_s: Callable[[], float],
         then: Callable[[], None] | None = None,
         lane: Lane = "interactive",
     ) -> Turn:
@@ -112,7 +112,7 @@ class Pacer:
             raise ShareLost
         if not self._line and self._due < (now := self._loop.time()):  # only while somebody waits can it be late
             self._due, self._owed = now, 0.0
-        turn = Turn(order, lasts_s, idle, self, then, lane)
+        turn = Turn(order, lasts_s, left_s, self, then, lane)
         self._line.add(turn)
         if self._line.first() is turn:  # else whoever is first knows already when it may start
             self.go_on()
@@ -210,6 +210,8 @@ class Pacer:
             if at <= now and not self._may_start():
                 at = now + LOOK_S
             if at > now:
+                if at > now + LOOK_S:  # whoever is no longer wanted by then leaves the line in time
+                    at = min(at, now + max(LOOK_S, self._line.left_s()))
                 self._timer = self._loop.call_at(at, self.go_on) if at < math.inf else None
                 return None
             if self._entering >= self._crowd:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from anabranch import memory
 from anabranch.clockwork import Skew
@@ -29,6 +29,13 @@ from anabranch.topics import Namespace
 from anabranch.watch import Watch, Watched
 
 log = logging.getLogger(__name__)
+
+OLD_S: Final = 1.0
+"""A worker that says so of its oldest call looks every `LOOK_S` whether it is still true: that costs some microseconds
+for each call that waits.
+"""
+YOUNG_S: Final = 0.25
+LOOK_S: Final = 0.5
 
 
 class Shutdown:
@@ -166,15 +173,19 @@ async def _unless_hurried(work: Coroutine[Any, Any, object], shutdown: Shutdown)
 
 async def _beat(post: Post) -> None:
     """A sign of life, every few seconds, unless the last one is on its way yet. Its acknowledgement tells what the
-    broker's clock says.
+    broker's clock says. If it said that calls are old, the next one comes as soon as none is: work waits for that word.
     """
-    skew, last = Skew(), None
+    skew, last, info = Skew(), None, post.info()
     while True:
         if last is None or last.done():
             info = post.info()
             last = post.appender.append(worker_entry(post.namespace, info))
             last.add_done_callback(partial(_compare, skew, info.seen_at, lambda: post.info().seen_at))
-        await asyncio.sleep(post.settings.heartbeat_s)
+        left_s = post.settings.heartbeat_s
+        while info.oldest_waiting_s >= OLD_S and left_s > LOOK_S:
+            await asyncio.sleep(LOOK_S)
+            left_s = left_s - LOOK_S if post.info().oldest_waiting_s >= YOUNG_S else 0.0
+        await asyncio.sleep(left_s)
 
 
 def _compare(skew: Skew, before: float, now: Callable[[], float], sent: Sent) -> None:

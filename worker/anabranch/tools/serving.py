@@ -182,9 +182,12 @@ class Service:
         """The places that all tools of this worker share."""
         return self._slots
 
+    def left_s(self, call: ToolCall) -> float:
+        """For how long it is still wanted: until its deadline, or not at all if this worker has answered it already."""
+        return 0.0 if self._seen.get(call.call_id, -1) >= call.dispatch else call.deadline - self._bench.now()
+
     def is_idle(self, call: ToolCall) -> bool:
-        """Past its deadline, or answered by this worker already."""
-        return self._bench.now() >= call.deadline or self._seen.get(call.call_id, -1) >= call.dispatch
+        return self.left_s(call) <= 0
 
     async def enter(self, job: Job) -> AsyncExitStack | None:
         """Wait for everything that this call has to wait for, and hold it until `leave` is told what this says."""
@@ -237,7 +240,7 @@ class Service:
             yield
 
     def _gate(self, job: Job, tool: Tool) -> Paced:
-        return Paced(job, tool, self._shares, self._slots, lambda: self.is_idle(job.call))
+        return Paced(job, tool, self._shares, self._slots, lambda: self.left_s(job.call))
 
     def join(self, job: Job, then: Callable[[], None]) -> bool:
         """Let a call that waits for nothing but its limit stand in line without a task: there may be thousands.

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Paced:
-    """A `tries.Gate`. `idle` says whether the call is not wanted any more."""
+    """A `tries.Gate`. `left_s` says for how long the call is still wanted."""
 
-    def __init__(self, job: Job, tool: Tool, shares: Shares, slots: Slots, idle: Callable[[], bool]) -> None:
+    def __init__(self, job: Job, tool: Tool, shares: Shares, slots: Slots, left_s: Callable[[], float]) -> None:
         assert tool.limit is not None, "only calls of a limit wait in a line"
         self._job, self._tool, self._limit = job, tool, tool.limit.name
-        self._shares, self._slots, self._idle = shares, slots, idle
+        self._shares, self._slots, self._left_s = shares, slots, left_s
         self._inside = AsyncExitStack()
         self._turn: Turn | None = None
         self._joined: Turn | None = None
@@ -51,7 +51,7 @@ class Paced:
     def _join(self, then: Callable[[], None] | None = None) -> Turn:
         job = self._job
         pacer = self._shares.pacer(self._limit, job.call.tenant, job.record.partition)
-        return pacer.join(job.offset, self._tool.spec.timeout_s, self._idle, then, job.call.lane or "interactive")
+        return pacer.join(job.offset, self._tool.spec.timeout_s, self._left_s, then, job.call.lane or "interactive")
 
     async def enter(self) -> None:
         """Wait for the turn. Raises `ShareLost`."""
