@@ -46,6 +46,31 @@ sys.exit(", ".join(name for name in {HEAVY!r} if name in sys.modules))
     assert "dlq" in ended.stdout
 
 
+def test_neither_a_coroutine_that_swallows_its_end_nor_a_thread_that_hangs_keeps_a_command_from_ending() -> None:
+    code = """
+import asyncio, threading
+from anabranch.cli import frame
+
+async def deaf():
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+async def work():
+    tasks = [asyncio.create_task(deaf()) for _ in range(2)]
+    hung = asyncio.create_task(asyncio.to_thread(threading.Event().wait))
+    await asyncio.sleep(0)
+    return len(tasks)
+
+frame.finish(frame.run_async(work()))
+"""
+    command = [sys.executable, "-X", "dev", "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stderr) == (2, "")
+
+
 @pytest.mark.parametrize("name", ["dev", "worker", "topics", "usage", "agents", "tools", "workers", "dlq", "config"])
 def test_every_listed_command_is_there_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert frame.invoke(anabranch, [name, "--help"]) == 0

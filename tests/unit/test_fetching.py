@@ -12,7 +12,7 @@ from tests.support.wait import until
 
 from anabranch.kafka import pump
 from anabranch.kafka.fetching import EACH
-from anabranch.kafka.pump import AT_ONCE
+from anabranch.kafka.pump import AT_ONCE, KafkaSubscription
 from anabranch.kafka.seam import Place
 
 
@@ -211,6 +211,20 @@ async def test_nobody_is_told_over_and_over_while_the_group_divides_its_partitio
         assert (await s.broker.request()).read == {A: 3}
         s.broker.answer((A, 0, batch(3)))
         await until(lambda: s.member.offsets(A)[-1:] == [3], 20, "it goes on")
+
+
+async def test_nothing_is_delivered_while_others_may_have_been_given_it_by_now(
+    scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was frozen finds answers that waited for it, and hears only later that the group has gone on without it."""
+    doubts = [True]
+    monkeypatch.setattr(KafkaSubscription, "alive", property(lambda _: not doubts))
+    async with scene(a=0) as s:
+        s.broker.answer((A, 0, batch(0, 2)))
+        await s.turns()
+        assert s.member.deliveries == []
+        doubts.clear()
+        await s.got(A, 0, 1)
 
 
 async def test_nothing_is_delivered_after_the_end(scene: MakeScene) -> None:

@@ -33,3 +33,10 @@ def test_after_a_heartbeats_time_it_is_alive_again_if_nothing_was_heard() -> Non
     liveness.polled(30.0)
     liveness.polled(32.5)
     assert liveness.is_alive(32.5)
+
+
+def test_who_has_waited_for_the_group_for_long_is_alive_once_it_has_joined() -> None:
+    liveness = Liveness(SESSION_S, HEARTBEAT_S, 0.0)
+    liveness.joined(25.0)
+    liveness.polled(25.1)
+    assert liveness.is_alive(25.1)

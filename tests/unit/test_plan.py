@@ -181,6 +181,15 @@ def test_a_serial_key_is_a_hash_of_the_argument() -> None:
     assert len(one.key or "") == 16
 
 
+def test_what_a_tool_cannot_tell_apart_has_one_serial_key() -> None:
+    spec = b.tool(serial_key="k", input_schema={"type": "object", "properties": {"k": {"default": 7}}})
+    asked = call(k=7), call(k=7.0), call(), call(k=7.5), call(k={"a": [1], "b": 2}), call(k={"b": 2.0, "a": [1.0]})
+    whole, fraction, left_out, other, nested, same = planned(*asked, tools=[spec])
+    assert whole.key == fraction.key == left_out.key
+    assert nested.key == same.key
+    assert len({whole.key, other.key, nested.key}) == 3
+
+
 def test_calls_wait_for_the_tools_that_theirs_comes_after() -> None:
     entries = planned(call("u"), call("t"), call("t"), tools=[b.tool(), b.tool("u", after=["t", "v"])])
     assert [entry.after for entry in entries] == [[ID[1], ID[2]], [], []]

@@ -19,7 +19,7 @@ import orjson
 from anabranch.about import Fields, traced
 from anabranch.agent.reply import RequestedCall
 from anabranch.agent.tokens import derived
-from anabranch.fields import SEALED
+from anabranch.fields import SEALED, Json
 from anabranch.log_events import PlannedCall
 from anabranch.specs import AgentSpec, ToolSpec
 from anabranch.values import frozen
@@ -186,9 +186,22 @@ def _key(call_id: str, spec: ToolSpec, arguments: dict[str, Any], context: Batch
     """What decides the partition: the call, or the hash of its serial key, which who guesses may try if it is plain."""
     if spec.serial_key is None:
         return call_id
-    value = json.dumps(arguments.get(spec.serial_key), sort_keys=True)
-    text = f"{spec.serial_key}={value}"
+    text = f"{spec.serial_key}={_serial(spec, spec.serial_key, arguments)}"
     return hashlib.sha256(text.encode()).hexdigest()[:16] if context.sealer is None else context.sealer.hashed(text)
+
+
+def _serial(spec: ToolSpec, name: str, arguments: dict[str, Any]) -> str:
+    """What is served one at a time. The tool gets the same for 7 and for 7.0, and its default for what is left out."""
+    declared: Json = spec.input_schema
+    for step in ("properties", name, "default"):
+        declared = declared.get(step) if isinstance(declared, dict) else None
+    value = json.loads(json.dumps(arguments.get(name, declared)), parse_float=_whole)
+    return json.dumps(value, sort_keys=True)
+
+
+def _whole(text: str) -> float:
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def _ordered(specs: Sequence[ToolSpec | None], planned: Sequence[PlannedCall]) -> list[PlannedCall]:

@@ -13,11 +13,8 @@ import importlib
 import logging
 import os
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, update_wrapper
 from pathlib import Path
@@ -25,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
 
 import click
 
+from anabranch.cli.ending import Unwaited, cancel_others, is_anything_left
 from anabranch.cli.loglines import log_to_stderr
 from anabranch.cli.terminal import printable, printable_json
 from anabranch.errors import AnabranchError, ConfigError
@@ -48,8 +46,6 @@ T = TypeVar("T")
 
 FAILED: Final = 1
 INTERRUPTED: Final = 130
-THREADS_S: Final = 0.5
-"""How long threads that are still at work when all is done are waited for."""
 
 
 # --- commands ---------------------------------------------------------------------------------------------------
@@ -314,19 +310,15 @@ def ago(seconds: float) -> str:
 # --- running ----------------------------------------------------------------------------------------------------
 
 
-class _Unwaited(ThreadPoolExecutor):
-    """Threads of `asyncio.to_thread`. One that hangs must not keep the loop from closing."""
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        super().shutdown(wait=False, cancel_futures=cancel_futures)
-
-
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end; Ctrl-C cancels it."""
 
     async def running() -> T:
-        asyncio.get_running_loop().set_default_executor(_Unwaited(thread_name_prefix="asyncio"))
-        return await work
+        asyncio.get_running_loop().set_default_executor(Unwaited(thread_name_prefix="asyncio"))
+        try:
+            return await work
+        finally:
+            await cancel_others()
 
     return asyncio.run(running())
 
@@ -379,12 +371,8 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def finish(status: int) -> NoReturn:
-    """End the process. Python waits for threads, and one of a tool may hang: then the process ends without it."""
-    deadline = time.monotonic() + THREADS_S
-    others = [t for t in threading.enumerate() if not t.daemon and t is not threading.current_thread()]
-    for thread in others:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    if any(thread.is_alive() for thread in others):
+    """End the process, without what does not end by itself."""
+    if is_anything_left():
         logging.shutdown()
         _flush()
         os._exit(status)

@@ -96,6 +96,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         self._consumer.subscribe(self._topics, listener=self)
         try:
             await self._consumer.start()
+            self._liveness.joined(time.monotonic())
             yield
         except (KafkaError, OSError) as error:
             raise self._explained("cannot be joined", error) from error
@@ -150,7 +151,11 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         return self._liveness.is_alive(time.monotonic())
 
     def _deliver(self) -> None:
-        """So much in this turn of the loop; what was fetched ahead may be a lot more."""
+        """So much in this turn of the loop; what was fetched ahead may be a lot more. Nothing while somebody else may
+        have been given it: `run` soon looks again.
+        """
+        if not self.alive:
+            return
         left, began = AT_ONCE, time.monotonic()
         while left > 0 and not self._stopped.is_set() and (taken := self._fetching.take(left)) is not None:
             place, records = taken
