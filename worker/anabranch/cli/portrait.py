@@ -89,10 +89,12 @@ def _spent(run: Run) -> list[Text]:
 def words_in(told: Told) -> str | None:
     """What the run said last, or where that lies."""
     found = told.response
+    if told.hidden is not None:
+        return f"({told.hidden})"
     if found.content_sealed is not None:
-        return f"({told.hidden or 'sealed'})"
+        return "(sealed)"
     if found.output is None and found.content_ref is not None:
-        return f"({told.hidden or f'in the store: {found.content_ref}'})"
+        return f"(in the store: {found.content_ref})"
     return found.output
 
 

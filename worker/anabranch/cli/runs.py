@@ -98,6 +98,8 @@ def show(common: frame.Frame, run_id: str) -> None:
     (run, made, told), now = frame.run_async(_read(common, run_id)), time.time()
     if common.as_json:
         frame.print_json(portrait.as_json(run, now, made, told))
+        if told is not None and told.hidden is not None:
+            frame.say(f"the response is not all there: {told.hidden}")
         return
     console = frame.stdout()
     width = console.width if console.is_terminal else PLAIN_WIDTH
