@@ -30,7 +30,7 @@ from anabranch.agent.owner import Owner
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.agent.waiting import Waiting
-from anabranch.bodies import dump, read_request, sender_of, without_given
+from anabranch.bodies import beginnings, dump, read_request, sender_of, without_given
 from anabranch.codec import Record, cloud_event, header
 from anabranch.errors import AnabranchError, InvalidRequest
 from anabranch.fields import LANES, Lane, is_name, life_of
@@ -226,6 +226,9 @@ class Admission:
         if request.cancel and record.key is None and request.run_id == _fallback_id(record):
             raise InvalidRequest("run_id: is missing: name the run that is to be cancelled")
         if request.cancel:
+            if beginnings(request):
+                what = {**about_record(record), "run_id": run_id}
+                log.warning("%s: it cancels run %s, so its input begins none", place_of(record), run_id, extra=what)
             return self._note(record, lane, run_id, "moved" if self._is_heard(record, lane, run_id) else "cancelled")
         if not self._is_known(run_id):
             await self._until_queues_keep_up(record, request, lane)
