@@ -63,7 +63,7 @@ async def test_an_answer_in_the_store_is_shown_to_who_has_the_store() -> None:
         f"(in the store: {reference} lies in a store, and none is set here (ANABRANCH_STORE))"
     )
     lost = await shown(run, Store(MemoryStore(), "t", StoreSettings()))
-    assert (lost or "").startswith(f"(in the store: {reference} is not in the store (")
+    assert (lost or "").startswith(f"(in the store: {reference} is not in the store, as t/shared/")
 
 
 async def test_a_store_that_cannot_be_used_here_hides_no_more_than_what_lies_in_it() -> None:
