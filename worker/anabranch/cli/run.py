@@ -47,7 +47,9 @@ class Asked:
 @click.command("run")
 @click.argument("agent")
 @click.argument("text", metavar="INPUT")
-@click.option("--run-id", metavar="ID", help="Of your choice: an open run of this id is joined.")
+@click.option(
+    "--run-id", metavar="ID", help="Of your choice: an open run of this id is joined, one that has ended answers again."
+)
 @click.option("--tenant", metavar="NAME", help="On whose behalf, for fairness and limits.")
 @click.option("--deadline", type=frame.Duration(), metavar="DURATION", help="Such as 90s or 10m.")
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Fewer than the agent may take.")

@@ -40,7 +40,8 @@ def runs() -> None:
 @frame.options(app=True, listing=True)
 def list_runs(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> None:
     """List runs, the newest first. Reads the whole log of the namespace."""
-    found = frame.run_async(_newest(common, status, agent, limit))
+    found, left_out = frame.run_async(_newest(common, status, agent, limit))
+    frame.say_left_out(left_out, "run")
     if common.as_json:
         frame.print_json(found)
         return
@@ -49,11 +50,13 @@ def list_runs(common: frame.Frame, status: str | None, agent: str | None, limit:
     frame.print_table(columns, map(_cells, found), empty=f"no runs{which} in namespace {common.namespace().name}")
 
 
-async def _newest(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> list[Summary]:
+async def _newest(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> tuple[list[Summary], int]:
+    """The newest, and how many more there are."""
     from anabranch.cli.logs import fold_all, summary_of
     from anabranch.cli.portrait import status_of
 
     newest: list[tuple[float, str, Summary]] = []
+    left_out = 0
     async for run in fold_all(common.broker(), common.namespace(), common.verifier()):
         is_in = status_of(run)
         if status not in (None, is_in) or agent not in (None, run.opening.request.agent):
@@ -63,7 +66,8 @@ async def _newest(common: frame.Frame, status: str | None, agent: str | None, li
             heapq.heappush(newest, entry)
         else:
             heapq.heappushpop(newest, entry)
-    return [summary for *_, summary in sorted(newest, key=lambda entry: entry[:2], reverse=True)]
+            left_out += 1
+    return [summary for *_, summary in sorted(newest, key=lambda entry: entry[:2], reverse=True)], left_out
 
 
 def _cells(run: Summary) -> tuple[object, ...]:
