@@ -67,8 +67,8 @@ def whole(
     """The whole picture, with the attempts that came to nothing, and how it ended; `answer`: and what it said. `told`
     is that, as far as it can be opened.
     """
-    picture = draw(waterfall(run, now, attempts), width)
-    lines = [head(run), Text(), *picture, Text(), legend(), *_spent(run), *_facts(run, now)]
+    picture = waterfall(run, now, attempts)
+    lines = [head(run), Text(), *draw(picture, width), Text(), legend(picture), *_spent(run), *_facts(run, now)]
     if made := list(lines_of(attempts)):
         lines += [Text(), Text("attempts of the model", "bold"), *made]
     if run.parked:
@@ -100,7 +100,8 @@ def words_in(told: Told) -> str | None:
 
 def error_text(told: RunResponse) -> Text:
     code, message = (told.error.code, told.error.message) if told.error else (told.status, "")
-    return Text().append(printable(f"{told.status}: {code}: "), "bold red").append(printable(message))
+    ends = told.status if code == told.status else f"{told.status}: {code}"
+    return Text().append(printable(f"{ends}: "), "bold red").append(printable(message))
 
 
 def _facts(run: Run, now: float) -> Iterator[Text]:
