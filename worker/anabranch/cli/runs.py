@@ -41,13 +41,13 @@ def runs() -> None:
 def list_runs(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> None:
     """List runs, the newest first. Reads the whole log of the namespace."""
     found, left_out = frame.run_async(_newest(common, status, agent, limit))
-    frame.say_left_out(left_out, "run")
     if common.as_json:
         frame.print_json(found)
-        return
-    columns = ("run", "agent", "status", "admitted", ">took", ">turns", ">calls")
-    which = " like that" if status or agent else ""
-    frame.print_table(columns, map(_cells, found), empty=f"no runs{which} in namespace {common.namespace().name}")
+    else:
+        columns = ("run", "agent", "status", "admitted", ">took", ">turns", ">calls")
+        which = " like that" if status or agent else ""
+        frame.print_table(columns, map(_cells, found), empty=f"no runs{which} in namespace {common.namespace().name}")
+    frame.say_left_out(left_out, "run")
 
 
 async def _newest(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> tuple[list[Summary], int]:
