@@ -100,14 +100,14 @@ def _stdin() -> str:
 
 async def _run(common: frame.Frame, asked: Asked, quiet: bool) -> RunResponse:
     from anabranch.cli.logs import RunLog
+    from anabranch.cli.sealed import seals
     from anabranch.cli.watching import Watch
-    from anabranch.client_seals import ClientSeals
 
     broker, namespace, console = common.broker(), common.namespace(), frame.stderr()
     start: Start = "begin" if asked.known else "end"
     async with (
         common.client() as client,
-        RunLog.opened(broker, namespace, asked.run_id, start, common.verifier(), ClientSeals(common.sealing())) as log,
+        RunLog.opened(broker, namespace, asked.run_id, start, common.verifier(), seals(common)) as log,
     ):
         submitted = await client.submit(
             asked.agent,

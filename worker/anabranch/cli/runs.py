@@ -149,12 +149,11 @@ def watch(common: frame.Frame, run_id: str) -> int:
 async def _watch(common: frame.Frame, run_id: str) -> str:
     from anabranch.cli.logs import RunLog, not_found
     from anabranch.cli.portrait import status_of
-    from anabranch.cli.sealed import told
+    from anabranch.cli.sealed import seals, told
     from anabranch.cli.watching import Watch
-    from anabranch.client_seals import ClientSeals
 
-    broker, namespace, seals = common.broker(), common.namespace(), ClientSeals(common.sealing())
-    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier(), seals) as log:
+    broker, namespace = common.broker(), common.namespace()
+    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier(), seals(common)) as log:
         console = frame.stdout()
         watch = Watch(log, console)
         await watch.catch_up()

@@ -1,7 +1,7 @@
 """What a run has answered, for the commands that show it: opened where the keys are, fetched where the store is.
 
 Must never: fail because it cannot be had, or keep who looks at the run waiting for it: then it says why. Called by:
-`runs show` and `runs watch`.
+`run`, `runs show` and `runs watch`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ class Told(NamedTuple):
     hidden: str | None = None
 
 
+def seals(common: Frame) -> ClientSeals:
+    """What opens what is shown of a run: a piece that cannot be opened soon is left out."""
+    return ClientSeals(common.sealing(), SOON_S)
+
+
 async def told(common: Frame, run: Run) -> Told | None:
     """The answer of a run that has ended."""
     if run.ending is None:
@@ -36,7 +41,7 @@ async def told(common: Frame, run: Run) -> Told | None:
     try:
         async with asyncio.timeout(2 * SOON_S):
             if is_sealed(found):
-                found = await ClientSeals(common.sealing(), SOON_S).response(found, tenant)
+                found = await seals(common).response(found, tenant)
             if found.content_ref is not None:
                 found = await fetched(found, common.store(), tenant, SOON_S)
     except Forgotten as error:
