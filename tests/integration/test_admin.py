@@ -16,6 +16,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import RequestTimedOutError
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.structs import OffsetAndMetadata
 from tests.support.kafka import Broker
@@ -133,6 +134,25 @@ async def test_two_that_apply_at_once_both_succeed(kafka: str, namespace: str) -
         first, second = await asyncio.gather(one.apply(specs), other.apply(specs))
         assert messages(await one.lacks(specs)) == ""
     assert sorted(line.split()[1] for line in first + second) == sorted(spec.name for spec in specs)
+
+
+async def test_a_topic_whose_creation_took_effect_without_an_answer_is_told_of(
+    kafka: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs, lost = specs_of(namespace), [f"{namespace}.agent.log"]
+    request = Admin._request_topic
+
+    async def losing_an_answer(self: Admin, spec: TopicSpec, partitions: int, factor: int) -> None:
+        await request(self, spec, partitions, factor)
+        if spec.name in lost:
+            lost.remove(spec.name)
+            raise RequestTimedOutError
+
+    monkeypatch.setattr(Admin, "_request_topic", losing_an_answer)
+    async with admin_at(kafka) as admin:
+        done = await admin.apply(specs)
+    assert lost == []
+    assert sorted(line.split()[1] for line in done) == sorted(spec.name for spec in specs)
 
 
 async def test_commits_are_read_with_their_metadata(kafka: str, namespace: str) -> None:

@@ -165,6 +165,13 @@ async def test_a_cancel_is_noted() -> None:
     assert (event.code, event.run_id) == ("cancelled", "r")
 
 
+async def test_a_cancel_is_one_whatever_stands_beside_it_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    body = {"run_id": "r", "cancel": True, "agent": "a", "input": "hello"}
+    (event,) = await taken(Desk().begin(), b.raw_request(body, 0))
+    assert (event.code, event.run_id) == ("cancelled", "r")
+    assert "t.agent.requests/0/0: it cancels run r, so its input begins none" in caplog.text
+
+
 # --- bad requests ----------------------------------------------------------------------
 
 

@@ -7,12 +7,16 @@ Called by: pytest.
 
 from __future__ import annotations
 
+import errno
+import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
+from rich.console import Console
 from tests.support import builders as b
 from tests.support.desk import Desk
 
@@ -86,6 +90,62 @@ def test_an_error_of_ours_is_one_line_without_a_traceback(capsys: pytest.Capture
 def test_a_defect_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert frame.invoke(raising(ExceptionGroup("tasks", [AnabranchError("x"), ZeroDivisionError("y")])), []) == 1
     assert "ZeroDivisionError: y" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_is_no_defect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert frame.invoke(raising(OSError(errno.ENOSPC, "No space left on device")), []) == 1
+    assert capsys.readouterr().err == "error: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_command_may_be_started_without_its_output(closed: str) -> None:
+    shell = f'"$0" -m anabranch.cli config --json {closed}'
+    assert subprocess.run(["sh", "-c", shell, sys.executable], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], io.StringIO]:
+    """What is printed on a terminal of that width."""
+
+    def of_width(width: int) -> io.StringIO:
+        file = io.StringIO()
+        console = Console(file=file, width=width, force_terminal=True, color_system=None)
+        monkeypatch.setattr(frame, "stdout", lambda: console)
+        return file
+
+    return of_width
+
+
+def test_what_names_a_row_is_kept_whole_if_that_leaves_room_to_the_rest(
+    terminal: Callable[[int], io.StringIO],
+) -> None:
+    origin, reason = "shop.agent.requests.bulk/17/123456", "it cannot be read " * 9
+    columns, row = ("origin", "time", ">size", "reason"), (origin, "2026-01-01 00:00:00Z", "123456 B", reason)
+    for width, whole in ((60, False), (61, True), (80, True)):
+        file = terminal(width)
+        frame.print_table(columns, [row])
+        shown = file.getvalue()
+        assert (origin in shown) is whole
+        assert shown.count("read") == 9, "nothing is left out"
+        assert max(map(len, shown.splitlines())) <= width
+
+
+def test_lines_that_go_into_a_file_end_where_their_words_do(capsys: pytest.CaptureFixture[str]) -> None:
+    frame.print_table(("run", "why"), [("r1", "short"), ("r2", "long " * 50 + "x")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rstrip() for line in lines] == lines
+    assert len(lines) == 3
+
+
+def test_a_list_says_that_there_is_more(capsys: pytest.CaptureFixture[str]) -> None:
+    frame.say_left_out(0, "run")
+    frame.say_left_out(1, "run")
+    frame.say_left_out(5, "dead letter")
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "(1 older run not shown: --limit N shows more)",
+        "(5 older dead letters not shown: --limit N shows more)",
+    ]
 
 
 def test_ctrl_c_ends_with_130_and_says_nothing_of_python(capsys: pytest.CaptureFixture[str]) -> None:

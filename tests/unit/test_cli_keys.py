@@ -48,7 +48,9 @@ def test_a_tenant_that_is_forgotten_stays_so(run: Run) -> None:
 
 def test_whoever_does_not_say_yes_deletes_nothing(run: Run) -> None:
     run("make", "acme")
-    assert run("forget", "acme", input="n\n").exit_code != 0
+    refused = run("forget", "acme", input="n\n")
+    assert refused.exit_code == 1
+    assert "the key of tenant acme is not deleted" in str(refused.exception)
     assert listed(run) == {"acme": False}
     run("forget", "acme", input="y\n")
     assert listed(run) == {"acme": True}

@@ -16,7 +16,7 @@ from tests.support.bench import ToolBench, call
 from tests.support.told import SAMPLED, TRACE
 from tests.support.wait import until
 
-from anabranch import App
+from anabranch import App, references
 from anabranch.about import TOPIC, WORKER
 from anabranch.cli.loglines import CHAIN, WINDOW_S, JsonLine, OneLine, Repeats, Shows
 from anabranch.redaction import Redaction
@@ -55,6 +55,14 @@ def test_messages_that_differ_in_numbers_alone_count_as_the_same() -> None:
         screen.log(COORDINATOR, "OffsetCommit failed for group %s on partition %d", "shop.agents", partition)
     screen.log(COORDINATOR, "OffsetCommit failed for group %s on partition %d", "shop.tools.io", 0)
     assert len(screen.lines) == 2
+
+
+def test_a_store_that_is_away_is_told_of_once_whatever_waits_for_it() -> None:
+    screen = Screen()
+    for number in range(200):
+        reference = references.name_of(b"%d" % number)
+        screen.log("anabranch.store", "%s; trying again", f"{reference} cannot be had: refused in {number}.5ms")
+    assert len(screen.lines) == 1
 
 
 def test_the_same_words_from_elsewhere_or_of_another_level_are_another_message() -> None:

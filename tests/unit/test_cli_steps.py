@@ -24,6 +24,11 @@ def test_a_result_that_cannot_be_read_is_told_with_what_is_wrong_with_it() -> No
     assert result.content == WHY
 
 
+def test_calls_that_are_not_run_are_told_with_the_reason() -> None:
+    event = b.calls(b.planned(0, rejected="there is no such tool"), b.planned(1))
+    assert "2 calls: t ×2; t is not run: there is no such tool" in told(event, None, 0.0)
+
+
 @pytest.mark.parametrize("finished_at", [1e999, 1.7e308, 10**18])
 def test_a_time_that_no_call_can_have_taken_is_told_as_none(finished_at: float) -> None:
     body = json.dumps({"content": "x", "started_at": -1.7e308, "finished_at": finished_at}).encode()

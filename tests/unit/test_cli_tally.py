@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from anabranch.cli.tally import Tally, facts
-from anabranch.messages import RunResponse, TotalUsage, Usage
+from anabranch.messages import RunError, RunResponse, TotalUsage, Usage
 
 
 def told(*costs: float | None, discarded: float | None = 0.0) -> dict[str, str]:
@@ -18,7 +18,7 @@ def told(*costs: float | None, discarded: float | None = 0.0) -> dict[str, str]:
     tally = Tally()
     for cost in costs:
         usage = TotalUsage(10, 10, cost_usd=cost, discarded=Usage(cost_usd=discarded))
-        tally.add(RunResponse("r", "analyst", "rev", "completed", usage=usage))
+        tally.add(RunResponse("r", "analyst", "rev", "completed", usage=usage, turns=1))
     return dict(facts(tally, 1.0))
 
 
@@ -37,6 +37,12 @@ def test_a_sum_is_told_of_what_is_known_alone(costs: tuple[float | None, ...], s
 
 def test_what_was_thrown_away_without_a_price_makes_the_sum_a_part() -> None:
     assert told(0.25, discarded=None)["cost"] == "$0.2500, and of 1 run it is not known"
+
+
+def test_of_runs_that_asked_no_model_only_their_end_is_told() -> None:
+    tally = Tally()
+    tally.add(RunResponse("r", None, None, "failed", error=RunError("unknown_agent", "there is no agent 'x'")))
+    assert dict(facts(tally, 1.0)) == {"completed": "0", "failed": "1 (unknown_agent: 1)", "skipped": "0"}
 
 
 def test_runs_that_cost_nothing_are_told_without_a_cost() -> None:

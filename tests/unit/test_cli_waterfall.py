@@ -12,11 +12,12 @@ from rich.console import Console
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import fold
+from anabranch.agent.answer import response
 from anabranch.agent.referring import referring
 from anabranch.agent.state import Partition, Run
 from anabranch.cli import portrait
 from anabranch.cli.steps import changes, facts, named, told
-from anabranch.cli.waterfall import Bar, Row, Waterfall, clamped, draw, waterfall
+from anabranch.cli.waterfall import Bar, Row, Waterfall, clamped, draw, legend, waterfall
 
 T0 = 1_000_000.0
 
@@ -100,6 +101,17 @@ def test_what_is_not_over_goes_on_until_now() -> None:
     assert (thinking.label, thinking.outcome, spans(thinking)) == ("turn 1", "open", {"model": (0.5, 3.0)})
 
 
+def test_the_legend_explains_a_call_that_is_not_over_where_there_is_one() -> None:
+    is_open = Log().opened().replied(1.0, call("a"))
+    assert "▒▒ waits or runs" in legend(waterfall(is_open.run, T0 + 2)).plain
+    assert "▒" not in legend(waterfall(done().run, T0 + 99)).plain
+
+
+def test_a_cancelled_run_says_so_once() -> None:
+    log = Log().opened().add(e.RunCancelled("r", None, "enough"), 2.0)
+    assert portrait.error_text(response(log.run)).plain == "cancelled: enough"
+
+
 def test_a_run_that_failed_at_the_model_shows_that_call() -> None:
     log = Log().opened().add(e.ModelFailed("r", "0", 1, "a", m.RunError("model_unavailable", "no")), 2.0)
     *_, row = waterfall(log.run, T0 + 9).rows
@@ -158,7 +170,7 @@ def test_the_picture_says_how_it_ended_and_cannot_be_used_to_send_escape_sequenc
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(portrait.whole(run, T0 + 3, 100))
     text = console.export_text()
-    assert "cancelled: cancelled: enough ?[2J" in text
+    assert "cancelled: enough ?[2J" in text
 
 
 def test_what_lies_in_the_store_is_shown_by_its_reference() -> None:

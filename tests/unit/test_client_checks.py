@@ -55,6 +55,8 @@ def written(broker: MemoryBroker, *topics: str) -> int:
         ({"input": []}, "input: is empty"),
         ({"deadline": "soon"}, "deadline: 'soon' is no duration"),
         ({"deadline": -1}, "deadline: the duration -1"),
+        ({"deadline": 0}, "deadline: 0 leaves no time"),
+        ({"deadline": "0s"}, "deadline: '0s' leaves no time"),
         ({"metadata": [1]}, "metadata: must be a dict, not list"),
         ({"metadata": {"a": object()}}, "metadata: cannot be written as JSON"),
         ({"metadata": {dt.date: 1}}, "metadata: cannot be written as JSON"),

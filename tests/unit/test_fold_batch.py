@@ -131,6 +131,23 @@ def test_a_failed_predecessor_fails_all_that_come_after_it() -> None:
     assert run.turn == 2
 
 
+def test_nothing_of_an_aborted_run_is_published_any_more() -> None:
+    first, second = b.planned(0, on_error="abort"), b.planned(1, after=[b.call_id(0)])
+    state = b.folded(b.requested(), b.calls(first, second, b.planned(2)), b.returned(0, "error"))
+    run = b.run_of(state)
+    assert outcomes(run) == ["error", None, None]
+    assert [type(p) for p in effects.publications(run)] == [AnswerDue]
+    assert unchanged_by(state, b.returned(2)), "it was under way, and comes to its end unheard"
+
+
+def test_a_call_that_is_not_run_as_another_failed_aborts_nothing() -> None:
+    """What becomes of a failure is said by the tool that failed; the other one has not."""
+    second = b.planned(1, after=[b.call_id(0)], on_error="abort")
+    run = b.run_after(b.calls(b.planned(0), second), b.returned(0, "error"))
+    assert outcomes(run) == ["error", "error"]
+    assert run.turn == 2
+
+
 def test_a_predecessor_of_several_is_waited_for_even_if_another_has_failed() -> None:
     third = b.planned(2, after=[b.call_id(0), b.call_id(1)])
     state = b.folded(b.requested(), b.calls(b.planned(0), b.planned(1), third), b.returned(0, "error"))

@@ -302,7 +302,13 @@ async def test_requests_wait_in_their_order_while_the_queue_is_behind_and_their_
 async def test_what_opens_no_run_waits_for_no_queue() -> None:
     desk = Desk().begin()
     tells(desk.registry, 100, at=desk.clock.now)
-    bad: list[dict[str, Any]] = [{"run_id": "x", "cancel": True}, {"agent": "nobody"}, {"agent": "a", "messages": []}]
+    grows = b'{"agent":"a","input":[{"numbers":[%b]}]}' % b",".join([b"1e15"] * 60_000)
+    bad: list[dict[str, Any] | bytes] = [
+        {"run_id": "x", "cancel": True},
+        {"agent": "nobody"},
+        {"agent": "a", "messages": []},
+        grows,
+    ]
     async with admitting(desk) as admission:
         admission.feed([b.raw_request(request, offset) for offset, request in enumerate(bad)])
 

@@ -92,7 +92,7 @@ async def test_a_reference_of_another_tenant_or_namespace_finds_nothing() -> Non
 
 
 async def test_a_missing_object_is_named() -> None:
-    with pytest.raises(StoreError, match=f"{NAME} is not in the store"):
+    with pytest.raises(StoreError, match=f"{NAME} is not in the store, as t/shared/[0-9a-f]{{64}} "):
         await in_memory().get(NAME, None, 5.0)
 
 

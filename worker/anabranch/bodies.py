@@ -173,8 +173,7 @@ def refuse_incomplete(request: m.RunRequest) -> str:
     """
     if request.agent is None:
         raise InvalidRequest("agent: is missing: name the agent that is to run")
-    given = (request.input, request.messages, request.messages_ref, request.messages_sealed)
-    if given.count(None) != len(given) - 1:
+    if beginnings(request) != 1:
         raise InvalidRequest("give either input or messages: the first user message, or a conversation to go on with")
     if request.input == []:
         raise InvalidRequest("input: is empty")
@@ -183,6 +182,12 @@ def refuse_incomplete(request: m.RunRequest) -> str:
     if request.messages is not None:
         refuse_messages(request.messages)
     return request.agent
+
+
+def beginnings(request: m.RunRequest) -> int:
+    """How many things it names that a run could begin with."""
+    given = (request.input, request.messages, request.messages_ref, request.messages_sealed)
+    return len(given) - given.count(None)
 
 
 def refuse_messages(messages: Json) -> None:

@@ -21,9 +21,12 @@ from anabranch.units import UnitError, duration
 def seconds(deadline: float | str) -> float:
     """The deadline of a run."""
     try:
-        return duration(deadline)
+        given = duration(deadline)
     except UnitError as error:
         raise InvalidRequest(f"deadline: {error}") from None
+    if not given:
+        raise InvalidRequest(f"deadline: {deadline!r} leaves no time: give more than 0, or None for the agent's own")
+    return given
 
 
 def dollars(most: float) -> float:

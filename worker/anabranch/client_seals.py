@@ -29,11 +29,11 @@ def is_sealed(response: RunResponse) -> bool:
     return told_of_error or response.content_sealed is not None or response.metadata_sealed is not None
 
 
-async def fetched(response: RunResponse, store: Store, tenant: str | None) -> RunResponse:
+async def fetched(response: RunResponse, store: Store, tenant: str | None, within_s: float = STORE_S) -> RunResponse:
     """A response with what of it lies in the store. Raises `StoreError`."""
     if response.content_ref is None:
         return response
-    data = await store.get(response.content_ref, tenant, STORE_S)
+    data = await store.get(response.content_ref, tenant, within_s)
     try:
         output, content = words_of(read(list[dict[str, Json]], data), response.status == "completed")
     except WireError as error:
@@ -42,10 +42,10 @@ async def fetched(response: RunResponse, store: Store, tenant: str | None) -> Ru
 
 
 class ClientSeals:
-    """See the module."""
+    """See the module. Keys and store are tried for `within_s` each time."""
 
-    def __init__(self, sealing: Sealing = NO_SEALING) -> None:
-        self._sealing = sealing
+    def __init__(self, sealing: Sealing = NO_SEALING, within_s: float = STORE_S) -> None:
+        self._sealing, self._within_s = sealing, within_s
 
     @property
     def is_set(self) -> bool:
@@ -55,12 +55,12 @@ class ClientSeals:
     async def request(self, request: RunRequest) -> RunRequest:
         """With its texts sealed; they may be large, and are in the store then. Raises `StoreError`: `Forgotten`."""
         tenant, messages = request.tenant, request.messages
-        sealer = await self._sealing.sealer(tenant, request.run_id or "", STORE_S)
+        sealer = await self._sealing.sealer(tenant, request.run_id or "", self._within_s)
         if request.metadata is not None:
             request = replace(request, metadata=None, metadata_sealed=sealer.seal("metadata", dump(request.metadata)))
         if request.input is not None:
             messages = [{"role": "user", "content": request.input}]
-        sealed = await self._sealing.seal(sealer, "messages", dump(messages), tenant, STORE_S)
+        sealed = await self._sealing.seal(sealer, "messages", dump(messages), tenant, self._within_s)
         return replace(request, input=None, messages=None, messages_sealed=sealed)
 
     async def response(self, response: RunResponse, tenant: str | None) -> RunResponse:
@@ -98,7 +98,7 @@ class ClientSeals:
         return found
 
     async def _read(self, what: Any, sealed: str, tenant: str | None, run_id: str) -> Any:
-        data = await self._sealing.open(what, sealed, tenant, run_id, STORE_S)
+        data = await self._sealing.open(what, sealed, tenant, run_id, self._within_s)
         try:
             return read(_KINDS[what], data)
         except WireError as error:

@@ -187,7 +187,12 @@ class _Common(TypedDict, total=False):
 
 
 class ToolOptions(_Common, total=False):
-    """The keywords of `App.tool`; durations are seconds or "10s", sizes bytes or "32kB"."""
+    """The keywords of `App.tool`; durations are seconds or "10s", sizes bytes or "32kB".
+
+    With `on_error="abort"` the run ends when a call of the tool fails, or does not fit its schema: what is under way
+    comes to its end unheard, and what waits for others is not run. A call that is not run because one that it comes
+    `after` has failed gets an error result, and aborts nothing: it has not failed itself.
+    """
 
     queue: str
     name: str | None

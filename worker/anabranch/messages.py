@@ -48,7 +48,7 @@ class RunRequest:
     reply_to: Annotated[ReplyTo | None, says("The client's inbox; default: by run id")] = None
     stream: Annotated[bool | None, says("true: what the model says goes to agent.stream as it speaks")] = None
     stream_thinking: Annotated[bool | None, says("true: with stream, what it thinks goes there, too")] = None
-    cancel: Annotated[Literal[True] | None, says("With run_id alone: end that run")] = None
+    cancel: Annotated[Literal[True] | None, says("End the run of run_id; nothing else here counts then")] = None
 
 
 # --- tool.calls.<queue> -------------------------------------------------------------------------------

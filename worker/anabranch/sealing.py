@@ -106,7 +106,7 @@ class Sealing:
 
     def _keys(self) -> Keyring:
         if self._keyring is None:
-            raise SealError("it is sealed, and no keys are set here (ANABRANCH_KEYS)")
+            raise SealError("what is sealed cannot be opened: no keys are set here (ANABRANCH_KEYS)")
         return self._keyring
 
 

@@ -107,11 +107,11 @@ class Store:
         data = await _patiently(f"{reference} cannot be had", within_s, lambda: self._get(path, size))
         if data is None:
             raise ObjectLost(
-                f"{reference} is not in the store (was it deleted by a lifecycle rule, or has whoever put it there "
-                "another ANABRANCH_STORE?)"
+                f"{reference} is not in the store, as {path} (was it deleted by a lifecycle rule, or has whoever put "
+                "it there another ANABRANCH_STORE?): put it back, or ask for the run anew"
             )
         if len(data) != size or await _of_large(data) != reference:
-            raise ObjectLost(f"{reference} is corrupt: the store has other bytes under this name")
+            raise ObjectLost(f"{reference} is corrupt: the store has other bytes as {path}: ask for the run anew")
         return data
 
     async def get_all(self, references: Iterable[str], tenant: str | None, within_s: float) -> dict[str, bytes]:

@@ -30,14 +30,14 @@ from anabranch.agent.owner import Owner
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.agent.waiting import Waiting
-from anabranch.bodies import dump, read_request, sender_of, without_given
+from anabranch.bodies import beginnings, dump, read_request, sender_of, without_given
 from anabranch.codec import Record, cloud_event, header
 from anabranch.errors import AnabranchError, InvalidRequest
 from anabranch.fields import LANES, Lane, is_name, life_of
 from anabranch.kafka.sent import Sent
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid
-from anabranch.topics import BODY_BYTES, partition_of
+from anabranch.topics import partition_of
 from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
@@ -178,9 +178,6 @@ class Admission:
                 request = replace(request, run_id=_fallback_id(record))
             event = await self._decide(record, lane, request)
             outgoing = self._station.encoded(self._owner.partition, event)
-            if (size := len(outgoing.value or b"")) > BODY_BYTES:
-                mend = "a client with a store sends a reference (ANABRANCH_STORE)"
-                raise InvalidRequest(f"the request is too large: {size} bytes, of {BODY_BYTES} at most; {mend}")
         except InvalidRequest as error:
             named, reply_to = sender_of(record.value)
             event = await self._refuse(record, lane, named or _fallback_id(record), reply_to, error)
@@ -229,9 +226,12 @@ class Admission:
         if request.cancel and record.key is None and request.run_id == _fallback_id(record):
             raise InvalidRequest("run_id: is missing: name the run that is to be cancelled")
         if request.cancel:
+            if beginnings(request):
+                what = {**about_record(record), "run_id": run_id}
+                log.warning("%s: it cancels run %s, so its input begins none", place_of(record), run_id, extra=what)
             return self._note(record, lane, run_id, "moved" if self._is_heard(record, lane, run_id) else "cancelled")
         if not self._is_known(run_id):
-            await self._until_queues_keep_up(request, lane)
+            await self._until_queues_keep_up(record, request, lane)
         if self._is_known(run_id):
             return await self._duplicate(record, lane, run_id, request.reply_to)
         return opening.event_of(self._station, record, lane, request, self._nexts)
@@ -243,10 +243,12 @@ class Admission:
         known = self._owner.state.cancels.get(run_id)
         return known is not None and known.is_of(lane, record.offset) and None not in known.before
 
-    async def _until_queues_keep_up(self, request: m.RunRequest, lane: Lane) -> None:
+    async def _until_queues_keep_up(self, record: Record, request: m.RunRequest, lane: Lane) -> None:
         """What opens no run adds no calls: it waits for no queue and counts in none, so it is refused before."""
         agent = opening.agent_of(self._station, request)
         if agent.tools:
+            if len(record.value or b"") > opening.SURELY_FITS:
+                opening.written(self._station, record, request, agent)
             await self._station.saturation.until_kept_up(agent, opening.time_s(request, agent), lane)
 
     def _is_known(self, run_id: str) -> bool:

@@ -6,6 +6,8 @@ Must never: append, or wait. Called by: `admission.py`, for each request whose r
 
 from __future__ import annotations
 
+from typing import Final
+
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.programmatic import check_request
@@ -19,11 +21,32 @@ from anabranch.prices import price_of
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid
 from anabranch.specs import AgentSpec
+from anabranch.topics import BODY_BYTES
+
+SURELY_FITS: Final = BODY_BYTES // 5
+"""Bytes of a request that fits into the log however it is written there: 1e15 becomes 1000000000000000.0."""
 
 
 def event_of(station: Station, record: Record, lane: Lane, request: m.RunRequest, after: Nexts) -> e.RunRequested:
     """The event that opens the run, with everything decided that depends on configuration or a clock."""
-    agent = agent_of(station, request)
+    opening, body = written(station, record, request, agent_of(station, request))
+    life = life_of(lane, record.offset)
+    return e.RunRequested(
+        request.run_id or "",
+        life,
+        after.interactive or 0,
+        record.offset,
+        opening,
+        len(body),
+        lane,
+        after.bulk,
+        _trace_of(station, record, request, life),
+        body,
+    )
+
+
+def written(station: Station, record: Record, request: m.RunRequest, agent: AgentSpec) -> tuple[e.Opening, bytes]:
+    """What the run begins with, and as the log says it: what is too large for that is a bad request."""
     limits = agent.limits
     opening = e.Opening(
         request=request,
@@ -32,19 +55,10 @@ def event_of(station: Station, record: Record, lane: Lane, request: m.RunRequest
         limits=e.RunLimits(min(request.max_turns or limits.max_turns, limits.max_turns), _cost(request, agent)),
         requested_at=record.timestamp / 1000,
     )
-    life, written = life_of(lane, record.offset), dump(opening)
-    return e.RunRequested(
-        request.run_id or "",
-        life,
-        after.interactive or 0,
-        record.offset,
-        opening,
-        len(written),
-        lane,
-        after.bulk,
-        _trace_of(station, record, request, life),
-        written,
-    )
+    if (size := len(body := dump(opening))) > BODY_BYTES:
+        mend = "a client with a store sends a reference (ANABRANCH_STORE)"
+        raise InvalidRequest(f"the request is too large: {size} bytes, of {BODY_BYTES} at most; {mend}")
+    return opening, body
 
 
 def time_s(request: m.RunRequest, agent: AgentSpec) -> float:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container
+from typing import Final
 
 from anabranch import log_events as e
 from anabranch.about import about_record, place_of
 from anabranch.agent.station import Station
 from anabranch.bodies import without_given
-from anabranch.codec import Record, decode
+from anabranch.codec import Record, decode, header
 from anabranch.errors import WireError
 from anabranch.topics import partition_of
 
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 
 
 Runs = Container[str | None]
+_UNHEARD: Final = (
+    "; so its call has no result yet, and waits for its deadline: a result has ce_runid, ce_life and ce_callid as its "
+    "call has them, and lies where reply says"
+)
 
 
 def event_in(record: Record, station: Station, partition: int, known: Runs, done: int) -> e.Event | None:
@@ -33,9 +38,10 @@ def event_in(record: Record, station: Station, partition: int, known: Runs, done
         return event
     except WireError as error:
         if record.offset >= done:
-            why = without_given(str(error))
+            unheard = _UNHEARD if header(record.headers, "ce_type") == "tool.returned" else ""
+            why = without_given(str(error)) + unheard
             log.error("%s cannot be read: %s", place_of(record), why, extra=about_record(record, str(error)))
-            station.send_dead_letter(record, "unreadable", str(error))
+            station.send_dead_letter(record, "unreadable", f"{error}{unheard}")
         return None
 
 

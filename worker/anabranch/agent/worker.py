@@ -25,7 +25,7 @@ from anabranch.agent.sampling import sample
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.codec import Record
-from anabranch.errors import AnabranchError, BrokerError
+from anabranch.errors import AnabranchError
 from anabranch.fields import LANES, Lane
 from anabranch.kafka.membership import Membership
 from anabranch.kafka.seam import Broker, Place, Subscription
@@ -351,15 +351,9 @@ class AgentWorker:
             self._tasks.begin(self._capture_end(owner, moment), f"end of {owner.partition}")
 
     async def _capture_end(self, owner: Owner, moment: Moment) -> None:
-        place = Place(self._log, owner.partition)
-        while owner.live:
-            try:
-                ends = await self.subscription.ends([place])
-                return owner.read_on(moment, ends[place])
-            except BrokerError as error:
-                log.warning("the end of %s/%d cannot be had yet: %s", *place, error, extra=place._asdict())
-                await asyncio.sleep(AGAIN_S)
-        return None
+        end = await self._membership.end_of(Place(self._log, owner.partition), lambda: owner.live)
+        if end is not None:
+            owner.read_on(moment, end)
 
 
 async def _settled(sent: Iterable[Sent]) -> None:

@@ -7,6 +7,9 @@ Called by: the script `anabranch`, and `python -m anabranch.cli`.
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -42,4 +45,12 @@ def anabranch() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line (`sys.argv` unless given) and end the process with its status."""
+    _open_what_is_closed()
     frame.finish(frame.invoke(anabranch, arguments))
+
+
+def _open_what_is_closed() -> None:
+    """A process may be started without them, and Python has None there then."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - as long as the process lives

@@ -55,7 +55,8 @@ def dlq() -> None:
 @frame.options(app=True, listing=True)
 def list_letters(common: frame.Frame, limit: int) -> None:
     """List dead letters, the oldest first."""
-    letters = frame.run_async(_newest(common.broker(), common.namespace(), limit))
+    letters, left_out = frame.run_async(_newest(common.broker(), common.namespace(), limit))
+    frame.say_left_out(left_out, "dead letter")
     if common.as_json:
         frame.print_json([_plain(letter) for letter in letters])
         return
@@ -152,7 +153,8 @@ async def _places(broker: Broker, topic: str) -> list[Place]:
     return [Place(topic, number) for number in range(await broker.partitions(topic))]
 
 
-async def _newest(broker: Broker, namespace: Namespace, limit: int) -> list[Letter]:
+async def _newest(broker: Broker, namespace: Namespace, limit: int) -> tuple[list[Letter], int]:
+    """The newest, and how many more there are."""
     kept: list[tuple[float, int, Letter]] = []
     count = 0
     async for letter in _letters(broker, namespace):
@@ -160,7 +162,7 @@ async def _newest(broker: Broker, namespace: Namespace, limit: int) -> list[Lett
         heapq.heappush(kept, (letter.at, count, letter))
         if len(kept) > limit:
             heapq.heappop(kept)
-    return [letter for _, _, letter in sorted(kept, key=lambda entry: entry[:2])]
+    return [letter for _, _, letter in sorted(kept, key=lambda entry: entry[:2])], count - len(kept)
 
 
 async def _find(broker: Broker, namespace: Namespace, origin: str) -> Letter:

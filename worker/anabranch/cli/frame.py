@@ -13,8 +13,7 @@ import importlib
 import logging
 import os
 import sys
-import traceback
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, update_wrapper
 from pathlib import Path
@@ -23,10 +22,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
 import click
 
 from anabranch.cli.ending import Unwaited, cancel_others, is_anything_left
+from anabranch.cli.failures import explain
 from anabranch.cli.loglines import log_to_stderr
 from anabranch.cli.terminal import printable, printable_json
-from anabranch.errors import AnabranchError, ConfigError
+from anabranch.errors import ConfigError
 from anabranch.redaction import Redaction
+from anabranch.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -257,10 +258,15 @@ def _console(file: Any) -> Console:
     return Console(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=not file.isatty())
 
 
+LEAST: Final = 9
+"""Columns of a terminal that each further column of a table has at least, its margin included."""
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
     """A table on stdout. A cell is a rich `Text`, or anything else: then its text, made printable.
 
-    A column whose name begins with ">" is right-justified. Without rows, `empty` goes to stderr.
+    A column whose name begins with ">" is right-justified. The first, which names the row and is what people copy, is
+    kept whole if that leaves some room to the others. Without rows, `empty` goes to stderr.
     """
     from rich import box
     from rich.table import Table
@@ -271,12 +277,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
         say(empty)
         return
     table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, header_style="bold")
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    rest = console.width - max(len(str(line[0])) for line in lines)
+    for number, column in enumerate(columns):
+        right, name = column.startswith(">"), column.removeprefix(">")
+        whole = number == 0 and rest >= LEAST * (len(columns) - 1)
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=whole)
     for line in lines:
         table.add_row(*(cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in line))
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as written:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in written.get().splitlines()))
 
 
 def print_json(value: Any) -> None:
@@ -296,6 +309,12 @@ def say(message: str) -> None:
     """A message for the user, on stderr."""
     if message:
         click.echo(printable(message), err=True)
+
+
+def say_left_out(many: int, what: str) -> None:
+    """That a list shows the newest alone, if there are others."""
+    if many:
+        say(f"({counted(many, f'older {what}')} not shown: --limit N shows more)")
 
 
 def ago(seconds: float) -> str:
@@ -346,28 +365,9 @@ def invoke(command: click.Command, arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the outermost: what is not explained has its traceback printed)
-        return _explain(error)
+        explain(error, _redact or _redaction())
+        return FAILED
     return status if isinstance(status, int) else 0
-
-
-def _explain(error: Exception) -> int:
-    leaves, redact = list(_leaves(error)), _redact or _redaction()
-    if all(isinstance(leaf, AnabranchError) for leaf in leaves):
-        for message in dict.fromkeys(str(leaf) for leaf in leaves):
-            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            click.echo(printable(redact(message)), err=True)
-    else:
-        click.echo(printable(redact("".join(traceback.format_exception(error)))), err=True, nl=False)
-    return FAILED
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """What went wrong, without the groups that tasks wrap around it."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 def finish(status: int) -> NoReturn:

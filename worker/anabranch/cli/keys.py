@@ -62,8 +62,8 @@ def forget(common: frame.Frame, tenant: str, yes: bool) -> None:
         return
     if tenant not in tenants:
         raise AnabranchError(f"tenant {tenant!r} has no key in namespace {common.namespace().name}")
-    if not yes:
-        click.confirm(f"Delete the key of tenant {tenant} for ever?", abort=True, err=True)
+    if not yes and not click.confirm(f"Delete the key of tenant {tenant} for ever?", err=True):
+        raise AnabranchError(f"the key of tenant {tenant} is not deleted")
     frame.run_async(found.forget(tenant))
     frame.say(f"tenant {tenant} is forgotten")
 

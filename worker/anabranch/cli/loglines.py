@@ -42,9 +42,11 @@ _OTHERS: Final = {
     "opentelemetry": logging.WARNING,
     "urllib3": logging.ERROR,  # of the exporter, which says the same
 }
-_TALKATIVE: Final = (*_OTHERS, "asyncio", "anabranch.kafka")
-"""Those that repeat themselves while a broker is away, or refuses: aiokafka's coordinator does ten times a second."""
-_NUMBER: Final = re.compile(r"\d+")
+_TALKATIVE: Final = (*_OTHERS, "asyncio", "anabranch.kafka", "anabranch.store")
+"""Those that repeat themselves while a broker or the store is away, or refuses: aiokafka's coordinator does ten times a
+second.
+"""
+_NUMBER: Final = re.compile(r"[0-9a-f]{64}|\d+")
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "hidden", "content"}
 _SHOWN: Final = ("run_id", "call_id", "topic", "partition", "trace_id")
 """What a readable line says at its end; a JSON line has it all."""
@@ -212,7 +214,7 @@ class _Shown:
 class Repeats(logging.Filter):
     """Lets a message of the talkative through once in `WINDOW_S`, and then says how many were not shown.
 
-    Messages that differ in numbers alone (a partition, an offset, a node) count as the same.
+    Messages that differ in numbers alone (a partition, an offset, an object of the store) count as the same.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:

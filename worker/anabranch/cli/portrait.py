@@ -67,8 +67,8 @@ def whole(
     """The whole picture, with the attempts that came to nothing, and how it ended; `answer`: and what it said. `told`
     is that, as far as it can be opened.
     """
-    picture = draw(waterfall(run, now, attempts), width)
-    lines = [head(run), Text(), *picture, Text(), legend(), *_spent(run), *_facts(run, now)]
+    picture = waterfall(run, now, attempts)
+    lines = [head(run), Text(), *draw(picture, width), Text(), legend(picture), *_spent(run), *_facts(run, now)]
     if made := list(lines_of(attempts)):
         lines += [Text(), Text("attempts of the model", "bold"), *made]
     if run.parked:
@@ -89,16 +89,19 @@ def _spent(run: Run) -> list[Text]:
 def words_in(told: Told) -> str | None:
     """What the run said last, or where that lies."""
     found = told.response
+    if told.hidden is not None:
+        return f"({told.hidden})"
     if found.content_sealed is not None:
-        return f"({told.hidden or 'sealed'})"
+        return "(sealed)"
     if found.output is None and found.content_ref is not None:
-        return f"({told.hidden or f'in the store: {found.content_ref}'})"
+        return f"(in the store: {found.content_ref})"
     return found.output
 
 
 def error_text(told: RunResponse) -> Text:
     code, message = (told.error.code, told.error.message) if told.error else (told.status, "")
-    return Text().append(printable(f"{told.status}: {code}: "), "bold red").append(printable(message))
+    ends = told.status if code == told.status else f"{told.status}: {code}"
+    return Text().append(printable(f"{ends}: "), "bold red").append(printable(message))
 
 
 def _facts(run: Run, now: float) -> Iterator[Text]:

@@ -47,7 +47,9 @@ class Asked:
 @click.command("run")
 @click.argument("agent")
 @click.argument("text", metavar="INPUT")
-@click.option("--run-id", metavar="ID", help="Of your choice: an open run of this id is joined.")
+@click.option(
+    "--run-id", metavar="ID", help="Of your choice: an open run of this id is joined, one that has ended answers again."
+)
 @click.option("--tenant", metavar="NAME", help="On whose behalf, for fairness and limits.")
 @click.option("--deadline", type=frame.Duration(), metavar="DURATION", help="Such as 90s or 10m.")
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Fewer than the agent may take.")
@@ -98,14 +100,14 @@ def _stdin() -> str:
 
 async def _run(common: frame.Frame, asked: Asked, quiet: bool) -> RunResponse:
     from anabranch.cli.logs import RunLog
+    from anabranch.cli.sealed import seals
     from anabranch.cli.watching import Watch
-    from anabranch.client_seals import ClientSeals
 
     broker, namespace, console = common.broker(), common.namespace(), frame.stderr()
     start: Start = "begin" if asked.known else "end"
     async with (
         common.client() as client,
-        RunLog.opened(broker, namespace, asked.run_id, start, common.verifier(), ClientSeals(common.sealing())) as log,
+        RunLog.opened(broker, namespace, asked.run_id, start, common.verifier(), seals(common)) as log,
     ):
         submitted = await client.submit(
             asked.agent,

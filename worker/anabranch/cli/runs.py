@@ -40,20 +40,23 @@ def runs() -> None:
 @frame.options(app=True, listing=True)
 def list_runs(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> None:
     """List runs, the newest first. Reads the whole log of the namespace."""
-    found = frame.run_async(_newest(common, status, agent, limit))
+    found, left_out = frame.run_async(_newest(common, status, agent, limit))
     if common.as_json:
         frame.print_json(found)
-        return
-    columns = ("run", "agent", "status", "admitted", ">took", ">turns", ">calls")
-    which = " like that" if status or agent else ""
-    frame.print_table(columns, map(_cells, found), empty=f"no runs{which} in namespace {common.namespace().name}")
+    else:
+        columns = ("run", "agent", "status", "admitted", ">took", ">turns", ">calls")
+        which = " like that" if status or agent else ""
+        frame.print_table(columns, map(_cells, found), empty=f"no runs{which} in namespace {common.namespace().name}")
+    frame.say_left_out(left_out, "run")
 
 
-async def _newest(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> list[Summary]:
+async def _newest(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> tuple[list[Summary], int]:
+    """The newest, and how many more there are."""
     from anabranch.cli.logs import fold_all, summary_of
     from anabranch.cli.portrait import status_of
 
     newest: list[tuple[float, str, Summary]] = []
+    left_out = 0
     async for run in fold_all(common.broker(), common.namespace(), common.verifier()):
         is_in = status_of(run)
         if status not in (None, is_in) or agent not in (None, run.opening.request.agent):
@@ -63,7 +66,8 @@ async def _newest(common: frame.Frame, status: str | None, agent: str | None, li
             heapq.heappush(newest, entry)
         else:
             heapq.heappushpop(newest, entry)
-    return [summary for *_, summary in sorted(newest, key=lambda entry: entry[:2], reverse=True)]
+            left_out += 1
+    return [summary for *_, summary in sorted(newest, key=lambda entry: entry[:2], reverse=True)], left_out
 
 
 def _cells(run: Summary) -> tuple[object, ...]:
@@ -98,6 +102,8 @@ def show(common: frame.Frame, run_id: str) -> None:
     (run, made, told), now = frame.run_async(_read(common, run_id)), time.time()
     if common.as_json:
         frame.print_json(portrait.as_json(run, now, made, told))
+        if told is not None and told.hidden is not None:
+            frame.say(f"the response is not all there: {told.hidden}")
         return
     console = frame.stdout()
     width = console.width if console.is_terminal else PLAIN_WIDTH
@@ -143,12 +149,11 @@ def watch(common: frame.Frame, run_id: str) -> int:
 async def _watch(common: frame.Frame, run_id: str) -> str:
     from anabranch.cli.logs import RunLog, not_found
     from anabranch.cli.portrait import status_of
-    from anabranch.cli.sealed import told
+    from anabranch.cli.sealed import seals, told
     from anabranch.cli.watching import Watch
-    from anabranch.client_seals import ClientSeals
 
-    broker, namespace, seals = common.broker(), common.namespace(), ClientSeals(common.sealing())
-    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier(), seals) as log:
+    broker, namespace = common.broker(), common.namespace()
+    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier(), seals(common)) as log:
         console = frame.stdout()
         watch = Watch(log, console)
         await watch.catch_up()

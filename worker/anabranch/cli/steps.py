@@ -107,7 +107,10 @@ def _reply(event: e.ModelReplied) -> str:
     if not names:
         return {"final": "its answer", "pause": "it pauses", "calls": "no calls"}.get(event.outcome, "it stopped")
     counted = [f"{name} ×{names.count(name)}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
-    return f"{len(names)} call{'' if len(names) == 1 else 's'}: {', '.join(counted)}"
+    refused = [
+        f"; {call.tool} is not run: {excerpt(call.rejected)}" for call in event.plan if call.rejected is not None
+    ]
+    return f"{len(names)} call{'' if len(names) == 1 else 's'}: {', '.join(counted)}{''.join(dict.fromkeys(refused))}"
 
 
 def _told_of_calls(event: e.Event) -> str:
@@ -199,8 +202,9 @@ def _of_calls(before: Facts, after: Facts) -> list[str]:
     found: list[str] = []
     if new:
         states = [after.calls[call] for call in new]
-        ready, waiting = states.count("to be published"), states.count("waits")
-        found.append(f"a batch of {len(new)} opens: {ready} to be published" + (f", {waiting} wait" if waiting else ""))
+        ready, waiting, refused = (states.count(state) for state in ("to be published", "waits", "error"))
+        rest = (f", {waiting} wait" if waiting else "") + (f", {refused} not run" if refused else "")
+        found.append(f"a batch of {len(new)} opens: {ready} to be published{rest}")
     results = {"ok", "error", "timeout", "unknown"}
     for call in moved:
         state = after.calls[call]

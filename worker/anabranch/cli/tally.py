@@ -125,7 +125,7 @@ def facts(tally: Tally, wall_s: float) -> list[tuple[str, str]]:
     rows = [("completed", f"{tally.completed:,}" + (f" (and {tally.there:,} before)" if tally.there else ""))]
     rows.append(("failed", f"{tally.failed:,}" + _why(tally.errors)))
     rows.append(("skipped", f"{tally.bad:,}" + (" (bad lines)" if tally.bad else "")))
-    if not tally.ran:
+    if not tally.turns:  # nothing ran, or no model was asked
         return rows
     calls = f"{tally.calls:,}" + (f" ({tally.failed_calls:,} failed)" if tally.failed_calls else "")
     rows += [("turns", f"{tally.turns:,}"), ("tool calls", calls), ("widest batch", f"{tally.widest:,} at once")]

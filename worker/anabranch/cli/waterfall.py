@@ -197,13 +197,16 @@ def draw(picture: Waterfall, width: int) -> list[Text]:
     return lines
 
 
-def legend() -> Text:
+def legend(picture: Waterfall) -> Text:
     """What the glyphs mean."""
     text = Text()
     names: Sequence[tuple[Phase, str]] = (("model", "model"), ("wait", "waits in its queue"), ("run", "runs"))
     for phase, name in names:
         text.append(f"{GLYPHS[phase] * 2} ", _STYLES.get(phase, "green")).append(f"{name}   ", "dim")
-    return text.append(f"{GLYPHS['return'] * 2} result on its way", "dim")
+    text.append(f"{GLYPHS['return'] * 2} result on its way", "dim")
+    if any(bar.phase == "out" for row in picture.rows for bar in row.bars):
+        text.append(f"   {GLYPHS['out'] * 2} ", _STYLES["out"]).append("waits or runs", "dim")
+    return text
 
 
 def _axis(length: float, labels: int, cells: int) -> Text:

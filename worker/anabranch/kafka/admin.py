@@ -80,6 +80,7 @@ class Admin:
     def __init__(self, settings: KafkaSettings, client_arguments: Mapping[str, Any]) -> None:
         self._settings = settings
         self._arguments = dict(client_arguments)
+        self._asked: set[str] = set()  # the topics that Kafka was asked to create
         self._client: Any = None  # `Any`, because most methods of the client have no types
 
     async def __aenter__(self) -> Self:
@@ -210,12 +211,12 @@ class Admin:
         return made
 
     async def _create_one(self, spec: TopicSpec, partitions: int, brokers: int) -> bool:
-        """Create a topic; False if somebody else just has."""
-        factor = self._settings.replication_factor
+        """Create a topic; False if somebody else just has. It was us if we have asked before: the answer was lost."""
+        factor, again = self._settings.replication_factor, spec.name in self._asked
         try:
             await self._request_topic(spec, partitions, factor)
         except TopicAlreadyExistsError:
-            return False
+            return again
         except InvalidReplicationFactorError:
             if factor != -1:
                 raise
@@ -228,6 +229,7 @@ class Admin:
         # With a factor of -1 the client insists on assignments, even if there are none.
         assignments: dict[int, list[int]] | None = {} if factor == -1 else None
         await self._know_controller()
+        self._asked.add(spec.name)
         answer = await self._client.create_topics(
             [_new_topic(spec.name, partitions, factor, assignments, dict(spec.settings))]
         )

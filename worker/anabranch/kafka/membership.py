@@ -2,16 +2,18 @@
 
 What both roles owe the group alike is here: an assignment may come before the subscription is known, a take-over
 is tried until it works and ends when it is overtaken, a revoke waits for a release that is under way. It decides
-nothing about partitions: `Member` does, which is an `AgentWorker` or a `ToolWorker`.
+nothing about partitions: `Member` does, which is an `AgentWorker` or a `ToolWorker`. What is said here while Kafka is
+away comes again and again, and is shown now and then (`cli/loglines.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final, Protocol
 
-from anabranch.errors import AnabranchError, ConfigError, Forbidden, TopicsError
+from anabranch.errors import AnabranchError, BrokerError, ConfigError, Forbidden, TopicsError
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Place, Subscription
 from anabranch.tasks import Group
@@ -119,6 +121,16 @@ class Membership:
         if self._taking_over is not None:
             self._taking_over.cancel()
             self._taking_over = None
+
+    async def end_of(self, place: Place, wanted: Callable[[], bool]) -> int | None:
+        """Where a partition ends now, asked until Kafka says it; None if that is `wanted` no more."""
+        while wanted():
+            try:
+                return (await self.subscription.ends([place]))[place]
+            except BrokerError as error:
+                log.warning("the end of %s/%d cannot be had yet: %s", *place, error, extra=place._asdict())
+                await asyncio.sleep(AGAIN_S)
+        return None
 
     async def _give_up(self, for_s: float) -> None:
         async with self._giving_up:
