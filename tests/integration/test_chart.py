@@ -155,6 +155,52 @@ def test_the_settings_arrive_as_they_were_written(tmp_path: Path) -> None:
     assert settings.prices["claude-sonnet-4-5"].cache_creation == 3.75
 
 
+def test_a_pools_own_variable_replaces_that_of_all() -> None:
+    """Two variables of one name are one too many for who applies a pod on the server's side."""
+    theirs = {"SHOP": "close", "HOME": "/srv/home"}
+    values = MINIMAL | {
+        "defaults": {"extraEnv": [{"name": "SHOP", "value": "all"}]},
+        "toolPools": {"io": {"extraEnv": [{"name": name, "value": value} for name, value in theirs.items()]}},
+    }
+
+    found = pods(values)
+
+    assert environment(found["rel-anabranch-agents"])["SHOP"] == "all"
+    assert environment(found["rel-anabranch-tools-io"]).items() >= theirs.items()
+    for pod in found.values():
+        assert len(environment(pod)) == len(container(pod)["env"])
+
+
+def test_who_is_stopped_before_the_next_one_starts_has_no_rolling_update() -> None:
+    """Kubernetes refuses one beside `Recreate`, and `defaults` has one."""
+    rendered = render(MINIMAL | {"agents": {"updateStrategy": {"type": "Recreate"}}})
+
+    assert rendered.one("Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_the_closer_of_two_labels_or_annotations_counts_and_is_there_once() -> None:
+    closer = {"team": "close"}
+    values = SETS["everything"] | {
+        "commonLabels": {"team": "all"},
+        "commonAnnotations": {"team": "all", "checksum/settings": "mine"},
+        "defaults": {"podLabels": closer, "podAnnotations": closer},
+        "topics": {"job": {"annotations": closer | {"helm.sh/hook-weight": "3"}}},
+        **{name: {"enabled": True, "labels": closer} for name in ("podMonitor", "prometheusRule", "dashboard")},
+    }
+
+    rendered = render(values)  # refuses keys that are there twice
+
+    for item in rendered.all("Deployment"):
+        found = item["spec"]["template"]["metadata"]
+        assert found["labels"]["team"] == found["annotations"]["team"] == "close"
+        assert found["annotations"]["checksum/settings"] != "mine"
+        assert item["metadata"]["labels"]["team"] == item["metadata"]["annotations"]["team"] == "all"
+    for kind in ("PodMonitor", "PrometheusRule"):
+        assert rendered.one(kind)["metadata"]["labels"]["team"] == "close"
+    job = rendered.one("Job")["metadata"]["annotations"]
+    assert (job["team"], job["helm.sh/hook-weight"], job["helm.sh/hook"]) == ("close", "3", "pre-install,pre-upgrade")
+
+
 def test_new_settings_restart_the_workers() -> None:
     def checksum(settings: Values) -> str:
         pod = pods(MINIMAL | {"settings": settings})["rel-anabranch-agents"]

@@ -129,3 +129,23 @@ def test_a_network_policy_takes_the_ports_of_the_bootstrap_servers() -> None:
         values = MINIMAL | {"kafka": {"bootstrap": bootstrap}, "networkPolicy": {"enabled": True}}
         rules = render(values).one("NetworkPolicy", "rel-anabranch-agents")["spec"]["egress"]
         assert [port["port"] for port in rules[1]["ports"]] == wanted
+
+
+def test_a_network_policy_takes_the_ports_of_the_model_and_of_who_gives_tokens() -> None:
+    login = {"mechanism": "OAUTHBEARER", "oauth": {"tokenUrl": "https://login.example.com:8443/token"}}
+    values = MINIMAL | {
+        "kafka": MINIMAL["kafka"] | {"securityProtocol": "SASL_SSL", "sasl": login},
+        "anthropic": {"baseUrl": "http://gateway.models"},
+        "toolPools": {"io": {}},
+        "networkPolicy": {"enabled": True},
+    }
+
+    def ports(name: str, given: Values) -> list[int]:
+        rules = render(given).one("NetworkPolicy", f"rel-anabranch-{name}")["spec"]["egress"]
+        return [port["port"] for rule in rules[1:] for port in rule["ports"]]
+
+    assert ports("agents", values) == [9092, 8443, 80]
+    assert ports("tools-io", values) == ports("topics", values) == [9092, 8443]
+    said = {"enabled": True, "login": {"ports": [1]}, "model": {"ports": [2, 3]}}
+    assert ports("agents", values | {"networkPolicy": said}) == [9092, 1, 2, 3]
+    assert ports("agents", MINIMAL | {"networkPolicy": {"enabled": True}}) == [9092, 443]

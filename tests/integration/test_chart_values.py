@@ -10,12 +10,16 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import jsonschema_rs
 import pytest
 from tests.support.chart import CHART, MINIMAL, Values, helm, render, value_sets
 from tests.support.chart_readme import README, defaults, resolved, rows, schema, written
+
+from anabranch.config import Settings
+from anabranch.environment import shown
 
 SCHEMA = schema()
 OPEN = {"podSecurityContext", "securityContext"}
@@ -77,7 +81,11 @@ REFUSED: dict[str, tuple[Values, str]] = {
     ),
     "plain lag with a login that KEDA does not have": (
         {
-            "kafka": {"namespace": "shop", "securityProtocol": "SASL_SSL", "sasl": {"mechanism": "OAUTHBEARER"}},
+            "kafka": {
+                "namespace": "shop",
+                "securityProtocol": "SASL_SSL",
+                "sasl": {"mechanism": "OAUTHBEARER", "oauth": {"tokenUrl": "https://login.example.com/token"}},
+            },
             "autoscaling": {"source": "kafka"},
             "agents": {"scaling": {"mode": "keda"}},
         },
@@ -118,6 +126,19 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "a digest that is none": ({"image": {"digest": "latest"}}, "digest"),
     "a volume that the chart has itself": ({"defaults": {"extraVolumes": [{"name": "tmp"}]}}, "extraVolumes"),
     "a section of settings that there is not": ({"settings": {"agents": {}}}, "agents"),
+    "a setting that a variable overrules": (
+        {"settings": {"worker": {"drain_s": 300}}},
+        "settings.worker.drain_s would not count, for the chart says it to workers itself: use drainSeconds",
+    ),
+    "a drain beyond the grace period by the back door": (
+        {"toolPools": {"io": {"extraEnv": [{"name": "ANABRANCH_DRAIN_S", "value": "300"}]}}},
+        "tools-io: extraEnv has ANABRANCH_DRAIN_S, which the chart sets itself",
+    ),
+    "a tag in the repository": ({"image": {"repository": "registry.example.com:5000/shop:1.0"}}, "repository"),
+    "tokens from nowhere": (
+        {"kafka": {"securityProtocol": "SASL_SSL", "sasl": {"mechanism": "OAUTHBEARER"}}},
+        "kafka.sasl.oauth.tokenUrl is missing",
+    ),
 }
 
 
@@ -128,6 +149,20 @@ def test_refused_with_words_that_help(what: str) -> None:
         render(merged(MINIMAL, values))
 
     assert words in str(refusal.value)
+
+
+def test_settings_hold_no_secret_that_would_stand_in_a_config_map() -> None:
+    secrets = [
+        (section.name, item.name)
+        for section in fields(Settings)
+        if is_dataclass(kind := type(getattr(Settings(), section.name)))
+        for item in fields(kind)
+        if item.metadata.get("secret")
+    ]
+    assert len(secrets) > 5
+    for section, name in secrets:
+        with pytest.raises(helm().HelmError, match=rf"settings\.{section}\.{name} is a secret, .* use \w+"):
+            render(merged(MINIMAL, {"settings": {section: {name: "hunter22"}}}))
 
 
 def test_the_defaults_alone_fit_the_schema() -> None:
@@ -172,9 +207,6 @@ def test_no_object_takes_what_it_does_not_know() -> None:
 
 
 def test_settings_have_the_sections_that_a_settings_file_has() -> None:
-    from anabranch.config import Settings
-    from anabranch.environment import shown
-
     assert SCHEMA["properties"]["settings"]["properties"].keys() == shown(Settings()).keys()
 
 

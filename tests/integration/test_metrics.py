@@ -148,6 +148,9 @@ async def test_the_gauges_follow_the_work_and_the_drain(kafka: str, namespace: s
         worker.ask()
         await until(lambda: status_is(tool_port, "/readyz", 503), what="it is not ready while it drains")
         assert await status(tool_port, "/livez") == 200
+        tool = await when(tool_port, "anabranch_draining", 1, role="tool", queue="io")
+        assert tool("anabranch_ready", role="tool", queue="io") == 0
+        assert agent("anabranch_draining", **ours) == 0
         await when(tool_port, "anabranch_handoffs_total", 1, kind="call", side="given")
         worker.ask()  # it has a minute: hurry
         await when(agent_port, "anabranch_handoffs_total", 1, kind="call", side="waited")

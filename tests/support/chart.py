@@ -66,7 +66,9 @@ def value_sets() -> dict[str, Values]:
 
 
 def render(values: Values, release: str = RELEASE) -> Rendered:
-    """Render the chart. Raises Helm's own errors: HelmRenderError, HelmValuesError."""
+    """Render the chart. Raises Helm's own errors, HelmRenderError and HelmValuesError, and a YAML error for a key that
+    is there twice.
+    """
     texts = _chart().render(values, name=release, namespace=NAMESPACE)
     objects: list[Json] = []
     notes = ""
@@ -74,8 +76,18 @@ def render(values: Values, release: str = RELEASE) -> Rendered:
         if path.endswith("NOTES.txt"):
             notes = text
         elif not path.endswith(".tpl"):
-            objects += [item for item in yaml.safe_load_all(text) if item]
+            objects += [item for item in yaml.load_all(text, OneOfEachKey) if item]
     return Rendered(objects, notes)
+
+
+class OneOfEachKey(yaml.SafeLoader):
+    """As strict readers are: of two keys of one name Helm takes the last, others the first, or none."""
+
+    def construct_mapping(self, node: Json, deep: bool = False) -> Json:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"{sorted(twice)} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def lint(values: Values) -> list[Json]:

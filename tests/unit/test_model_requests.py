@@ -13,6 +13,8 @@ from anthropic._models import FinalRequestOptions
 
 from anabranch.agent.anthropic_model import AnthropicModel
 from anabranch.config import AnthropicSettings
+from anabranch.environment import load
+from anabranch.errors import ConfigError
 
 HEADERS = {"content-type": "application/json", "accept": "text/event-stream"}
 
@@ -47,3 +49,25 @@ async def test_what_a_response_has_set_is_not_baked_into_later_requests() -> Non
         model._client._client.cookies.set("session", "old")
         assert "cookie" in theirs(model, b"{}", []).headers
         assert "cookie" not in model._requests.of(b"{}").headers
+
+
+async def test_a_variable_that_is_set_to_nothing_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `${ANTHROPIC_BASE_URL:-}` makes one."""
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
+    async with AnthropicModel.opened(load().anthropic, 60.0) as model:
+        assert str(model._requests.of(b"{}").url) == "https://api.anthropic.com/v1/messages"
+
+
+@pytest.mark.parametrize("url", ["gateway.example", "gateway:8080", "ftp://a", "http://", "http://a:0", "http://a b"])
+async def test_an_address_that_is_none_is_refused_before_anything_is_asked(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"ANTHROPIC_BASE_URL=.* must be http:// or https:// and a host"):
+        async with AnthropicModel.opened(AnthropicSettings(api_key="k", base_url=url), 60.0):
+            pass
+
+
+async def test_an_address_is_refused_without_its_password() -> None:
+    with pytest.raises(ConfigError, match=r"ANTHROPIC_BASE_URL=\w+://gateway ") as refusal:
+        async with AnthropicModel.opened(AnthropicSettings(api_key="k", base_url="ssh://u:hunter2@gateway"), 60.0):
+            pass
+    assert "hunter2" not in str(refusal.value)

@@ -35,6 +35,16 @@ def without_secrets(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def is_http(url: str) -> bool:
+    """Whether it is the address of something that speaks HTTP: what takes any text fails only when it is asked."""
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an address that is none
+        return False
+    return whole and not any(character.isspace() for character in url)
+
+
 @dataclass(frozen=True, slots=True)
 class KafkaSettings:
     """How to reach Kafka. `idempotent` is off only for a broker that cannot do it.

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Final
-from urllib.parse import urlsplit
 
 from opentelemetry import context as otel
 from opentelemetry import trace
@@ -30,7 +29,7 @@ from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from anabranch.config import without_secrets
+from anabranch.config import is_http, without_secrets
 from anabranch.errors import ConfigError
 from anabranch.spans import Attributes, Kind, Parent, Span, Traces
 
@@ -66,19 +65,11 @@ def exporting(service: str, instance: str, content: bool) -> Traces | None:
 def _check_endpoint() -> None:
     """The SDK takes any text, and each export would fail, long after the start."""
     for variable in _ENDPOINTS:
-        if (url := os.environ.get(variable, "")) and not _is_http(url):
+        if (url := os.environ.get(variable, "")) and not is_http(url):
             raise ConfigError(
                 f"{variable}={without_secrets(url)} is no address of a collector: it must be http:// or https:// and a "
                 "host, for example http://collector:4318"
             )
-
-
-def _is_http(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port or an address that is none
-        return False
 
 
 class OtlpTraces:

@@ -71,6 +71,7 @@ class Role:
     def look(self) -> None:
         self.health.see(self.worker.is_settled, self.worker.unready)
         self.meters.ready.set(self.health.is_ready)
+        self.meters.draining.set(self.health.draining)
 
     def sample(self) -> None:
         if self.blind:

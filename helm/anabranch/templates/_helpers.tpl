@@ -19,8 +19,8 @@
 {{- define "anabranch.agents" -}}{{ include "anabranch.fullname" . }}-agents{{- end -}}
 
 {{- define "anabranch.selector" -}}
-app.kubernetes.io/name: {{ include "anabranch.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "anabranch.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{/* A dict of `labels` that are given, and `where`. Of two labels of one name the last would count, and selectors find nothing. */}}
@@ -42,6 +42,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- with .Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* A dict of `root` and of labels that this object has beside, `more`: these win over commonLabels, and no key comes twice. */}}
+{{- define "anabranch.labelsAnd" -}}
+{{- mergeOverwrite (include "anabranch.labels" .root | fromYaml) .more | toYaml -}}
 {{- end -}}
 
 {{/* A label takes no more than these characters, and a tag may have others. */}}

@@ -22,7 +22,7 @@
 {{- end }}
 {{- if eq $kafka.sasl.mechanism "OAUTHBEARER" }}
 - name: ANABRANCH_SASL_OAUTH_TOKEN_URL
-  value: {{ $kafka.sasl.oauth.tokenUrl | quote }}
+  value: {{ required "kafka.sasl.oauth.tokenUrl is missing: OAUTHBEARER needs the token endpoint of your provider" $kafka.sasl.oauth.tokenUrl | quote }}
 {{- with $kafka.sasl.oauth.scope }}
 - name: ANABRANCH_SASL_OAUTH_SCOPE
   value: {{ . | quote }}
@@ -113,10 +113,27 @@
 {{- end }}
 {{- end -}}
 
-{{/* Tools write to HOME and to temporary files; nothing else of the file system can be written to. */}}
-{{- define "anabranch.homeEnv" -}}
-- name: HOME
-  value: /tmp
+{{/*
+The environment of a container: its `own` as YAML, and what values add, `extra`, of which the last word counts. Two variables
+of one name are one too many for Kubernetes, and would let a drain outlast its grace period. `who` says whose they are.
+Tools write to HOME and to temporary files; nothing else of the file system can be written to.
+*/}}
+{{- define "anabranch.env" -}}
+{{- $named := dict "HOME" (dict "name" "HOME" "value" "/tmp") -}}
+{{- $order := list "HOME" -}}
+{{- $own := dict -}}
+{{- range .own | fromYamlArray }}{{ $_ := set $own .name true }}{{ end -}}
+{{- range .extra -}}
+  {{- if hasKey $own .name -}}
+    {{- fail (printf "%s: extraEnv has %s, which the chart sets itself: leave it out, and use the chart's own value (drainSeconds, kafka, store, ...)" $.who .name) -}}
+  {{- end -}}
+  {{- $order = append (without $order .name) .name -}}
+  {{- $_ := set $named .name . -}}
+{{- end -}}
+{{ .own | trim }}
+{{- range $order }}
+{{ list (get $named .) | toYaml }}
+{{- end }}
 {{- end -}}
 
 {{- define "anabranch.mounts" -}}
@@ -229,14 +246,10 @@ args:
   {{- . | nindent 2 }}
   {{- end }}
 env:
-  {{- include "anabranch.kafkaEnv" $root | nindent 2 }}
-  {{- $secret := .pool.saslSecret | default $root.Values.kafka.sasl.existingSecret }}
-  {{- include "anabranch.saslEnv" (dict "root" $root "secret" $secret) | nindent 2 }}
-  {{- include "anabranch.workerEnv" . | nindent 2 }}
-  {{- include "anabranch.homeEnv" . | nindent 2 }}
-  {{- with $pool.extraEnv }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- $secret := $pool.saslSecret | default $root.Values.kafka.sasl.existingSecret }}
+  {{- $sasl := include "anabranch.saslEnv" (dict "root" $root "secret" $secret) }}
+  {{- $own := printf "%s\n%s\n%s" (include "anabranch.kafkaEnv" $root) $sasl (include "anabranch.workerEnv" .) }}
+  {{- include "anabranch.env" (dict "who" $pool.component "own" $own "extra" $pool.extraEnv) | nindent 2 }}
 {{- with $pool.extraEnvFrom }}
 envFrom:
   {{- toYaml . | nindent 2 }}

@@ -6,6 +6,7 @@ extraEnv, extraEnvFrom, extraVolumes, extraVolumeMounts and extraEgress are adde
 */}}
 {{- define "anabranch.pools" -}}
 {{- include "anabranch.checkLabels" (dict "where" "commonLabels" "labels" .Values.commonLabels) -}}
+{{- include "anabranch.checkSettings" .Values.settings -}}
 {{- $pools := list -}}
 {{- $root := . -}}
 {{- if .Values.agents.enabled -}}
@@ -65,6 +66,33 @@ extraEnv, extraEnvFrom, extraVolumes, extraVolumeMounts and extraEgress are adde
 {{- end -}}
 {{- end -}}
 
+{{/*
+What `settings` may not hold: secrets, for they would stand in clear in a ConfigMap and in the release; and what the chart
+tells workers by a variable, which wins. Each with the value that is meant for it.
+*/}}
+{{- define "anabranch.checkSettings" -}}
+{{- $secrets := dict
+  "kafka" (dict "sasl_password" "kafka.sasl.existingSecret" "sasl_oauth_client_secret" "kafka.sasl.existingSecret" "ssl_password" "kafka.tls.keyPasswordKey")
+  "anthropic" (dict "api_key" "anthropic.existingSecret" "auth_token" "agents.extraEnv, as ANTHROPIC_AUTH_TOKEN from a Secret")
+  "signing" (dict "keys" "signing.existingSecret")
+  "sealing" (dict "keys_master" "sealing.existingSecret") -}}
+{{- $variables := dict
+  "kafka" (dict "bootstrap" "kafka.bootstrap" "security_protocol" "kafka.securityProtocol" "partitions" "topics.partitions" "replication_factor" "topics.replicationFactor")
+  "worker" (dict "namespace" "kafka.namespace" "drain_s" "drainSeconds of defaults or of a pool" "http_port" "httpPort" "log_level" "logLevel of defaults or of a pool")
+  "storage" (dict "store" "store.url")
+  "sealing" (dict "keys" "sealing.keys") -}}
+{{- range $section, $given := . -}}
+  {{- range $name, $value := $given -}}
+    {{- with get (get $secrets $section | default dict) $name -}}
+      {{- fail (printf "settings.%s.%s is a secret, and would stand in clear in a ConfigMap: use %s" $section $name .) -}}
+    {{- end -}}
+    {{- with get (get $variables $section | default dict) $name -}}
+      {{- fail (printf "settings.%s.%s would not count, for the chart says it to workers itself: use %s" $section $name .) -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "anabranch.poolSelector" -}}
 {{ include "anabranch.selector" .root }}
 app.kubernetes.io/component: {{ .pool.component }}
@@ -73,6 +101,10 @@ app.kubernetes.io/component: {{ .pool.component }}
 {{- define "anabranch.poolLabels" -}}
 {{ include "anabranch.labels" .root }}
 app.kubernetes.io/component: {{ .pool.component }}
+{{- end -}}
+
+{{- define "anabranch.podLabels" -}}
+{{- mergeOverwrite (include "anabranch.poolLabels" . | fromYaml) .pool.podLabels | toYaml -}}
 {{- end -}}
 
 {{/* What picks this pool's series in Prometheus, and not those of a pool whose name goes on. Long names of pods are cut. */}}

@@ -23,12 +23,13 @@ from anabranch.agent.conversation import without_thoughts
 from anabranch.agent.model import Failure, Hopeless, OnEvent, OnLeft, Transient
 from anabranch.agent.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
 from anabranch.agent.sse import Event, Events
-from anabranch.config import AnthropicSettings
+from anabranch.config import AnthropicSettings, is_http, without_secrets
 from anabranch.errors import ConfigError
 from anabranch.tasks import Silence
 
 log = logging.getLogger(__name__)
 
+ADDRESS: Final = "https://api.anthropic.com"
 CONNECT_S: Final = 10.0
 COUNT_S: Final = 5.0
 """How long the end of a reply that is broken already is waited for: it says what the reply has cost."""
@@ -62,13 +63,19 @@ class AnthropicModel:
     @classmethod
     @asynccontextmanager
     async def opened(cls, settings: AnthropicSettings, silence_s: float) -> AsyncIterator[AnthropicModel]:
-        """Raises `ConfigError` if there is no key."""
+        """Raises `ConfigError` if there is no key, or an address that is none."""
         if not settings.api_key and not settings.auth_token:
             raise ConfigError("no key for the model: set ANTHROPIC_API_KEY (tool workers need none)")
+        if settings.base_url is not None and not is_http(settings.base_url):
+            raise ConfigError(
+                f"ANTHROPIC_BASE_URL={without_secrets(settings.base_url)} is no address of a model: it must be http:// "
+                "or https:// and a host, for example https://gateway.example.com; leave it out for the provider's own"
+            )
         client = anthropic.AsyncAnthropic(
             api_key=settings.api_key,
             auth_token=settings.auth_token,
-            base_url=settings.base_url,
+            base_url=settings.base_url
+            or ADDRESS,  # else the SDK takes a variable that is set to nothing for an address
             max_retries=0,
             timeout=anthropic.Timeout(None, connect=CONNECT_S),
             http_client=anthropic.DefaultAioHttpClient(limits=anthropic.DEFAULT_CONNECTION_LIMITS),

@@ -24,6 +24,9 @@ class RoleMeters(Meters):
         self.ready = Gauge(
             "anabranch_ready", "1 while the worker has its partitions and works on them, else 0", _ROLE, of
         )
+        self.draining = Gauge(
+            "anabranch_draining", "1 while the worker ends: it takes nothing more, and finishes its calls", _ROLE, of
+        )
         self.loop_lag = Histogram(
             "anabranch_event_loop_lag_seconds",
             "How late the event loop is when it wakes up, looked at four times a second",

@@ -15,7 +15,7 @@ import ssl
 import time
 from base64 import b64encode, urlsafe_b64decode
 from typing import Any, Final
-from urllib.parse import quote_plus, urlsplit
+from urllib.parse import quote_plus
 
 import orjson
 from aiokafka import conn
@@ -23,7 +23,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.conn import OAuthAuthenticator
 from aiokafka.errors import KafkaError, SaslAuthenticationFailed
 
-from anabranch.config import KafkaSettings, without_secrets
+from anabranch.config import KafkaSettings, is_http, without_secrets
 from anabranch.errors import ConfigError
 from anabranch.values import frozen
 
@@ -75,10 +75,9 @@ class TokenSource(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has 
             raise ConfigError(f"OAUTHBEARER needs a source of tokens: set {wanted} (a secret may be in a ..._FILE)")
         self._url, self._settings = str(settings.sasl_oauth_token_url), settings
         self._where = without_secrets(self._url)
-        parts = urlsplit(self._url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not is_http(self._url):
             raise ConfigError(f"ANABRANCH_SASL_OAUTH_TOKEN_URL must be an http(s) URL, not {self._where!r}")
-        if parts.scheme == "http":
+        if self._url.lower().startswith("http:"):
             log.warning("the client's secret goes unencrypted to %s (ANABRANCH_SASL_OAUTH_TOKEN_URL)", self._where)
         self._tls = _trust(settings.sasl_oauth_cafile)
         self._token: _Token | None = None
