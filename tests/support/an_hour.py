@@ -2,7 +2,7 @@
 
 Responsible for: its clockwork, its task, and that it is still at work when the hour is over.
 Must never: know what a test looks at.
-Called by: tests/unit/test_thinking, tests/unit/test_fallback.
+Called by: `thinking` and `providers`.
 """
 
 from __future__ import annotations

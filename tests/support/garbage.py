@@ -33,7 +33,6 @@ class Garbage:
         finally:
             gc.set_debug(0)
             gc.garbage.clear()
-            gc.unfreeze()
         self.of_ours = Counter(type(one).__name__ for one in found if _is_ours(one))
 
 
@@ -43,13 +42,17 @@ def _is_ours(one: object) -> bool:
 
 @contextmanager
 def collected() -> Iterator[Garbage]:
-    """Nobody else's collector comes in between, and what was left before is gone."""
+    """Nobody else's collector comes in between, what was left before is gone, and what is there is not looked at again:
+    that may be a million objects, for a whole session's tests.
+    """
     was_on = gc.isenabled()
     gc.collect()
+    gc.freeze()
     gc.disable()
     try:
         yield Garbage()
     finally:
+        gc.unfreeze()
         if was_on:
             gc.enable()
         gc.collect()

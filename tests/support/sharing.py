@@ -36,8 +36,11 @@ class Worker:
         self.shares.may_start(partition)
         return self
 
-    async def call(self, limit: LimitSpec, tenant: str | None = None, takes_s: float = 0.0, order: int = 0) -> None:
-        pacer = self.shares.pacer(limit.name, tenant, home_of(limit, tenant))
+    async def call(
+        self, limit: LimitSpec, tenant: str | None = None, takes_s: float = 0.0, order: int = 0, home: int | None = None
+    ) -> None:
+        """At `home`, or else where the limit's is."""
+        pacer = self.shares.pacer(limit.name, tenant, home_of(limit, tenant) if home is None else home)
         async with pacer.inside(pacer.join(order, 60.0, lambda: math.inf)) as turn:
             await turn.start()
             self.started.append((limit.name, now()))

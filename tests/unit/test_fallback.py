@@ -1,6 +1,6 @@
 """An agent's other model, in virtual time: when it is asked, by whom, and when the first is asked again.
 
-Responsible for: what `agent/thinking.py` makes of breakers, of the retry budget and of a fallback.
+Responsible for: what `agent/thinking.py` makes of a fallback.
 Must never: open a connection, or wait for real time.
 Called by: pytest.
 """
@@ -8,248 +8,16 @@ Called by: pytest.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-import pytest
-from tests.support import builders as b
-from tests.support.an_hour import an_hour
-from tests.support.virtual import now
+from tests.support.providers import SETTINGS, Desk, Provider, fails, thought, works
 
 from anabranch import log_events as e
-from anabranch.agent.jobs import Job, Request
-from anabranch.agent.model import Failure, Hopeless, OnEvent, OnLeft, Transient
-from anabranch.agent.plan import BatchContext
-from anabranch.agent.reply import Reply
-from anabranch.agent.retrying import BURST
+from anabranch.agent.model import Failure, Transient
 from anabranch.agent.sampling import _STATES
-from anabranch.agent.thinking import Thinker
-from anabranch.config import AgentSettings, ModelLimits
+from anabranch.config import ModelLimits
 from anabranch.prices import Price
-
-SETTINGS = AgentSettings(
-    model_concurrency=64,
-    model_backoff_s=1.0,
-    model_backoff_max_s=4.0,
-    model_breaker_calls=4,
-    model_breaker_open_s=20.0,
-    model_breaker_lasting_s=0.0,
-)
-DONE = Reply("final", "end_turn", b.message([b.text("done")]), (), {"input_tokens": 10, "output_tokens": 1})
-Does = Callable[[float], Exception | float | None]
-"""What a model does at a time: an error, or a reply after so many seconds."""
-
-
-def fails(kind: Failure = "server", until: float = 1e9, **fields: Any) -> Does:
-    return lambda at: Transient(f"{kind}!", kind=kind, **fields) if at < until else None
-
-
-def works(at: float) -> None:
-    return None
-
-
-class Provider:
-    """Each model as `does` says. `asked` are the model, the run and the time of each request."""
-
-    def __init__(self, **does: Does) -> None:
-        self._does = does
-        self.asked: list[tuple[str, str, float]] = []
-
-    async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
-        model, run_id = body.decode().split()
-        self.asked.append((model, run_id, now()))
-        outcome = self._does[model](now())
-        if isinstance(outcome, Exception):
-            raise outcome
-        await asyncio.sleep(outcome or 0.0)
-        on_event({"type": "message_stop"})
-        return DONE
-
-    def of(self, run_id: str) -> list[str]:
-        return [model for model, asked, _ in self.asked if asked == run_id]
-
-    def times(self, model: str) -> list[float]:
-        return [round(at, 3) for asked, _, at in self.asked if asked == model]
-
-
-class Desk:
-    def __init__(self, thinker: Thinker) -> None:
-        self.thinker = thinker
-        self.events: list[e.Event] = []
-        self._numbers = itertools.count()
-
-    def submit(self, count: int = 1, fallback: str | None = "other", deadline: float = 1e6) -> list[Job]:
-        jobs = [self._job(f"r{next(self._numbers)}", fallback, deadline) for _ in range(count)]
-        for job in jobs:
-            self.thinker.submit(job)
-        return jobs
-
-    def _job(self, name: str, fallback: str | None, deadline: float) -> Job:
-        context = BatchContext(name, 1, "", b.agent(model="own", fallback=fallback), True, lambda tool: None)
-        request = Request(
-            "0", context, deadline, f"own {name}".encode(), build=lambda found, model: f"{model} {name}".encode()
-        )
-        return Job("", "own", lambda: request, self.events.append, lambda *_: None, fallback=fallback)
-
-    @property
-    def replies(self) -> list[e.ModelReplied]:
-        return [event for event in self.events if isinstance(event, e.ModelReplied)]
-
-    @property
-    def models(self) -> Counter[str]:
-        """Who made the replies."""
-        return Counter(reply.model or "own" for reply in self.replies)
-
-
-def thought(
-    provider: Provider, arrange: Callable[[Desk], object], settings: AgentSettings = SETTINGS,
-    prices: dict[str, Price] | None = None, limits: dict[str, ModelLimits] | None = None,
-) -> Desk:  # fmt: skip
-    """What came of the jobs that `arrange` submits, an hour later."""
-    return an_hour(lambda clockwork: Desk(Thinker(provider, settings, prices or {}, clockwork, limits or {})), arrange)
-
-
-# --- without another model: the breaker and the retry budget -------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["overload", "server", "transport", "broken", "silence"])
-def test_a_model_that_fails_all_is_asked_by_one_call_at_a_time(kind: Failure) -> None:
-    provider = Provider(own=fails(kind, until=600))
-    desk = thought(provider, lambda desk: desk.submit(50, fallback=None))
-    assert len(desk.replies) == 50, "a run that has time never fails because of it"
-    early = [at for at in provider.times("own") if 10 < at < 600]
-    assert 600 / 60 - 2 <= len(early) <= 600 / 20
-    assert all(after - before >= 20 for before, after in itertools.pairwise(early))
-
-
-def test_runs_wait_for_a_breaker_no_longer_than_their_deadline() -> None:
-    desk = thought(Provider(own=fails(until=1e9)), lambda desk: desk.submit(10, fallback=None, deadline=100.0))
-    ended = [event for event in desk.events if isinstance(event, e.ModelFailed)]
-    assert {event.error.code for event in ended} == {"model_unavailable"}
-    assert len(ended) == 10
-
-
-def test_a_run_that_the_model_always_fails_on_holds_no_other_up() -> None:
-    class Poisoned(Provider):
-        async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
-            if body.endswith(b" r0"):
-                raise Transient("server!", kind="server")
-            return await super().reply(body, on_event, on_left)
-
-    def arrange(desk: Desk) -> None:
-        desk.submit(1, fallback=None)
-        asyncio.get_running_loop().call_later(100.0, desk.submit, 5, None)
-
-    provider = Poisoned(own=works)
-    desk = thought(provider, arrange)
-    assert desk.thinker._meters.model_breaker_opened.copied() != {}
-    assert [at < 100 + 60 for _, _, at in provider.asked] == [True] * 5, "the next probe is one of theirs"
-
-
-def test_refusals_because_of_a_limit_open_no_breaker() -> None:
-    provider = Provider(own=fails("rate_limit", until=100, slow_down=True, retry_after=1.0))
-    desk = thought(provider, lambda desk: desk.submit(50, fallback=None))
-    assert len(desk.replies) == 50
-    assert desk.thinker._meters.model_breaker_opened.copied() == {}
-
-
-@pytest.mark.parametrize("code", ["model_rejected", "context_exceeded"])
-def test_a_wrong_request_opens_no_breaker(code: str) -> None:
-    desk = thought(Provider(own=lambda at: Hopeless(code, "400")), lambda desk: desk.submit(50, fallback=None))
-    assert len(desk.events) == 50
-    assert desk.thinker._meters.model_breaker_opened.copied() == {}
-
-
-def test_retries_cannot_storm() -> None:
-    """Nine of ten calls fail; the breaker is out of the way. What is tried again is a part of what is asked first."""
-    chance = random.Random(1)
-    provider = Provider(own=lambda at: Transient("500", kind="server") if at < 300 and chance.random() < 0.9 else None)
-    settings = replace(
-        SETTINGS, model_breaker_calls=10**6, model_retry_ratio=0.1, model_retries_per_minute=6, model_concurrency=1000
-    )
-
-    async def arrange(desk: Desk) -> None:
-        for _ in range(300):
-            desk.submit(2, fallback=None)
-            await asyncio.sleep(1)
-        early.append(len(desk.replies))
-
-    early: list[int] = []
-    desk = thought(provider, arrange, settings)
-    assert len(desk.replies) == 600
-    retries = len([at for at in provider.times("own") if at < 300]) - 600
-    allowed = BURST + 0.1 * 600 + 0.1 * 300 + 2 * early[0]
-    assert 0.8 * allowed <= retries <= allowed
-
-
-def test_those_who_wait_come_back_soon_when_the_model_works_again() -> None:
-    """All places are taken by calls that wait for their next try, so no first try allows for any."""
-    settings = replace(AgentSettings(), model_concurrency=256)
-    provider = Provider(own=lambda at: Transient("500", kind="server") if at < 300 else 5.0)
-    desk = thought(provider, lambda desk: desk.submit(256, fallback=None), settings)
-    assert len(desk.replies) == 256
-    last = provider.times("own")[-1]
-    assert last < 300 + 30 + 60, "the last probe, and a few round trips"
-
-
-def test_what_fails_for_seconds_only_opens_no_breaker_and_waits_for_no_budget() -> None:
-    """Fifty runs, each of which fails twice, and then works: by the settings that are in force if nobody sets any."""
-    failures: Counter[str] = Counter()
-
-    class Twice(Provider):
-        async def reply(self, body: bytes, on_event: OnEvent, on_left: OnLeft) -> Reply:
-            failures[body.decode()] += 1
-            if failures[body.decode()] <= 2:
-                raise Transient("529", kind="overload", slow_down=True)
-            return await super().reply(body, on_event, on_left)
-
-    provider = Twice(own=works)
-    desk = thought(provider, lambda desk: desk.submit(50, fallback=None), AgentSettings())
-    assert len(desk.replies) == 50
-    assert provider.times("own")[-1] < 20
-    assert desk.thinker._meters.model_breaker_opened.copied() == {}
-
-
-def test_a_run_that_waits_for_the_retry_budget_can_be_cancelled() -> None:
-    settings = replace(
-        SETTINGS,
-        model_breaker_calls=10**6,
-        model_retry_ratio=0.0,
-        model_retries_per_minute=0.001,
-        model_concurrency=200,
-    )
-
-    async def arrange(desk: Desk) -> None:
-        jobs = desk.submit(150, fallback=None)
-        await asyncio.sleep(60)
-        waiting = desk.thinker.waiting["own"]
-        assert waiting > 40
-        for job in jobs:
-            desk.thinker.cancel(job)
-        await desk.thinker.idle()
-        assert desk.thinker.waiting == {}
-
-    thought(Provider(own=fails()), arrange, settings)
-
-
-def test_models_that_share_a_limit_have_breakers_of_their_own() -> None:
-    """`own` fails; `other` matches the same pattern."""
-    provider = Provider(own=fails(), other=works)
-
-    def arrange(desk: Desk) -> None:
-        desk.thinker.own(frozenset({0}), 1)
-        desk.submit(20)
-
-    desk = thought(provider, arrange, limits={"o*": ModelLimits(requests_per_minute=600)})
-    assert desk.models == {"other": 20}
-    assert {lane.name for lane in desk.thinker.lanes} == {"o*"}
-
-
-# --- the other model -----------------------------------------------------------------------------------------------
 
 
 def test_after_some_failures_in_a_row_the_other_model_is_asked() -> None:
@@ -382,6 +150,19 @@ def test_its_limits_are_those_of_the_model_that_is_asked() -> None:
     assert desk.models == {"other": 4}
     times = provider.times("other")
     assert times[-1] - times[0] >= 20
+
+
+def test_models_that_share_a_limit_have_breakers_of_their_own() -> None:
+    """`own` fails; `other` matches the same pattern."""
+    provider = Provider(own=fails(), other=works)
+
+    def arrange(desk: Desk) -> None:
+        desk.thinker.own(frozenset({0}), 1)
+        desk.submit(20)
+
+    desk = thought(provider, arrange, limits={"o*": ModelLimits(requests_per_minute=600)})
+    assert desk.models == {"other": 20}
+    assert {lane.name for lane in desk.thinker.lanes} == {"o*"}
 
 
 def test_no_call_counts_as_begun_when_all_are_over(seed: int) -> None:

@@ -24,7 +24,7 @@ from anabranch import App, Limit, RateLimited, Retryable
 CALLS = 20
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def garbage() -> Iterator[Garbage]:
     with collected() as garbage:
         yield garbage

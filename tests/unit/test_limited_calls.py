@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
@@ -70,6 +72,16 @@ def published_again(bench: ToolBench) -> set[int]:
 
 def results(bench: ToolBench) -> list[int]:
     return [int(call_id.rpartition("/")[2]) for call_id in bench.sent.returned]
+
+
+@asynccontextmanager
+async def in_line(api: Api, bench: ToolBench | None = None) -> AsyncIterator[ToolBench]:
+    """A worker with 300 calls, of which the first have started."""
+    async with (bench or ToolBench(api.app)).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(300)))
+        await until(lambda: len(api.started) >= 2, what="the first have started")
+        yield bench
 
 
 async def test_those_of_one_home_start_in_order_and_others_do_not_wait() -> None:
@@ -156,10 +168,7 @@ async def test_a_call_that_waits_for_the_end_of_a_pause_is_given_back() -> None:
 
 async def test_the_next_in_line_start_here_after_a_revoke_and_are_handed_off() -> None:
     api = Api("20/s")
-    async with ToolBench(api.app).running() as bench:
-        await bench.assign()
-        bench.deliver(*(ask(offset) for offset in range(300)))
-        await until(lambda: len(api.started) >= 2, what="the first have started")
+    async with in_line(api) as bench:
         await bench.revoke()
         at = bench.group.stands[PLACE]
         told = marks.read(at.offset, at.metadata)
@@ -172,10 +181,7 @@ async def test_the_next_in_line_start_here_after_a_revoke_and_are_handed_off() -
 
 async def test_one_that_stays_and_does_not_come_to_its_turn_is_published_again_to_its_home() -> None:
     api = Api("20/s")
-    async with ToolBench(api.app).running() as bench:
-        await bench.assign()
-        bench.deliver(*(ask(offset) for offset in range(300)))
-        await until(lambda: len(api.started) >= 2, what="the first have started")
+    async with in_line(api) as bench:
         await bench.revoke()
         told = over(bench)
         for pacer in bench.worker._shares._pacers.values():
@@ -189,10 +195,7 @@ async def test_one_that_stays_and_does_not_come_to_its_turn_is_published_again_t
 async def test_one_that_stayed_and_may_not_stay_again_is_published_again_too(before: str) -> None:
     """The commit of the first revoke has said that it is over: nobody reads it again."""
     api = Api("20/s")
-    async with ToolBench(api.app).running() as bench:
-        await bench.assign()
-        bench.deliver(*(ask(offset) for offset in range(300)))
-        await until(lambda: len(api.started) >= 2, what="the first have started")
+    async with in_line(api) as bench:
         await bench.revoke()
         told = over(bench)
         bench.group.refuses = before == "the first commit"
@@ -212,10 +215,7 @@ async def test_one_that_stayed_and_may_not_stay_again_is_published_again_too(bef
 async def test_one_that_stays_and_has_no_turn_in_its_hand_offs_time_does_not_count_as_running() -> None:
     """The owner of its run publishes it again then."""
     api = Api("20/s")
-    async with ToolBench(api.app, settings=ToolSettings(hand_off_s=1.5)).running() as bench:
-        await bench.assign()
-        bench.deliver(*(ask(offset) for offset in range(300)))
-        await until(lambda: len(api.started) >= 2, what="the first have started")
+    async with in_line(api, ToolBench(api.app, settings=ToolSettings(hand_off_s=1.5))) as bench:
         await bench.revoke()
         await bench.assign()
         bench.worker._shares.pause("api", None, 60.0)
@@ -228,10 +228,7 @@ async def test_one_of_at_most_once_stays_only_when_the_commit_says_so() -> None:
     api = Api("50/s", delivery="at_most_once")
     bench = ToolBench(api.app)
     bench.group.stands[PLACE] = Committed(0, marks.write(0, marks.Marks(held=(("x", 1),))))
-    async with bench.running():
-        await bench.assign()
-        bench.deliver(*(ask(offset) for offset in range(300)))
-        await until(lambda: len(api.started) >= 2, what="the first have started")
+    async with in_line(api, bench):
         await bench.revoke()
         count = len(api.started)
         await until(lambda: len(api.started) > count + 5, what="they go on")
@@ -244,10 +241,7 @@ async def test_one_of_at_most_once_stays_only_when_the_commit_says_so() -> None:
 
 async def test_without_a_confirmed_commit_nothing_more_starts() -> None:
     api = Api("20/s")
-    async with ToolBench(api.app).running() as bench:
-        await bench.assign()
-        bench.deliver(*(ask(offset) for offset in range(300)))
-        await until(lambda: len(api.started) >= 2, what="the first have started")
+    async with in_line(api) as bench:
         bench.group.refuses = True
         await bench.revoke()
         started = len(api.started)
@@ -290,10 +284,7 @@ async def test_those_in_line_whose_places_a_commit_has_no_room_for_are_given_bac
 
 async def test_a_lost_session_starts_nothing_more() -> None:
     api = Api("20/s")
-    async with ToolBench(api.app).running() as bench:
-        await bench.assign()
-        bench.deliver(*(ask(offset) for offset in range(300)))
-        await until(lambda: len(api.started) >= 2, what="the first have started")
+    async with in_line(api) as bench:
         await bench.worker.revoked(frozenset({PLACE}), lost=True)
         started = len(api.started)
         await until(lambda: bench.worker.running == 0, what="those in line are given up")
