@@ -37,10 +37,11 @@ class Sample:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Evidence:
     """Everything that is left when a seed is over. `records` is what was ever written in each place; so many of them
-    were `gone` for the workers in the end.
+    were `gone` for the workers in the end. It is not shown: that is megabytes, which `asyncio.Runner` would write and
+    throw away.
     """
 
     seed: int

@@ -18,7 +18,9 @@ Patch = pytest.MonkeyPatch
 
 @dataclass(frozen=True, slots=True)
 class Plant:
-    """`promise` is the name of the check that must fail, in some of the seeds of `profile` from `start` on."""
+    """`promise` is the name of the check that must fail, in some of the seeds of `profile` from `start` on: best in the
+    first, and soon.
+    """
 
     name: str
     promise: str

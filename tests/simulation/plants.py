@@ -41,7 +41,7 @@ def a_dispatch_of_another_is_not_expected(patch: Patch) -> None:
     patch.setattr(Publisher, "read_back", read_back)
 
 
-@plant("every request is answered", "orderly")
+@plant("every request is answered", "orderly", start=12)
 def one_result_is_dropped(patch: Patch) -> None:
     deliver = Service.deliver
 
@@ -123,7 +123,7 @@ def a_begun_call_counts_as_ok(patch: Patch) -> None:
     patch.setattr(Service, "unknown", lambda self: replace(unknown(self), outcome="ok"))
 
 
-@plant("results are true", "orderly")
+@plant("results are true", "orderly", start=13)
 def a_result_goes_to_the_next_call(patch: Patch) -> None:
     folded = fold._fold_call
 
@@ -188,7 +188,7 @@ def a_release_does_not_say_what_is_done(patch: Patch) -> None:
     patch.setattr(Reach, "done", lambda self: 0)
 
 
-@plant("a call is published once", "crashes and rebalances", start=18)
+@plant("a call is published once", "crashes and rebalances", start=4)
 def any_dispatch_wins(patch: Patch) -> None:
     folded = fold._fold_call
 
@@ -215,7 +215,7 @@ def a_call_begins_before_it_is_committed_as_begun(patch: Patch) -> None:
     patch.setattr(Commits, "may_begin", at_once)
 
 
-@plant("nothing is executed that was not asked", "crashes and rebalances")
+@plant("nothing is executed that was not asked", "crashes and rebalances", start=9)
 def two_owners_ask_and_the_last_reply_wins(patch: Patch) -> None:
     folded = fold._fold_reply
 
@@ -239,7 +239,7 @@ def the_next_owner_does_not_hold_the_key(patch: Patch) -> None:
     patch.setattr(ToolWorker, "_held_until", lambda self, job: 0.0)
 
 
-@plant("no lag is left", "orderly", start=38)
+@plant("no lag is left", "orderly", start=42)
 def a_note_that_is_done_is_kept_for_ever(patch: Patch) -> None:
     low = Reach.low
 

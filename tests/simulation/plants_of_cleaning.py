@@ -20,7 +20,7 @@ from anabranch.kafka.seam import Place
 from tests.simulation.planting import Patch, plant
 
 
-@plant("a fold from a commit agrees", "long lives, crashes")
+@plant("a fold from a commit agrees", "long lives, crashes", start=17)
 def low_moves_before_the_snapshot_is_folded(patch: Patch) -> None:
     def eager(state: Any, runs: Any, *args: Any) -> Iterator[e.RunSnapshot]:
         chosen = list(runs)
@@ -45,7 +45,7 @@ def low_moves_above_as_of(patch: Patch) -> None:
     patch.setattr(collecting, "fold", beyond)
 
 
-@plant("a fold from a commit agrees", "long lives")
+@plant("a fold from a commit agrees", "long lives", start=9)
 def what_was_said_of_a_run_since_does_not_matter(patch: Patch) -> None:
     collected = collecting._collected
 
@@ -72,7 +72,7 @@ def parts_of_two_authors_make_one_snapshot(patch: Patch) -> None:
     patch.setattr(collecting, "_collected", mixing)
 
 
-@plant("a fold from a commit agrees", "long lives")
+@plant("a fold from a commit agrees", "long lives", start=2)
 def a_snapshot_loses_the_calls_that_are_out(patch: Patch) -> None:
     def lost(turn: Turn) -> Turn:
         return replace(turn, calls={key: call for key, call in turn.calls.items() if call.result is not None})
@@ -92,7 +92,7 @@ def a_snapshot_forgets_which_request_is_next(patch: Patch) -> None:
     patch.setattr(cleaning, "snapshots", forgetful)
 
 
-@plant("a fold from a commit agrees", "long lives, zombies", start=22)
+@plant("a fold from a commit agrees", "long lives, zombies", start=31)
 def a_fold_goes_on_over_what_retention_has_eaten(patch: Patch) -> None:
     async def at_the_start(self: MemorySubscription, places: Any) -> dict[Place, int]:
         return dict.fromkeys(places, 0)

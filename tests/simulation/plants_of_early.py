@@ -20,7 +20,7 @@ from anabranch.tools.serving import Service
 from tests.simulation.planting import Patch, plant
 
 
-@plant("an early result is of a call of the reply", "orderly", start=32)
+@plant("an early result is of a call of the reply", "orderly", start=43)
 def the_id_of_an_early_call_does_not_say_what_is_asked(patch: Patch) -> None:
     def token(index: int, call: RequestedCall, context: plan.BatchContext) -> str:
         return derived(context.attempt, index)
@@ -28,7 +28,7 @@ def the_id_of_an_early_call_does_not_say_what_is_asked(patch: Patch) -> None:
     patch.setattr(plan, "_token", token)
 
 
-@plant("every request is answered", "orderly")
+@plant("every request is answered", "orderly", start=11)
 def a_result_before_its_reply_is_taken_for_one_behind_it(patch: Patch) -> None:
     def claim(self: Early, due: CallDue) -> Sent | None:
         begun = self._begun(due.run_id, due.life, due.call_id)

@@ -16,7 +16,7 @@ from anabranch.kafka.seam import Committed
 from tests.simulation.planting import Patch, plant
 
 
-@plant("a cancel is heard", "crashes and rebalances")
+@plant("a cancel is heard", "crashes and rebalances", start=11)
 def a_cancel_is_of_open_runs_alone(patch: Patch) -> None:
     hear = fold._fold_cancel
 
@@ -27,7 +27,7 @@ def a_cancel_is_of_open_runs_alone(patch: Patch) -> None:
     patch.setattr(fold, "_fold_cancel", forgetful)
 
 
-@plant("a fold from a commit agrees", "long lives", start=8)
+@plant("a fold from a commit agrees", "long lives", start=11)
 def a_cancel_that_waits_does_not_hold_low(patch: Patch) -> None:
     low = Reach.low
 
@@ -41,6 +41,6 @@ def a_cancel_that_waits_does_not_hold_low(patch: Patch) -> None:
     patch.setattr(Reach, "low", heedless)
 
 
-@plant("a fold from a commit agrees", "orderly")
+@plant("a fold from a commit agrees", "orderly", start=59)
 def the_commit_says_what_is_next_in_bulk_now(patch: Patch) -> None:
     patch.setattr(Commit, "write_bulk", lambda self: Committed(self.bulk_reached, f"1 {self.low} {self.bulk_reached}"))

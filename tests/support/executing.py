@@ -40,7 +40,5 @@ def process_id() -> int:
     return os.getpid()
 
 
-def sleeps_for_ever(path: str) -> None:
-    with open(path, "w") as file:
-        file.write(str(os.getpid()))
+def sleeps_for_ever() -> None:
     time.sleep(600)
