@@ -36,7 +36,9 @@ def usage(common: frame.Frame, by: str, since: str | None) -> None:
         frame.print_json([{by: row.name, **_figures(row)} for row in rows])
         return
     columns = (by, ">runs", ">replies", ">tokens in", ">cached", ">out", ">thrown away", ">cost")
-    frame.print_table(columns, map(_cells, rows), empty=f"nothing was used in namespace {common.namespace().name}")
+    when = f" in the last {since}" if since is not None else ""
+    empty = f"nothing was used in namespace {common.namespace().name}{when}"
+    frame.print_table(columns, map(_cells, rows), empty=empty)
 
 
 async def _counted(common: frame.Frame, by: str, since: float) -> Ledger:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from anabranch.cli import frame
+from anabranch.wording import counted
 
 if TYPE_CHECKING:
     from anabranch.app import App
@@ -55,7 +56,7 @@ def agent(common: frame.Frame, reference: str) -> int:
     app, settings = _app(common, reference), common.settings
     log.info("agent worker of namespace %s at %s", common.namespace(app).name, settings.kafka.bootstrap)
     serving = serve(lambda shutdown: serve_agent(app, settings, shutdown), settings.worker.drain_s)
-    return _ended(frame.run_async(serving), "model call")
+    return _ended(frame.run_async(serving), "model call", "another worker makes it again")
 
 
 @worker.command("tool")
@@ -70,7 +71,8 @@ def tool(common: frame.Frame, reference: str, queue: str) -> int:
     where = common.namespace(app).name, settings.kafka.bootstrap
     log.info("tool worker of queue %s of namespace %s at %s", queue, *where)
     serving = serve(lambda shutdown: serve_tools(app, queue, settings, shutdown), settings.worker.drain_s)
-    return _ended(frame.run_async(serving), "tool call")
+    again = "another worker executes it again, or ends it as unknown if its tool is at most once"
+    return _ended(frame.run_async(serving), "tool call", again)
 
 
 def _app(common: frame.Frame, reference: str) -> App:
@@ -79,11 +81,10 @@ def _app(common: frame.Frame, reference: str) -> App:
     return app
 
 
-def _ended(abandoned: int, what: str) -> int:
-    """A drain that ran out of time is no failure: what it left behind is done again elsewhere."""
+def _ended(abandoned: int, what: str, then: str) -> int:
+    """A drain that ran out of time is no failure. `then` says what becomes of each call that it left behind."""
     if abandoned:
-        calls = f"1 {what}" if abandoned == 1 else f"{abandoned} {what}s"
-        frame.say(f"{calls} did not finish in time and were abandoned: another worker makes them again")
+        frame.say(f"{counted(abandoned, what)} did not finish in time; of each: {then}")
     return 0
 
 
