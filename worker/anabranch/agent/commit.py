@@ -48,6 +48,14 @@ class Commit:
         return Committed(self.bulk_reached, f"1 {self.low} {self.next_bulk}")
 
 
+def of_ours(committed: Committed | None, bulk: Committed | None) -> Committed | None:
+    """What stands with the bulk lane, unless it alone has no metadata: then somebody else has set it, and it counts for
+    nothing.
+    """
+    is_ours = bulk is None or committed is None or _numbers(bulk) is not None or _numbers(committed) is None
+    return bulk if is_ours else None
+
+
 def read_commit(committed: Committed | None, bulk: Committed | None = None) -> Commit | None:
     """Without metadata, `next_request` is what the first event that names one says; so is `next_bulk` if what stands
     with the bulk lane is of another low: somebody who knows no lanes has committed since.
@@ -56,7 +64,7 @@ def read_commit(committed: Committed | None, bulk: Committed | None = None) -> C
         return None
     _, done, next_request = _numbers(committed) or (1, 0, -1)
     next_bulk, reached = -1, 0
-    if bulk is not None:
+    if (bulk := of_ours(committed, bulk)) is not None:
         _, low, next_bulk = _numbers(bulk) or (1, -1, -1)
         next_bulk, reached = next_bulk if low == committed.offset else -1, bulk.offset
     return Commit(committed.offset, done, next_request, next_bulk, reached)
@@ -69,13 +77,15 @@ def trusted(commit: Commit, log_place: Place, lanes: Sequence[Place], begins: Of
     """
     (requests, bulk), end = lanes, ends[log_place]
     if commit.low <= end:
-        if commit.next_request > ends[requests]:
-            log.error(
-                "%s/%d ends at %d, and requests up to %d were taken up: what comes below that is not. Was it deleted "
-                "and created anew? Then do the same with %s",
-                *requests, ends[requests], commit.next_request, log_place.topic, extra=requests._asdict(),
-            )  # fmt: skip
-        return commit if commit.done <= end else replace(commit, done=end)
+        for place, reached in (requests, commit.next_request), (bulk, max(commit.next_bulk, commit.bulk_reached)):
+            if reached > ends[place]:
+                log.error(
+                    "%s/%d ends at %d, and requests up to %d were taken up: what comes below that is not. Was it "
+                    "deleted and created anew? Then do the same with %s",
+                    *place, ends[place], reached, log_place.topic, extra=place._asdict(),
+                )  # fmt: skip
+        low = begins[log_place] - 1 if _lacks_bulk(commit) and ends[bulk] else commit.low  # the whole log tells
+        return replace(commit, low=low, done=min(commit.done, end))
     log.error(
         "%s/%d ends at %d, and was folded beyond %d: what is gone is forgotten, runs included. Was it deleted and "
         "created anew, or did a replica become leader that lacked some?",
@@ -84,6 +94,11 @@ def trusted(commit: Commit, log_place: Place, lanes: Sequence[Place], begins: Of
     next_request = commit.next_request if commit.next_request <= ends[requests] else -1  # else it was created anew too
     next_bulk, reached = (at if at <= ends[bulk] else 0 for at in (commit.next_bulk, commit.bulk_reached))
     return Commit(begins[log_place] - 1, 0, next_request, next_bulk, reached)
+
+
+def _lacks_bulk(commit: Commit) -> bool:
+    """Whether one lane alone is known: the other's offset was lost, set by somebody else, or never there."""
+    return commit.next_request >= 0 and commit.next_bulk < 0 and not commit.bulk_reached
 
 
 def oldest(begin: int, end: int, committed: Committed | None) -> int:

@@ -16,7 +16,7 @@ from typing import Final
 
 from anabranch.agent.admission import Admission
 from anabranch.agent.calling import ModelCalls
-from anabranch.agent.commit import oldest, read_commit, trusted
+from anabranch.agent.commit import of_ours, oldest, read_commit, trusted
 from anabranch.agent.committing import Commits
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.offer import Offers
@@ -288,7 +288,8 @@ class AgentWorker:
             if owner is None or not begins[place] <= owner.state.position <= ends[place]:  # it is a fold of another log
                 self._forget(place.partition)
                 owner = self._new_owner(place.partition)
-                firsts = Nexts(*(oldest(begins[at], ends[at], committed.get(at)) for at in lanes))
+                taken_up = committed.get(lanes[0]), of_ours(committed.get(place), committed.get(lanes[1]))
+                firsts = Nexts(*(oldest(begins[at], ends[at], told) for at, told in zip(lanes, taken_up, strict=True)))
                 position = owner.begin(known, begins[place], ends[place], firsts)
             else:
                 position = owner.resume(ends[place])
