@@ -11,6 +11,7 @@ import errno
 import io
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -221,6 +222,16 @@ def test_a_command_that_only_opens_seals_needs_no_store_where_there_are_no_keys(
 )
 def test_a_duration_is_short(seconds: float, text: str) -> None:
     assert frame.ago(seconds) == text
+
+
+def test_a_time_is_the_users_own_and_todays_has_no_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Etc/GMT-2")
+        time.tzset()
+        assert frame.moment(0.0) == frame.moment(0.0, brief=True) == "1970-01-01 02:00:00"
+        now = time.time()
+        assert frame.moment(now).endswith(f" {frame.moment(now, brief=True)}")
+    time.tzset()
 
 
 @pytest.mark.parametrize(

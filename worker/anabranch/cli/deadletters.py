@@ -10,7 +10,6 @@ import heapq
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -60,7 +59,10 @@ def list_letters(common: frame.Frame, limit: int) -> None:
     if common.as_json:
         frame.print_json([_plain(letter) for letter in letters])
         return
-    rows = [(letter.origin, _time(letter), _key(letter), f"{letter.size} B", letter.reason) for letter in letters]
+    rows = [
+        (letter.origin, frame.moment(letter.at, brief=True), _key(letter), f"{letter.size} B", letter.reason)
+        for letter in letters
+    ]
     empty = f"no dead letters in namespace {common.namespace().name}"
     frame.print_table(("origin", "time", "key", ">size", "reason"), rows, empty=empty)
 
@@ -74,7 +76,7 @@ def show(common: frame.Frame, origin: str) -> None:
     if common.as_json:
         frame.print_json({**_plain(letter), "value": _text(letter.value)})
         return
-    lines = {"origin": letter.origin, "reason": letter.reason, "time": _time(letter), "key": _key(letter)}
+    lines = {"origin": letter.origin, "reason": letter.reason, "time": frame.moment(letter.at), "key": _key(letter)}
     headers = {name: _text(value) for name, value in letter.headers}
     width = max(map(len, [*lines, *headers]))
     for name, text in [*lines.items(), *headers.items()]:
@@ -209,10 +211,6 @@ def _plain(letter: Letter) -> dict[str, Any]:
 
 def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("utf-8", "backslashreplace")
-
-
-def _time(letter: Letter) -> str:
-    return datetime.fromtimestamp(letter.at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _key(letter: Letter) -> str:

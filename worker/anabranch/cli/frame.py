@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
@@ -324,6 +325,13 @@ def ago(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86400:.0f} d"
+
+
+def moment(at: float, *, brief: bool = False) -> str:
+    """Epoch seconds in the user's time zone; `brief` leaves out today's date."""
+    when = datetime.fromtimestamp(at, UTC).astimezone()
+    today = datetime.now(UTC).astimezone().date()
+    return when.strftime("%H:%M:%S" if brief and when.date() == today else "%Y-%m-%d %H:%M:%S")
 
 
 # --- running ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -76,14 +75,15 @@ def _cells(run: Summary) -> tuple[object, ...]:
 
     took = span((run.ended_at if run.ended_at is not None else max(time.time(), run.opened_at)) - run.opened_at)
     calls = f"{run.calls} ({run.failed_calls} failed)" if run.failed_calls else run.calls
-    return run.run_id, run.agent, status_text(run.status), _moment(run.opened_at, brief=True), took, run.turns, calls
-
-
-def _moment(at: float, *, brief: bool = False) -> str:
-    """In the user's time zone; `brief` leaves out today's date."""
-    moment = datetime.fromtimestamp(at, UTC).astimezone()
-    today = datetime.now(UTC).astimezone().date()
-    return moment.strftime("%H:%M:%S" if brief and moment.date() == today else "%Y-%m-%d %H:%M:%S")
+    return (
+        run.run_id,
+        run.agent,
+        status_text(run.status),
+        frame.moment(run.opened_at, brief=True),
+        took,
+        run.turns,
+        calls,
+    )
 
 
 # --- show, watch ------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ async def _replay(common: frame.Frame, run_id: str) -> None:
                 continue
             if not zero:
                 zero = event.at
-                console.print(f"{log.place.topic}, partition {log.place.partition}, from {_moment(zero)}")
+                console.print(f"{log.place.topic}, partition {log.place.partition}, from {frame.moment(zero)}")
             after = facts(log.run)
             for line in replayed(event, before, after, log.run, zero):
                 console.print(line)
