@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from tests.support.fleet import fleet, settings_for
 from tests.support.wait import until
 
 from anabranch import App, Call
-from anabranch.testing import Answer, Reply, text, tool_use, turn_of
+from anabranch.testing import Answer, Reply, prompt_of, text, tool_use, turn_of
 
 RUNS = 40
 executed: Counter[str] = Counter()
@@ -76,3 +77,23 @@ async def test_an_at_most_once_tool_runs_and_answers(kafka: str, namespace: str)
         answer = await running.ask("walker", "run 1")
         assert (answer.status, answer.calls.total, answer.calls.failed) == ("completed", 9, 0)
         assert set(executed.values()) == {1}
+
+
+async def test_a_model_call_that_a_rolling_deploy_interrupts_is_made_again_at_once(kafka: str, namespace: str) -> None:
+    """The new worker is up first, so calls are handed off for long; then the old one stops, and its drain is short."""
+    asked: Counter[str] = Counter()
+
+    def slow_at_first(request: dict[str, Any]) -> Answer:
+        asked[prompt_of(request)] += 1
+        return Reply(content=[text("done")], latency_s=60.0 if asked[prompt_of(request)] == 1 else 0.0)
+
+    settings = settings_for(kafka, namespace)
+    settings = replace(settings, worker=replace(settings.worker, drain_s=1.0))
+    async with fleet(app, slow_at_first, settings) as running:
+        runs = [await running.client.submit("walker", f"run {n}") for n in range(16)]
+        await until(lambda: len(asked) == len(runs), 20, "the first calls")
+        await running.add_agent()
+        assert await running.stop(running.agents[0]) == len(runs), "all are abandoned"
+        answers = await asyncio.wait_for(asyncio.gather(*runs), settings.agent.hand_off_s / 4)
+        assert {answer.status for answer in answers} == {"completed"}
+        assert set(asked.values()) == {2}

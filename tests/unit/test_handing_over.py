@@ -74,6 +74,29 @@ async def test_a_reply_that_is_acknowledged_is_not() -> None:
     assert kinds(desk) == ["ModelReplied", "PartitionReleased"]
 
 
+async def test_a_call_that_is_abandoned_at_the_end_is_waited_for_no_longer() -> None:
+    desk = in_flight()
+    prepared(desk)
+    give_up(desk, 60.0)
+    desk.owner._calls.abandon()
+    assert desk.appended[-1] == e.ModelHandedOff("r", b.LIFE, 1, "w", 0.0)
+    assert kinds(desk) == ["ModelHandedOff", "PartitionReleased", "ModelHandedOff"]
+
+
+async def test_nothing_is_said_at_the_end_of_a_call_that_was_answered_or_never_handed_off() -> None:
+    desk = in_flight()
+    job, _ = prepared(desk)
+    give_up(desk)
+    job.append(b.replied())
+    desk.owner._calls.abandon()
+    assert kinds(desk) == ["ModelHandedOff", "PartitionReleased", "ModelReplied"]
+
+    desk = in_flight()
+    prepared(desk)
+    desk.owner._calls.abandon()
+    assert kinds(desk) == []
+
+
 async def test_a_successor_waits_for_a_call_that_was_handed_off() -> None:
     desk = Desk().begin().write(b.requested())
     desk.jobs.due.clear()
@@ -111,6 +134,26 @@ async def test_a_reply_before_that_end_spares_the_call() -> None:
     desk.owner.read_on(key, end=desk.log.end + 1)
     desk.write(b.replied())
     assert desk.jobs.due == []
+
+
+async def test_the_time_of_a_call_that_was_answered_comes_to_nothing() -> None:
+    """Its run may be open for hours; nothing of it was lost."""
+    desk = Desk()
+    desk.log.write(b.requested(), b.model_handed_off(worker=OTHER))
+    desk.begin().read()
+    desk.write(b.calls())
+    assert rung(desk) == []
+
+
+async def test_what_the_giver_says_last_counts() -> None:
+    desk = Desk()
+    desk.log.write(b.requested(), b.model_handed_off(worker=OTHER))
+    desk.begin().read()
+    desk.write(e.ModelHandedOff("r", b.LIFE, 1, OTHER, 0.0))
+    assert desk.jobs.due == [], "its reply may stand in the log, up to its end"
+    (key,) = rung(desk)
+    desk.owner.read_on(key, end=desk.log.end)
+    assert len(desk.jobs.due) == 1
 
 
 async def test_a_hand_off_of_ones_own_is_not_waited_for() -> None:

@@ -169,6 +169,15 @@ class ModelCalls:
             for life, turn in held
         ]
 
+    def abandon(self) -> None:
+        """What was handed off has been ended with the rest, as this process ends: nobody need wait for it any more."""
+        worker = self._station.worker_id
+        for life, call in self._calls.items():
+            if call.ends is not None:
+                call.ends.cancel()
+                self._station.append(self._partition, e.ModelHandedOff(life[0], life[1], call.turn, worker, 0.0))
+        self._calls.clear()
+
     def _time_is_up(self, life: Life, call: _Call) -> None:
         if self._calls.get(life) is call and self.wanted(life, call.turn) is None:
             what = {"run_id": life[0], "partition": self._partition}

@@ -34,6 +34,10 @@ class HandedOff:
                 return False
         return True
 
+    def is_waited_for(self, run: Run, moment: Moment) -> bool:
+        """Whether this hand-off's call is still owed, and its giver has not said anything else since."""
+        return any(hand_off.offset == moment.hand_off for hand_off in run.hand_offs.values())
+
     def time_is_up(self, moment: Moment, end: int) -> None:
         """The log ended at `end` then: up to there a reply may still stand."""
         self._station.meters.hand_offs.count("model", "lost")

@@ -338,7 +338,8 @@ class Owner:
         if moment.what == "again":
             self._act(run)
         elif moment.what == "model":
-            self._hooks.on_time_up(self, moment)
+            if self._handed_off.is_waited_for(run, moment):
+                self._hooks.on_time_up(self, moment)
         elif (event := deadlines.event_at(run, moment)) is not None:
             if isinstance(event, e.RunExpired):
                 event = self._calls.cut_short_by(event)

@@ -139,6 +139,8 @@ class AgentWorker:
         abandoned = self.running
         self._station.thinker.cancel_all("its worker stopped")  # what they have used is told, and written below
         await self._station.thinker.idle()
+        for calls in self._calls.values():
+            calls.abandon()
         self._abandoned = abandoned
         await self._station.appender.flush(max(1.0, timeout_s / 10))
         return self.running
