@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from tests.support.fleet import fleet, settings_for
+from tests.support.fleet import by_turn, fleet, settings_for, told
 from tests.support.wait import until
 
 from anabranch import App, Call
@@ -97,3 +97,27 @@ async def test_a_model_call_that_a_rolling_deploy_interrupts_is_made_again_at_on
         answers = await asyncio.wait_for(asyncio.gather(*runs), settings.agent.hand_off_s / 4)
         assert {answer.status for answer in answers} == {"completed"}
         assert set(asked.values()) == {2}
+
+
+async def test_a_tool_call_that_a_rolling_deploy_interrupts_is_made_again_at_once(kafka: str, namespace: str) -> None:
+    began: Counter[str] = Counter()
+    late_app = App("late")
+
+    @late_app.tool(queue="late", timeout=100)
+    async def late(call: Call) -> int:
+        """Takes long, and no time when it is asked again."""
+        began[call.id] += 1
+        await asyncio.sleep(60.0 if began[call.id] == 1 else 0.0)
+        return call.dispatch
+
+    late_app.agent("walker", model="scripted", tools=[late])
+    settings = settings_for(kafka, namespace)
+    settings = replace(settings, worker=replace(settings.worker, drain_s=1.0))
+    async with fleet(late_app, by_turn([tool_use("late", {})] * 16, "done"), settings) as running:
+        run = await running.client.submit("walker", "go")
+        await until(lambda: len(began) == 16, 20, "the calls")
+        await running.add_tools("late")
+        assert await running.stop(running.tools[0]) == 16, "all are abandoned"
+        answer = await asyncio.wait_for(run, 20)
+        assert (answer.status, answer.calls.total, answer.calls.failed) == ("completed", 16, 0)
+        assert told(running.request) == ["2"] * 16, "the second dispatch"

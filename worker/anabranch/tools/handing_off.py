@@ -29,6 +29,9 @@ NAMED: Final = 4000
 MARGIN: Final = 0.1
 """The part of a hand-off's time that the giver leaves unused: clocks and networks are not perfect."""
 
+Replies = tuple[str, int]
+"""Topic and partition that a call replies to."""
+
 
 class HandOffs:
     """See the module. `give_up` ends a job. What executes here is asked of each: `begun`, and its task not done."""
@@ -71,14 +74,10 @@ class HandOffs:
 
     async def tell(self, jobs: Iterable[Job], for_s: float) -> list[Job]:
         """Tell the partitions that they reply to; returns those of whom the broker knows."""
-        groups: dict[tuple[str, int], list[Job]] = {}
-        for job in jobs:
-            groups.setdefault((job.call.reply.topic, job.call.reply.partition), []).append(job)
         groups_sent: dict[Sent, list[Job]] = {}
-        for (topic, partition), group in _in_parts(groups):
+        for where, group in _in_parts(jobs):
             time_s = min(for_s, max(job.time_s for job in group))
-            event = CallsHandedOff(self._bench.worker_id, time_s, tuple(job.call.call_id for job in group))
-            groups_sent[self._bench.appender.append(encode(event, topic, partition, self._bench.worker_id))] = group
+            groups_sent[self._append(where, group, time_s)] = group
             for job in group:
                 if job.ends is not None:
                     job.ends.cancel()
@@ -88,6 +87,16 @@ class HandOffs:
         self._bench.meters.hand_offs.add(len(told), "call", "given")
         return told
 
+    def abandon(self, jobs: Iterable[Job]) -> None:
+        """They end with this process: nobody need wait for those that were handed off any more."""
+        for where, group in _in_parts(job for job in jobs if job.ends is not None):
+            self._append(where, group, 0.0)
+
+    def _append(self, where: Replies, group: Iterable[Job], time_s: float) -> Sent:
+        worker_id = self._bench.worker_id
+        event = CallsHandedOff(worker_id, time_s, tuple(job.call.call_id for job in group))
+        return self._bench.appender.append(encode(event, *where, worker_id))
+
     def _time_is_up(self, job: Job) -> None:
         if job.running:
             call_id, what = job.call.call_id, job.about()
@@ -95,11 +104,14 @@ class HandOffs:
             self._give_up(job)
 
 
-def _in_parts(groups: Mapping[tuple[str, int], list[Job]]) -> Iterator[tuple[tuple[str, int], list[Job]]]:
-    """No event names more calls than a record has room for."""
-    for where, jobs in groups.items():
-        for begin in range(0, len(jobs), NAMED):
-            yield where, jobs[begin : begin + NAMED]
+def _in_parts(jobs: Iterable[Job]) -> Iterator[tuple[Replies, list[Job]]]:
+    """By where they reply to; no event names more calls than a record has room for."""
+    groups: dict[Replies, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.call.reply.topic, job.call.reply.partition), []).append(job)
+    for where, group in groups.items():
+        for begin in range(0, len(group), NAMED):
+            yield where, group[begin : begin + NAMED]
 
 
 def cancel_untold(jobs: Iterable[Job], committed: Mapping[Place, object]) -> None:

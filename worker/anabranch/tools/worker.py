@@ -134,6 +134,7 @@ class ToolWorker:
         except TimeoutError:
             running = counted(self.running, "call was", "calls were")
             log.warning("%s still running after %g s", running, timeout_s)
+            self._hand_offs.abandon(self._calls.running())
         await self._bench.appender.flush(max(1.0, timeout_s / 10))
         return self.running
 
