@@ -201,8 +201,9 @@ def _unsafe(facts: Facts, sample: Sample, whole: Partition, events: list[Any]) -
     where = f"partition {sample.partition} at {sample.at - EPOCH:.1f}, committed {sample.committed}"
     if part.nexts.or_else(whole.nexts) != whole.nexts:
         yield f"{where}: the next requests are {part.nexts} from there, and {whole.nexts} by the whole log"
-    if part.cancels.keys() != whole.cancels.keys():
-        yield f"{where}: cancels of {[*part.cancels]} wait from there, and of {[*whole.cancels]} by the whole log"
+    waiting, meant = dict(part.waiting_cancels()), dict(whole.waiting_cancels())
+    if waiting.keys() != meant.keys():
+        yield f"{where}: cancels of {[*waiting]} wait from there, and of {[*meant]} by the whole log"
     for run_id, run in whole.runs.items():
         if (run.open or not _was_answered(facts, run, sample.at)) and _gist(run) != _gist(part.runs.get(run_id)):
             yield f"{where}: {run_id} is {_gist(part.runs.get(run_id))} from there, and {_gist(run)} by the whole log"

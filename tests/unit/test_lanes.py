@@ -169,6 +169,18 @@ async def test_a_cancel_that_waits_holds_low_until_it_is_said_again() -> None:
     assert run.ending.status == "cancelled"
 
 
+async def test_a_cancel_whose_requests_have_all_been_taken_up_holds_nothing_though_one_before_it_waits() -> None:
+    desk = Desk(settings=AgentSettings(clean_bytes=500)).begin()
+    desk.write(b.cancelled(0, 5, run_id="x"), b.cancelled(1, 0, run_id="y"))
+    desk.write(*(b.noted("moved", f"n{n}", after=n, offset=n) for n in range(8)))
+    assert list(desk.owner.state.cancels) == ["x", "y"]
+    desk.owner.clean(1e9)
+    assert desk.appended == [b.cancelled(0, 5, run_id="x")]
+    desk.land().read()
+    assert list(desk.owner.state.cancels) == ["y", "x"]
+    assert desk.commit().low == 10
+
+
 # --- commit, snapshot ---------------------------------------------------------------------------------------------
 
 

@@ -86,7 +86,7 @@ def snapshots(
 
 def cancels(state: Partition, since: float) -> Iterator[e.RunCancelled]:
     """The events that say again which cancels, of before `since` in epoch seconds, still wait for their request."""
-    for run_id, cancel in state.cancels.items():
+    for run_id, cancel in state.waiting_cancels():
         if cancel.at < since:
             yield e.RunCancelled(run_id, None, cancel.reason, *cancel.before)
 

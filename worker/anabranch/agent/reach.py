@@ -85,7 +85,7 @@ class Reach:
         firsts = [(run.first, run.nexts_as_of_first, run.first_at) for run in needed]
         notes = [offset for offset in state.notes if not self._is_settled(NoteDue(offset))]
         firsts += [(offset, state.note_links[offset], math.inf) for offset in notes]
-        firsts += [(cancel.offset, cancel.nexts, math.inf) for cancel in state.cancels.values()]
+        firsts += [(cancel.offset, cancel.nexts, math.inf) for _, cancel in state.waiting_cancels()]
         return min(firsts, key=itemgetter(0), default=(state.position, state.nexts, math.inf))
 
     def _not_after_cancels(self, low: int, as_of: Nexts) -> tuple[int, Nexts]:

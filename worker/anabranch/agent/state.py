@@ -7,7 +7,7 @@ event in epoch seconds, `offset` its place in the log.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -243,6 +243,11 @@ class Partition:
     @property
     def nexts(self) -> Nexts:
         return Nexts(self.next_request, self.next_bulk)
+
+    def waiting_cancels(self) -> Iterator[tuple[str, Cancel]]:
+        """Those whose request may still come; the fold forgets the others one by one."""
+        nexts = self.nexts
+        return ((run_id, cancel) for run_id, cancel in self.cancels.items() if not nexts.is_past(cancel.before))
 
     def tell(self, interactive: int | None, bulk: int | None) -> None:
         """What the lanes' next requests are, as far as that is not known."""
