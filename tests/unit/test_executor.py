@@ -20,6 +20,7 @@ from typing import Any
 
 import orjson
 import pytest
+from tests.support import slow_to_import
 from tests.support.executing import process_id, run
 
 from anabranch.app import Retryable
@@ -100,6 +101,14 @@ async def test_a_function_for_a_process_runs_in_one(executor: Executor) -> None:
     done = await run(executor, process_id, run_in="process", timeout=60)
     assert done.outcome == "ok"
     assert int(str(done.content)) != os.getpid()
+
+
+async def test_to_start_a_process_takes_none_of_the_tools_time(executor: Executor) -> None:
+    done = await run(executor, slow_to_import.answer, run_in="process", timeout=0.5)
+    assert (done.outcome, done.content) == ("ok", "there")
+    assert done.ran_s < 0.5
+    again = await run(executor, slow_to_import.answer, run_in="process", timeout=0.5)
+    assert again.outcome == "ok"
 
 
 # --- what goes wrong ----------------------------------------------------------------------

@@ -12,6 +12,7 @@ import inspect
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -79,6 +80,7 @@ class Executor:
         self._process_slots = Slots(settings.processes, settings.interactive_weight)
         self._process_limit = anyio.CapacityLimiter(settings.processes)
         self._run_in = {"loop": self._in_loop, "thread": self._in_thread, "process": self._in_process}
+        self._idle = deque[float]()
         self.busy_threads = 0
         self._left = set[asyncio.Task[Any]]()  # coroutines that outlive their timeouts
 
@@ -217,9 +219,12 @@ class Executor:
 
     async def _slot(self, slots: Slots, call: ToolCall) -> None:
         """Wait for a place: as long as the call has, and without counting it as the tool's time."""
-        left = max(0.0, call.deadline - self._now())
-        async with asyncio.timeout(left if math.isfinite(left) else None):
+        async with asyncio.timeout(self._left_s(call)):
             await slots.acquire(Whose(call.tenant, call.run_id, call.lane or "interactive"))
+
+    def _left_s(self, call: ToolCall) -> float | None:
+        left = max(0.0, call.deadline - self._now())
+        return left if math.isfinite(left) else None
 
     async def _in_thread(self, work: Work, function: Callable[[], Any]) -> Content:
         """A thread that outlives its timeout keeps its slot: it is as busy as before."""
@@ -253,13 +258,28 @@ class Executor:
         """A process that outlives its timeout is killed."""
         await self._slot(self._process_slots, work.call)
         try:
+            run = partial(alone, _encoding(work, function))
+            await self._started(work, run)
             if work.gate is not None:
                 await work.gate.start()
             with self._timed(work):
-                run = partial(alone, _encoding(work, function))
-                return await anyio.to_process.run_sync(run, cancellable=True, limiter=self._process_limit)
+                made: Content = await anyio.to_process.run_sync(run, cancellable=True, limiter=self._process_limit)
+            self._idle.append(time.monotonic())
+            return made
         finally:
             self._process_slots.release()
+
+    async def _started(self, work: Work, run: Callable[[], Any]) -> None:
+        """Have a process that has imported the tool's module: to start one takes up to seconds, which are not the
+        tool's own. `_idle` says since when those are idle that exist, as far as we know; the last one is taken first.
+        """
+        if self._idle:
+            now, _ = time.monotonic(), self._idle.pop()
+            while self._idle and now - self._idle[0] >= anyio.to_process.WORKER_MAX_IDLE_TIME:
+                self._idle.popleft()
+            return
+        async with asyncio.timeout(self._left_s(work.call)):
+            await anyio.to_process.run_sync(callable, run, cancellable=True, limiter=self._process_limit)
 
 
 def _content(work: Work, value: Any) -> Content:
