@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from random import Random
 from typing import Any, cast
 
 import pytest
@@ -15,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import builders as b
 
+from anabranch.agent import placing as module
 from anabranch.agent.placing import Placing
 from anabranch.errors import BrokerError, TopicsError
 from anabranch.homes import Share, home_of, homes, in_turn, open_to_all, share
 from anabranch.kafka.seam import Broker
 from anabranch.registry import Registry
 from anabranch.specs import LimitSpec
-from anabranch.topics import Namespace
+from anabranch.topics import Namespace, partition_of
 
 names = st.text("abcdefgh-.0123456789", min_size=1, max_size=12)
 rates = st.floats(1 / 86_400, 100_000)
@@ -136,7 +138,7 @@ class Topics:
 def placing(counts: dict[str, int] | None = None) -> tuple[Placing, Topics, Registry]:
     topics, registry = Topics({"t.tool.calls.q": 24} if counts is None else counts), Registry()
     registry.add([b.tool(limit="crm")], limits=[limit(50)])
-    return Placing(cast(Broker, topics), Namespace("t"), registry), topics, registry
+    return Placing(cast(Broker, topics), Namespace("t"), registry, Random(1)), topics, registry
 
 
 async def test_calls_of_a_limit_go_to_its_homes_in_turn() -> None:
@@ -158,10 +160,51 @@ async def test_other_calls_go_beside_the_homes_unless_their_key_must_meet_others
     assert where.partition(b.tool(), "c", None) is None, "the queue is not known yet"
     await where.learn()
     assert where.partition(b.tool(serial_key="id"), "c", None) is None
-    chosen = {where.partition(b.tool(), f"c{n}", None) for n in range(500)}
-    assert chosen == set(range(24)) - set(homes(limit(50), None, 24))
+    free = sorted(set(range(24)) - set(homes(limit(50), None, 24)))
+    assert Counter(where.partition(b.tool(), f"c{n}", None) for n in range(2 * len(free))) == dict.fromkeys(free, 2)
     registry.add(limits=[limit(400)])
-    assert where.partition(b.tool(), "c", None) is None, "its homes are all partitions"
+    chosen = {where.partition(b.tool(), "c", None) for _ in range(24)}
+    assert chosen == set(range(24)), "its homes are all partitions"
+
+
+async def test_calls_without_a_limit_take_the_partitions_of_their_queue_in_turn() -> None:
+    where, _, registry = placing({"t.tool.calls.q": 24, "t.tool.calls.other": 7})
+    registry.limits.clear()
+    await where.learn()
+    places = [where.partition(b.tool(), f"c{n}", None) for n in range(48)]
+    assert Counter(places) == dict.fromkeys(range(24), 2)
+    assert len({*places[:10]}) == 10, "no two calls of a turn of ten wait behind each other"
+
+
+async def test_where_a_call_may_be_placed_again_its_key_decides() -> None:
+    where, _, registry = placing()
+    await where.learn()
+    for _ in range(2):
+        chosen = [where.partition(b.tool(), f"c{n}", None, again=True) for n in range(50)]
+        assert chosen == [where.partition(b.tool(), f"c{n}", None, again=True) for n in range(50)]
+        assert not set(chosen) & set(homes(limit(50), None, 24)) or not registry.limits
+        registry.limits.clear()
+    assert chosen == [partition_of(f"c{n}", 24) for n in range(50)], "as if it had not been placed"
+
+
+async def test_calls_that_alternate_reach_all_homes_of_each() -> None:
+    where, _, registry = placing({"t.tool.calls.q": 24, "t.tool.calls.other": 24})
+    registry.add([b.tool("other", queue="other")], limits=[limit(20, name="pair")])
+    await where.learn()
+    tools = b.tool(limit="pair"), b.tool("other", queue="other")
+    chosen = Counter((spec.name, where.partition(spec, "c", None)) for _ in range(48) for spec in tools)
+    assert {n for (name, _), n in chosen.items() if name == "t"} == {24}, "two homes"
+    assert {n for (name, _), n in chosen.items() if name == "other"} == {2}, "24 partitions"
+
+
+async def test_turns_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED", 10)
+    where, _, registry = placing()
+    registry.add(limits=[limit(5, per="tenant")])
+    await where.learn()
+    for n in range(100):
+        assert (where.partition(b.tool(limit="crm"), "c", f"t{n}"),) == homes(limit(5, per="tenant"), f"t{n}", 24)
+    assert len(where._placed) <= 10
 
 
 async def test_a_tenants_calls_go_to_its_own_homes() -> None:

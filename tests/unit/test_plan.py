@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
+import pytest
 from tests.support import builders as b
 
 from anabranch.agent.large import HEADER_BYTES
-from anabranch.agent.plan import BatchContext, plan, unfit
+from anabranch.agent.plan import BatchContext, plan, planned_alone, unfit
 from anabranch.agent.reply import RequestedCall
 from anabranch.agent.tokens import derived
 from anabranch.bodies import dump
@@ -65,16 +66,30 @@ def test_a_call_id_gives_away_neither_the_attempt_nor_the_ids_of_other_calls() -
 
 
 def test_a_call_is_planned_for_the_partition_that_its_limit_and_tenant_say() -> None:
-    asked: list[tuple[str, str, str | None]] = []
+    asked: list[tuple[str, str, str | None, bool]] = []
 
-    def place(spec: ToolSpec, key: str, tenant: str | None) -> int:
-        asked.append((spec.name, key, tenant))
+    def place(spec: ToolSpec, key: str, tenant: str | None, again: bool) -> int:
+        asked.append((spec.name, key, tenant, again))
         return 7
 
     refused = RequestedCall("tu1", "t", {}, "not JSON")
     context = BatchContext("r", 2, "att", b.agent(tools=["t"]), True, lambda name: b.tool(), place, "acme")
     assert [entry.partition for entry in plan((call(), refused), context)] == [7, None]
-    assert asked == [("t", ID[0], "acme")]
+    assert asked == [("t", ID[0], "acme", False)]
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_call_that_may_begin_early_is_planned_for_where_it_has_begun(early: bool) -> None:
+    again: list[bool] = []
+
+    def place(spec: ToolSpec, key: str, tenant: str | None, asked_again: bool) -> int:
+        again.append(asked_again)
+        return 7
+
+    context = BatchContext("r", 2, "att", b.agent(tools=["t"], early_start=early), True, lambda name: b.tool(), place)
+    plan([call()], context)
+    planned_alone(0, call(), context)
+    assert again == [early, early]
 
 
 def test_the_plan_has_the_order_of_the_calls() -> None:

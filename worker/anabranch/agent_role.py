@@ -90,7 +90,7 @@ async def _serve_agent(
             opened, settings.agent, settings.prices, clockwork, settings.models, store, meters, traces, sealing
         )
         await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs(), app.limit_specs(), signer)
-        placing = Placing(broker, namespace, registry)
+        placing = Placing(broker, namespace, registry, clockwork.chance)
         station = Station(
             namespace=namespace,
             worker_id=worker_id,

@@ -130,7 +130,7 @@ class PlannedCall:
         default_factory=list
     )
     rejected: Annotated[str | None, says("Why the call is not run: the text of its error result")] = None
-    partition: Annotated[Partition | None, says("Of the queue: a home of the tool's limit; null: by the key")] = None
+    partition: Annotated[Partition | None, says("Of the queue; null: by the key")] = None
     rejected_sealed: Annotated[Seal | None, says("What rejected says, sealed; that is then a word in its place")] = None
 
 

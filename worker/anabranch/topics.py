@@ -127,27 +127,13 @@ _SEED: Final = 0x9747B28C
 _MASK: Final = 0xFFFFFFFF
 
 
-def _stirred(h: int, words: bytes) -> int:
-    for k in unpack_from(f"<{len(words) >> 2}I", words):
-        k = k * _M & _MASK
-        h = h * _M & _MASK ^ (k ^ k >> 24) * _M & _MASK
-    return h
-
-
-@lru_cache(maxsize=256)
-def _begun(head: bytes, length: int) -> int:
-    """The hash of a key of so many bytes after its `head`, which is the same for all calls of a batch."""
-    return _stirred(_SEED ^ length, head)
-
-
 def murmur2(data: bytes) -> int:
     """32-bit murmur2 with the seed of Kafka's Java client (`org.apache.kafka.common.utils.Utils`)."""
-    length = len(data)
-    cut = max(0, length - 1) & ~3  # before the last word, whole or not
-    h, rest = _begun(data[:cut], length), data[cut:]
-    if len(rest) == 4:
-        h = _stirred(h, rest)
-    elif rest:
+    h, words = _SEED ^ len(data), len(data) >> 2
+    for k in unpack_from(f"<{words}I", data):
+        k = k * _M & _MASK
+        h = h * _M & _MASK ^ (k ^ k >> 24) * _M & _MASK
+    if rest := data[words << 2 :]:
         h = (h ^ int.from_bytes(rest, "little")) * _M & _MASK
     h = (h ^ h >> 13) * _M & _MASK
     return h ^ h >> 15

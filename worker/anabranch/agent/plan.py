@@ -39,11 +39,13 @@ LONG = 500
 """A mistake in arguments that is told in more characters is told in so many: it quotes a value."""
 
 
-Place = Callable[[ToolSpec, str, str | None], int | None]
-"""Which partition of its queue a call of this tool, with this key, for this tenant goes to; None: the key decides."""
+Place = Callable[[ToolSpec, str, str | None, bool], int | None]
+"""Which partition of its queue a call of this tool, with this key, for this tenant goes to (None: the key decides); the
+last one says whether that may be asked again for the same call.
+"""
 
 
-def by_key(spec: ToolSpec, key: str, tenant: str | None) -> int | None:
+def by_key(spec: ToolSpec, key: str, tenant: str | None, again: bool) -> int | None:
     """Where there are no limits, each call goes where its key says."""
     return None
 
@@ -151,7 +153,7 @@ def _planned(
         deadline_s=_deadline(spec),
         on_error=spec.on_error,
         rejected=why,
-        partition=None if refused else context.place(spec, key, context.tenant),
+        partition=None if refused else context.place(spec, key, context.tenant, context.agent.early_start),
         rejected_sealed=sealed,
     )
 
