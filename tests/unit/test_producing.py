@@ -84,7 +84,6 @@ class Cluster:
         self.leaders: dict[int, int | None] = {}
         self.links: dict[int, Link] = {}
         self.unready = 0
-        self.odd: Exception | None = None
         self.looked = 0
         self.cluster = self
         self.codes = [0]
@@ -105,7 +104,7 @@ class Cluster:
         return max(self.gone | self.quiet, default=0)
 
     hosts = (("broker", 9092, 0),)
-    _get_conn = None
+    _get_conn = _metadata_update = None
 
     async def bootstrap(self) -> None: ...
 
@@ -125,9 +124,6 @@ class Cluster:
         return Answer
 
     async def linked(self, client: Any, node_id: int, timeout_s: float) -> Link:
-        if (odd := self.odd) is not None:
-            self.odd = None
-            raise odd
         if self.unready:
             self.unready -= 1
             raise NodeNotReadyError
@@ -235,14 +231,6 @@ async def test_what_ails_a_broker_is_said_while_it_is_asked_again(
     (await asked(cluster)).answer()
     assert told == [Acked(7)]
     assert words in caplog.text
-
-
-async def test_a_broker_whose_connection_fails_oddly_is_tried_again(cluster: Cluster) -> None:
-    producer, told = await started(), Told()
-    cluster.odd = UnicodeError("label too long")
-    producer.send([batch(told)])
-    (await asked(cluster)).answer()
-    assert told == [Acked(7)]
 
 
 async def test_a_batch_that_the_broker_has_already_is_written_and_lies_nobody_knows_where(cluster: Cluster) -> None:

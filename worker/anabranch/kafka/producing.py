@@ -258,9 +258,6 @@ class Producer:
             self._links[leader] = await linked(self._client, leader, REQUEST_S)
         except (KafkaError, OSError) as failure:
             error = failure
-        except Exception as failure:  # whatever a broker's name or its login brings up: they must not wait for ever
-            log.exception("broker %d cannot be connected to", leader)
-            error = KafkaConnectionError(f"broker {leader} cannot be connected to: {failure!r}")
         batches = self._connecting.pop(leader)
         if error is None:
             self.send(batches)
