@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol import fetch as protocol
 from aiokafka.protocol.metadata import MetadataResponse_v1
+from aiokafka.record._crecords.cutil import crc32c_cython
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from anabranch.kafka.seam import Place
@@ -113,6 +114,14 @@ class Broker:
         then, self._then = self._then, None
         assert then is not None, "nothing is asked"
         then(what)
+
+
+def emptied(first: int, last: int, control: bool) -> bytes:
+    """What compaction leaves of a batch whose records are all gone: its header, while somebody may ask who wrote it."""
+    attributes = 0x30 if control else 0  # transactional, and a marker
+    rest = pack(">hiqqqhii", attributes, last - first, -1, -1, 9, 0, -1 if control else 0, 0)
+    checked = pack(">I", crc32c_cython(rest)) + rest
+    return pack(">qiib", first, 4 + 1 + len(checked), 0, 2) + checked
 
 
 def batch(first: int, count: int = 1, producer: int = -1, size: int = 1) -> bytes:

@@ -65,7 +65,7 @@ class Producer:
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self.held: dict[Where, Packed] = {}
-        self.stopped = False
+        self.stopped = self.is_throttled = False
 
     async def start(self) -> None: ...
 

@@ -37,6 +37,29 @@ async def test_a_failed_batch_and_the_producer_that_is_replaced_for_it_are_count
     assert meters.send_failures.copied() == meters.producer_replacements.copied() == {(): 1}
 
 
+async def test_a_producer_that_is_stuck_is_replaced_unless_kafka_has_it_wait(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(appender, "STUCK_S", 0.04)
+    broker.away.add((TOPIC, 0))
+    async with appending() as opened:
+        stuck, looked = opened._stuck, list[list[str]]()
+
+        def look(since: float) -> list[str]:
+            looked.append(stuck(since))
+            return looked[-1]
+
+        monkeypatch.setattr(opened, "_stuck", look)
+        broker.producers[0].is_throttled = True
+        sent = [opened.append(record(0))]
+        await until(lambda: looked[-3:].count([TOPIC]) == 3, SOON_S, "it has looked")
+        assert len(broker.producers) == 1
+        broker.producers[0].is_throttled = False
+        await until(lambda: len(broker.producers) > 1, SOON_S, "it is replaced")
+        broker.away.clear()
+        await all_of(sent)
+
+
 async def test_a_failed_batch_goes_again_before_what_came_later(broker: Broker) -> None:
     broker.away.add((TOPIC, 0))
     async with appending() as opened:

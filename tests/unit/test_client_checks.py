@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from anabranch.client import Client
-from anabranch.codec import decode
+from anabranch.codec import Outgoing, decode
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest
 from anabranch.fields import LANES
 from anabranch.kafka.memory import MemoryBroker
@@ -175,3 +175,17 @@ async def test_a_client_that_was_opened_in_another_event_loop_says_so(client: Cl
             asyncio.run(client.cancel("run-1"))
 
     await asyncio.to_thread(elsewhere)
+
+
+async def test_who_waits_for_an_answer_is_told_why_the_client_reads_no_more(
+    broker: MemoryBroker, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(record: Any) -> None:
+        raise BrokerError("topic shop.agent.responses does not exist")
+
+    run = await client.submit("analyst", "hello")
+    monkeypatch.setattr(client, "_take", gone)
+    async with broker.appender() as appender:
+        await appender.append(Outgoing(SHOP.responses, b"another", b"{}", partition=client._inbox))
+    with pytest.raises(BrokerError, match=r"no longer reads its inbox: .*agent.responses does not exist"):
+        await run

@@ -99,6 +99,23 @@ async def test_the_death_of_what_runs_alongside_is_told() -> None:
     assert [str(error) for error in told] == ["not allowed"]
 
 
+@pytest.mark.parametrize("raised", [None, LookupError("a mistake of ours")])
+async def test_a_death_in_the_turn_in_which_the_block_ends_cancels_nobody(raised: Exception | None) -> None:
+    told: list[BaseException] = []
+
+    async def block() -> str:
+        async with alongside(fails(), "reader", told.append):
+            await asyncio.sleep(0)
+            if raised is not None:
+                raise raised
+        await asyncio.sleep(0)
+        return "went on"
+
+    (ended,) = await asyncio.gather(block(), return_exceptions=True)
+    assert ended == (raised or "went on")
+    assert told == []
+
+
 async def test_a_tool_that_does_not_let_go_does_not_keep_a_failure_secret() -> None:
     app, may_end = App("t"), asyncio.Event()
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from tests.support.fetch_scene import A, B, MakeScene, scenes
-from tests.support.fetches import batch, state
+from tests.support.fetches import batch, emptied, state
 from tests.support.wait import until
 
 from anabranch.kafka import pump
@@ -35,6 +35,16 @@ async def test_what_lies_before_the_position_is_left_out(scene: MakeScene) -> No
     async with scene(a=6) as s:
         s.broker.answer((A, 0, batch(4, 5)))
         await s.got(A, 6, 7, 8)
+
+
+@pytest.mark.parametrize("control", [False, True], ids=["records", "the end of a transaction"])
+async def test_a_batch_of_which_compaction_has_left_nothing_is_read_past(scene: MakeScene, control: bool) -> None:
+    async with scene(a=5) as s:
+        s.broker.answer((A, 0, emptied(5, 7, control) + batch(8)))
+        await s.got(A, 8)
+        await s.broker.request()
+        s.broker.answer((A, 0, emptied(9, 9, control)))
+        assert (await s.broker.request()).fetched == {A: 10}
 
 
 async def test_no_more_than_so_many_records_are_delivered_in_one_turn_of_the_loop(scene: MakeScene) -> None:

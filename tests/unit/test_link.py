@@ -157,6 +157,17 @@ async def test_a_broker_that_does_not_answer_in_time_is_left_also_if_it_answered
     assert connection.aborted, "what has not been written yet is sent again, and must not follow that"
 
 
+async def test_a_broker_that_has_said_that_it_hears_nothing_for_a_while_is_not_silent() -> None:
+    connection = Connection()
+    heard: list[bytes | Exception] = []
+    link = Link(connection, 0.05)
+    began = time.monotonic()
+    link.is_deaf(0.2)
+    link.ask(0, 7, b"", heard.append)
+    await until(lambda: bool(heard), SOON_S, "it is silent after that")
+    assert time.monotonic() - began >= 0.25
+
+
 async def test_who_stood_still_reads_what_was_answered_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "LATE_S", 0.05)
     connection = Connection()

@@ -12,7 +12,7 @@ import struct
 import pytest
 from aiokafka.protocol import produce
 
-from anabranch.kafka.produce_wire import HIGHEST, LOWEST, read_produced, write_produce
+from anabranch.kafka.produce_wire import HIGHEST, LOWEST, read_produced, read_throttled_ms, write_produce
 
 VERSIONS = range(LOWEST, HIGHEST + 1)
 
@@ -47,8 +47,10 @@ def test_an_answer_is_read_as_aiokafka_reads_it(version: int, seed: int) -> None
     for (topic, partition), produced in told.items():
         topics.setdefault(topic, []).append((partition, *produced, *((9,) if version >= 5 else ())))
     kind = getattr(produce, f"ProduceResponse_v{version}")
-    answer = kind(topics=list(topics.items()), throttle_time_ms=0).encode()
-    assert read_produced(struct.pack(">i", 7) + answer, version) == told
+    throttled_ms = chance.choice([0, 35_000])
+    answer = struct.pack(">i", 7) + kind(topics=list(topics.items()), throttle_time_ms=throttled_ms).encode()
+    assert read_produced(answer, version) == told
+    assert read_throttled_ms(answer) == throttled_ms
 
 
 def test_an_answer_that_was_cut_short_is_an_error_and_not_an_answer() -> None:

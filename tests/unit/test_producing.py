@@ -48,6 +48,10 @@ class Link:
     def __init__(self) -> None:
         self.is_open = True
         self.asked: list[tuple[Any, Any]] = []
+        self.deaf_for = 0.0
+
+    def is_deaf(self, for_s: float) -> None:
+        self.deaf_for = for_s
 
     def version(self, api_key: int, lowest: int, highest: int) -> int:
         return highest
@@ -58,10 +62,10 @@ class Link:
     def abort(self) -> None:
         self.is_open = False
 
-    def answer(self, code: int = 0, offset: int = 7) -> None:
+    def answer(self, code: int = 0, offset: int = 7, throttled_ms: int = 0) -> None:
         request, then = self.asked.pop(0)
         topics = [(topic, [(n, code, offset, -1, 0) for n, _ in parts]) for topic, parts in request.topics]
-        then(struct.pack(">i", 1) + ProduceResponse_v7(topics=topics, throttle_time_ms=0).encode())
+        then(struct.pack(">i", 1) + ProduceResponse_v7(topics=topics, throttle_time_ms=throttled_ms).encode())
 
     def lose(self) -> None:
         """The connection breaks."""
@@ -84,7 +88,6 @@ class Cluster:
         self.leaders: dict[int, int | None] = {}
         self.links: dict[int, Link] = {}
         self.unready = 0
-        self.odd: Exception | None = None
         self.looked = 0
         self.cluster = self
         self.codes = [0]
@@ -105,7 +108,7 @@ class Cluster:
         return max(self.gone | self.quiet, default=0)
 
     hosts = (("broker", 9092, 0),)
-    _get_conn = None
+    _get_conn = _metadata_update = None
 
     async def bootstrap(self) -> None: ...
 
@@ -125,9 +128,6 @@ class Cluster:
         return Answer
 
     async def linked(self, client: Any, node_id: int, timeout_s: float) -> Link:
-        if (odd := self.odd) is not None:
-            self.odd = None
-            raise odd
         if self.unready:
             self.unready -= 1
             raise NodeNotReadyError
@@ -235,14 +235,6 @@ async def test_what_ails_a_broker_is_said_while_it_is_asked_again(
     (await asked(cluster)).answer()
     assert told == [Acked(7)]
     assert words in caplog.text
-
-
-async def test_a_broker_whose_connection_fails_oddly_is_tried_again(cluster: Cluster) -> None:
-    producer, told = await started(), Told()
-    cluster.odd = UnicodeError("label too long")
-    producer.send([batch(told)])
-    (await asked(cluster)).answer()
-    assert told == [Acked(7)]
 
 
 async def test_a_batch_that_the_broker_has_already_is_written_and_lies_nobody_knows_where(cluster: Cluster) -> None:
@@ -368,6 +360,21 @@ async def test_who_writes_is_asked_for_until_the_broker_knows_or_refuses(cluster
     cluster.codes = [ClusterAuthorizationFailedError.errno]
     with pytest.raises(ClusterAuthorizationFailedError):
         await started()
+
+
+async def test_a_broker_that_throttles_us_is_given_its_time_and_has_written_all_the_same(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    producer, told = await started(), Told()
+    producer.send([batch(told)])
+    link = await asked(cluster)
+    link.answer()
+    assert (link.deaf_for, producer.is_throttled, caplog.messages) == (0.0, False, [])
+    producer.send([batch(told)])
+    link.answer(throttled_ms=35_000)
+    assert told == [Acked(7)] * 2
+    assert (link.deaf_for, producer.is_throttled) == (35.0, True)
+    assert caplog.messages == ["broker 0 takes nothing for 35.0 s: a quota of Kafka is exceeded"]
 
 
 async def test_a_broker_that_is_gone_is_not_the_only_one_that_can_say_who_writes(cluster: Cluster) -> None:

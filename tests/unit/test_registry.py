@@ -5,14 +5,23 @@ Responsible for: `registry.py`, and what `agent_role.py` warns of. Must never: r
 
 from __future__ import annotations
 
+import asyncio
+from typing import cast
+
 import pytest
 from tests.support import builders as b
+from tests.support.virtual import now, virtually
 
 from anabranch.agent_role import warn_of_unknown
 from anabranch.bodies import dump
-from anabranch.codec import Record, cloud_event
-from anabranch.registry import Registry, is_alive
+from anabranch.codec import Outgoing, Record, cloud_event
+from anabranch.kafka.seam import Appender
+from anabranch.kafka.sent import Acked, Sent
+from anabranch.registry import BURIED_S, KEEP_UP_S, Registry, is_alive, keep_up
+from anabranch.signing import NO_SIGNER, Signer
 from anabranch.specs import LimitSpec, WorkerInfo
+from anabranch.tasks import alongside
+from anabranch.topics import Namespace
 
 
 def told(offset: int, limit: LimitSpec) -> Record:
@@ -49,3 +58,64 @@ def test_a_tool_that_waits_for_one_which_nobody_has_registered_is_warned_of_once
         "tool look: nobody has registered tool 'ghost', so it waits for no call of it"
     ]
     assert sum("agent one" in text and "'gone'" in text for text in caplog.messages) == 1
+
+
+class Kept:
+    """A registry that is kept up, and what of it is said: for so long after `records` were read."""
+
+    def __init__(self, *records: Record, for_s: float, signer: Signer = NO_SIGNER) -> None:
+        self.registry = Registry(signer, now)
+        self.said: list[Outgoing] = []
+        virtually(lambda: self._keep_up(records, for_s, signer))
+
+    async def _keep_up(self, records: tuple[Record, ...], for_s: float, signer: Signer) -> None:
+        for record in records:
+            self.registry.take(record)
+        keeping = keep_up(self.registry, cast(Appender, self), Namespace("t"), "w", signer)
+        async with alongside(keeping, "upkeep"):
+            await asyncio.sleep(for_s)
+
+    def append(self, record: Outgoing) -> Sent:
+        """It is read back at once."""
+        self.said.append(record)
+        self.registry.take(b.as_read(record, 9, at=now()))
+        sent = Sent()
+        sent.succeed(Acked(9))
+        return sent
+
+
+def entry(key: str, value: bytes | None, at: float = 0.0) -> Record:
+    return b.as_read(cloud_event("t.registry", "x", "w", key, value), 0, at=at)
+
+
+SIGNER = Signer({"k": b"0" * 32}, required=True)
+AGENT = b.agent(name="one")
+
+
+def test_what_junk_was_written_over_is_said_again_once_as_it_was() -> None:
+    tool, limit, agent = b.tool("look"), LimitSpec("crm", "io", 10.0), f"agent/one@{AGENT.revision}"
+    signed = SIGNER.signed(cloud_event("t.registry", "registry.agent", "w", agent, dump(AGENT), partition=0))
+    good = [entry("tool/look", dump(tool)), told(0, limit), b.as_read(signed, 0)]
+    junk = [entry(key, b"oops") for key in ("tool/look", "limit/crm", agent, "tool/unknown", "tool/\xff")]
+    kept = Kept(*good, *junk, for_s=10 * KEEP_UP_S, signer=SIGNER)
+    assert [record.key for record in kept.said] == [b"limit/crm", b"tool/look", agent.encode()]
+    assert [record.value for record in kept.said] == [dump(limit), dump(tool), dump(AGENT)]
+    assert kept.registry.agent("one") == AGENT
+
+
+@pytest.mark.parametrize("last", [dump(b.tool("look")), None, b'{"of": "a newer version"}'])
+def test_what_was_not_junk_or_is_mended_is_left_as_it_is(last: bytes | None) -> None:
+    good = entry("tool/look", dump(b.tool("look")))
+    assert Kept(good, entry("tool/look", b"oops"), entry("tool/look", last), for_s=2 * KEEP_UP_S).said == []
+
+
+def test_a_worker_that_nobody_has_heard_of_for_a_day_is_buried() -> None:
+    def sign(worker: str, at: float) -> Record:
+        info = WorkerInfo(worker, "tool", "1", at, at, "io")
+        return entry(f"worker/{worker}", dump(info), at)
+
+    kept = Kept(sign("dead", 0.0), sign("alive", 0.0), for_s=BURIED_S - KEEP_UP_S)
+    assert kept.said == []
+    kept = Kept(sign("dead", 0.0), for_s=BURIED_S + 3 * KEEP_UP_S)
+    assert [(record.key, record.value) for record in kept.said] == [(b"worker/dead", None)]
+    assert kept.registry.workers == {}

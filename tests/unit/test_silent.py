@@ -29,6 +29,8 @@ class Connection:
     def __init__(self) -> None:
         self.closed_for: Any = None
         self.is_open = True
+        self.answer: Any = SimpleNamespace(brokers=[1])
+        self.asked: list[Any] = []
         self.aborted = 0
         self._last_action = -math.inf
         self._writer = SimpleNamespace(transport=SimpleNamespace(abort=self._abort))
@@ -40,8 +42,14 @@ class Connection:
     def connected(self) -> bool:
         return self.is_open
 
-    def close(self, reason: Any, exc: Exception) -> None:
+    def close(self, reason: Any = None, exc: Exception | None = None) -> None:
         self.closed_for, self.is_open = reason, False
+
+    async def send(self, request: Any) -> Any:
+        self.asked.append((request._topics, request._allow_auto_topic_creation))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
 
 
 class Client:
@@ -51,27 +59,38 @@ class Client:
 
     def __init__(self, servers: int = 2) -> None:
         self.hosts = [("broker", number, 0) for number in range(servers)]
-        self.cluster = SimpleNamespace(brokers=lambda: [SimpleNamespace(nodeId=1), SimpleNamespace(nodeId=2)])
-        self._conns = {(node, group): Connection() for node in (1, 2) for group in GROUPS}
+        brokers = [SimpleNamespace(nodeId=1), SimpleNamespace(nodeId=2)]
+        self.cluster = SimpleNamespace(brokers=lambda: brokers, update_metadata=lambda told: self.told.append(told))
+        self._conns: dict[tuple[Any, Any], Connection] = {
+            (node, group): Connection() for node in (1, 2) for group in GROUPS
+        }
         self._request_timeout_ms = 40_000
-        self.dead: dict[int, float] = {}
+        self.dead: dict[int | str, float] = {}
         self.late: set[int] = set()
-        self.asked: list[int] = []
+        self.asked: list[int | str] = []
         self.looked = 0
         self.patience: list[int] = []
+        self.odd: Exception | None = None
+        self.told: list[Any] = []
         self._turn = asyncio.Lock()
 
     def force_metadata_update(self) -> None:
         self.looked += 1
 
-    async def _get_conn(self, node_id: int, *, group: int | str = ConnectionGroup.DEFAULT) -> Connection | None:
+    async def _get_conn(self, node_id: int | str, *, group: int | str = ConnectionGroup.DEFAULT) -> Connection | None:
         async with self._turn:
             self.asked.append(node_id)
+            if self.odd is not None:
+                raise self.odd
             if node_id in self.dead:
                 await asyncio.sleep(self.dead[node_id])
                 return None
-            self._conns[node_id, group].is_open = True
-            return self._conns[node_id, group]
+            connection = self._conns.setdefault((node_id, group), Connection())
+            connection.is_open = True
+            return connection
+
+    async def _metadata_update(self, cluster: Any, topics: set[str] | None) -> bool:
+        raise AssertionError("it would create topics, and ask no servers")
 
     async def send(self, node_id: int, request: str, *, group: int | str = ConnectionGroup.DEFAULT) -> str:
         if node_id in self.late:
@@ -87,7 +106,7 @@ class Client:
         self.patience.append(self._request_timeout_ms)
 
 
-def refusing(monkeypatch: pytest.MonkeyPatch, refused_s: float, dead: dict[int, float]) -> Client:
+def refusing(monkeypatch: pytest.MonkeyPatch, refused_s: float, dead: dict[int | str, float]) -> Client:
     """One whose `dead` brokers cannot be connected to after so long: longer than `refused_s` is silence."""
     client = Client()
     Silent(client)
@@ -207,3 +226,49 @@ async def test_a_start_has_time_for_several_servers(servers: int, patience_ms: i
     await client.bootstrap()
     assert client.patience == [patience_ms]
     assert client._request_timeout_ms == 40_000, "for whatever is asked then"
+
+
+async def test_one_whose_connection_fails_oddly_is_one_that_cannot_be_connected_to() -> None:
+    """It would end aiokafka's task that asks who leads, and nobody would hear of it."""
+    client = Client()
+    Silent(client)
+    client.lose()
+    client.odd = UnicodeError("label too long")
+    assert await client._get_conn(1) is None
+    assert client.looked == 1
+    client.odd = None
+    assert await client._get_conn(1) is not None
+
+
+@pytest.mark.parametrize(("topics", "named"), [({"log"}, ["log"]), (set(), None), (None, None)])
+async def test_one_broker_is_asked_who_leads_what_and_is_to_create_nothing(
+    topics: set[str] | None, named: list[str] | None
+) -> None:
+    client = Client()
+    Silent(client)
+    client.dead = {2: 0.0}
+    client._conns[2, GROUPS[0]].is_open = False
+    assert await client._metadata_update(client.cluster, topics)
+    one = client._conns[1, GROUPS[0]]
+    assert (client.told, one.asked, one.is_open) == ([one.answer], [(named, False)], True)
+
+
+async def test_if_no_broker_can_be_had_the_servers_are_asked_where_they_are_by_now() -> None:
+    """All have come back at other addresses; the first server is gone, and the second one has no answer."""
+    client = Client(3)
+    Silent(client)
+    client.lose()
+    names = ["broker:0", "broker:1", "broker:2"]
+    client.dead = {1: 0.0, 2: 0.0, names[0]: 0.0}
+    lost, good = Connection(), Connection()
+    lost.answer = RequestTimedOutError()
+    lost.is_open = good.is_open = False
+    client._conns |= {(names[1], GROUPS[0]): lost, (names[2], GROUPS[0]): good}
+    assert await client._metadata_update(client.cluster, {"log"})
+    assert (sorted(client.asked[:2]), client.asked[2:]) == ([1, 2], names)
+    assert client.cluster._bootstrap_brokers[names[2]][1:3] == ("broker", 2)
+    assert (client.told, good.asked) == ([good.answer], [(["log"], False)])
+    assert not lost.is_open
+    assert not good.is_open
+    client.dead = dict.fromkeys([1, 2, *names], 0.0)
+    assert not await client._metadata_update(client.cluster, {"log"})

@@ -28,7 +28,7 @@ from anabranch.callers import callers_of
 from anabranch.clockwork import Clockwork, real_clockwork
 from anabranch.config import Settings
 from anabranch.kafka.seam import Broker
-from anabranch.registry import Registry, follow, register
+from anabranch.registry import Registry, follow, keep_up, register
 from anabranch.roles import broker_of, info_of, namespace_of, refuse_bad_topics, store_of, tracing_of
 from anabranch.runtime import Post, Shutdown, serve
 from anabranch.sealing import checked
@@ -115,7 +115,12 @@ async def _serve_agent(
         info = info_of(worker_id, "agent", clockwork.now, lambda: worker.running)
         topics, newer, group = [namespace.requests, namespace.log], [namespace.bulk_requests], namespace.agents_group
         post = Post(worker, info, topics, group, broker, appender, namespace, settings.worker, meters, watch, newer)
-        async with _following(broker, namespace, registry, app), alongside(placing.follow(), "placing"):
+        keeping_up = keep_up(registry, appender, namespace, worker_id, signer)
+        async with (
+            _following(broker, namespace, registry, app),
+            alongside(placing.follow(), "placing"),
+            alongside(keeping_up, "registry's upkeep"),
+        ):
             await placing.learn()
             return await serve(post, shutdown)
 

@@ -329,15 +329,19 @@ class Client:
             raise InvalidRequest(f"the request cannot be sent: {error}{hint}") from None
 
     async def _read(self, reader: Any) -> None:
+        ended = "the client was closed before the answer came"
         try:
             while True:
                 for record in await reader.read(POLL_S):
                     self._take(record)
+        except Exception as error:
+            ended = f"the client no longer reads its inbox: {error!r}"
+            raise
         finally:
             for futures in self._waiting.values():
                 for future in futures:
                     if not future.done():
-                        future.set_exception(BrokerError("the client was closed before the answer came"))
+                        future.set_exception(BrokerError(ended))
 
     def _take(self, record: Any) -> None:
         run_id = (record.key or b"").decode("utf-8", "replace")

@@ -1,7 +1,8 @@
 """What is registered: tools, limits, agents and the workers that are alive, read from the `registry` topic.
 
-A view in memory of a compacted topic. Both roles, the client and the commands follow it; a worker registers
+A view in memory of a compacted topic. Agent workers and the commands follow it; a worker registers
 what its App declares when it starts. It decides nothing: who uses it looks a name up and copes with its absence.
+Agent workers also keep it up (`keep_up`): compaction drops what somebody's junk has replaced, and never a dead worker.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
 
+import orjson
+
 from anabranch.bodies import dump, read
 from anabranch.codec import Outgoing, Record, cloud_event
-from anabranch.errors import WireError
+from anabranch.errors import AnabranchError, WireError
 from anabranch.kafka.seam import Appender, Broker, Place
 from anabranch.signing import NO_SIGNER, Signer
 from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
@@ -26,22 +29,27 @@ log = logging.getLogger(__name__)
 POLL_S: Final = 0.5
 DEAD_S: Final = 30.0
 """How long after its last sign of life a worker counts as dead."""
+BURIED_S: Final = 86_400.0
+"""How long after it the registry forgets one that was killed: it is told of until then."""
+KEEP_UP_S: Final = 60.0
 
 
 class Registry:
     """Tools and limits by name, agents by name and revision, workers by id. `on_workers` are called when one tells of
     itself, or is gone. Agents that `signer` does not vouch for are not taken. `version` changes with all but workers.
+    `spoilt` are the keys of which the last record is no JSON object.
     `now` is epoch seconds.
     """
 
     def __init__(self, signer: Signer = NO_SIGNER, now: Callable[[], float] = time.time) -> None:
-        self._signer, self._now = signer, now
+        self._signer, self.now = signer, now
         self.tools: dict[str, ToolSpec] = {}
         self.limits: dict[str, LimitSpec] = {}
         self.agents: dict[str, AgentSpec] = {}
         self.revisions: dict[tuple[str, str], AgentSpec] = {}
         self.workers: dict[str, WorkerInfo] = {}
         self.on_workers: list[Callable[[], None]] = []
+        self.spoilt: set[str] = set()
         self.version = 0
 
     def tool(self, name: str) -> ToolSpec | None:
@@ -63,7 +71,9 @@ class Registry:
 
     def take(self, record: Record) -> None:
         """One record of the topic. What cannot be read is logged and skipped."""
-        kind, _, name = (record.key or b"").decode("utf-8", "replace").partition("/")
+        key = (record.key or b"").decode("utf-8", "replace")
+        kind, _, name = key.partition("/")
+        self.spoilt.discard(key)
         try:
             if kind == "tool":
                 self._take_tool(name, record.value)
@@ -76,6 +86,8 @@ class Registry:
                 self._take_worker(name, record)
         except WireError as error:
             log.warning("registry record %r at offset %d cannot be read: %s", record.key, record.offset, error)
+            if record.value is not None and not _is_object(record.value):  # else of a newer version, or key, perhaps
+                self.spoilt.add(key)
 
     def _take_tool(self, name: str, value: bytes | None) -> None:
         if value is None:
@@ -112,7 +124,7 @@ class Registry:
         if record.value is None:
             self.workers.pop(name, None)
         else:
-            told, seen_at = read(WorkerInfo, record.value), min(record.timestamp / 1000, self._now())
+            told, seen_at = read(WorkerInfo, record.value), min(record.timestamp / 1000, self.now())
             self.workers[name] = replace(told, seen_at=seen_at, started_at=seen_at - told.seen_at + told.started_at)
         for changed in self.on_workers:
             changed()
@@ -165,6 +177,26 @@ async def register(
     await asyncio.gather(*(appender.append(entry) for entry in entries))
 
 
+async def keep_up(registry: Registry, appender: Appender, namespace: Namespace, source: str, signer: Signer) -> None:
+    """Say again what is known of spoilt keys, and bury the dead, for ever. Several may do so at once."""
+    while True:
+        await asyncio.sleep(KEEP_UP_S)
+        spoilt, registry.spoilt = registry.spoilt, set()
+        tools = [tool for name, tool in registry.tools.items() if f"tool/{name}" in spoilt]
+        limits = [limit for name, limit in registry.limits.items() if f"limit/{name}" in spoilt]
+        agents = [agent for (name, of), agent in registry.revisions.items() if f"agent/{name}@{of}" in spoilt]
+        known: list[ToolSpec | LimitSpec | AgentSpec] = [*tools, *limits, *agents]
+        if said := ", ".join(spec.name for spec in known):
+            log.warning("said again in the registry, for there was junk in its place: %s", said)
+        try:
+            await register(appender, namespace, source, tools, agents, limits, signer)
+        except AnabranchError as error:
+            log.warning("what there was junk over cannot be said again: %s", error)
+        for worker in list(registry.workers.values()):
+            if registry.now() - worker.seen_at > BURIED_S:
+                appender.append(worker_gone(namespace, worker.id))
+
+
 def worker_entry(namespace: Namespace, info: WorkerInfo) -> Outgoing:
     """The sign of life of a worker."""
     return _entry(namespace, info.id, f"worker/{info.id}", "registry.worker", dump(info))
@@ -173,6 +205,13 @@ def worker_entry(namespace: Namespace, info: WorkerInfo) -> Outgoing:
 def worker_gone(namespace: Namespace, worker_id: str) -> Outgoing:
     """The tombstone of a worker that stops cleanly."""
     return _entry(namespace, worker_id, f"worker/{worker_id}", "registry.worker", None)
+
+
+def _is_object(value: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(value), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _entry(namespace: Namespace, source: str, key: str, kind: str, value: bytes | None) -> Outgoing:

@@ -27,8 +27,11 @@ async def alongside(
     assert parent is not None, "alongside() runs in a task"
     task: asyncio.Task[object] = asyncio.create_task(work, name=name)
     dead: list[BaseException] = []
+    is_over = False
 
     def ended(_: asyncio.Task[object]) -> None:
+        if is_over:  # in this very turn: there is nobody to be cancelled any more, and asyncio tells of it
+            return
         error = None if task.cancelled() else task.exception()
         if error is not None:
             dead.append(error)
@@ -45,7 +48,7 @@ async def alongside(
         parent.uncancel()
         raise dead[0] from None
     finally:
-        task.remove_done_callback(ended)
+        is_over = True
         task.cancel()
         await asyncio.wait({task})
 

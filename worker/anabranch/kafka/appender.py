@@ -200,7 +200,7 @@ class KafkaAppender:
         while True:
             await asyncio.sleep(STUCK_S / 4)
             stuck = self._stuck(loop.time() - STUCK_S)
-            if stuck:
+            if stuck and not (self._producer is not None and self._producer.is_throttled):
                 log.error(
                     "nothing was acknowledged for %g s on %s: is the broker full, or gone? See its log and its disks; "
                     "%s to be sent again until it has them",

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from aiokafka.conn import get_ip_port_afi
+
 from anabranch.config import KafkaSettings
 from anabranch.errors import ConfigError
 from anabranch.kafka.admin import Admin
@@ -65,7 +67,7 @@ class KafkaBroker:
 def client_arguments(settings: KafkaSettings) -> dict[str, Any]:
     """What every aiokafka client is given. Raises `ConfigError` for settings that do not go together."""
     arguments: dict[str, Any] = {
-        "bootstrap_servers": settings.bootstrap,
+        "bootstrap_servers": _servers(settings.bootstrap),
         "security_protocol": settings.security_protocol,
         "client_id": "anabranch",
     }
@@ -74,6 +76,23 @@ def client_arguments(settings: KafkaSettings) -> dict[str, Any]:
     if settings.security_protocol.startswith("SASL"):
         arguments |= _login(settings)
     return arguments
+
+
+def _servers(bootstrap: str) -> str:
+    """Those that are named, without the blanks and the commas that name none."""
+    servers = [server.strip() for server in bootstrap.split(",") if server.strip()]
+    for server in servers or [""]:
+        try:
+            host, port, _ = get_ip_port_afi(server)
+            is_one = bool(host.encode("idna")) and "/" not in host and 0 < port < 65_536
+        except ValueError:  # also a name that none can be
+            is_one = False
+        if not is_one:
+            raise ConfigError(
+                f"ANABRANCH_BOOTSTRAP={bootstrap!r}: {server!r} is no server of Kafka: give a host and its port, as in "
+                "localhost:9092, or several with commas between them"
+            )
+    return ",".join(servers)
 
 
 def _login(settings: KafkaSettings) -> dict[str, Any]:

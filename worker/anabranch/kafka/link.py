@@ -72,6 +72,7 @@ class Link:
         self._correlation_id = 0
         self._client_id: bytes = connection._client_id.encode()
         self._watch: asyncio.TimerHandle | None = None
+        self._deaf_until = 0.0
         connection._reader.feed_data = self._feed  # instead of waking the task that reads
 
     @property
@@ -106,6 +107,10 @@ class Link:
         except OSError as error:
             self._close(CloseReason.CONNECTION_BROKEN, error)
 
+    def is_deaf(self, for_s: float) -> None:
+        """The broker has said that it hears nothing more for so long, as it does to whoever exceeds a quota."""
+        self._deaf_until = time.monotonic() + for_s
+
     def abort(self) -> None:
         self._close(CloseReason.SHUTDOWN, KafkaConnectionError(f"the connection to {self._name} was ended"))
 
@@ -118,7 +123,7 @@ class Link:
         self._watch = None
         if not (under_way := self._connection._requests):
             return
-        left_s = under_way[0][1] + self._timeout_s - time.monotonic()
+        left_s = max(under_way[0][1], self._deaf_until) + self._timeout_s - time.monotonic()
         if left_s > 0:
             self._watch = self._loop.call_later(left_s, self._look)
         elif left_s < -LATE_S and not has_read:

@@ -1,7 +1,8 @@
 """Tokens for OAUTHBEARER: the client credentials grant of OAuth 2 (RFC 6749, 4.4).
 
-Responsible for: one token at a time, fetched when a connection needs one, used for four fifths of its life. Must never:
-follow a redirect, for it would carry the secret elsewhere; show a secret or a token in an error. The broker asks for a
+Responsible for: one token at a time, fetched when a connection needs one, used for four fifths of its life, or until a
+broker refuses it: it may be revoked, or the machine was asleep. Must never: follow a redirect, for it would carry the
+secret elsewhere; show a secret or a token in an error. The broker asks for a
 token once a connection; where it ends a session with its token, the next connection brings a fresh one.
 Called by: `connect.py`, and by aiokafka for each connection.
 """
@@ -33,6 +34,8 @@ FETCH_S: Final = 10.0
 ANSWER_BYTES: Final = 256 * 1024
 USED_UP: Final = 0.8
 """The part of its life after which a token is no longer given to new connections."""
+REFUSED_S: Final = 10.0
+"""A token that a broker refuses sooner is kept: another one would fare no better, and nobody floods the server."""
 SHOWN: Final = 200
 _NEEDS: Final = ("sasl_oauth_token_url", "sasl_oauth_client_id", "sasl_oauth_client_secret")
 
@@ -45,9 +48,10 @@ class NoToken(KafkaError):  # type: ignore[misc]  # aiokafka has no types
 
 @frozen()
 class _Token:
-    """`fresh_until` and `valid_until` are epoch seconds."""
+    """Seconds of a clock that nobody sets: when it was asked for, and what it is good for."""
 
     text: str
+    since: float
     fresh_until: float
     valid_until: float
 
@@ -58,6 +62,7 @@ class _Authenticator(OAuthAuthenticator):  # type: ignore[misc]  # aiokafka has 
 
     async def step(self, payload: bytes | None) -> tuple[bytes, bool] | None:
         if payload:
+            self._sasl_oauth_token_provider.is_refused()
             raise SaslAuthenticationFailed(payload[:SHOWN].decode("utf-8", "replace"))
         step: tuple[bytes, bool] | None = await super().step(payload)
         return step
@@ -92,7 +97,7 @@ class TokenSource(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has 
     async def token(self) -> str:
         """One that is fresh. Raises `NoToken`."""
         async with self._fetching:
-            now = time.time()
+            now = time.monotonic()
             if self._token is None or now >= self._token.fresh_until:
                 try:
                     self._token = await self._fetch()
@@ -102,8 +107,13 @@ class TokenSource(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has 
                     log.warning("%s; the last token is valid for %.0f s more", error, self._token.valid_until - now)
             return self._token.text
 
+    def is_refused(self) -> None:
+        """A broker does not take it: whoever comes next gets another one, if this one is not new."""
+        if self._token is not None and time.monotonic() - self._token.since > REFUSED_S:
+            self._token = None
+
     async def _fetch(self) -> _Token:
-        asked_at = time.time()
+        since, asked_at = time.monotonic(), time.time()
         try:
             async with asyncio.timeout(FETCH_S):
                 status, answer = await self._post()
@@ -118,7 +128,7 @@ class TokenSource(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has 
         if not isinstance(text, str) or not text.isascii() or not text.isprintable() or " " in text or not text:
             raise self._none("its answer has no access_token")
         life = _life(answer.get("expires_in"), text, asked_at)
-        return _Token(text, asked_at + life * USED_UP, asked_at + life)
+        return _Token(text, since, since + life * USED_UP, since + life)
 
     async def _post(self) -> tuple[int, dict[str, Any]]:
         settings = self._settings

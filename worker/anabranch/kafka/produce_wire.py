@@ -50,6 +50,11 @@ def write_produce(batches: Sequence[tuple[Where, bytes | bytearray]], timeout_ms
     return b"".join(whole)
 
 
+def read_throttled_ms(answer: bytes) -> int:
+    """For how long the broker hears nothing more, since we have exceeded a quota; 0 if we have not."""
+    return int(_INT32.unpack_from(answer, len(answer) - _INT32.size)[0])
+
+
 def read_produced(answer: bytes, version: int) -> dict[Where, Produced]:
     """What became of each batch, by its place. `answer` begins with its correlation id. Raises `struct.error`."""
     found: dict[Where, Produced] = {}

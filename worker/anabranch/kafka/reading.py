@@ -14,7 +14,7 @@ from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import PartitionRecords
-from aiokafka.errors import RecordTooLargeError
+from aiokafka.errors import KafkaError, RecordTooLargeError
 from aiokafka.record.memory_records import MemoryRecords
 
 from anabranch.kafka.fetch_wire import Bounds, Part
@@ -82,9 +82,7 @@ class Reading:
             raise RecordTooLargeError(f"the record at {at} of {self.place} is larger than a fetch may be: {most} bytes")
         where = TopicPartition(*self.place)
         self._at = self._asked
-        self._records = PartitionRecords(
-            where, records, part.aborted, self._offset, None, None, True, bounds.isolation_level
-        )
+        self._records = _Records(where, records, part.aborted, self._offset, None, None, True, bounds.isolation_level)
 
     def take(self, most: int | None) -> list[Any]:
         """The next records, `most` of them at most; the position is behind them. None while it is paused.
@@ -103,3 +101,13 @@ class Reading:
             self._records = None
         state.consumed_to(self._at)
         return taken
+
+
+class _Records(PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
+    """What compaction leaves of a transaction's marker, when nobody needs it any more, is a batch that is empty."""
+
+    def _contains_abort_marker(self, next_batch: Any) -> bool:
+        try:
+            return bool(super()._contains_abort_marker(next_batch))
+        except KafkaError:  # of no record
+            return False
