@@ -48,7 +48,7 @@ class Publisher:
         self._dispatching: set[str] = set()
         self._answers: dict[Life, bytes] = {}
         self._again: dict[Publication, asyncio.TimerHandle] = {}
-        self._shortened: set[AnswerDue] = set()  # what could not be published as it was
+        self._shortened: dict[AnswerDue, str] = {}  # what could not be published as it was, and why
         self.early = Early(partition, station, state)
         self._storing: set[asyncio.Task[None]] = set()  # those of `_sending` that wait for the store
 
@@ -125,7 +125,9 @@ class Publisher:
                 return None
             if isinstance(due, CallDue):
                 return self._call_sent(run, due)
-            if self._is_large(run):
+            if (why := self._shortened.get(due)) is not None:
+                self._answers[run.run_id, run.life] = brief_answer(run, why)
+            elif self._is_large(run):
                 return self._stored_and_sent(run, due)
             return self._station.send(self._response(run, due, self._answer(run)))
         except Exception as error:
@@ -228,14 +230,7 @@ class Publisher:
         elif isinstance(error, BrokerError | StoreUnavailable):
             self._again[due] = asyncio.get_running_loop().call_later(AGAIN_S, self._try_again, due)
         elif isinstance(due, AnswerDue) and due not in self._shortened:
-            self._shortened.add(due)
-            self._shorten(due, str(error))
-
-    def _shorten(self, due: AnswerDue, why: str) -> None:
-        """Once: if what is left cannot be published either, the log is full of it, and somebody has to look."""
-        run = self._state.runs.get(due.run_id)
-        if run is not None and run.life == due.life:
-            self._answers[run.run_id, run.life] = brief_answer(run, why)
+            self._shortened[due] = str(error)  # if what is left cannot be published either, somebody has to look
             self.publish(due)
 
     def _try_again(self, due: Publication) -> None:
