@@ -149,10 +149,9 @@ def _note(state: Partition, event: e.RequestNoted, nexts: Nexts, offset: int, at
     elif event.code == "cancelled" and run is not None and run.open and not run.parked:
         _cancel(run, offset, at, "a client asked for it")
     elif event.code == "duplicate" and run is not None:
-        if not run.open:
-            run.addresses.append(Address(event.reply_to, offset))
-        elif all(address.reply_to != event.reply_to for address in run.addresses):
-            run.addresses.append(Address(event.reply_to))
+        known = [address.reply_to for address in run.addresses]
+        at_inbox = known.index(event.reply_to) if event.reply_to in known else len(known)  # one answer for all who ask
+        run.addresses[at_inbox : at_inbox + 1] = [Address(event.reply_to, None if run.open else offset)]
 
 
 # --- cancels that may come before their request is taken up -----------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Final
 from anabranch import log_events as e
 from anabranch.agent.answer import answer, brief_answer, note_answer
 from anabranch.agent.early import Early
-from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication
+from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication, wanted
 from anabranch.agent.large import is_for_the_store, large_answer
 from anabranch.agent.outbox import call_record, response_record
 from anabranch.agent.state import Partition, Run
@@ -79,9 +79,11 @@ class Publisher:
     def answer_bytes(self, life: Life) -> int:
         return len(self._answers.get(life, b""))
 
-    def keep_answers_only(self, life: Life) -> None:
-        """The run is over: what its calls came to is of no more interest."""
-        self._acked[life] = {due for due in self._acked.get(life, ()) if isinstance(due, AnswerDue)}
+    def keep_answers_only(self, run: Run) -> None:
+        """The run is over: what its calls came to is of no more interest, nor an answer that was asked for again."""
+        life = (run.run_id, run.life)
+        acked = self._acked.get(life, ())
+        self._acked[life] = {due for due in wanted(run) if due in acked}
 
     def forget(self, life: Life) -> None:
         self._answers.pop(life, None)
