@@ -38,7 +38,7 @@ def apply(state: Partition, event: e.Event | None, offset: int, at: float) -> Ru
 
     `None` as the event stands for a record that cannot be read: it only moves the position.
     """
-    state.position = offset + 1
+    state.position, state.at = offset + 1, at
     if event is None:
         return None
     run_id: str | None = getattr(event, "run_id", None)
@@ -71,7 +71,7 @@ def _dispatch(state: Partition, event: e.Event, offset: int, at: float) -> None:
         case e.PartitionReleased():
             state.done = max(state.done, event.done)
         case e.CallsHandedOff():
-            _fold_calls_handed_off(state, event, offset)
+            _fold_calls_handed_off(state, event, offset, at)
         case e.RunSnapshot():
             collecting.fold(state, event, offset, at)
         case e.UnknownEvent():
@@ -212,7 +212,7 @@ def _fold_event(run: Run, event: e.Event, offset: int, at: float) -> None:
             _discard(run, event.attempt, event.usage)
         case e.ModelHandedOff():
             if run.owed and event.turn == run.turn:
-                run.hand_offs[event.worker] = HandOff(event.worker, offset, event.for_s)
+                run.hand_offs[event.worker] = HandOff(event.worker, offset, event.for_s, at)
         case e.RunExpired():
             if at > run.opening.deadline:
                 if event.attempt is not None and event.usage is not None:
@@ -361,13 +361,13 @@ def _release(batch: Turn, call: Call, offset: int, at: float) -> bool:
     return False
 
 
-def _fold_calls_handed_off(state: Partition, event: e.CallsHandedOff, offset: int) -> None:
+def _fold_calls_handed_off(state: Partition, event: e.CallsHandedOff, offset: int, at: float) -> None:
     for call_id in event.calls:
         state.last[run_of(call_id)] = offset
         run = state.runs.get(run_of(call_id))
         call = run.call(call_id) if run is not None and not run.parked else None
         if call is not None and call.result is None and call.due is not None:
-            call.hand_off = HandOff(event.worker, offset, event.for_s)
+            call.hand_off = HandOff(event.worker, offset, event.for_s, at)
 
 
 def run_of(call_id: str) -> str:
