@@ -270,6 +270,9 @@ def test_unknown_fields_of_a_request_are_ignored() -> None:
         (b'{"run_id": "r-1", "deadline_s": 1e999}', "r-1"),
         (b'{"input": "\\"run_id\\": \\"no\\"", "run_id": 5, "x": NaN}', None),
         (b'{"run_id": "not a name", "x": NaN}', None),
+        (b'{"run_id": "r-1', None),
+        (b'{"run_id": "', None),
+        (b'{"run_id": "r-1", "input": "cut off: ' + b'\\"' * 200_000, "r-1"),
         (b"hello", None),
     ],
 )
