@@ -16,6 +16,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 from tests.support import builders as b
 
 from anabranch import log_events as e
@@ -256,6 +257,12 @@ def test_what_a_provider_might_take_is_left_to_it(messages: Any) -> None:
 def test_a_request_with_a_huge_number_in_any_field_is_refused_or_can_be_written(name: str, shape: bytes) -> None:
     with suppress(InvalidRequest):
         dump(read_request(b'{"run_id":"r","%s":%s}' % (name.encode(), shape % 10**30)))
+
+
+def test_of_blocks_and_messages_that_are_none_only_the_first_is_told() -> None:
+    with pytest.raises(ValidationError) as found:
+        TypeAdapter(m.RunRequest).validate_json(b'{"input":[1,2,3],"messages":[1,2,3]}')
+    assert [error["loc"][-1] for error in found.value.errors()] == ["str", 0, 0]
 
 
 def test_unknown_fields_of_a_request_are_ignored() -> None:
