@@ -159,6 +159,8 @@ async def test_an_answer_that_is_too_large_is_sent_without_what_makes_it_large()
     await desk.sent.fail(TooLarge("too large"))
     brief = desk.answers[-1]
     assert (brief["status"], brief["output"]) == ("completed", None)
+    await desk.sent.ack()
+    assert desk.owner._publisher._shortened == {}, "there may be many of them"
 
 
 async def test_an_answer_that_cannot_be_made_holds_up_no_other_run(monkeypatch: pytest.MonkeyPatch) -> None:

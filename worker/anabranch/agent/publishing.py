@@ -48,7 +48,7 @@ class Publisher:
         self._dispatching: set[str] = set()
         self._answers: dict[Life, bytes] = {}
         self._again: dict[Publication, asyncio.TimerHandle] = {}
-        self._shortened: dict[AnswerDue, str] = {}  # what could not be published as it was, and why
+        self._shortened: dict[Publication, str] = {}  # what could not be published as it was, and why
         self.early = Early(partition, station, state)
         self._storing: set[asyncio.Task[None]] = set()  # those of `_sending` that wait for the store
 
@@ -208,6 +208,8 @@ class Publisher:
         if run is not None and run.life == due.life:
             self._settle(due)
             self._on_settled(run)
+        if self._shortened:
+            self._shortened.pop(due, None)
 
     def _about(self, due: Publication) -> dict[str, object]:
         """What a log record of it is about."""
