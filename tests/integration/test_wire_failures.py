@@ -77,6 +77,11 @@ async def test_a_refusal_that_cannot_be_decoded_is_what_its_status_says() -> Non
     assert (found.code, found.message[:4]) == ("model_rejected", "400:")
 
 
+async def test_a_status_whose_words_are_no_text_is_worth_another_try() -> None:
+    found = (await asked(http(b"{}", 500, JSON).replace(b" So\r\n", b" \xff\r\n"))).transient
+    assert "not UTF-8" in found.reason
+
+
 @pytest.mark.parametrize("sent", [head() + sse([start()]), head(kind=JSON)])
 async def test_a_reply_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     monkeypatch.setattr(anthropic_model, "REPLY_BYTES", 1024**2)

@@ -87,7 +87,10 @@ def test_a_tool_that_aborts_fails_the_run_and_says_why() -> None:
     assert said["calls"]["failed"] == 1
 
 
-@pytest.mark.parametrize("body", [b"rubbish", b.result([b.text("x")])])
+BIG = b'{"content":[{"type":"text","text":"x","n":12345678901234567890123}]}'
+
+
+@pytest.mark.parametrize("body", [b"rubbish", b.result([b.text("x")]), BIG])
 def test_an_abort_is_told_whatever_the_tool_said(body: bytes) -> None:
     events: list[e.Event] = [b.calls(b.planned(0, on_error="abort")), b.returned(0, "error", body=body)]
     assert ended(*events) == ("failed", "tool_aborted")

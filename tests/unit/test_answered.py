@@ -38,6 +38,17 @@ async def test_a_successor_sends_the_very_same_answer() -> None:
     assert second.answers == first.answers
 
 
+async def test_a_run_that_is_asked_for_for_ever_stays_as_small_as_it_is() -> None:
+    desk = Desk().begin().write(b.requested(), b.replied())
+    for number in range(1, 20):
+        await desk.sent.ack()
+        desk.write(b.noted("duplicate", after=number, offset=number, reply_to=m.ReplyTo(number % 2)))
+    await desk.sent.ack()
+    assert len(desk.answers) == 20
+    assert len(desk.owner.state.runs["r"].addresses) == len(desk.owner._publisher._acked["r", "0"]) == 3
+    assert desk.owner.commit(True) == Commit(desk.log.end, desk.log.end, 20)
+
+
 async def test_only_answered_runs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answered, "REMEMBERED", 2)
     desk = Desk().begin()

@@ -16,6 +16,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 from tests.support import builders as b
 
 from anabranch import log_events as e
@@ -258,6 +259,12 @@ def test_a_request_with_a_huge_number_in_any_field_is_refused_or_can_be_written(
         dump(read_request(b'{"run_id":"r","%s":%s}' % (name.encode(), shape % 10**30)))
 
 
+def test_of_blocks_and_messages_that_are_none_only_the_first_is_told() -> None:
+    with pytest.raises(ValidationError) as found:
+        TypeAdapter(m.RunRequest).validate_json(b'{"input":[1,2,3],"messages":[1,2,3]}')
+    assert [error["loc"][-1] for error in found.value.errors()] == ["str", 0, 0]
+
+
 def test_unknown_fields_of_a_request_are_ignored() -> None:
     assert read_request(b'{"agent":"a","input":"x","since":"v9"}') == m.RunRequest(agent="a", input="x")
 
@@ -270,6 +277,9 @@ def test_unknown_fields_of_a_request_are_ignored() -> None:
         (b'{"run_id": "r-1", "deadline_s": 1e999}', "r-1"),
         (b'{"input": "\\"run_id\\": \\"no\\"", "run_id": 5, "x": NaN}', None),
         (b'{"run_id": "not a name", "x": NaN}', None),
+        (b'{"run_id": "r-1', None),
+        (b'{"run_id": "', None),
+        (b'{"run_id": "r-1", "input": "cut off: ' + b'\\"' * 200_000, "r-1"),
         (b"hello", None),
     ],
 )

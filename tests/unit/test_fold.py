@@ -105,8 +105,9 @@ def test_a_duplicate_gives_the_open_run_one_more_address() -> None:
 
 
 def test_a_duplicate_of_a_closed_run_asks_for_its_answer_again() -> None:
-    state = b.folded(b.requested(), b.replied(), b.noted("duplicate", after=1, offset=1))
-    assert [due.cause for due in effects.publications(b.run_of(state))] == [1, 2]
+    asks = [b.noted("duplicate", after=1, offset=1), b.noted("duplicate", after=2, offset=2, reply_to=m.ReplyTo(2))]
+    state = b.folded(b.requested(), b.replied(), *asks)
+    assert [due.cause for due in effects.publications(b.run_of(state))] == [2, 3]
 
 
 def test_a_cancel_request_finishes_the_open_run() -> None:

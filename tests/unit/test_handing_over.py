@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from tests.support import builders as b
 from tests.support.desk import Desk, Log
 from tests.support.virtual import virtually
 
 from anabranch import log_events as e
 from anabranch.agent.jobs import Job, Request
+from anabranch.agent.state import HandOff
 
 OTHER = "another"
 
@@ -154,6 +156,23 @@ async def test_what_the_giver_says_last_counts() -> None:
     (key,) = rung(desk)
     desk.owner.read_on(key, end=desk.log.end)
     assert len(desk.jobs.due) == 1
+
+
+@pytest.mark.parametrize(
+    ("known", "handed_off"), [([], b.model_handed_off(worker=OTHER)), ([b.calls()], b.calls_handed_off(worker=OTHER))]
+)
+async def test_its_time_does_not_begin_anew_with_each_owner(known: list[e.Event], handed_off: e.Event) -> None:
+    first = Desk()
+    first.log.write(b.requested(), *known, at=1.0)
+    first.log.write(handed_off, at=5.0)
+    first.log.write(e.PartitionReleased(0), at=25.0)
+    desk = Desk(first.log).begin().read()
+    (when,) = [when for moment, when in desk.owner._timers._armed.items() if moment.what in ("model", "lost")]
+    assert when == desk.clock.now + 10.0, "of its 30 s, by the broker's clock, 20 have passed"
+
+
+def test_a_snapshot_of_before_does_not_say_since_when_a_call_is_handed_off() -> None:
+    assert (HandOff(OTHER, 1, 30.0).left_s(1e9), HandOff(OTHER, 1, 30.0, 5.0).left_s(1e9)) == (30.0, 0.0)
 
 
 async def test_a_hand_off_of_ones_own_is_not_waited_for() -> None:

@@ -15,10 +15,11 @@ from tests.support import builders as b
 from tests.support.desk import NAMESPACE, Desk, Log, replies
 
 from anabranch import log_events as e
+from anabranch.agent import publishing
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.held import RUN_BYTES
-from anabranch.agent.state import Nexts
+from anabranch.agent.state import Nexts, Run
 from anabranch.errors import BrokerError, TooLarge
 from anabranch.topics import partition_of
 
@@ -158,6 +159,20 @@ async def test_an_answer_that_is_too_large_is_sent_without_what_makes_it_large()
     await desk.sent.fail(TooLarge("too large"))
     brief = desk.answers[-1]
     assert (brief["status"], brief["output"]) == ("completed", None)
+    await desk.sent.ack()
+    assert desk.owner._publisher._shortened == {}, "there may be many of them"
+
+
+async def test_an_answer_that_cannot_be_made_holds_up_no_other_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(run: Run, *_: str) -> bytes:
+        raise ValueError("a defect")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(publishing, "answer", defect)
+        broken.setattr(publishing, "brief_answer", defect)
+        desk = Desk().begin().write(b.requested(), b.replied())
+    desk.write(b.requested("s", after=1, offset=1), b.replied(run_id="s", life="1"))
+    assert [told["run_id"] for told in desk.answers] == ["s"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.support import builders as b
 from tests.support.thinking import DONE, SETTINGS, Desk, Script, only, thought
 from tests.support.virtual import now
 
@@ -22,6 +23,7 @@ from anabranch import messages as m
 from anabranch.agent.model import Hopeless, Transient
 from anabranch.agent.reply import Reply, RequestedCall
 from anabranch.agent.tokens import derived
+from anabranch.codec import decode, encode
 from anabranch.prices import Price, usage_of
 
 
@@ -44,6 +46,15 @@ def test_a_model_call_that_is_no_longer_due_is_not_made() -> None:
     model = Script()
     assert thought(model, lambda desk: desk.submit(wanted=False)).events == []
     assert model.asked == []
+
+
+def test_what_a_provider_says_with_half_of_a_character_fits_into_the_log() -> None:
+    half = [Transient("busy \ud83d"), Hopeless("model_rejected", "bad \ud83d", {"input_tokens": 1})]
+    events: list[Any] = list(thought(Script(*half), lambda desk: desk.submit()).events)
+    said = [decode(b.as_read(encode(event, "log", 0, "w"), 0)) for event in events]
+    assert said == events
+    assert [type(event) for event in events] == [e.ModelDiscarded, e.ModelFailed]
+    assert (events[0].reason, events[0].tried[0].reason, events[1].error.message) == ("bad ?", "busy ?", "bad ?")
 
 
 # --- whose turn it is ------------------------------------------------------------------------------------------

@@ -8,11 +8,13 @@ Called by: pytest.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
 
 import pytest
 from tests.support import builders as b
 from tests.support.thinking import DONE, SETTINGS, Desk, Script, at, only, thought
+from tests.support.virtual import now
 
 from anabranch import log_events as e
 from anabranch.agent.fitting import Fitting
@@ -156,6 +158,18 @@ def test_a_call_that_is_cancelled_while_it_waits_leaves_its_place() -> None:
     assert desk.thinker.running == 0
 
 
+def test_a_call_of_an_agent_that_nobody_knows_leaves_its_place_as_well() -> None:
+    model = Script(50.0)
+
+    def arrange(desk: Desk) -> None:
+        desk.submit("first")
+        desk.thinker.cancel(desk.submit("unknown", model=""))
+
+    desk = thought(model, arrange, settings=replace(SETTINGS, model_concurrency=1))
+    assert at(model) == {"first": 0}
+    assert desk.thinker.waiting == {}
+
+
 def test_waiting_costs_no_steps() -> None:
     steps = 0
 
@@ -177,6 +191,22 @@ def test_waiting_costs_no_steps() -> None:
     desk = thought(Script(), arrange, limits={"m": ModelLimits(requests_per_minute=0.05)})
     assert len(desk.events) == 3
     assert steps < 20
+
+
+@pytest.mark.parametrize("before", range(0, 40, 2))
+def test_a_call_whose_time_comes_while_somebody_looks_who_is_next_is_made_then(before: int) -> None:
+    model = Script(Transient("no", retry_after=10.0, slow_down=True))
+
+    async def arrange(desk: Desk) -> None:
+        looks = itertools.count()
+        desk.thinker._steady = lambda: now() + 1e-6 * next(looks)  # looking takes time, too
+        desk.submit("refused", deadline=5.0)
+        desk.submit("waits", deadline=3000.0)
+        await asyncio.sleep(10 - before * 1e-6)
+        desk.thinker._wake_up()
+
+    thought(model, arrange, settings=replace(SETTINGS, model_concurrency=1))
+    assert at(model) == {"refused": 0, "waits": 10}
 
 
 def test_that_calls_wait_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:

@@ -240,15 +240,17 @@ def sender_of(body: bytes | None) -> tuple[str | None, m.ReplyTo | None]:
     return told, None
 
 
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[{}\[\]:,]')
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]:,]')
+"""Of a text that has no end, all of it: else the end would be looked for again from each quote within."""
 
 
 def _run_id_in(body: bytes) -> str | None:
     """The run id at the top of what is too deep for a parser, or is no JSON further on; a look, no reading."""
     depth, before = 0, (b"", b"")
-    for token in _TOKEN.findall(body):
+    for found in _TOKEN.finditer(body):
+        token = found[0]
         if depth == 1 and before == (b'"run_id"', b":"):
-            return str(token[1:-1], "utf-8", "replace")
+            return str(token[1:-1], "utf-8", "replace") if token[:1] == token[-1:] == b'"' else None
         depth += (token in b"{[") - (token in b"}]")
         before = before[1], token
     return None

@@ -25,7 +25,9 @@ SEALED: Final = "(sealed)"
 """What stands where a text would be, for whoever has no key."""
 
 Json = Any  # JSON that is not ours: a model's input, a tool's schema, a user's metadata
-Content = str | list[dict[str, Json]]
+Blocks = Annotated[list[dict[str, Json]], Field(fail_fast=True)]
+"""The first that is none is told. A record may hold half a million of them, and to find all takes a second."""
+Content = str | Blocks
 Partition = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from anabranch.fields import Content, Json, Lane, Name, Partition, Positive, Reference, Seal, Sealed, says
+from anabranch.fields import Blocks, Content, Json, Lane, Name, Partition, Positive, Reference, Seal, Sealed, says
 from anabranch.values import frozen
 
 Status = Literal["completed", "failed", "cancelled", "expired"]
@@ -35,7 +35,7 @@ class RunRequest:
     run_id: Annotated[Name | None, says("Chosen by the client; the same one again joins the open run")] = None
     agent: Annotated[Name | None, says("The name of a registered agent")] = None
     input: Annotated[Content | None, says("The first user message: text, or content blocks")] = None
-    messages: Annotated[list[dict[str, Json]] | None, says("Instead of input: a conversation to go on with")] = None
+    messages: Annotated[Blocks | None, says("Instead of input: a conversation to go on with")] = None
     messages_ref: Annotated[Reference | None, says("Instead of both: the messages, a JSON list in the store")] = None
     messages_sealed: Annotated[Sealed | None, says("Instead of these: the messages, sealed")] = None
     tenant: Annotated[Name | None, says("Whose run it is, for fairness and limits")] = None

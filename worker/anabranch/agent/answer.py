@@ -145,7 +145,12 @@ def _text(call: Call) -> str:
         return call.result.text or "" if call.result else ""
     result = result_of(call.result.body)
     content = shown_content(result) if result else UNREADABLE
-    return content if isinstance(content, str) else orjson.dumps(content).decode()
+    if isinstance(content, str):
+        return content
+    try:
+        return orjson.dumps(content).decode()
+    except orjson.JSONEncodeError:  # an integer of more than 64 bits
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 UNREADABLE = "the tool's worker sent a result that cannot be read"

@@ -50,7 +50,7 @@ class Closing:
             self._timers.disarm(moment)
         if self._publisher.has_answer(life):  # else it was answered before our time, and may be asked for again
             run.turns.clear()
-        self._publisher.keep_answers_only(life)
+        self._publisher.keep_answers_only(run)
         self._answered.add(life, run.opening.request, self._publisher.answer_bytes(life))
         while (oldest := self._answered.surplus) is not None:
             self._forget(oldest)

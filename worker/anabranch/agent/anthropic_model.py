@@ -163,8 +163,8 @@ class AnthropicModel:
                 return _from_status(error)
             case TimeoutError():
                 return Transient(f"the model said nothing for {self._silence_s:g} s", usage=usage, kind="silence")
-            case UnicodeDecodeError():
-                return Transient(f"the stream is not UTF-8: {error}", broken=True, usage=usage)
+            case UnicodeError():  # of the stream, or of the words behind a status
+                return Transient(f"the answer is not UTF-8: {error}", broken=True, usage=usage)
             case _ if _broke_off(error):
                 return Transient(f"the connection broke: {error!r}", usage=usage, kind="transport")
             case _:

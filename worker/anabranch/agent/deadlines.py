@@ -28,8 +28,10 @@ class Moment(NamedTuple):
     hand_off: int | None = None
 
 
-def moments(run: Run, now: float) -> list[tuple[Moment, float]]:
-    """What is to be looked at again, and when, in epoch seconds; hand-offs that were just read count from now."""
+def moments(run: Run, now: float, at: float) -> list[tuple[Moment, float]]:
+    """What is to be looked at again, and when, in epoch seconds. The rest of a hand-off's time, by the broker's clock,
+    which said `at` last, counts from now.
+    """
     found = [(Moment("run", run.run_id, run.life), run.opening.deadline + _LATE)]
     if (batch := run.batch) is None:
         return found
@@ -40,7 +42,7 @@ def moments(run: Run, now: float) -> list[tuple[Moment, float]]:
             found.append((Moment("call", run.run_id, run.life, call_id), run.deadline_of(call) + _LATE))
         if call.hand_off is not None:
             lost = Moment("lost", run.run_id, run.life, call_id, call.hand_off.offset)
-            found.append((lost, now + call.hand_off.for_s))
+            found.append((lost, now + call.hand_off.left_s(at)))
     return found
 
 

@@ -38,7 +38,7 @@ def apply(state: Partition, event: e.Event | None, offset: int, at: float) -> Ru
 
     `None` as the event stands for a record that cannot be read: it only moves the position.
     """
-    state.position = offset + 1
+    state.position, state.at = offset + 1, at
     if event is None:
         return None
     run_id: str | None = getattr(event, "run_id", None)
@@ -71,7 +71,7 @@ def _dispatch(state: Partition, event: e.Event, offset: int, at: float) -> None:
         case e.PartitionReleased():
             state.done = max(state.done, event.done)
         case e.CallsHandedOff():
-            _fold_calls_handed_off(state, event, offset)
+            _fold_calls_handed_off(state, event, offset, at)
         case e.RunSnapshot():
             collecting.fold(state, event, offset, at)
         case e.UnknownEvent():
@@ -149,10 +149,9 @@ def _note(state: Partition, event: e.RequestNoted, nexts: Nexts, offset: int, at
     elif event.code == "cancelled" and run is not None and run.open and not run.parked:
         _cancel(run, offset, at, "a client asked for it")
     elif event.code == "duplicate" and run is not None:
-        if not run.open:
-            run.addresses.append(Address(event.reply_to, offset))
-        elif all(address.reply_to != event.reply_to for address in run.addresses):
-            run.addresses.append(Address(event.reply_to))
+        known = [address.reply_to for address in run.addresses]
+        at_inbox = known.index(event.reply_to) if event.reply_to in known else len(known)  # one answer for all who ask
+        run.addresses[at_inbox : at_inbox + 1] = [Address(event.reply_to, None if run.open else offset)]
 
 
 # --- cancels that may come before their request is taken up -----------------------------------------------------
@@ -213,7 +212,7 @@ def _fold_event(run: Run, event: e.Event, offset: int, at: float) -> None:
             _discard(run, event.attempt, event.usage)
         case e.ModelHandedOff():
             if run.owed and event.turn == run.turn:
-                run.hand_offs[event.worker] = HandOff(event.worker, offset, event.for_s)
+                run.hand_offs[event.worker] = HandOff(event.worker, offset, event.for_s, at)
         case e.RunExpired():
             if at > run.opening.deadline:
                 if event.attempt is not None and event.usage is not None:
@@ -362,13 +361,13 @@ def _release(batch: Turn, call: Call, offset: int, at: float) -> bool:
     return False
 
 
-def _fold_calls_handed_off(state: Partition, event: e.CallsHandedOff, offset: int) -> None:
+def _fold_calls_handed_off(state: Partition, event: e.CallsHandedOff, offset: int, at: float) -> None:
     for call_id in event.calls:
         state.last[run_of(call_id)] = offset
         run = state.runs.get(run_of(call_id))
         call = run.call(call_id) if run is not None and not run.parked else None
         if call is not None and call.result is None and call.due is not None:
-            call.hand_off = HandOff(event.worker, offset, event.for_s)
+            call.hand_off = HandOff(event.worker, offset, event.for_s, at)
 
 
 def run_of(call_id: str) -> str:

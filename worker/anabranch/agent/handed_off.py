@@ -21,16 +21,16 @@ class HandedOff:
         self._station, self._timers = station, timers
         self.read_on: dict[Moment, int] = {}
 
-    def may_call(self, run: Run, position: int) -> bool:
+    def may_call(self, run: Run, state: Partition) -> bool:
         """Somebody who handed the call off may still be on it: wait, and then read on to the log's end."""
         others = [hand_off for hand_off in run.hand_offs.values() if hand_off.worker != self._station.worker_id]
         for hand_off in others:
             moment = Moment("model", run.run_id, run.life, run.turn, hand_off.offset)
             if moment not in self.read_on:
-                if self._timers.arm(moment, self._station.clockwork.now() + hand_off.for_s):
+                if self._timers.arm(moment, self._station.clockwork.now() + hand_off.left_s(state.at)):
                     self._station.meters.hand_offs.count("model", "waited")
                 return False
-            if position < self.read_on[moment]:
+            if state.position < self.read_on[moment]:
                 return False
         return True
 

@@ -166,9 +166,8 @@ class Lanes(Generic[Call]):
 
     # --- who is next ------------------------------------------------------------------------------------------------
 
-    def next(self) -> tuple[Lane[Call], Call] | None:
+    def next(self, now: float) -> tuple[Lane[Call], Call] | None:
         """A call that may start now, and is to. The lanes take turns, and in each its tenants."""
-        now = self._steady()
         for model, lane in self._lanes.items():
             if lane.kept:
                 lane.let_retries_go(now)
@@ -187,9 +186,12 @@ class Lanes(Generic[Call]):
             return line.take(only_begun=True)
         return None
 
-    def watch(self) -> None:
-        """Nobody is next: wake up when a limit lets a call through. Whatever else lets one through wakes us itself."""
-        now, soon = self._steady(), math.inf
+    def watch(self, now: float) -> None:
+        """Nobody is next: wake up when a limit lets a call through. Whatever else lets one through wakes us itself.
+
+        `now` is what `next` was asked with last: what a limit lets through from then on is seen by the timer alone.
+        """
+        soon = math.inf
         for lane in self._lanes.values():
             lane.let_retries_go(now)
             opens = lane.opens_at(now, again=lane.line.begun > 0) if len(lane.line) else now

@@ -56,6 +56,9 @@ class Transient(Exception):
     slow_down: bool = False
     kind: Failure | None = None
 
+    def __post_init__(self) -> None:
+        self.reason = _writable(self.reason)
+
     @property
     def failure(self) -> Failure:
         """Its class."""
@@ -69,6 +72,14 @@ class Hopeless(Exception):
     code: str
     message: str
     usage: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.message = _writable(self.message)
+
+
+def _writable(said: str) -> str:
+    """What a provider says goes into the log, which cannot hold half of a character: a gateway may cut it there."""
+    return said.encode("utf-8", "replace").decode()
 
 
 class Model(Protocol):

@@ -307,14 +307,14 @@ class Owner:
         if run.ending is not None:
             self._closing.close(run)
         elif not run.parked:
-            for moment, when in deadlines.moments(run, self._station.clockwork.now()):
+            for moment, when in deadlines.moments(run, self._station.clockwork.now(), self.state.at):
                 if self._timers.arm(moment, when) and moment.what == "lost":
                     self._station.meters.hand_offs.count("call", "waited")
 
     def _may_call(self, run: Run) -> bool:
         """Whether nobody else may still be on the call that was handed off; ours goes on in any case."""
         is_ours = self._calls.has((run.run_id, run.life), run.turn)
-        return is_ours or self._handed_off.may_call(run, self.state.position)
+        return is_ours or self._handed_off.may_call(run, self.state)
 
     def _wanted_call(self, life: Life, turn: int) -> Run | None:
         """The run that owes this model call, if we may make it."""

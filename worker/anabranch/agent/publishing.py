@@ -16,7 +16,7 @@ from typing import Final
 from anabranch import log_events as e
 from anabranch.agent.answer import answer, brief_answer, note_answer
 from anabranch.agent.early import Early
-from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication
+from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication, wanted
 from anabranch.agent.large import is_for_the_store, large_answer
 from anabranch.agent.outbox import call_record, response_record
 from anabranch.agent.state import Partition, Run
@@ -48,7 +48,7 @@ class Publisher:
         self._dispatching: set[str] = set()
         self._answers: dict[Life, bytes] = {}
         self._again: dict[Publication, asyncio.TimerHandle] = {}
-        self._shortened: set[AnswerDue] = set()  # what could not be published as it was
+        self._shortened: dict[Publication, str] = {}  # what could not be published as it was, and why
         self.early = Early(partition, station, state)
         self._storing: set[asyncio.Task[None]] = set()  # those of `_sending` that wait for the store
 
@@ -79,9 +79,11 @@ class Publisher:
     def answer_bytes(self, life: Life) -> int:
         return len(self._answers.get(life, b""))
 
-    def keep_answers_only(self, life: Life) -> None:
-        """The run is over: what its calls came to is of no more interest."""
-        self._acked[life] = {due for due in self._acked.get(life, ()) if isinstance(due, AnswerDue)}
+    def keep_answers_only(self, run: Run) -> None:
+        """The run is over: what its calls came to is of no more interest, nor an answer that was asked for again."""
+        life = (run.run_id, run.life)
+        acked = self._acked.get(life, ())
+        self._acked[life] = {due for due in wanted(run) if due in acked}
 
     def forget(self, life: Life) -> None:
         self._answers.pop(life, None)
@@ -125,7 +127,9 @@ class Publisher:
                 return None
             if isinstance(due, CallDue):
                 return self._call_sent(run, due)
-            if self._is_large(run):
+            if (why := self._shortened.get(due)) is not None:
+                self._answers[run.run_id, run.life] = brief_answer(run, why)
+            elif self._is_large(run):
                 return self._stored_and_sent(run, due)
             return self._station.send(self._response(run, due, self._answer(run)))
         except Exception as error:
@@ -204,6 +208,8 @@ class Publisher:
         if run is not None and run.life == due.life:
             self._settle(due)
             self._on_settled(run)
+        if self._shortened:
+            self._shortened.pop(due, None)
 
     def _about(self, due: Publication) -> dict[str, object]:
         """What a log record of it is about."""
@@ -228,14 +234,7 @@ class Publisher:
         elif isinstance(error, BrokerError | StoreUnavailable):
             self._again[due] = asyncio.get_running_loop().call_later(AGAIN_S, self._try_again, due)
         elif isinstance(due, AnswerDue) and due not in self._shortened:
-            self._shortened.add(due)
-            self._shorten(due, str(error))
-
-    def _shorten(self, due: AnswerDue, why: str) -> None:
-        """Once: if what is left cannot be published either, the log is full of it, and somebody has to look."""
-        run = self._state.runs.get(due.run_id)
-        if run is not None and run.life == due.life:
-            self._answers[run.run_id, run.life] = brief_answer(run, why)
+            self._shortened[due] = str(error)  # if what is left cannot be published either, somebody has to look
             self.publish(due)
 
     def _try_again(self, due: Publication) -> None:

@@ -78,11 +78,18 @@ class Result:
 
 @frozen()
 class HandOff:
-    """Somebody who lost a partition goes on with a call for `for_s` seconds from the event at `offset`."""
+    """Somebody who lost a partition goes on with a call for `for_s` seconds from the event at `offset` on, which is of
+    `at`; a snapshot of before does not say when that was (0).
+    """
 
     worker: str
     offset: int
     for_s: float
+    at: float = 0.0
+
+    def left_s(self, at: float) -> float:
+        """What is left of it by the broker's time `at`: it does not begin anew with each owner who reads it."""
+        return max(0.0, self.for_s - max(0.0, at - self.at)) if self.at else self.for_s
 
 
 @dataclass(slots=True)
@@ -215,7 +222,7 @@ class Collecting:
 
 @dataclass(slots=True)
 class Partition:
-    """A partition of the run log, folded up to `position`, from `began` on.
+    """A partition of the run log, folded up to `position`, from `began` on; `at` is when its last event was written.
 
     `next_request` is the interactive lane's; `link` and `bulk_link` are where either lane's last moved, and `told` is
     what they were when they were first known. `notes` are the rejected requests by their event's offset, and
@@ -239,6 +246,7 @@ class Partition:
     next_bulk: int | None = None
     bulk_link: int | None = None
     told: Nexts = field(default=Nexts(), compare=False)
+    at: float = field(default=0.0, compare=False)
 
     @property
     def nexts(self) -> Nexts:

@@ -104,7 +104,8 @@ class Thinker:
         if (task := self._running.get(job)) is not None:
             task.cancel(why)
         else:
-            for model in filter(None, (job.model, job.fallback)):
+            models = [job.model] if job.fallback is None else [job.model, job.fallback]
+            for model in models:  # the first is "" if nobody knows the run's agent
                 self._lanes.of(model).remove(job.tenant, job, job.lane)
 
     def spent(self, job: Job) -> e.ModelDiscarded | None:
@@ -141,16 +142,17 @@ class Thinker:
     # --- starting ----------------------------------------------------------------------------------------------
 
     def _start_what_fits(self, tasks: asyncio.TaskGroup) -> None:
-        while self._attempts < self._settings.model_concurrency and (found := self._lanes.next()) is not None:
+        now = self._steady()
+        while self._attempts < self._settings.model_concurrency and (found := self._lanes.next(now)) is not None:
             lane, call = found
             if isinstance(call, Job):
                 self._begin(lane, call, tasks)
             elif call.granted is not None and not call.granted.done():
-                now = self._steady()
                 call.grant = self._grant(lane, call.request, now)
                 self._asks(call, lane, now)
                 call.granted.set_result(None)
-        self._lanes.watch()
+            now = self._steady()
+        self._lanes.watch(now)
 
     def _begin(self, lane: Lane[Job | Trying], job: Job, tasks: asyncio.TaskGroup) -> None:
         request = job.prepare()
