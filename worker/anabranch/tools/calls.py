@@ -99,6 +99,10 @@ class Calls:
         self._executing[job.place][job.offset] = job
         job.begun = True
 
+    def is_careful(self, job: Job) -> bool:
+        """Whether it begins only once a commit stands: it may not be repeated, or its key is serial."""
+        return job.call.tool in self._careful
+
     def give_up(self, job: Job) -> None:
         """It is not to go on. In a line it has no task whose end would tell of it."""
         job.drop()
@@ -213,7 +217,7 @@ class Calls:
         try:
             held = await self._service.enter(job)
             try:
-                if (job.stays is not None or job.call.tool in self._careful) and not await self._may_begin(lane, job):
+                if (job.stays is not None or self.is_careful(job)) and not await self._may_begin(lane, job):
                     return
                 if self._service.is_idle(job.call):
                     self._service.skip(job)

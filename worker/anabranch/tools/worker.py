@@ -254,11 +254,11 @@ class ToolWorker:
 
         def may_stay(partition: int, offset: int, is_in: bool) -> bool:
             job = waiting(partition, offset)
-            return job is not None and not (is_in and job.at_most_once)  # its commit may be under way
+            return job is not None and not (is_in and self._calls.is_careful(job))  # its commit may be under way
 
         stay = [job for where in self._shares.close(for_s, may_stay) if (job := waiting(*where)) is not None]
         for job in stay:
-            if job.at_most_once:
+            if self._calls.is_careful(job):
                 job.stays = asyncio.get_running_loop().create_future()
             self._calls.goes_on(job)
         for job in set(self._calls.running()) - set(stay):
