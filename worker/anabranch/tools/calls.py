@@ -116,6 +116,13 @@ class Calls:
             assert self._tasks is not None, "calls stay only while running"
             self._tasks.begin(self._service.send_home(job, job.record.partition), "send back")
 
+    def is_gone(self, job: Job) -> None:
+        """It was handed off, and a commit says so. While that was under way its line may have sent it away."""
+        if not job.gone:
+            job.gone = True
+            if job.dropped and not job.begun:
+                self.give_back(job)
+
     def finish(self, job: Job) -> None:
         """A commit may say from here on that it is."""
         lane = self._lanes.get(job.place)
@@ -230,7 +237,7 @@ class Calls:
             finally:
                 await self._service.leave(job, held)
         except ShareLost:  # its home's next owner reads it, or is sent it anew
-            job.dropped = True
+            job.dropped, job.begun = True, False
             if job.gone:
                 await self._service.send_home(job, job.record.partition)
 
@@ -240,10 +247,15 @@ class Calls:
         lane.progress.finish(job.record.offset)
 
     def _read_again(self, job: Job) -> None:
-        """It was given up while it ran. If its partition came back meanwhile, nobody else will take it."""
-        lane = self._lanes.get(job.place)
-        if lane is not None and lane.progress.is_open(job.record.offset) and not self._membership.stopping:
-            lane.progress.give_back([job.record.offset])
+        """It was given up while it ran, or before. If its partition is ours, nobody else will take it."""
+        lane, offset = self._lanes.get(job.place), job.record.offset
+        if lane is None or not lane.progress.is_open(offset):
+            return
+        if job.begun:
+            lane.progress.interrupt(offset)
+        else:
+            lane.progress.give_back([offset])
+        if not self._membership.stopping:
             self._membership.subscription.seek(job.place, lane.progress.position)
 
     async def _may_begin(self, lane: Lane, job: Job) -> bool:

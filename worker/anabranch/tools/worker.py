@@ -231,12 +231,13 @@ class ToolWorker:
             lane.drop_waiting()
             await asyncio.sleep(0)  # there may be thousands, and what runs goes on
         jobs = [job for place, lane in self._lanes.items() for job in self._that_fit(place, lane, for_s)]
-        told = set(await self._hand_offs.tell(jobs, for_s))
+        told = [job for job in await self._hand_offs.tell(jobs, for_s) if not job.dropped]  # else it is read again
         for job in told:
             self._calls.finish(job)
         committed = await self._commits.last()
-        for job in jobs:
-            job.gone = job.gone or (job in told and job.place in committed)
+        for job in told:
+            if job.place in committed:
+                self._calls.is_gone(job)
         for job in stay:
             if job.stays is not None and not job.stays.done():
                 job.stays.set_result(job.gone)
