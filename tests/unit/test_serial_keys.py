@@ -137,6 +137,24 @@ async def test_a_serial_call_is_cancelled_if_the_commit_leaves_its_partition_out
         assert bench.sent.returned == []
 
 
+async def test_a_call_is_given_up_before_its_key_is_free_for_others(bookings: Bookings) -> None:
+    """Also if others that were handed off with it have more time: what it waits for between its tries may be long."""
+
+    @bookings.app.tool(queue="q", timeout="10m")
+    async def review(number: int) -> str:
+        """Review."""
+        return await bookings.book(1, number)
+
+    async with ToolBench(bookings.app).running() as bench:
+        await bench.assign()
+        bench.deliver(CALLS[0], call(1, "review", {"number": 1}))
+        await until(lambda: sorted(bookings.begun) == [0, 1], what="both run")
+        await bench.revoke()
+        now = asyncio.get_running_loop().time()
+        given_up = {job.offset: job.ends.when() - now for job in bench.worker._calls.running() if job.ends is not None}
+        assert given_up[0] < held(bench.group)["key"] - bench.clock.now < given_up[1]
+
+
 OTHER_KEYS = [call(n, "book", {"account": n, "number": n}, key=f"key-{n}") for n in range(60)]
 
 
