@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from anabranch.app import RateLimited, Retryable, Tool
 from anabranch.limit_line import Turn
+from anabranch.limits import Paused
 from anabranch.tools.shares import Shares
 from anabranch.tools.slots import Slots, in_line_of
 
@@ -75,7 +76,7 @@ class Paced:
             raise TimeoutError
         try:
             yield
-        except (Retryable, RateLimited):
+        except (Retryable, RateLimited, Paused):
             self._job.begun = False  # until its next try it waits
             raise
         finally:
