@@ -322,10 +322,12 @@ class Pacer:
         return int(left / self._period) + 1 if left >= 0 else 0
 
     def left(self) -> Left:
-        """What the next owner has to know. Places are held until the last of those inside, or in line, must be out."""
+        """What the next owner has to know. Places are held until the last of those inside, or in line, must be out:
+        who is in and has not started yet may do so as late as those in line.
+        """
         now = self._loop.time()
         due = max(self._due, self._paused_until, now) if self._closed_at is None else self._closed_at + LATE_S
-        waiting = [due + turn.lasts_s for turn in self._line]
+        waiting = [due + turn.lasts_s for turn in (*self._line, *self._inside) if not turn.started]
         until = max((*self._inside.values(), *waiting, *(held.until for held in self._held)), default=now)
         places = 0
         if self._places is not None:
