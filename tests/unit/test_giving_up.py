@@ -17,6 +17,7 @@ from anabranch.codec import Outgoing, header
 from anabranch.fields import Delivery
 from anabranch.kafka.seam import Committed, Place
 from anabranch.kafka.sent import Acked, Sent
+from anabranch.limits import Left, Pacer
 from anabranch.tools import marks
 from anabranch.tools.marks import Marks
 from anabranch.tools.shares import ROOM
@@ -132,3 +133,20 @@ async def test_one_of_at_most_once_that_is_cancelled_in_a_revoke_is_not_executed
         await until(lambda: len(sent.returned) == 4, what="they have results")
     outcomes = [header(record.headers, "ce_outcome") for record in sent.records]
     assert (outcomes, len(bank.started)) == (["unknown"] * 4, len(calls))
+
+
+async def test_what_is_left_of_a_home_is_reckoned_once_however_many_calls_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group waits for a revoke: of a thousand tenants with a call each it took a minute."""
+    bank, reckoned, left = Bank("at_least_once", Limit("bank", "1000/s", 1, "tenant")), [0], Pacer.left
+
+    def counting(pacer: Pacer) -> Left:
+        reckoned[0] += 1
+        return left(pacer)
+
+    monkeypatch.setattr(Pacer, "left", counting)
+    async with ToolBench(bank.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(call(n, "pay", {"n": n}, tenant=f"tenant-{n}") for n in range(60)))
+        await until(lambda: len(bank.started) == 60, what="all run")
+        await bench.revoke()
+    assert reckoned == [60]
