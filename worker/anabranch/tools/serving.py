@@ -194,7 +194,9 @@ class Service:
         """Wait for everything that this call has to wait for, and hold it until `leave` is told what this says."""
         call_id = job.call.call_id
         if not self._copies.take(call_id):
-            await self._copies.acquire(call_id)  # a copy waits behind it
+            if job.gate is not None:
+                job.gate.quit()  # a copy waits behind it, and holds no turn meanwhile
+            await self._copies.acquire(call_id)
         try:
             if job.tool is None or self._is_free(job.tool):
                 if not self._slots.take():
@@ -371,9 +373,7 @@ class Service:
             await bench.appender.append(self._record(job, "error", dump(self._result(shorter))))
 
     async def _written(self, job: Job, execution: Execution) -> bytes:
-        """The body of the result. Results that no record takes are written out a few at a time: many at once would
-        be several times what the tools have returned, and the loop would stand still for all of them.
-        """
+        """The body. Those that no record takes are written a few at a time: all would take long, and much memory."""
         bench, size = self._bench, large.size_of(execution.content)
         async with bench.in_hand.hold(size) if size > BODY_BYTES else nullcontext():
             return await large.body_of(bench.store, self._result(execution), job.call, bench.now(), bench.sealing)

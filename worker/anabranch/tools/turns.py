@@ -42,8 +42,8 @@ class Paced:
         return self._joined.comes if self._joined is not None else None
 
     def quit(self) -> None:
-        """It is not wanted any more, and has no task that would leave."""
-        turn, self._joined = self._joined, None
+        """It is not wanted any more, and has no task that would leave; or it has to wait for something else first."""
+        turn, self._joined, self._job.gate = self._joined, None, None
         if turn is not None:
             turn.then = None
             if turn.state != "lost":  # else it has left already
