@@ -115,16 +115,17 @@ class ToolBench:
         settings: ToolSettings | None = None,
         traces: Traces | None = None,
         store: Store = NO_STORE,
+        sent: Results | None = None,
     ) -> None:
-        self.group, self.sent, self.clock = group or Group(), Results(), Clock(100.0)
+        self.group, self.sent, self.clock = group or Group(), sent or Results(), Clock(100.0)
         self.group.count = partitions
         settings = settings or ToolSettings()
         now = lambda: self.clock.now  # noqa: E731
         self.executor = Executor(settings, now)
-        sent = cast(Appender, self.sent)
+        appender = cast(Appender, self.sent)
         told = None if traces is None else ToolTraces(traces, "q")
         bench = Bench(
-            NAMESPACE, worker_id, app, "q", sent, self.executor, settings, now, partitions, store=store, traces=told
+            NAMESPACE, worker_id, app, "q", appender, self.executor, settings, now, partitions, store=store, traces=told
         )
         self.worker = ToolWorker(bench, commit_s=0.01)
 

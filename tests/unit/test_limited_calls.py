@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -138,6 +139,19 @@ async def test_while_it_waits_a_call_holds_no_slot() -> None:
         bench.deliver(*(ask(offset) for offset in range(50)), *(call(n, "look", {"n": n}) for n in range(50, 60)))
         await until(lambda: len(api.started) == 10, what="those without a limit have started")
     assert api.started == list(range(50, 60))
+
+
+async def test_copies_of_a_call_that_runs_let_others_of_their_limit_pass() -> None:
+    """There are as many after an agent worker was killed."""
+    api = Api("20/s")
+    api.may_end.clear()
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(ask(0), *(replace(ask(0), offset=n) for n in range(1, 5)), *map(ask, range(5, 8)))
+        await until(lambda: len(api.started) == 4, what="the others have started")
+        api.may_end.set()
+        await until(lambda: over(bench) == {*range(8)}, what="all are over, the copies too")
+    assert api.started == [0, 5, 6, 7]
 
 
 async def test_a_pause_sends_the_call_back_to_the_front_of_the_line() -> None:

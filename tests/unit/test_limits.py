@@ -19,6 +19,7 @@ from tests.support import virtual
 from tests.support.pacing import Meter, assert_rate, most_in_a_second, pacer, starts
 from tests.support.virtual import now, virtually
 
+from anabranch.limits import Paused
 from anabranch.serially import Serially
 
 RATES = [1 / 60, 0.25, 1.0, 7.5, 10.0, 19.9, 50.0, 83.3, 500.0, 2000.0]
@@ -139,6 +140,21 @@ def test_a_pause_lets_nothing_through() -> None:
         return meter.at
 
     assert virtually(run) == pytest.approx([30.0, 30.01, 30.02], abs=0.001)
+
+
+def test_one_that_is_in_when_a_pause_begins_waits_for_its_end_in_the_line() -> None:
+    async def run() -> list[float]:
+        paced = pacer(100.0, places=1)
+        async with paced.inside(paced.join(0, 1.0, lambda: math.inf)) as turn:
+            paced.pause(30.0)
+            with pytest.raises(Paused):
+                await turn.start()
+            left_at = now()
+        meter = Meter(paced)
+        await meter.calls(range(2))
+        return [left_at, *meter.at]
+
+    assert virtually(run) == pytest.approx([0.0, 30.0, 30.01], abs=0.002)
 
 
 # --- the line -----------------------------------------------------------------------------------------------------

@@ -172,6 +172,23 @@ def test_what_is_left_names_the_places_of_calls_that_run() -> None:
     virtually(run)
 
 
+def test_what_is_left_names_the_place_of_one_that_is_about_to_start() -> None:
+    """It has its turn, and waits for something else: a thread, say."""
+
+    async def run() -> None:
+        paced = pacer(1000.0, places=4)
+        async with paced.inside(paced.join(0, 10.0, lambda: math.inf)) as turn:
+            await asyncio.sleep(7.0)
+            paced.close(5.0, lambda order, is_in: True)
+            left = paced.left().held
+            await turn.start()
+            assert left.places == 1
+            assert left.until == pytest.approx(17.0 + LATE_S, abs=0.01)
+            assert paced.left().held.until <= left.until, "it has said so"
+
+    virtually(run)
+
+
 def test_those_who_stay_share_the_places_of_those_who_run() -> None:
     """The others are the next owner's from now on."""
 

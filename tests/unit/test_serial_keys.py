@@ -11,7 +11,7 @@ import pytest
 from tests.support.bench import PLACE, Group, ToolBench, call
 from tests.support.wait import until
 
-from anabranch import App
+from anabranch import App, Limit
 from anabranch.kafka.seam import Committed
 from anabranch.tools import marks
 from anabranch.tools.lane import METADATA
@@ -21,11 +21,11 @@ from anabranch.tools.marks import Marks
 class Bookings:
     """A tool with a serial key, whose calls end when the test says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: Limit | None = None) -> None:
         self.app = App("t")
         self.begun: list[int] = []
         self.may_end: dict[int, asyncio.Event] = {}
-        self.app.tool(queue="q", serial_key="account")(self.book)
+        self.app.tool(queue="q", limit=limit, serial_key="account")(self.book)
 
     async def book(self, account: int, number: int) -> str:
         """Book."""
@@ -135,3 +135,60 @@ async def test_a_serial_call_is_cancelled_if_the_commit_leaves_its_partition_out
         await bench.revoke()
         await until(lambda: bench.worker.running == 0, what="the call is cancelled")
         assert bench.sent.returned == []
+
+
+async def test_a_call_is_given_up_before_its_key_is_free_for_others(bookings: Bookings) -> None:
+    """Also if others that were handed off with it have more time: what it waits for between its tries may be long."""
+
+    @bookings.app.tool(queue="q", timeout="10m")
+    async def review(number: int) -> str:
+        """Review."""
+        return await bookings.book(1, number)
+
+    async with ToolBench(bookings.app).running() as bench:
+        await bench.assign()
+        bench.deliver(CALLS[0], call(1, "review", {"number": 1}))
+        await until(lambda: sorted(bookings.begun) == [0, 1], what="both run")
+        await bench.revoke()
+        now = asyncio.get_running_loop().time()
+        given_up = {job.offset: job.ends.when() - now for job in bench.worker._calls.running() if job.ends is not None}
+        assert given_up[0] < held(bench.group)["key"] - bench.clock.now < given_up[1]
+
+
+OTHER_KEYS = [call(n, "book", {"account": n, "number": n}, key=f"key-{n}") for n in range(60)]
+
+
+async def test_calls_in_the_line_of_a_limit_that_stay_start_here() -> None:
+    """Else nobody makes them before the time of their hand-off is over."""
+    bookings = Bookings(Limit("bank", "50/s"))
+    async with ToolBench(bookings.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*OTHER_KEYS)
+        await until(lambda: bookings.begun, what="the first have started")
+        await bench.revoke()
+        at = bench.group.stands[PLACE]
+        finished = at.offset + len(marks.read(at.offset, at.metadata).finished)
+        assert finished > 30, "nobody reads these again"
+        await until(lambda: len(bookings.begun) >= finished, what="they have started")
+        for number in bookings.begun:
+            bookings.end(number)
+        await until(lambda: bench.worker.running == 0, what="they are over")
+    assert bookings.begun == list(range(finished))
+
+
+async def no_commit() -> None:
+    """As if Kafka did not answer."""
+
+
+async def test_one_whose_commit_is_under_way_at_a_revoke_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    bookings = Bookings(Limit("bank", "50/s"))
+    async with ToolBench(bookings.app).running() as bench:
+        await bench.assign()
+        await until(lambda: bench.worker._lanes[PLACE].stands, what="a commit of ours stands")
+        monkeypatch.setattr(bench.worker._commits, "_commit", no_commit)
+        bench.deliver(OTHER_KEYS[0])
+        await until(lambda: bench.worker._commits._confirmations, what="it has its turn, and waits for a commit")
+        await bench.revoke()
+        at = bench.group.stands[PLACE]
+        assert (at.offset, marks.read(at.offset, at.metadata).finished) == (0, frozenset())
+    assert bookings.begun == []

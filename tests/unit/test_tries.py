@@ -21,6 +21,7 @@ from tests.support.wait import until
 
 from anabranch.app import Call, RateLimited, Retryable
 from anabranch.config import ToolSettings
+from anabranch.limits import Paused
 from anabranch.tools import executor as module
 from anabranch.tools import tries as tries_module
 from anabranch.tools.executor import Executor
@@ -57,8 +58,8 @@ async def anegated(n: int) -> int:
 class Line:
     """A gate that writes down what happens at it."""
 
-    def __init__(self, late: bool = False) -> None:
-        self.seen, self.late = list[str](), late
+    def __init__(self, late: bool = False, pauses: int = 0, takes_s: float = 0.0) -> None:
+        self.seen, self.late, self.pauses, self.takes_s = list[str](), late, pauses, takes_s
 
     @asynccontextmanager
     async def a_try(self) -> AsyncIterator[None]:
@@ -71,6 +72,10 @@ class Line:
             self.seen.append("out")
 
     async def start(self) -> None:
+        await asyncio.sleep(self.takes_s)
+        if self.pauses:
+            self.pauses -= 1
+            raise Paused
         self.seen.append("start")
 
     async def pause(self, seconds: float) -> None:
@@ -110,6 +115,15 @@ async def test_a_pause_beyond_the_deadline_is_an_error_for_the_model_and_holds_u
     done = await executor.execute(tool(ask, retries=3), {}, call(deadline=time.time() + 30), line)
     assert (done.outcome, done.content, done.tries) == ("error", "ask failed: the quota is used up", 1)
     assert line.seen == ["in", "start", "out", paused]
+
+
+@pytest.mark.parametrize("run_in", ["loop", "thread", "process"])
+async def test_one_that_has_its_turn_when_a_pause_begins_waits_anew_and_has_not_been_tried(
+    executor: Executor, run_in: Any
+) -> None:
+    line, made = Line(pauses=2), tool(anegated if run_in == "loop" else negated, run_in=run_in)
+    done = await executor.execute(made, {"n": -3}, call(), line)
+    assert (done.content, done.tries, line.seen) == ("3", 1, ["in", "out", "in", "out", "in", "start", "out"])
 
 
 async def test_a_pause_without_a_limit_is_waited_for(executor: Executor) -> None:
@@ -245,6 +259,35 @@ async def test_no_call_begins_past_its_deadline(executor: Executor) -> None:
     done = await run(executor, begins, call_deadline=time.time() + 0.05)
     assert done.outcome == "timeout"
     assert len(begun) == 1
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+async def test_nor_does_one_whose_deadline_comes_while_it_is_about_to(executor: Executor, in_thread: bool) -> None:
+    begun: list[int] = []
+
+    async def begins() -> None:
+        begun.append(1)
+
+    line, function = Line(takes_s=0.05), (lambda: begun.append(1)) if in_thread else begins
+    done = await executor.execute(tool(function, name="begins"), {}, call(deadline=time.time() + 0.02), line)
+    assert (done.outcome, done.began_at, begun) == ("timeout", None, [])
+    assert (await run(executor, negated, {"n": 1})).content == "-1", "the only thread is free"
+
+
+async def test_where_no_thread_can_be_started_the_call_fails_and_the_next_one_has_its_place(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    def no_more(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", no_more)
+        done = await run(executor, lambda: begun.append(1), name="begins")
+    assert (done.outcome, done.content) == ("error", "begins failed: RuntimeError: can't start new thread")
+    assert (await run(executor, lambda: begun.append(2), name="begins")).outcome == "ok"
+    assert begun == [2], "what has failed is not executed later"
 
 
 # --- retries ----------------------------------------------------------------------

@@ -46,6 +46,10 @@ class ShareLost(Exception):
     """The home is another's by now: the call cannot start here any more."""
 
 
+class Paused(Exception):
+    """Nothing may start just now: the call leaves, and waits in the line again, where it holds nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """Places that calls of a former owner still have, until a time of the loop."""
@@ -130,12 +134,14 @@ class Pacer:
             self.leave(turn)
 
     async def count(self, turn: Turn) -> None:
-        """Returns when it may start within the bounds: it does so now."""
+        """Returns when it may start within the bounds: it does so now. Raises `Paused` or `ShareLost` if it may not."""
         async with self._counting:
             while (left := self._bound() - self._loop.time()) > 0:  # noqa: ASYNC110 - it is time that is waited for
                 await asyncio.sleep(left)
             await self._bucket.acquire()
             now = self._loop.time()
+            if self._paused_until > now:
+                raise Paused
             if self._closed_at is not None and not self._leaves_room(now, self._closed_at + LATE_S):
                 raise ShareLost
             turn.started = True
@@ -150,7 +156,7 @@ class Pacer:
         seen, now = self._last_second, self._loop.time()
         while seen and seen[0] <= now - SECOND_S:
             seen.popleft()
-        return max(self._paused_until, seen[0] + SECOND_S if len(seen) >= self._most else now)
+        return seen[0] + SECOND_S if len(seen) >= self._most else now
 
     def _leaves_room(self, now: float, end: float) -> bool:
         """Whether a start now leaves the next owner room for its own, which come one a period (and may be owed some)
@@ -188,7 +194,7 @@ class Pacer:
         if self._inside.pop(turn, None) is None:
             return  # nobody waits for it
         if not turn.started:
-            self._due -= self._period
+            self._due = max(self._due - self._period, self._paused_until)
             self._entering -= 1
         self.go_on()
 
@@ -316,10 +322,12 @@ class Pacer:
         return int(left / self._period) + 1 if left >= 0 else 0
 
     def left(self) -> Left:
-        """What the next owner has to know. Places are held until the last of those inside, or in line, must be out."""
+        """What the next owner has to know. Places are held until the last of those inside, or in line, must be out:
+        who is in and has not started yet may do so as late as those in line.
+        """
         now = self._loop.time()
         due = max(self._due, self._paused_until, now) if self._closed_at is None else self._closed_at + LATE_S
-        waiting = [due + turn.lasts_s for turn in self._line]
+        waiting = [due + turn.lasts_s for turn in (*self._line, *self._inside) if not turn.started]
         until = max((*self._inside.values(), *waiting, *(held.until for held in self._held)), default=now)
         places = 0
         if self._places is not None:

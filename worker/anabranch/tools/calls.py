@@ -99,6 +99,10 @@ class Calls:
         self._executing[job.place][job.offset] = job
         job.begun = True
 
+    def is_careful(self, job: Job) -> bool:
+        """Whether it begins only once a commit stands: it may not be repeated, or its key is serial."""
+        return job.call.tool in self._careful
+
     def give_up(self, job: Job) -> None:
         """It is not to go on. In a line it has no task whose end would tell of it."""
         job.drop()
@@ -111,6 +115,13 @@ class Calls:
         if job.gone:
             assert self._tasks is not None, "calls stay only while running"
             self._tasks.begin(self._service.send_home(job, job.record.partition), "send back")
+
+    def is_gone(self, job: Job) -> None:
+        """It was handed off, and a commit says so. While that was under way its line may have sent it away."""
+        if not job.gone:
+            job.gone = True
+            if job.dropped and not job.begun:
+                self.give_back(job)
 
     def finish(self, job: Job) -> None:
         """A commit may say from here on that it is."""
@@ -213,7 +224,7 @@ class Calls:
         try:
             held = await self._service.enter(job)
             try:
-                if (job.stays is not None or job.call.tool in self._careful) and not await self._may_begin(lane, job):
+                if (job.stays is not None or self.is_careful(job)) and not await self._may_begin(lane, job):
                     return
                 if self._service.is_idle(job.call):
                     self._service.skip(job)
@@ -226,7 +237,7 @@ class Calls:
             finally:
                 await self._service.leave(job, held)
         except ShareLost:  # its home's next owner reads it, or is sent it anew
-            job.dropped = True
+            job.dropped, job.begun = True, False
             if job.gone:
                 await self._service.send_home(job, job.record.partition)
 
@@ -236,10 +247,15 @@ class Calls:
         lane.progress.finish(job.record.offset)
 
     def _read_again(self, job: Job) -> None:
-        """It was given up while it ran. If its partition came back meanwhile, nobody else will take it."""
-        lane = self._lanes.get(job.place)
-        if lane is not None and lane.progress.is_open(job.record.offset) and not self._membership.stopping:
-            lane.progress.give_back([job.record.offset])
+        """It was given up while it ran, or before. If its partition is ours, nobody else will take it."""
+        lane, offset = self._lanes.get(job.place), job.record.offset
+        if lane is None or not lane.progress.is_open(offset):
+            return
+        if job.begun:
+            lane.progress.interrupt(offset)
+        else:
+            lane.progress.give_back([offset])
+        if not self._membership.stopping:
             self._membership.subscription.seek(job.place, lane.progress.position)
 
     async def _may_begin(self, lane: Lane, job: Job) -> bool:

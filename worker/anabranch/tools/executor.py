@@ -14,7 +14,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
@@ -28,7 +28,7 @@ from anabranch.app import RateLimited, Retryable, Tool
 from anabranch.config import ToolSettings
 from anabranch.content import ResultError, cut, to_content
 from anabranch.fields import Content, Json
-from anabranch.limits import ShareLost
+from anabranch.limits import Paused, ShareLost
 from anabranch.log_events import ResultOutcome
 from anabranch.messages import ToolCall
 from anabranch.schema import ArgumentsError
@@ -166,6 +166,8 @@ class Executor:
                     return await run(work, work.function())
                 async with gate.a_try():
                     return await run(work, work.function())
+            except Paused:
+                continue
             except RateLimited as error:
                 if self._now() + error.after >= work.call.deadline:
                     if gate is not None:
@@ -183,11 +185,13 @@ class Executor:
         return f"{tool.spec.timeout_s:g} s"
 
     def _timed(self, work: Work) -> Work:
-        """Around the function itself, in all three places where it may run."""
+        """Around the function itself, in all three places where it may run. Raises `TimeoutError` past the deadline."""
         now = self._now()
+        work.time_s = min(work.tool.spec.timeout_s, work.call.deadline - now)
+        if work.time_s <= 0:
+            raise TimeoutError
         if work.began_at is None:
             work.began_at = now
-        work.time_s = min(work.tool.spec.timeout_s, max(0.0, work.call.deadline - now))
         return work
 
     async def _in_loop(self, work: Work, function: Callable[[], Any]) -> Content:
@@ -232,19 +236,31 @@ class Executor:
         try:
             if work.gate is not None:
                 await work.gate.start()
+            timed = self._timed(work)
+            running = self._submit(_encoding(work, function))
         except BaseException:
             self._thread_slots.release()
             raise
         self.busy_threads += 1
         loop = asyncio.get_running_loop()
-        running = self._threads.submit(copy_context().run, contained, _encoding(work, function))
         running.add_done_callback(lambda _: self._tell(loop))
         try:
-            with self._timed(work):
+            with timed:
                 made = await asyncio.wrap_future(running)
                 return _content(work, await self._awaited(work, made)) if inspect.isawaitable(made) else made
         finally:
             del running  # its error's traceback leads here: the two would keep each other, and the call
+
+    def _submit(self, function: Callable[[], Any]) -> Future[Any]:
+        """Raises `RuntimeError` where no thread can be started. It lies in the pool's queue all the same then: whoever
+        comes upon it there finds nothing to do.
+        """
+        wanted = [function]
+        try:
+            return self._threads.submit(copy_context().run, _contained_first, wanted)
+        except RuntimeError:
+            wanted.clear()
+            raise
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
         with suppress(RuntimeError):  # the thread has outlived the loop
@@ -288,6 +304,10 @@ def _content(work: Work, value: Any) -> Content:
 
 def _encoding(work: Work, function: Callable[[], Any]) -> Callable[[], Any]:
     return partial(encoded, function, work.tool.spec.max_result)
+
+
+def _contained_first(wanted: list[Callable[[], Any]]) -> Any:
+    return contained(wanted.pop()) if wanted else None
 
 
 async def _rest_of(steps: Steps) -> None:

@@ -1,13 +1,14 @@
 """What a tool's error is called and says, and whether it is one: an order to end is none.
 
 Must never: fail itself, whatever the error's own `__str__` does, or decide what becomes of the call. Called by:
-`executor.py`.
+`executor.py`, `serving.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 import anyio
 
@@ -29,6 +30,14 @@ def ends_us(error: BaseException) -> bool:
     except RuntimeError:  # the loop is over
         return True
     return task is None or (isinstance(error, asyncio.CancelledError) and task.cancelling() > 0)
+
+
+async def take_back(task: asyncio.Task[Any]) -> None:
+    """The tool has cancelled the task that it ran in, which is the current one: that ends nothing but the tool."""
+    while task.uncancel():
+        pass
+    with suppress(asyncio.CancelledError):  # an order that it has given last of all comes through where we wait next
+        await asyncio.sleep(0)
 
 
 class ToolsOwn(Exception):

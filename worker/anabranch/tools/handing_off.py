@@ -81,7 +81,8 @@ class HandOffs:
             for job in group:
                 if job.ends is not None:
                     job.ends.cancel()
-                job.ends = asyncio.get_running_loop().call_later(time_s * (1 - MARGIN), self._time_is_up, job)
+                its_s = time_s if job.serial_key is None else min(for_s, job.time_s)  # no longer than its key is held
+                job.ends = asyncio.get_running_loop().call_later(its_s * (1 - MARGIN), self._time_is_up, job)
         await settled(groups_sent, SETTLE_S)
         told = [job for sent, group in groups_sent.items() if sent.is_written for job in group]
         self._bench.meters.hand_offs.add(len(told), "call", "given")

@@ -55,6 +55,13 @@ class Progress:
             self._begun -= given - self._unknown
             self.position = min(self.position, min(given))
 
+    def interrupt(self, offset: int) -> None:
+        """It ran, and was given up: it will be read again, and may have been executed if it had to be begun."""
+        if offset in self._open:
+            self._open.discard(offset)
+            self._unknown |= self._begun & {offset}
+            self.position = min(self.position, offset)
+
     def is_open(self, offset: int) -> bool:
         """Whether it was taken, and is not finished."""
         return offset in self._open

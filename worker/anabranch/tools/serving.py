@@ -34,6 +34,7 @@ from anabranch.spans import valid
 from anabranch.store import NO_STORE, Store
 from anabranch.tools import large
 from anabranch.tools.executor import Execution, Executor
+from anabranch.tools.failures import take_back
 from anabranch.tools.meters import ToolMeters
 from anabranch.tools.shares import Shares
 from anabranch.tools.slots import Slots, Whose
@@ -193,7 +194,9 @@ class Service:
         """Wait for everything that this call has to wait for, and hold it until `leave` is told what this says."""
         call_id = job.call.call_id
         if not self._copies.take(call_id):
-            await self._copies.acquire(call_id)  # a copy waits behind it
+            if job.gate is not None:
+                job.gate.quit()  # a copy waits behind it, and holds no turn meanwhile
+            await self._copies.acquire(call_id)
         try:
             if job.tool is None or self._is_free(job.tool):
                 if not self._slots.take():
@@ -305,8 +308,7 @@ class Service:
             await self.deliver(job, self.unknown() if job.at_most_once else self._without_tool("error", text))
 
     async def _traced(self, traces: ToolTraces, job: Job) -> Execution:
-        above = traces.begins(job)
-        if above is None:
+        if (above := traces.begins(job)) is None:
             return await self.execute(job)
         with traces.inside(job):
             execution = await self.execute(job)
@@ -323,13 +325,17 @@ class Service:
         except (StoreError, WireError) as error:
             return self._without_tool("error", f"{tool.name} was not run: its input cannot be had: {error}")
         try:
-            return await self._bench.executor.execute(tool, arguments, call, job.gate)
+            execution = await self._bench.executor.execute(tool, arguments, call, job.gate)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if job.dropped or task is None or (self.owner is not None and self.owner.cancelling()):
+            if self._has_to_end(job):
                 raise
-            task.uncancel()  # the tool has cancelled the task that it ran in
-            return self._without_tool("error", f"{tool.name} failed: it cancelled itself")
+            execution = self._without_tool("error", f"{tool.name} failed: it cancelled itself")
+        if job.task is not None and job.task.cancelling() and not self._has_to_end(job):
+            await take_back(job.task)
+        return execution
+
+    def _has_to_end(self, job: Job) -> bool:
+        return job.dropped or (self.owner is not None and self.owner.cancelling() > 0)
 
     def unknown(self) -> Execution:
         """Of an at-most-once call that somebody before us may have executed."""
@@ -367,13 +373,10 @@ class Service:
             await bench.appender.append(self._record(job, "error", dump(self._result(shorter))))
 
     async def _written(self, job: Job, execution: Execution) -> bytes:
-        """The body of the result. Results that no record takes are written out a few at a time: many at once would
-        be several times what the tools have returned, and the loop would stand still for all of them.
-        """
+        """The body. Those that no record takes are written a few at a time: all would take long, and much memory."""
         bench, size = self._bench, large.size_of(execution.content)
         async with bench.in_hand.hold(size) if size > BODY_BYTES else nullcontext():
-            result = self._result(execution)
-            return await large.body_of(bench.store, result, job.call, bench.now(), bench.sealing)
+            return await large.body_of(bench.store, self._result(execution), job.call, bench.now(), bench.sealing)
 
     async def bury(self, record: Record, kind: str, reason: str) -> None:
         """Keep a record as a dead letter; returns when the broker has it, or never will."""

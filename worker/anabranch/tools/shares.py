@@ -46,6 +46,8 @@ class _Home:
     told: dict[str, ShareMark]
     ours: bool = False
     """Whether a commit of ours has replaced what was told."""
+    last: tuple[ShareMark, ...] | None = None
+    """What is said of it while it is given up: by this it is decided which calls may go on."""
 
 
 class Shares:
@@ -257,12 +259,14 @@ class Shares:
             return tuple(self._yet_to_come(mark) for mark in marks.values())
         if not home.ours:
             return (*home.told.values(), self._unnamed(home))
-        for (where, budget), pacer in self._pacers.items():
-            if where == partition:
-                marks.pop(budget, None)
-                if not pacer.is_spent:
-                    marks[budget] = self._said[where, budget] = self._mark(budget, pacer)
-        return self._that_fit(home, list(marks.values()))
+        if home.last is None:
+            for (where, budget), pacer in self._pacers.items():
+                if where == partition:
+                    marks.pop(budget, None)
+                    if not pacer.is_spent:
+                        marks[budget] = self._said[where, budget] = self._mark(budget, pacer)
+            home.last = self._that_fit(home, list(marks.values()))
+        return home.last
 
     def _that_fit(self, home: _Home, marks: list[ShareMark]) -> tuple[ShareMark, ...]:
         """All that is to be said; if it is too much, what matters most, and nothing of those that are not named."""

@@ -41,7 +41,9 @@ class Gate(Protocol):
         ...
 
     async def start(self) -> None:
-        """Awaited inside of it, right before the function starts. Raises `ShareLost`: then the call is not ours."""
+        """Awaited inside of it, right before the function starts. Raises `ShareLost`: then the call is not ours; or
+        `Paused`: then this was no try, and it waits anew.
+        """
         ...
 
     async def pause(self, seconds: float) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from anabranch.app import RateLimited, Retryable, Tool
 from anabranch.limit_line import Turn
+from anabranch.limits import Paused
 from anabranch.tools.shares import Shares
 from anabranch.tools.slots import Slots, in_line_of
 
@@ -41,8 +42,8 @@ class Paced:
         return self._joined.comes if self._joined is not None else None
 
     def quit(self) -> None:
-        """It is not wanted any more, and has no task that would leave."""
-        turn, self._joined = self._joined, None
+        """It is not wanted any more, and has no task that would leave; or it has to wait for something else first."""
+        turn, self._joined, self._job.gate = self._joined, None, None
         if turn is not None:
             turn.then = None
             if turn.state != "lost":  # else it has left already
@@ -75,7 +76,7 @@ class Paced:
             raise TimeoutError
         try:
             yield
-        except (Retryable, RateLimited):
+        except (Retryable, RateLimited, Paused):
             self._job.begun = False  # until its next try it waits
             raise
         finally:

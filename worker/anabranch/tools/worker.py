@@ -231,12 +231,13 @@ class ToolWorker:
             lane.drop_waiting()
             await asyncio.sleep(0)  # there may be thousands, and what runs goes on
         jobs = [job for place, lane in self._lanes.items() for job in self._that_fit(place, lane, for_s)]
-        told = set(await self._hand_offs.tell(jobs, for_s))
+        told = [job for job in await self._hand_offs.tell(jobs, for_s) if not job.dropped]  # else it is read again
         for job in told:
             self._calls.finish(job)
         committed = await self._commits.last()
-        for job in jobs:
-            job.gone = job.gone or (job in told and job.place in committed)
+        for job in told:
+            if job.place in committed:
+                self._calls.is_gone(job)
         for job in stay:
             if job.stays is not None and not job.stays.done():
                 job.stays.set_result(job.gone)
@@ -254,11 +255,11 @@ class ToolWorker:
 
         def may_stay(partition: int, offset: int, is_in: bool) -> bool:
             job = waiting(partition, offset)
-            return job is not None and not (is_in and job.at_most_once)  # its commit may be under way
+            return job is not None and not (is_in and self._calls.is_careful(job))  # its commit may be under way
 
         stay = [job for where in self._shares.close(for_s, may_stay) if (job := waiting(*where)) is not None]
         for job in stay:
-            if job.at_most_once:
+            if self._calls.is_careful(job):
                 job.stays = asyncio.get_running_loop().create_future()
             self._calls.goes_on(job)
         for job in set(self._calls.running()) - set(stay):
