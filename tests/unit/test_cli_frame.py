@@ -154,12 +154,6 @@ def test_ctrl_c_ends_with_130_and_says_nothing_of_python(capsys: pytest.CaptureF
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_enrich_takes_no_stdout_for_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["enrich", "in.csv", "--agent", "a", "--out", "-", "--namespace", "shop"]
-    assert frame.invoke(anabranch, words) == 2
-    assert "--out is a file" in capsys.readouterr().err
-
-
 def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert frame.invoke(anabranch, ["nonsense"]) == 2
     assert frame.invoke(anabranch, ["config", "--nonsense"]) == 2
@@ -174,6 +168,7 @@ def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
         (["enrich", "IN", "--agent", "a", "--out", "x", "--deadline", "soon"], "'soon' is no duration"),
         (["enrich", "IN", "--agent", "a", "--out", "x", "--template", "{"], "the template cannot be read"),
         (["enrich", "IN", "--agent", "a", "--out", "x", "--template", "{}"], "name a field of the record"),
+        (["enrich", "IN", "--agent", "a", "--out", "-"], "--out is a file, not stdout"),
     ],
 )
 def test_an_option_that_cannot_be_one_is_wrong_usage(
