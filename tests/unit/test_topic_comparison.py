@@ -22,6 +22,7 @@ from anabranch.kafka.comparison import (
     partitions_to_add,
     partitions_to_create,
 )
+from anabranch.kafka.refusals import missing
 from anabranch.kafka.seam import Lack
 from anabranch.roles import refuse_bad_topics
 from anabranch.topics import Namespace, TopicSpec
@@ -182,3 +183,8 @@ async def test_a_worker_that_is_refused_is_told_what_mends_it_and_nothing_that_d
     with pytest.raises(TopicsError) as refused:
         await refuse_bad_topics(apart, list(SPECS))  # type: ignore[arg-type]
     assert all("delete both, or take another namespace" in line for line in str(refused.value).splitlines())
+
+
+def test_of_a_topic_that_is_not_there_the_namespace_is_asked_first() -> None:
+    said = str(missing("shpo.agent.log", "kafka:9092"))
+    assert said.index("is the namespace the right one") < said.index("topics apply")
