@@ -98,7 +98,7 @@ async def test_workers_serve_are_listed_and_drain_on_sigterm(terminal: Terminal)
             assert ended.status == 0, ended.err
         gone = await terminal.run("workers")
         assert (gone.status, gone.out) == (0, "")
-        assert "no worker is registered" in gone.err
+        assert "no living worker is registered" in gone.err
 
 
 async def test_a_second_sigterm_ends_a_worker_quickly(terminal: Terminal) -> None:

@@ -366,13 +366,22 @@ def test_a_call_and_a_retryable_survive_the_way_to_another_process() -> None:
 
 
 @pytest.mark.parametrize(
-    "after", [-1, float("inf"), float("nan"), pytest.param(10**310, id="huge"), "soon", "Sun, 22 Nov 2026 12:00:00 GMT"]
+    "after", [-1, float("inf"), float("nan"), pytest.param(10**310, id="huge"), "soon", "Sun, 99 Nov 2026 12:00:00 GMT"]
 )
 def test_a_pause_that_is_none_is_refused(after: float | str) -> None:
     with pytest.raises(ValueError, match="seconds to wait"):
         RateLimited(after=after)
     with pytest.raises(ValueError, match="seconds to wait"):
         Retryable("busy", after=after)
+
+
+def test_a_pause_may_be_the_date_of_a_retry_after_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    noon = 1_795_348_800.0
+    monkeypatch.setattr("time.time", lambda: noon)
+    for minutes, left_s in (("00:30", 30.0), ("05:00", 300.0)):
+        date = f"Sun, 22 Nov 2026 12:{minutes} GMT"
+        assert (RateLimited(after=date).after, Retryable("busy", after=date).after) == (left_s, left_s)
+    assert RateLimited(after="Sun, 22 Nov 2026 11:59:59 GMT").after == 0.0, "the time has come"
 
 
 def test_the_package_exports_what_users_need() -> None:

@@ -130,9 +130,9 @@ def test_turns_that_took_one_attempt_are_not_told_again() -> None:
 def test_attempts_that_go_on_are_seen_while_they_do() -> None:
     log = opened().discarded(61.0, "x", BUSY, BUSY, usage=m.Usage())
     assert [row.label for row in waterfall(log.run, T0 + 70, log.made).rows][2:] == ["sonnet", "sonnet"]
-    for tried, said in ((BUSY, BUSY), "2 times more"), ((BUSY,), "1 time more"):
+    for tried, said in ((BUSY, BUSY), "2 times"), ((BUSY,), "1 time"):
         event = e.ModelDiscarded("r", "0", 1, "x", m.Usage(), "529", None, tried)
-        assert told(event, facts(log.run), T0) == f"turn 1: the model has failed {said}: 529"
+        assert told(event, facts(log.run), T0) == f"turn 1: the model has failed {said}, and is asked again: 529"
 
 
 def test_the_end_of_a_run_tells_why_its_last_attempts_failed() -> None:

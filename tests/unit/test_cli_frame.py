@@ -131,6 +131,23 @@ def test_what_names_a_row_is_kept_whole_if_that_leaves_room_to_the_rest(
         assert max(map(len, shown.splitlines())) <= width
 
 
+def test_where_no_column_has_room_each_cell_has_a_line(
+    terminal: Callable[[int], io.StringIO], capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns, rows = ("run", "status", ">took", ">turns"), [("r1", "ok\x1b[2J", "1 s", 2), ("r2", "failed", "2 s", 9)]
+    file = terminal(35)
+    frame.print_table(columns, rows)
+    lines = [line.split() for line in file.getvalue().splitlines()]
+    one = [["run", "r1"], ["status", "ok?[2J"], ["took", "1", "s"], ["turns", "2"]]
+    assert lines == [*one, [], ["run", "r2"], ["status", "failed"], ["took", "2", "s"], ["turns", "9"]]
+    file = terminal(36)
+    frame.print_table(columns, rows)
+    assert "─" in file.getvalue(), "there it is a table"
+    terminal(20)
+    frame.print_table(columns, [], empty="none")
+    assert capsys.readouterr().err == "none\n"
+
+
 def test_lines_that_go_into_a_file_end_where_their_words_do(capsys: pytest.CaptureFixture[str]) -> None:
     frame.print_table(("run", "why"), [("r1", "short"), ("r2", "long " * 50 + "x")])
     lines = capsys.readouterr().out.splitlines()
@@ -168,6 +185,7 @@ def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
         (["enrich", "IN", "--agent", "a", "--out", "x", "--deadline", "soon"], "'soon' is no duration"),
         (["enrich", "IN", "--agent", "a", "--out", "x", "--template", "{"], "the template cannot be read"),
         (["enrich", "IN", "--agent", "a", "--out", "x", "--template", "{}"], "name a field of the record"),
+        (["enrich", "IN", "--agent", "a", "--out", "-"], "--out is a file, not stdout"),
     ],
 )
 def test_an_option_that_cannot_be_one_is_wrong_usage(

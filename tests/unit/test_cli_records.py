@@ -82,6 +82,27 @@ def test_a_csv_header_that_does_not_name_each_column_is_refused(header: bytes, t
         list(read_csv([header, b"1,2\n"]))
 
 
+@pytest.mark.parametrize(
+    ("template", "id_field", "told"),
+    [
+        ("{nam}", None, "{nam} of the template"),
+        ("{name.first}", None, "{name.first} of the template"),
+        ("{name}", "ident", "--id-field 'ident'"),
+    ],
+)
+def test_a_csv_file_without_a_column_that_is_asked_for_is_refused_once(
+    template: str, id_field: str | None, told: str
+) -> None:
+    recipe = Recipe("shop", "analyst", Template(template), id_field)
+    with pytest.raises(AnabranchError, match=f"no column for {re.escape(told)}: it has id, name"):
+        list(read_csv([b"id,name\n", b"1,Ann\n", b"2,Bo\n"], recipe))
+
+
+def test_what_depends_on_a_row_costs_the_row_alone() -> None:
+    recipe = Recipe("shop", "analyst", Template("{name:d}"), "id")
+    assert len(list(read_csv([b"id,name\n", b"1,Ann\n"], recipe))) == 1
+
+
 @pytest.mark.parametrize("rest", [[b'"\n'], [b"\n", b"a,row\n", b'the ""end"""\n'], [b"\n", b'end",more\n']])
 def test_a_cell_that_is_too_large_costs_its_row_and_no_line_of_it_is_a_record(rest: list[bytes]) -> None:
     first, *others = rest

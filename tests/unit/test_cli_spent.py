@@ -48,6 +48,12 @@ def test_all_replies_count_and_what_was_thrown_away_apart() -> None:
     assert (row.cost_usd, row.thrown_away, row.thrown_away_usd) == (1.5, 1, 0.5)
 
 
+def test_attempts_that_cost_nothing_are_no_replies() -> None:
+    names = replace(b.discarded(), usage=m.Usage())
+    (row,) = counted(opened("r"), names, b.replied(usage=replace(USED, cost_usd=None)))
+    assert (row.runs, row.replies, row.thrown_away, row.cost_usd) == (1, 1, 0, None)
+
+
 def test_a_copy_counts_once_and_another_attempt_for_itself() -> None:
     """A reply that came second was paid for, although the fold has no use for it."""
     reply = b.replied(usage=USED)

@@ -47,3 +47,11 @@ def test_of_runs_that_asked_no_model_only_their_end_is_told() -> None:
 
 def test_runs_that_cost_nothing_are_told_without_a_cost() -> None:
     assert "cost" not in told(0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("sequential_s", "said"),
+    [(0.2, "0.20 s"), (1.4, "1.40 s"), (1.6, "1.60 s, 2 times as long"), (90.0, "90.0 s, 90 times as long")],
+)
+def test_one_run_after_another_is_compared_where_that_would_have_taken_longer(sequential_s: float, said: str) -> None:
+    assert dict(facts(Tally(completed=1, turns=1, sequential_s=sequential_s), 1.0))["one after another"] == said

@@ -13,6 +13,7 @@ from rich.console import Console
 from tests.support import builders as b
 
 from anabranch import log_events as e
+from anabranch import messages as m
 from anabranch.cli.logs import RunLog
 from anabranch.cli.watching import Watch
 from anabranch.codec import Record
@@ -62,3 +63,16 @@ def assert_each_step_is_told(text: str) -> None:
     lines = text.splitlines()
     assert ["admitted" in lines[0], "first, second" in lines[1]] == [True, True]
     assert [line.split()[2] for line in lines[2:]] == ["second:", "first:", "turn"]
+
+
+async def test_a_model_that_keeps_failing_is_told_while_it_does() -> None:
+    """What names its attempts costs nothing and moves nothing on."""
+    tried = e.Tried("m", 1.0, 0.1, "overload", "529: busy")
+    fails = e.ModelDiscarded(b.RUN, b.LIFE, 1, "x", m.Usage(), "529: busy", None, (tried, tried))
+    events: tuple[e.Event, ...] = (b.requested(), fails, fails)
+    reader, told = AtOnce([b.record(event, offset, at=1.0) for offset, event in enumerate(events)]), io.StringIO()
+    await Watch(RunLog(b.RUN, PLACE, reader), Console(file=told, width=200)).catch_up()
+    _, *lines = told.getvalue().splitlines()
+    assert [line.split("  ")[-1] for line in lines] == [
+        "turn 1: the model has failed 2 times, and is asked again: 529: busy"
+    ]

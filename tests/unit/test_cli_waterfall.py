@@ -150,19 +150,25 @@ def test_a_workers_clock_is_moved_to_where_the_broker_saw_it(
     assert clamped(started, finished, 1.0, 5.0) == expected
 
 
-@pytest.mark.parametrize("width", [20, 50, 80, 100, 300])
-def test_every_line_fits_and_what_ran_is_seen_however_short_it_was(width: int) -> None:
+@pytest.mark.parametrize("width", [20, 37, 40, 49, 50, 80, 100, 300])
+@pytest.mark.parametrize("length", [10.0, 36_000.0])
+def test_every_line_fits_and_what_ran_is_seen_however_short_it_was(width: int, length: float) -> None:
     rows = (
         Row("turn 1", "ok", (Bar("model", 0.0, 0.0001),)),
         Row(
-            "a_tool_with_a_very_long_name_indeed", "timeout", (Bar("wait", 0.0, 10.0), Bar("run", 10.0, 10.0)), "", "c"
+            "a_tool_with_a_very_long_name_indeed",
+            "timeout",
+            (Bar("wait", 0.0, length), Bar("run", length, length)),
+            "",
+            "c",
         ),
     )
-    lines = [line.plain for line in draw(Waterfall(rows, 10.0), width)]
-    assert all(len(line) <= max(width, 50) for line in lines[1:])
+    lines = [line.plain for line in draw(Waterfall(rows, length), width)]
+    assert all(len(line) <= max(width, 37) for line in lines)
     assert "▓" in lines[1]
     assert "░█" in lines[2]
-    assert "0.00" in lines[0]
+    marks = lines[0].split()
+    assert (marks[0], marks[-2:]) == ("0.00", [f"{length:.2f}", "seconds"]), "no mark stands in another one"
 
 
 def test_the_picture_says_how_it_ended_and_cannot_be_used_to_send_escape_sequences() -> None:

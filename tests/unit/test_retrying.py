@@ -15,7 +15,7 @@ import pytest
 from anabranch import log_events as e
 from anabranch.agent.budget import PAUSE_MAX_S
 from anabranch.agent.model import Failure, Transient
-from anabranch.agent.retrying import BURST, NAMED, REPLY, RULES, TELL_S, RetryBudget, Tries, pause_s
+from anabranch.agent.retrying import BURST, NAMED, REPLY, RULES, TELL_FIRST_S, TELL_S, RetryBudget, Tries, pause_s
 from anabranch.config import AgentSettings
 
 SETTINGS = AgentSettings(model_backoff_s=1.0, model_backoff_max_s=8.0)
@@ -142,14 +142,17 @@ def tried(number: int, reason: str = "529") -> e.Tried:
     return e.Tried("m", float(number), 1.0, "overload", reason)
 
 
-def test_attempts_wait_a_minute_for_an_event_that_names_them() -> None:
+def test_attempts_wait_for_an_event_that_names_them_a_minute_but_the_first_ones_some_seconds() -> None:
     tries = Tries(100.0)
     assert not tries.are_due(1e9)
     tries.add(tried(1))
-    assert not tries.are_due(100 + TELL_S - 1)
-    assert tries.are_due(100 + TELL_S)
+    assert not tries.are_due(100 + TELL_FIRST_S - 1)
+    assert tries.are_due(100 + TELL_FIRST_S)
     assert tries.take(200.0) == (tried(1),)
     assert not tries.are_due(1e9)
+    tries.add(tried(2))
+    assert not tries.are_due(200 + TELL_S - 1)
+    assert tries.are_due(200 + TELL_S)
 
 
 def test_of_very_many_attempts_those_in_the_middle_are_told_together() -> None:

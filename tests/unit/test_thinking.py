@@ -126,7 +126,7 @@ def test_after_stop_nothing_begins_and_what_runs_goes_on() -> None:
 def test_a_transient_failure_is_tried_again_with_backoff() -> None:
     model = Script(*[Transient("529: overloaded")] * 6)
     desk = thought(model, lambda desk: desk.submit())
-    assert isinstance(only(desk), e.ModelReplied)
+    assert [type(event) for event in desk.events] == [e.ModelDiscarded, e.ModelReplied]
     pauses = [after - before for (_, before), (_, after) in itertools.pairwise(model.asked)]
     assert all(pause <= min(8.0, 2.0**number) for number, pause in enumerate(pauses))
     assert sum(pauses) > 1
@@ -149,7 +149,9 @@ def test_a_retry_after_beyond_the_deadline_ends_the_run_at_once() -> None:
 def test_nothing_is_tried_past_the_deadline() -> None:
     model = Script(*[Transient("529")] * 1000)
     desk = thought(model, lambda desk: desk.submit(deadline=60.0))
-    assert only(desk).error.code == "model_unavailable"
+    *_, ended = desk.events
+    assert isinstance(ended, e.ModelFailed)
+    assert ended.error.code == "model_unavailable"
     assert all(at < 60 for _, at in model.asked)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from anabranch.errors import TopicsError
 from anabranch.kafka.comparison import (
     ROOM_BYTES,
     Cluster,
@@ -21,6 +22,9 @@ from anabranch.kafka.comparison import (
     partitions_to_add,
     partitions_to_create,
 )
+from anabranch.kafka.refusals import missing
+from anabranch.kafka.seam import Lack
+from anabranch.roles import refuse_bad_topics
 from anabranch.topics import Namespace, TopicSpec
 
 SPECS = Namespace("shop").specs(["io", "agent.log"], partitions=6)
@@ -162,3 +166,25 @@ def test_a_new_replicated_topic_is_made_safe_and_an_old_one_is_left_to_its_owner
     assert changes(LOG, seen, new=True) == {"min.insync.replicas": "2", "unclean.leader.election.enable": "false"}
     assert changes(LOG, seen, new=False) == {}
     assert changes(LOG, replace(seen, replicas=1), new=True) == {}
+
+
+class Differs:
+    """A broker, as far as topics are compared."""
+
+    def __init__(self, seen: Cluster) -> None:
+        self._cluster = seen
+
+    async def lacks(self, specs: list[TopicSpec]) -> list[Lack]:
+        return lacks(specs, self._cluster)
+
+
+async def test_a_worker_that_is_refused_is_told_what_mends_it_and_nothing_that_does_not() -> None:
+    apart = Differs(cluster(agent_log=replace(right(LOG), partitions=12)))
+    with pytest.raises(TopicsError) as refused:
+        await refuse_bad_topics(apart, list(SPECS))  # type: ignore[arg-type]
+    assert all("delete both, or take another namespace" in line for line in str(refused.value).splitlines())
+
+
+def test_of_a_topic_that_is_not_there_the_namespace_is_asked_first() -> None:
+    said = str(missing("shpo.agent.log", "kafka:9092"))
+    assert said.index("is the namespace the right one") < said.index("topics apply")

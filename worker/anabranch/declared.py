@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, cast, get_args
@@ -30,7 +31,9 @@ AT_MOST_ONCE_GRACE_S = 60.0
 
 
 class Retryable(AnabranchError):
-    """Raised by a tool for an error that may pass; `after` is how many seconds (or "5m") the next try waits."""
+    """Raised by a tool for an error that may pass; `after` is how many seconds (or "5m") the next try waits. It takes
+    what a `retry-after` header says as it stands, a date too.
+    """
 
     def __init__(self, message: str, after: float | str | None = None) -> None:
         super().__init__(message)
@@ -38,10 +41,12 @@ class Retryable(AnabranchError):
 
 
 class RateLimited(AnabranchError):
-    """Raised by a tool when its API asks for a pause of `after` seconds (or "5m"), as a 429 with `retry-after` does.
+    """Raised by a tool when its API asks for a pause of `after` seconds (or "5m"), as a 429 with `retry-after` does:
+    that header's value may be given as it stands, a date too.
 
     The tool's limit lets nothing through on this worker for so long; the call goes back to waiting, within its
-    deadline, and uses up no retry.
+    deadline, and uses up no retry. So it is for what the API refuses to everybody: for what it refuses to one account
+    or record alone, raise `Retryable(after=...)`, which holds up no other call.
     """
 
     def __init__(self, message: str = "the API asks for a pause", after: float | str = 1.0) -> None:
@@ -51,9 +56,16 @@ class RateLimited(AnabranchError):
 
 def _seconds(error: str, after: float | str) -> float:
     try:
-        return units.duration(after)
-    except units.UnitError as refused:
+        return _until(after) if isinstance(after, str) and after.strip().endswith("GMT") else units.duration(after)
+    except ValueError as refused:
         raise ValueError(f"{error}(after={after!r}): give the seconds to wait, 0 or more ({refused})") from None
+
+
+def _until(date: str) -> float:
+    """How long it is until a date of HTTP, by our clock."""
+    from email.utils import parsedate_to_datetime
+
+    return max(0.0, parsedate_to_datetime(date).timestamp() - time.time())
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,13 +65,13 @@ async def tracing_of(settings: Settings, service: str, worker_id: str) -> AsyncI
 
 
 async def refuse_bad_topics(broker: Broker, specs: list[TopicSpec]) -> None:
-    """A topic that is missing or would lose data is refused at start, with the command that mends it."""
+    """A topic that is missing or would lose data is refused at start, with what mends it."""
     lacks = await broker.lacks(specs)
     for lack in lacks:
         if not lack.dangerous:
             log.warning("%s", lack.message)
     if dangerous := [lack.message for lack in lacks if lack.dangerous]:
-        raise TopicsError("\n".join([*dangerous, "Mend them with: anabranch topics apply APP"]))
+        raise TopicsError("\n".join(dangerous))
 
 
 def info_of(

@@ -4,8 +4,8 @@ Responsible for: that all that was paid for stands in one event, and that each a
 decide what is tried again, or write to the log. Called by: `Thinker`.
 
 An attempt that cost something and came to nothing is told at once, by `model.discarded`. One that cost nothing (a
-refusal, say) is named by the next event of the call, whatever that is, and after a minute by an event of its own: so an
-outage of the provider fills no log, and whoever looks at a run that waits sees why.
+refusal, say) is named by the next event of the call, whatever that is, or by an event of its own, after some seconds
+and then once a minute: so an outage of the provider fills no log, and whoever looks at a run that waits sees why.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from anabranch.agent.meters import AgentMeters
 from anabranch.agent.model import Hopeless
 from anabranch.agent.plan import BatchContext, plan
 from anabranch.agent.reply import Reply
-from anabranch.agent.retrying import Nothing
+from anabranch.agent.retrying import RULES, Nothing
 from anabranch.bodies import dump
 from anabranch.clockwork import Clockwork
 from anabranch.fields import SEALED
@@ -111,8 +111,8 @@ class Outcomes:
         """Tell the log of an attempt, at once if it cost something: with what it used as far as the provider said."""
         now, trying.used = self._clockwork.steady(), {}
         trying.untold.add(self._tried(trying, failure, reason))
-        if not raw and not trying.untold.are_due(now):
-            return
+        if not raw and (failure not in RULES or not trying.untold.are_due(now)):
+            return  # what is not tried again is named by what ends the call
         usage = self._usage(context.agent, raw, self._meters.discarded) if raw else m.Usage()
         if trying.request.fitting is not None:
             trying.request.fitting.spend(usage)

@@ -9,7 +9,8 @@ not be tried again yet waits, and only the run's own deadline bounds that.
   fails all is asked a fifth more than it would be, and not many times as often. Each reply allows for `REPLY` more:
   when it works again, those who wait come back twice as fast with each round trip. Refusals because of a limit are not
   counted: the model's pace (`budget.py`) holds those already, and whoever was refused was not served.
-- **Named** (`Tries`): each attempt that comes to nothing is told to the log, by its call's next event or once a minute.
+- **Named** (`Tries`): each attempt that comes to nothing is told to the log, by its call's next event, or by one of
+  their own: the first soon, for somebody may be watching, and then once a minute.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ there, or for seconds, is tried again at once.
 """
 
 
+TELL_FIRST_S: Final = 3.0
 TELL_S: Final = 60.0
-"""How long attempts that cost nothing wait for an event that names them."""
+"""How long attempts that cost nothing wait for an event that names them, once the first of their call were told."""
 NAMED: Final = 16
 """How many attempts one event names one by one; those in the middle are counted together."""
 _REASON: Final = 200
@@ -132,11 +134,11 @@ _TINY: Final = 1e-6
 
 
 class Tries:
-    """The attempts of one call that no event has named yet. `since` is when one last did, or when the call began."""
+    """The attempts of one call that no event has named yet. `began` is when the call did."""
 
-    def __init__(self, since: float) -> None:
+    def __init__(self, began: float) -> None:
         self._tried: list[e.Tried] = []
-        self._since = since
+        self._due = began + TELL_FIRST_S
 
     def add(self, tried: e.Tried) -> None:
         if tried.reason is not None and len(tried.reason) > _REASON:
@@ -153,9 +155,9 @@ class Tries:
 
     def are_due(self, now: float) -> bool:
         """Whether they have waited long enough to be told by themselves."""
-        return bool(self._tried) and now - self._since >= TELL_S
+        return bool(self._tried) and now >= self._due
 
     def take(self, now: float) -> tuple[e.Tried, ...]:
         """All of them, for an event."""
-        taken, self._tried, self._since = self.all, [], now
+        taken, self._tried, self._due = self.all, [], now + TELL_S
         return taken

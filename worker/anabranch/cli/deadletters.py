@@ -21,10 +21,9 @@ from anabranch.wording import counted
 
 if TYPE_CHECKING:
     from anabranch.codec import Outgoing, Record
-    from anabranch.kafka.seam import Broker, Place
+    from anabranch.kafka.seam import Broker
     from anabranch.topics import Namespace
 
-POLL_S: Final = 0.5
 _OURS: Final = ("ce_reason", "ce_origin")
 
 
@@ -141,18 +140,10 @@ def read_letter(record: Record) -> Letter:
 
 async def _letters(broker: Broker, namespace: Namespace) -> AsyncIterator[Letter]:
     """All that are there now."""
-    places = await _places(broker, namespace.dead_letters)
-    async with broker.reader(places, "begin") as reader:
-        ends = await reader.ends()
-        while any(reader.position(place) < ends[place] for place in places):
-            for record in await reader.read(POLL_S):
-                yield read_letter(record)
+    from anabranch.cli.reading import whole
 
-
-async def _places(broker: Broker, topic: str) -> list[Place]:
-    from anabranch.kafka.seam import Place
-
-    return [Place(topic, number) for number in range(await broker.partitions(topic))]
+    async for record in whole(broker, namespace.dead_letters):
+        yield read_letter(record)
 
 
 async def _newest(broker: Broker, namespace: Namespace, limit: int) -> tuple[list[Letter], int]:

@@ -47,10 +47,10 @@ class Source:
         return "stdin" if self.path == STDIN else Path(self.path).name
 
     @contextmanager
-    def records(self) -> Iterator[Iterator[r.Record | r.BadLine]]:
-        """The records while the file is open. Raises `AnabranchError` if it cannot be read."""
+    def records(self, recipe: r.Recipe) -> Iterator[Iterator[r.Record | r.BadLine]]:
+        """The records while the file is open. Raises `AnabranchError` if it cannot be read, or cannot fit `recipe`."""
         with self._opened() as file:
-            yield r.read_csv(file) if self.format == "csv" else r.read_jsonl(file)
+            yield r.read_csv(file, recipe) if self.format == "csv" else r.read_jsonl(file)
 
     def count(self) -> int | None:
         """How many records there are, bad ones too; None if that is not known before they are read."""
@@ -109,7 +109,7 @@ async def enrich_file(
     """Enrich `source` into `out_path`, and show it on `console`. Raises `AnabranchError` for files and Kafka."""
     tally = Tally(total=source.count())
     screen = screen_for(console, source.name, quiet)
-    with OutFile.opened(out_path, recipe.mark) as out, source.records() as records:
+    with OutFile.opened(out_path, recipe.mark) as out, source.records(recipe) as records:
         jobs = r.jobs(records, recipe)
         enrichment = Enrichment(order, client, out, tally, screen, stop)
         stop.on_ask(lambda: screen.say(_stopping(stop, tally, order.drain_s)))
@@ -208,6 +208,8 @@ def enrich(
     quiet: bool,
 ) -> int:
     _check(agent, tenant)
+    if str(out_path) == STDIN:
+        raise click.UsageError("--out is a file, not stdout: what stands in it is not run again")
     recipe = r.Recipe(common.namespace().name, agent, _template(template, template_file), id_field)
     order = Order(agent, concurrency, ordered, tenant, deadline, common.settings.worker.drain_s, lane)
     wanted = source_of(source, kind)

@@ -267,16 +267,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     """A table on stdout. A cell is a rich `Text`, or anything else: then its text, made printable.
 
     A column whose name begins with ">" is right-justified. The first, which names the row and is what people copy, is
-    kept whole if that leaves some room to the others. Without rows, `empty` goes to stderr.
+    kept whole if that leaves some room to the others; where no column has room, each cell has a line. Without rows,
+    `empty` goes to stderr.
     """
     from rich import box
     from rich.table import Table
-    from rich.text import Text
+
+    from anabranch.cli.narrow import cell, upright
 
     console, lines = stdout(), list(rows)
     if not lines:
-        say(empty)
-        return
+        return say(empty)
+    if console.width < LEAST * len(columns):
+        return console.print(upright([column.removeprefix(">") for column in columns], lines))
     table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, header_style="bold")
     rest = console.width - max(len(str(line[0])) for line in lines)
     for number, column in enumerate(columns):
@@ -284,13 +287,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
         whole = number == 0 and rest >= LEAST * (len(columns) - 1)
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=whole)
     for line in lines:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in line))
+        table.add_row(*map(cell, line))
     if console.is_terminal:
-        console.print(table)
-        return
+        return console.print(table)
     with console.capture() as written:
         console.print(table)
-    click.echo("\n".join(line.rstrip() for line in written.get().splitlines()))
+    return click.echo("\n".join(line.rstrip() for line in written.get().splitlines()))
 
 
 def print_json(value: Any) -> None:

@@ -6,13 +6,14 @@ appends. Called by `run` and `runs`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
 
 from anabranch.agent.state import Run
 from anabranch.cli.attempts import Attempts, Made
+from anabranch.cli.reading import POLL_S, whole
 from anabranch.client_seals import ClientSeals
 from anabranch.codec import header
 from anabranch.errors import AnabranchError
@@ -25,8 +26,6 @@ from anabranch.signing import NO_SIGNER, Signer
 from anabranch.spoken import Block
 from anabranch.topics import Namespace, partition_of
 from anabranch.view import LogView
-
-POLL_S: Final = 0.5
 
 
 class RunLog:
@@ -182,16 +181,12 @@ def summary_of(run: Run, status: str) -> Summary:
 
 async def fold_all(broker: Broker, namespace: Namespace, signer: Signer = NO_SIGNER) -> AsyncIterator[Run]:
     """Every run of the log: those that have ended as they do, and are forgotten; then those that are open."""
-    count = await broker.partitions(namespace.log)
-    places = [Place(namespace.log, number) for number in range(count)]
-    views = {number: LogView(signer=signer) for number in range(count)}
-    async with broker.reader(places, "begin") as reader:
-        ends = await reader.ends()
-        while any(reader.position(place) < ends[place] for place in places):
-            for record in await reader.read(POLL_S):
-                for event in views[record.partition].take([record]):
-                    if event.run is not None and not event.run.open:
-                        yield views[record.partition].state.runs.pop(event.run.run_id)
+    views = defaultdict[int, LogView](lambda: LogView(signer=signer))
+    async for record in whole(broker, namespace.log):
+        view = views[record.partition]
+        for event in view.take([record]):
+            if event.run is not None and not event.run.open:
+                yield view.state.runs.pop(event.run.run_id)
     for view in views.values():
         for run in view.state.runs.values():
             yield run

@@ -84,8 +84,10 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), "a number")
 
 
-def read_csv(lines: Iterable[bytes]) -> Iterator[Record | BadLine]:
-    """A header line, then one record a row, all values texts. Raises `AnabranchError` for a header that is no good."""
+def read_csv(lines: Iterable[bytes], recipe: Recipe | None = None) -> Iterator[Record | BadLine]:
+    """A header line, then one record a row, all values texts. Raises `AnabranchError` for a header that is no good, or
+    lacks a column that `recipe` asks for: so would each row.
+    """
     csv.field_size_limit(CELL_BYTES)
     texts = _Texts(lines)
     rows = csv.reader(texts, strict=True)
@@ -97,6 +99,8 @@ def read_csv(lines: Iterable[bytes]) -> Iterator[Record | BadLine]:
     if names is None:
         return
     _check_header(names)
+    if recipe is not None:
+        recipe.check(names)
     yield from _rows(rows, texts, names)
 
 
@@ -252,6 +256,18 @@ class Recipe:
     def mark(self) -> str:
         """8 hex digits that all runs of this recipe have in their ids."""
         return _digest([self.namespace, self.agent, self.template.text, self.id_field])[:8]
+
+    def check(self, columns: Sequence[str]) -> None:
+        """Raises `AnabranchError` if records of these columns, all texts, lack a field."""
+        lacks = f"--id-field {self.id_field!r}" if self.id_field not in (None, *columns) else None
+        try:
+            self.template.prompt(dict.fromkeys(columns, ""))
+        except MissingField as error:
+            lacks = f"{{{error}}} of the template"
+        except (ValueError, TypeError):
+            pass  # that depends on what stands in a row
+        if lacks is not None:
+            raise AnabranchError(f"the CSV file has no column for {lacks}: it has {', '.join(columns)}")
 
     def run_id(self, place: str, data: Mapping[str, Json]) -> str:
         """`<agent>-<place>-<mark>-<16 hex digits>`, at most 92 characters."""

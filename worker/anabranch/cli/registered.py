@@ -6,16 +6,21 @@ It reads and shows, and decides nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from anabranch.cli import frame
+from anabranch.wording import counted
 
 if TYPE_CHECKING:
     from anabranch.registry import Registry
     from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
+
+LONG_S: Final = 86_400.0
+"""A worker that was killed stays in the registry. After so long nobody looks for it."""
 
 
 @click.command()
@@ -47,17 +52,26 @@ def tools(common: frame.Frame) -> None:
 @click.command()
 @frame.options(app=True, listing=True)
 def workers(common: frame.Frame) -> None:
-    """List the workers; one that has given no sign of life for 30 s is shown as dead."""
+    """List the workers; one that has given no sign of life for 30 s is shown as dead, for a day."""
     from anabranch.registry import is_alive
 
     now = time.time()
-    found = sorted(_read(common).workers.values(), key=lambda worker: (worker.role, worker.queue or "", worker.id))
+    found = _in_order(_read(common).workers.values(), now)
     if common.as_json:
         frame.print_json([{**asdict(worker), "alive": is_alive(worker, now)} for worker in found])
         return
     columns = ("worker", "role", "queue", "state", ">running", ">oldest waiting", ">up for", "version")
-    rows = [_worker(worker, now) for worker in found]
-    frame.print_table(columns, rows, empty=_nothing(common, "worker", "anabranch worker agent APP"))
+    rows = [_worker(worker, now) for worker in found if now - worker.seen_at <= LONG_S]
+    frame.print_table(columns, rows, empty=_nothing(common, "living worker", "anabranch worker agent APP"))
+    if others := len(found) - len(rows):
+        frame.say(f"({counted(others, 'worker')} dead for more than a day not shown: --json names all)")
+
+
+def _in_order(workers: Iterable[WorkerInfo], now: float) -> list[WorkerInfo]:
+    """Those that are alive first."""
+    from anabranch.registry import is_alive
+
+    return sorted(workers, key=lambda each: (not is_alive(each, now), each.role, each.queue or "", each.id))
 
 
 def _read(common: frame.Frame) -> Registry:

@@ -126,8 +126,11 @@ class Ledger:
         known.attempts.append(attempt)
         if header(record.headers, "ce_outcome") in _OVER:
             self._runs.move_to_end(run, last=False)  # the first to be forgotten
-        if record.timestamp / 1000 >= self._since and (used := _usage_in(record)) is not None:
-            self._row(self._by(known.whose, used)).add(used, kind == "model.discarded")
+        used, is_lost = _usage_in(record), kind == "model.discarded"
+        if used is None or (is_lost and not any(used.get(name) for name in (*_TOKENS, "cost_usd"))):
+            return  # it only names attempts that cost nothing
+        if record.timestamp / 1000 >= self._since:
+            self._row(self._by(known.whose, used)).add(used, is_lost)
 
     def _remember(self, run: tuple[str, str], whose: Whose) -> _Known:
         if len(self._runs) >= self._keep:

@@ -26,7 +26,9 @@ EXCERPT = 160
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A run at one moment, by value: the run itself changes under the fold. `calls`: state by call id."""
+    """A run at one moment, by value: the run itself changes under the fold. `calls`: state by call id; `attempts`: how
+    many of the model's were told to have come to nothing.
+    """
 
     life: str
     turn: int
@@ -38,6 +40,7 @@ class Facts:
     spent: tuple[m.Usage, m.Usage]
     addresses: int
     hand_offs: int
+    attempts: int
 
 
 def facts(run: Run | None) -> Facts | None:
@@ -47,9 +50,9 @@ def facts(run: Run | None) -> Facts | None:
     calls = {call_id: _state(call) for turn in run.turns for call_id, call in turn.calls.items()}
     status = run.ending.status if run.ending is not None else "running"
     spent, addresses = (run.usage, run.discarded), len(run.addresses)
-    hand_offs = len(run.hand_offs)
+    hand_offs, attempts = len(run.hand_offs), len(run.discards)
     return Facts(
-        run.life, run.turn, run.owed, run.owed_at, calls, status, run.parked, spent, addresses, hand_offs
+        run.life, run.turn, run.owed, run.owed_at, calls, status, run.parked, spent, addresses, hand_offs, attempts
     )  # fmt: skip
 
 
@@ -95,10 +98,10 @@ def told(event: e.Event, before: Facts | None, at: float) -> str:
 
 
 def _discarded(event: e.ModelDiscarded) -> str:
-    """Without usage it only names the attempts of the last minute."""
+    """Without usage it only names attempts that came to nothing since they were last told."""
     times = sum(each.times for each in event.tried) or 1
     if event.usage == m.Usage():
-        return f"the model has failed {counted(times, 'time')} more: {event.reason}"
+        return f"the model has failed {counted(times, 'time')}, and is asked again: {event.reason}"
     return f"an attempt was paid for and thrown away: {event.reason}"
 
 
@@ -187,6 +190,8 @@ def changes(before: Facts | None, after: Facts | None) -> list[str]:
         found.append(f"usage {_tokens(before.spent[0], after.spent[0])}")
     if after.spent[1] != before.spent[1]:
         found.append(f"discarded {_tokens(before.spent[1], after.spent[1])}")
+    elif after.attempts != before.attempts:
+        found.append("the reply is still owed: what came to nothing is named")
     if after.addresses != before.addresses:
         found.append(f"{after.addresses} want the answer")
     if after.hand_offs > before.hand_offs:

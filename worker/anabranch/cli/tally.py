@@ -133,8 +133,8 @@ def facts(tally: Tally, wall_s: float) -> list[tuple[str, str]]:
     if tally.cost_usd or tally.unpriced:
         rows.append(("cost", _cost(tally)))
     rows.append(("wall time", f"{span(wall_s)} ({tally.ran / max(wall_s, 1e-9):.1f} records/s)"))
-    times = f", {tally.sequential_s / wall_s:.0f} times as long" if wall_s > 0 else ""
-    return [*rows, ("one after another", f"{span(tally.sequential_s)}{times}")]
+    times = round(tally.sequential_s / wall_s) if wall_s > 0 else 0
+    return [*rows, ("one after another", span(tally.sequential_s) + (f", {times} times as long" if times > 1 else ""))]
 
 
 def _cost(tally: Tally) -> str:

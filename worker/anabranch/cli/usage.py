@@ -42,23 +42,18 @@ def usage(common: frame.Frame, by: str, since: str | None) -> None:
 
 
 async def _counted(common: frame.Frame, by: str, since: float) -> Ledger:
-    from anabranch.cli.logs import POLL_S
+    from anabranch.cli.reading import whole
     from anabranch.cli.spent import Ledger
     from anabranch.errors import WireError
-    from anabranch.kafka.seam import Place
 
     broker, namespace, signer = common.broker(), common.namespace(), common.verifier()
     ledger = Ledger(await _rows_by(common, by), since)
-    places = [Place(namespace.log, number) for number in range(await broker.partitions(namespace.log))]
-    async with broker.reader(places, "begin") as reader:
-        ends = await reader.ends()
-        while any(reader.position(place) < ends[place] for place in places):
-            for record in await reader.read(POLL_S):
-                try:
-                    signer.check(record)
-                except WireError:
-                    continue  # nobody of ours has written it
-                ledger.take(record)
+    async for record in whole(broker, namespace.log):
+        try:
+            signer.check(record)
+        except WireError:
+            continue  # nobody of ours has written it
+        ledger.take(record)
     return ledger
 
 

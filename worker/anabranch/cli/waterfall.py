@@ -179,21 +179,27 @@ def clamped(started: float, finished: float, begin: float, end: float) -> tuple[
 
 LABELS: Final = (12, 30)
 """The least and the most columns that names take."""
+NARROW: Final = 50
+"""Below so many columns there is no room for notes."""
 _TIME_WIDTH, _NOTE_WIDTH = 9, 10
+_LEAST_CELLS: Final = 13
 
 
 def draw(picture: Waterfall, width: int) -> list[Text]:
-    """One line for each row, below an axis, `width` columns wide (at least 50)."""
+    """One line for each row, below an axis, `width` columns wide (at least 37)."""
     longest = max((len(row.label) + 4 for row in picture.rows), default=0)
-    width = max(width, 50)
-    labels = min(max(longest, LABELS[0]), LABELS[1], width // 3)
-    cells = max(10, width - labels - _TIME_WIDTH - _NOTE_WIDTH - 2)
+    labels = min(max(longest, LABELS[0]), LABELS[1], max(LABELS[0], width // 3))
+    times = max(_TIME_WIDTH, len(f"{picture.length:.2f}") + 3)
+    notes = _NOTE_WIDTH + 1 if width >= NARROW else 0
+    cells = max(_LEAST_CELLS, width - labels - times - notes - 1)
     lines = [_axis(picture.length, labels, cells)]
     for row in picture.rows:
         line = _label(row, labels).append(" ")
         line.append_text(_cells(row, picture.length, cells))
-        line.append(f"{row.took:>{_TIME_WIDTH - 2}.2f} s", "bold" if _is_turn(row) else "")
-        lines.append(line.append(f" {printable(row.note)}", "red" if row.note in ("rejected", "not run") else "dim"))
+        line.append(f"{row.took:>{times - 2}.2f} s", "bold" if _is_turn(row) else "")
+        if notes:
+            line.append(f" {printable(row.note)}", "red" if row.note in ("rejected", "not run") else "dim")
+        lines.append(line)
     return lines
 
 
@@ -211,7 +217,7 @@ def legend(picture: Waterfall) -> Text:
 
 def _axis(length: float, labels: int, cells: int) -> Text:
     ticks = [" "] * (cells + 8)
-    count = max(2, cells // 16)
+    count = max(1, cells // 16)
     for tick in range(count + 1):
         place, name = round(tick * (cells - 1) / count), f"{tick * length / count:.2f}"
         begin = min(place, cells - len(name)) if tick else 0

@@ -37,9 +37,9 @@ from aiokafka.protocol.metadata import MetadataRequest
 from anabranch.config import KafkaSettings
 from anabranch.errors import BrokerError, Forbidden, TopicsError
 from anabranch.kafka import comparison
-from anabranch.kafka.comparison import APPLY, Cluster, Configs, Seen
+from anabranch.kafka.comparison import Cluster, Configs, Seen
 from anabranch.kafka.login import unreachable
-from anabranch.kafka.refusals import FORBIDDEN, refusal
+from anabranch.kafka.refusals import FORBIDDEN, missing, refusal
 from anabranch.kafka.seam import Committed, Lack, Place
 from anabranch.kafka.silent import Silent
 from anabranch.topics import TopicSpec
@@ -106,9 +106,7 @@ class Admin:
         """How many partitions `topic` has. Raises `TopicsError` if there is no such topic."""
         seen = (await self._look([topic])).topics.get(topic)
         if seen is None:
-            raise TopicsError(
-                f"topic {topic} does not exist at {self._settings.bootstrap} (was it deleted?): create it with {APPLY}"
-            )
+            raise missing(topic, self._settings.bootstrap)
         return seen.partitions
 
     async def lacks(self, specs: Sequence[TopicSpec]) -> list[Lack]:

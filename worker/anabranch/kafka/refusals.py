@@ -38,6 +38,12 @@ _PASSING: Final[dict[type[KafkaError], str]] = {
 }
 
 
+def missing(topic: str, where: str) -> TopicsError:
+    """There is no such topic at the broker `where`."""
+    asked = "is the namespace the right one, or was it deleted?"
+    return TopicsError(f"topic {topic} does not exist at {where} ({asked}): create it with {APPLY}")
+
+
 def refusal(error: BaseException, arguments: Mapping[str, Any], operation: str, subject: str) -> BrokerError | None:
     """`error` as ours, if it is one that no repetition cures: forbidden, or a topic that is not there.
 
@@ -46,7 +52,7 @@ def refusal(error: BaseException, arguments: Mapping[str, Any], operation: str, 
     """
     where = arguments["bootstrap_servers"]
     if isinstance(error, UnknownTopicOrPartitionError):
-        return TopicsError(f"topic {subject} does not exist at {where} (was it deleted?): create it with {APPLY}")
+        return missing(subject, where)
     if isinstance(error, ClusterAuthorizationFailedError):
         return Forbidden(
             f"Kafka at {where} forbids {principal(arguments)} to write ({type(error).__name__}): it may write nowhere, "
