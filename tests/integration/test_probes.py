@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -146,6 +146,24 @@ async def test_who_says_nothing_takes_no_more_than_some_threads(monkeypatch: pyt
             for each in silent:
                 each.close()
         await until(lambda: status_is(port, "/livez", 200), what="it answers again")
+
+
+async def test_who_says_a_little_again_and_again_takes_its_thread_for_no_longer_than_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probes, "THREADS", 1)
+    monkeypatch.setattr(probes, "WHOLE_S", 0.5)
+    async with watched() as (port, _, _):
+        with socket.create_connection(("127.0.0.1", port)) as slow:
+            slow.setblocking(False)
+            slow.send(b"GET /livez HTTP/1.1\r\nX: ")
+
+            async def has_turn() -> bool:
+                with suppress(OSError):
+                    slow.send(b"x")
+                return await status(port, "/livez") == 200
+
+            await until(has_turn, what="the next one to be answered")
 
 
 async def test_a_role_that_cannot_be_measured_goes_on(caplog: pytest.LogCaptureFixture) -> None:
