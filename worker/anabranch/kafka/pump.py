@@ -78,7 +78,6 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            isolation_level="read_committed",
             partition_assignment_strategy=[make_assignor(self._memory, newer)],
             session_timeout_ms=int(settings.session_timeout_s * 1000),
             heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / HEARTBEATS),
@@ -274,6 +273,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         return True
 
     async def ends(self, places: Iterable[Place]) -> dict[Place, int]:
+        """Behind all that is written, in transactions that are open, too: what stands behind one is not read yet."""
         return await self._ask(self._consumer.end_offsets, places)
 
     async def begins(self, places: Iterable[Place]) -> dict[Place, int]:
