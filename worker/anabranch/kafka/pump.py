@@ -28,7 +28,7 @@ from anabranch.kafka.fetching import LOOK_S, Fetching
 from anabranch.kafka.liveness import Liveness
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Committed, Listener, Place
-from anabranch.tasks import happens
+from anabranch.tasks import bounded, happens
 
 log = logging.getLogger(__name__)
 
@@ -103,11 +103,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             await self._stop()
 
     async def _stop(self) -> None:
-        """Bounded, and as a task: if the broker is gone, `stop` lets the CancelledError of a fetch escape."""
-        _, late = await asyncio.wait([asyncio.ensure_future(self._consumer.stop())], timeout=STOP_S)
-        for stopping in late:
+        if not await bounded(self._consumer.stop(), STOP_S):
             log.warning("the consumer of group %s did not stop within %g s", self._group, STOP_S)
-            stopping.cancel()
 
     def _explained(self, what: str, error: Exception) -> BrokerError:
         if isinstance(error, InvalidSessionTimeoutError):
