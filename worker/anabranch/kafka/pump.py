@@ -220,10 +220,12 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         self._begun.clear()
         places = frozenset(self._places(revoked))
-        if places:
-            await self._loudly(self._listener.revoked(places, lost=self._generation() < 0))
-        async with self._commits:  # none may be under way when the generation ends: it would count in the next
-            self._may_commit = False
+        try:
+            if places:
+                await self._loudly(self._listener.revoked(places, lost=self._generation() < 0))
+        finally:
+            async with self._commits:  # none may be under way when the generation ends: it would count in the next
+                self._may_commit = False
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         wheres = list(assigned)
