@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
+from io import BufferedIOBase
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -30,8 +31,25 @@ POLL_S: Final = 0.1
 """How soon the server notices that it is to end."""
 
 
+class _Writer(BufferedIOBase):
+    """To who asked. One that does not listen is one that has gone away: `wsgiref` shows a traceback for any other."""
+
+    def __init__(self, to: BufferedIOBase) -> None:
+        self._to = to
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._to.write(data)
+        except TimeoutError:
+            raise ConnectionAbortedError from None
+
+
 class _Handler(WSGIRequestHandler):
     timeout = TIMEOUT_S
+
+    def setup(self) -> None:
+        super().setup()
+        self.wfile = _Writer(self.wfile)
 
     def log_message(self, format: str, *args: Any) -> None:
         """A probe every few seconds is no news."""
