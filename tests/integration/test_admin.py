@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,6 +154,27 @@ async def test_a_topic_whose_creation_took_effect_without_an_answer_is_told_of(
         done = await admin.apply(specs)
     assert lost == []
     assert sorted(line.split()[1] for line in done) == sorted(spec.name for spec in specs)
+
+
+async def test_partitions_that_were_added_without_an_answer_or_by_another_are_no_error(
+    kafka: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs, lost = specs_of(namespace), [1]
+    more = [replace(spec, partitions=4) if spec.name.endswith(".responses") else spec for spec in specs]
+    request = Admin._request_partitions
+
+    async def losing_an_answer(self: Admin, spec: TopicSpec) -> None:
+        await request(self, spec)
+        if lost:
+            lost.pop()
+            raise RequestTimedOutError
+
+    monkeypatch.setattr(Admin, "_request_partitions", losing_an_answer)
+    async with admin_at(kafka) as admin:
+        await admin.apply(specs)
+        assert await admin.apply(more) == [f"added 1 partition to {namespace}.agent.responses, which now has 4"]
+        assert await admin.partitions(f"{namespace}.agent.responses") == 4
+    assert lost == []
 
 
 async def test_commits_are_read_with_their_metadata(kafka: str, namespace: str) -> None:

@@ -73,6 +73,22 @@ async def test_of_transactions_only_what_was_committed_is_read(world: KafkaWorld
         assert await read_to(reader, place, 8) == [b"0", b"1", b"6"]
 
 
+async def test_a_partition_ends_behind_what_an_open_transaction_holds_back(world: KafkaWorld, kafka: str) -> None:
+    """Whoever takes a log over reads up to there before it does anything: a reply behind it is paid for already."""
+    place = Place(await topic(world, "t", 1), 0)
+    member = Member(begin={place: 0})
+    async with producing(kafka, transactional_id=world.namespace) as stranger, producing(kafka) as producer:
+        await stranger.begin_transaction()
+        await write(stranger, place, b"0")
+        await write(producer, place, b"1")
+        async with joined(world, member, [place.topic], world.namespace):
+            assert await member.subscription.ends([place]) == {place: 2}
+            await write(producer, place, b"2")
+            assert member.offsets(place) == []
+            await stranger.abort_transaction()
+            await until(lambda: member.offsets(place) == [1, 2], SOON_S, "what it held back")
+
+
 @pytest.mark.parametrize("compression", ["gzip", None])
 async def test_compressed_records_are_read_from_their_middle_on(
     world: KafkaWorld, kafka: str, compression: str | None

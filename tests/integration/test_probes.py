@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from tests.support.wait import until
 from anabranch import probes
 from anabranch.config import WorkerSettings
 from anabranch.errors import ConfigError
+from anabranch.health import Process, Pulse
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Place
 from anabranch.watch import Watch
@@ -146,6 +147,42 @@ async def test_who_says_nothing_takes_no_more_than_some_threads(monkeypatch: pyt
             for each in silent:
                 each.close()
         await until(lambda: status_is(port, "/livez", 200), what="it answers again")
+
+
+async def test_who_says_a_little_again_and_again_takes_its_thread_for_no_longer_than_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probes, "THREADS", 1)
+    monkeypatch.setattr(probes, "WHOLE_S", 0.5)
+    async with watched() as (port, _, _):
+        with socket.create_connection(("127.0.0.1", port)) as slow:
+            slow.setblocking(False)
+            slow.send(b"GET /livez HTTP/1.1\r\nX: ")
+
+            async def has_turn() -> bool:
+                with suppress(OSError):
+                    slow.send(b"x")
+                return await status(port, "/livez") == 200
+
+            await until(has_turn, what="the next one to be answered")
+
+
+async def test_who_does_not_listen_to_the_answer_is_no_news(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(probes._Handler, "timeout", 0.1)
+
+    def metrics(_: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"x" * 50_000_000]
+
+    async with probes.serving("127.0.0.1", 0, Process(Pulse(60.0, time.monotonic())), metrics) as port:
+        before = threading.active_count()
+        with socket.create_connection(("127.0.0.1", port)) as deaf:
+            deaf.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert deaf.recv(1)
+            await until(lambda: threading.active_count() == before, what="it to be left")
+    assert capfd.readouterr().err == ""
 
 
 async def test_a_role_that_cannot_be_measured_goes_on(caplog: pytest.LogCaptureFixture) -> None:

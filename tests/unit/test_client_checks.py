@@ -162,6 +162,21 @@ async def test_a_client_that_is_not_open_says_so(broker: MemoryBroker, closed: b
         await anext(client.events("run-1"))
 
 
+async def test_who_submits_while_the_client_is_closed_is_told_so_and_is_not_cancelled(broker: MemoryBroker) -> None:
+    async with Client(SHOP, broker) as client:
+        broker.cut()
+        submitting = asyncio.create_task(client.submit("analyst", "hello"))
+        cancelling = asyncio.create_task(client.cancel("run-1"))
+        given_up = asyncio.create_task(client.submit("analyst", "hello"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+    for task in submitting, cancelling:
+        with pytest.raises(BrokerError, match="the client was closed before Kafka had confirmed"):
+            await task
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+
+
 async def test_an_inbox_is_none_of_the_partitions_that_were_added_to_the_answers() -> None:
     """Agent workers that began before that know nothing of them, and would refuse the request."""
     specs = [replace(spec, partitions=1_000 if spec.name == SHOP.responses else 1) for spec in SHOP.specs([])]

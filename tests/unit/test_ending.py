@@ -27,7 +27,7 @@ from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Sent
 from anabranch.roles import namespace_of, topic_specs
 from anabranch.runtime import Shutdown
-from anabranch.tasks import Group, alongside
+from anabranch.tasks import Group, alongside, bounded
 from anabranch.tool_role import serve_tools
 
 
@@ -231,3 +231,23 @@ def test_a_process_that_is_done_in_time_is_left_alone(ended: Any) -> None:
             thread.join(5)
     assert not any(thread.name == "deadline" for thread in threading.enumerate())
     assert not ended.is_set()
+
+
+async def test_what_is_to_end_in_time_is_cancelled_and_what_cancels_itself_cancels_nobody() -> None:
+    said: list[str] = []
+
+    async def stop(how: str) -> None:
+        try:
+            if how == "late":
+                await asyncio.Event().wait()
+            elif how == "cancelled":
+                raise asyncio.CancelledError
+            elif how == "wrong":
+                raise OSError("it is gone")
+        except asyncio.CancelledError:
+            said.append(how)
+            raise
+
+    assert [await bounded(stop(how), 60.0) for how in ("well", "wrong", "cancelled")] == [True] * 3
+    assert not await bounded(stop("late"), 0.01)
+    await until(lambda: said == ["cancelled", "late"], what="both to be cancelled")

@@ -26,7 +26,7 @@ from tests.support.wait import until
 from anabranch.errors import BrokerError, Forbidden
 from anabranch.kafka.asking import REST_S
 from anabranch.kafka.pump import AT_ONCE
-from anabranch.kafka.seam import Place
+from anabranch.kafka.seam import Committed, Place
 
 
 @pytest.fixture
@@ -202,3 +202,27 @@ async def test_reading_counts_as_reading_for_the_group(scene: MakeScene) -> None
     async with scene(a=0) as s:
         before = s.consumer._subscription._last_fetch_ended
         await until(lambda: s.consumer._subscription._last_fetch_ended > before, 20, "a sign")
+
+
+async def test_after_a_revoke_that_failed_nothing_is_committed_until_the_next_assignment(
+    scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiokafka goes on with the rebalance: what is committed meanwhile would count in the next generation."""
+    committed: list[object] = []
+
+    async def commit(offsets: object) -> None:
+        committed.append(offsets)
+
+    async def fails() -> None:
+        raise ZeroDivisionError("of ours")
+
+    async with scene() as s:
+        monkeypatch.setattr(s.subscription, "_generation", lambda: 1)
+        monkeypatch.setattr(s.consumer, "commit", commit)
+        s.member.on_revoked = fails
+        with pytest.raises(ZeroDivisionError):
+            await s.subscription.on_partitions_revoked([TopicPartition(*A)])
+        assert not await s.subscription.commit({A: Committed(1, "")})
+        assert committed == []
+        await s.assign(A)
+        assert await s.subscription.commit({A: Committed(1, "")})

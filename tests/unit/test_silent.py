@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.client import ConnectionGroup
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.conn import CloseReason
 from aiokafka.errors import RequestTimedOutError
 from tests.support.wait import until
@@ -217,6 +217,22 @@ async def test_one_that_is_late_with_an_answer_is_left_if_that_is_asked_for() ->
         await client.send(1, "who are you?")
     assert (closed(client), client.looked) == ({1}, 1)
     assert Silent.of(client).is_left(1)
+
+
+async def test_two_requests_that_are_late_in_the_same_turn_are_both_late() -> None:
+    """aiokafka's own client: what is late first closes the connection, which a third one that connects forgets."""
+    client = AIOKafkaClient(bootstrap_servers="localhost:1")
+    Silent(client)
+    late = asyncio.get_running_loop().create_future()
+    connection: Any = SimpleNamespace(send=lambda request, expect_response: late, connected=lambda: True)
+    client._conns[1, ConnectionGroup.DEFAULT] = connection
+    asking = [asyncio.create_task(client.send(1, object())) for _ in range(2)]
+    await until(lambda: len(late._callbacks or ()) == 2, what="both to wait")
+    connection.close = lambda reason: client._conns.clear()
+    late.set_exception(TimeoutError())
+    for task in asking:
+        with pytest.raises(RequestTimedOutError):
+            await task
 
 
 @pytest.mark.parametrize(("servers", "patience_ms"), [(1, 40_000), (3, 4_000)])

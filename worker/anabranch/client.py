@@ -29,7 +29,7 @@ from anabranch.fields import LANES, Content, Json, Lane
 from anabranch.following import Ears, Following
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.seam import Appender, Broker, Place
-from anabranch.kafka.sent import Acked
+from anabranch.kafka.sent import Acked, Sent
 from anabranch.log_events import RequestNoted, RunCancelled
 from anabranch.messages import ReplyTo, RunRequest, RunResponse
 from anabranch.sealing import NO_SEALING, Sealing
@@ -321,7 +321,7 @@ class Client:
     async def _append(self, record: Any) -> Acked:
         appender = self._check_open()
         try:
-            return await appender.append(record)
+            return await _acked(appender.append(record))
         except AnabranchError as error:
             if isinstance(error, BrokerError):
                 raise
@@ -378,6 +378,16 @@ class Client:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait({self._reading})
+
+
+async def _acked(sent: Sent) -> Acked:
+    """Where the appender gives up, as the client is closed, that is no cancellation of whoever waits."""
+    try:
+        return await sent
+    except asyncio.CancelledError:
+        if not sent.cancelled() or (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        raise BrokerError("the client was closed before Kafka had confirmed a request: it may have it or not") from None
 
 
 def _is_older(event: Event) -> bool:

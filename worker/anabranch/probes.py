@@ -11,7 +11,8 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from io import BufferedIOBase
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -23,13 +24,32 @@ from anabranch.metrics import Wsgi
 THREADS: Final = 64
 """Requests at once; who comes on top is not answered."""
 TIMEOUT_S: Final = 5.0
-"""How long one may take to say what it wants."""
+"""How long one may be silent while it says what it wants, or take to hear the answer."""
+WHOLE_S: Final = 10.0
+"""How long one may take in all, however little it says at a time."""
 POLL_S: Final = 0.1
 """How soon the server notices that it is to end."""
 
 
+class _Writer(BufferedIOBase):
+    """To who asked. One that does not listen is one that has gone away: `wsgiref` shows a traceback for any other."""
+
+    def __init__(self, to: BufferedIOBase) -> None:
+        self._to = to
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._to.write(data)
+        except TimeoutError:
+            raise ConnectionAbortedError from None
+
+
 class _Handler(WSGIRequestHandler):
     timeout = TIMEOUT_S
+
+    def setup(self) -> None:
+        super().setup()
+        self.wfile = _Writer(self.wfile)
 
     def log_message(self, format: str, *args: Any) -> None:
         """A probe every few seconds is no news."""
@@ -43,6 +63,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     def __init__(self, host: str | None, port: int) -> None:
         self._everywhere = host is None
         self._places = threading.BoundedSemaphore(THREADS)
+        self._due: dict[Any, float] = {}
         if host is None:
             self.address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
         else:
@@ -59,6 +80,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._places.acquire(blocking=False):
+            self._due[request] = time.monotonic() + WHOLE_S
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -68,6 +90,18 @@ class _Server(ThreadingMixIn, WSGIServer):
             super().process_request_thread(request, client_address)
         finally:
             self._places.release()
+
+    def shutdown_request(self, request: Any) -> None:
+        self._due.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Called every `POLL_S`, and at each request. The thread of who is late finds that there is nobody any more."""
+        now = time.monotonic()
+        for request, due in list(self._due.items()):
+            if now > due:
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Who asked has gone away, or was too slow: that is its own affair."""

@@ -6,11 +6,14 @@ And waiting that has a bound, and how the outside asks a process to stop: by sig
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -84,6 +87,20 @@ async def happens(event: asyncio.Event, within_s: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(within_s):
             await event.wait()
+
+
+async def bounded(work: Coroutine[Any, Any, object], within_s: float) -> bool:
+    """Whether it came to an end, well or not, before its time was up. It never raises: what cancels
+    itself in there, as clients of aiokafka do whose broker is gone, is not taken for a cancellation of ours.
+    """
+    working = asyncio.ensure_future(work)
+    await asyncio.wait([working], timeout=within_s)
+    if not working.done():
+        working.cancel()
+        return False
+    if not working.cancelled() and (error := working.exception()) is not None:
+        log.warning("%s did not end cleanly: %r", getattr(work, "__qualname__", work), error)
+    return True
 
 
 class Silence:

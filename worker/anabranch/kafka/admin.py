@@ -10,7 +10,9 @@ Called by: `connect.py`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -22,9 +24,11 @@ from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
     IncompatibleBrokerVersion,
+    InvalidPartitionsError,
     InvalidReplicationFactorError,
     KafkaError,
     NoError,
+    NotControllerError,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
@@ -42,8 +46,11 @@ from anabranch.kafka.login import unreachable
 from anabranch.kafka.refusals import FORBIDDEN, missing, refusal
 from anabranch.kafka.seam import Committed, Lack, Place
 from anabranch.kafka.silent import Silent
+from anabranch.tasks import bounded
 from anabranch.topics import TopicSpec
 from anabranch.wording import counted
+
+log = logging.getLogger(__name__)
 
 CONNECT_S: Final = 15.0
 """How long the first connection may take."""
@@ -52,6 +59,7 @@ ANSWER_S: Final = 10.0
 DEADLINE_S: Final = 30.0
 """How long a request is repeated, and how long a change may take to be seen."""
 PAUSE_S: Final = 0.1
+STOP_S: Final = 5.0
 
 T = TypeVar("T")
 _FORBIDDEN: Final = (TopicAuthorizationFailedError, ClusterAuthorizationFailedError, GroupAuthorizationFailedError)
@@ -246,8 +254,10 @@ class Admin:
         return done
 
     async def _request_partitions(self, spec: TopicSpec) -> None:
+        """Nothing is refused where it has so many already: somebody else was quicker, or the answer was lost."""
         await self._know_controller()
-        await self._client.create_partitions({spec.name: _new_partitions(spec.partitions)})
+        with suppress(InvalidPartitionsError):
+            await self._client.create_partitions({spec.name: _new_partitions(spec.partitions)})
 
     async def _alter(self, specs: Sequence[TopicSpec], new: frozenset[str]) -> list[str]:
         names = [spec.name for spec in specs]
@@ -320,6 +330,8 @@ class Admin:
                         return await ask()
                     except (KafkaError, OSError, TimeoutError) as error:
                         last = error
+                        if isinstance(error, NotControllerError):  # a Kafka with ZooKeeper: it has moved
+                            self._client._client.force_metadata_update()
                         if isinstance(error, KafkaError) and not error.retriable:
                             raise
                     await asyncio.sleep(PAUSE_S)
@@ -336,8 +348,8 @@ class Admin:
         return BrokerError(f"cannot {what} at {self._settings.bootstrap} {why}. Is every broker up? {_NAMED}")
 
     async def _close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
+        if self._client is not None and not await bounded(self._client.close(), STOP_S):
+            log.warning("the connections for administration were not closed within %g s", STOP_S)
 
 
 def _remedy(error: KafkaError) -> str:

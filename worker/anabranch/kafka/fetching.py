@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.consumer.fetcher import READ_COMMITTED, READ_UNCOMMITTED, OffsetResetStrategy
+from aiokafka.consumer.fetcher import READ_COMMITTED, OffsetResetStrategy
 from aiokafka.errors import (
     OffsetOutOfRangeError,
     TopicAuthorizationFailedError,
@@ -70,7 +70,7 @@ class Fetching:
             consumer._fetch_min_bytes,
             consumer._fetch_max_bytes,
             consumer._max_partition_fetch_bytes,
-            READ_COMMITTED if consumer._isolation_level == "read_committed" else READ_UNCOMMITTED,
+            READ_COMMITTED,  # whatever the consumer asks for, which tells where partitions end by that
         )
         self._loop = asyncio.get_running_loop()
         self._assignment: Any = None

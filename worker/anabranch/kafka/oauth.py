@@ -62,13 +62,24 @@ class _Authenticator(OAuthAuthenticator):  # type: ignore[misc]  # aiokafka has 
 
     async def step(self, payload: bytes | None) -> tuple[bytes, bool] | None:
         if payload:
-            self._sasl_oauth_token_provider.is_refused()
             raise SaslAuthenticationFailed(payload[:SHOWN].decode("utf-8", "replace"))
         step: tuple[bytes, bool] | None = await super().step(payload)
         return step
 
 
-conn.OAuthAuthenticator = _Authenticator
+class _Connection(conn.AIOKafkaConnection):  # type: ignore[misc]  # aiokafka has no types
+    """Whichever way a broker refuses the login, by such an answer or by an error: its token is not offered again."""
+
+    async def _do_sasl_handshake(self) -> None:
+        try:
+            await super()._do_sasl_handshake()
+        except SaslAuthenticationFailed:
+            if self._sasl_oauth_token_provider is not None:
+                self._sasl_oauth_token_provider.is_refused()
+            raise
+
+
+conn.OAuthAuthenticator, conn.AIOKafkaConnection = _Authenticator, _Connection
 
 
 class TokenSource(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types

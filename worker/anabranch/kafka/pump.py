@@ -28,7 +28,7 @@ from anabranch.kafka.fetching import LOOK_S, Fetching
 from anabranch.kafka.liveness import Liveness
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Committed, Listener, Place
-from anabranch.tasks import happens
+from anabranch.tasks import bounded, happens
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,6 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            isolation_level="read_committed",
             partition_assignment_strategy=[make_assignor(self._memory, newer)],
             session_timeout_ms=int(settings.session_timeout_s * 1000),
             heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / HEARTBEATS),
@@ -104,11 +103,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             await self._stop()
 
     async def _stop(self) -> None:
-        """Bounded, and as a task: if the broker is gone, `stop` lets the CancelledError of a fetch escape."""
-        _, late = await asyncio.wait([asyncio.ensure_future(self._consumer.stop())], timeout=STOP_S)
-        for stopping in late:
+        if not await bounded(self._consumer.stop(), STOP_S):
             log.warning("the consumer of group %s did not stop within %g s", self._group, STOP_S)
-            stopping.cancel()
 
     def _explained(self, what: str, error: Exception) -> BrokerError:
         if isinstance(error, InvalidSessionTimeoutError):
@@ -224,10 +220,12 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         self._begun.clear()
         places = frozenset(self._places(revoked))
-        if places:
-            await self._loudly(self._listener.revoked(places, lost=self._generation() < 0))
-        async with self._commits:  # none may be under way when the generation ends: it would count in the next
-            self._may_commit = False
+        try:
+            if places:
+                await self._loudly(self._listener.revoked(places, lost=self._generation() < 0))
+        finally:
+            async with self._commits:  # none may be under way when the generation ends: it would count in the next
+                self._may_commit = False
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         wheres = list(assigned)
@@ -274,6 +272,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         return True
 
     async def ends(self, places: Iterable[Place]) -> dict[Place, int]:
+        """Behind all that is written, in transactions that are open, too: what stands behind one is not read yet."""
         return await self._ask(self._consumer.end_offsets, places)
 
     async def begins(self, places: Iterable[Place]) -> dict[Place, int]:

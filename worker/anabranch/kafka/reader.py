@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
@@ -17,7 +18,12 @@ from anabranch.kafka.fetching import LOOK_S, SILENT_S, Fetching
 from anabranch.kafka.login import unreachable
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Place, Start
-from anabranch.tasks import happens
+from anabranch.tasks import bounded, happens
+
+log = logging.getLogger(__name__)
+
+STOP_S: Final = 5.0
+"""How long a broker may take to let us go: one that is frozen says nothing, and TLS waits for its word."""
 
 
 class KafkaReader:
@@ -55,8 +61,8 @@ class KafkaReader:
             raise refused or BrokerError(f"cannot read {topic} from Kafka at {where}: {error}") from error
         finally:
             await reader._fetching.end()
-            # As a task: if the broker is gone, `stop` lets the CancelledError of a fetch escape as if it were ours.
-            await asyncio.wait([asyncio.ensure_future(consumer.stop())])
+            if not await bounded(consumer.stop(), STOP_S):
+                log.warning("a reader of %s did not stop within %g s", places[0].topic, STOP_S)
 
     async def _begin(self, start: Start) -> None:
         self._fetching.keep_to_resets()

@@ -48,10 +48,12 @@ class Silent:
 
     def __init__(self, client: Any) -> None:
         self._client, self._connect, self._bootstrap = client, client._get_conn, client.bootstrap
+        self._send, self._leaves_who_is_late = client.send, False
         self._left: dict[int | str, float] = {}
         self._turn = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         client.silent, client._get_conn, client._metadata_update = self, self._connected, self._updated
+        client.send = self._sent
         if len(client.hosts) > 1:
             client.bootstrap = self._bootstrapped
 
@@ -72,17 +74,22 @@ class Silent:
 
     def leave_who_is_late(self) -> None:
         """From here on also a broker that does not answer a request in the client's time for it."""
-        send, client = self._client.send, self._client
+        self._leaves_who_is_late = True
 
-        async def asked(node_id: int, request: Any, **arguments: Any) -> Any:
+    async def _sent(self, node_id: int, request: Any, **arguments: Any) -> Any:
+        """In the place of aiokafka's `send`. If two requests are late in the same turn, it trips over the connection,
+        which is closed for the first of them, and perhaps forgotten: the end of its tasks, and of the worker.
+        """
+        try:
             try:
-                return await send(node_id, request, **arguments)
-            except RequestTimedOutError:
+                return await self._send(node_id, request, **arguments)
+            except KeyError as error:
+                raise RequestTimedOutError from error
+        except RequestTimedOutError:
+            if self._leaves_who_is_late:
                 self.leave(node_id)
-                client.force_metadata_update()
-                raise
-
-        client.send = asked
+                self._client.force_metadata_update()
+            raise
 
     async def _connected(self, node_id: int | str, **arguments: Any) -> Any:
         """In the place of aiokafka's `_get_conn`. None stands for a broker that cannot be connected to.
