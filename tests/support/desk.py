@@ -102,7 +102,13 @@ class Jobs:
 
 @dataclass
 class Clock:
+    """`set_back` is by how many seconds somebody has set it back: the steady one knows nothing of that."""
+
     now: float = 10.0
+    set_back: float = 0.0
+
+    def steady(self) -> float:
+        return self.now + self.set_back
 
 
 class Log:
@@ -142,7 +148,9 @@ class Desk:
         self.registry, self.lives = Registry(), 0
         self.registry.add([b.tool()], [b.agent()])
         ids = itertools.count(1000 * next(_DESKS))  # those of another process are others
-        clockwork = Clockwork(lambda: self.clock.now, lambda: f"id{next(ids)}", random.Random(1))
+        clockwork = Clockwork(
+            lambda: self.clock.now, lambda: f"id{next(ids)}", random.Random(1), steady=self.clock.steady
+        )
         settings = settings or AgentSettings()
         self.station = Station(
             NAMESPACE, "w", cast(Appender, self.sent), cast(Thinker, self.jobs), self.registry, settings, {}, clockwork,
@@ -182,6 +190,16 @@ class Desk:
         """What lies in the log is read."""
         self.owner.fold(self.log.records[self.owner.state.position : up_to])
         return self
+
+    def ring(self) -> None:
+        """Its clocks have moved on."""
+        for timers in (self.owner._alarms._deadlines, self.owner._alarms._spans):
+            timers._due()
+
+    @property
+    def armed(self) -> dict[Moment, float]:
+        """What is waited for, and until when."""
+        return {**self.owner._alarms._deadlines._armed, **self.owner._alarms._spans._armed}
 
     def land(self, at: float = 1.0) -> Desk:
         """What was appended to the log since the last time lies in it now; it is not read yet."""

@@ -96,7 +96,7 @@ def both_ways(drive: Callable[[Desk], Coroutine[Any, Any, None]]) -> None:
         if all_runs:
             acts_on_all(desk.owner)
         await drive(desk.begin())
-        timers = dict(desk.owner._timers._armed)
+        timers = desk.armed
         desk.owner.suspend()
         return made(desk), timers, desk.owner.state
 

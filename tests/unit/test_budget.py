@@ -25,8 +25,9 @@ from anabranch.agent.budget import (
     limits_of,
     share_of,
 )
+from anabranch.agent.lanes import Lane, Lanes
 from anabranch.agent.model import Left, Quota
-from anabranch.config import ModelLimits
+from anabranch.config import AgentSettings, ModelLimits
 
 CEILING = 64
 
@@ -226,6 +227,31 @@ def test_a_limit_that_is_declared_is_kept_however_long_that_takes() -> None:
     budget = budget_of(input_tokens_per_minute=1)
     budget.ended(told(budget, Left(input_tokens=Quota(450_000.0, 1.0))), {"input_tokens": 60, "output_tokens": 1}, 0.0)
     assert budget.opens_at(0.0) > 2 * PAUSE_MAX_S
+
+
+@pytest.mark.parametrize("kind", ["input", "output"])
+def test_a_usage_that_no_call_can_have_counts_as_its_estimate_and_teaches_nothing(kind: str) -> None:
+    budget, other = (budget_of(0.1, **{f"{kind}_tokens_per_minute": 100_000}) for _ in range(2))
+    usage = {"input_tokens": 1000, "output_tokens": 1000}
+    nonsense = budget.ended(budget.start(3000, 1000, 0.0), {**usage, f"{kind}_tokens": 999_999_999_999}, 0.0)
+    assert "999,999,999,999" in (nonsense or "")
+    assert other.ended(other.start(3000, 1000, 0.0), usage, 0.0) is None
+    assert budget.opens_at(0.0) == pytest.approx(other.opens_at(0.0))
+    assert budget.start(3000, 1000, 60.0).input == pytest.approx(1000), "as before it"
+
+
+def test_nonsense_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    lane: Lane[object] = Lanes[object]({}, AgentSettings(), lambda: None, lambda: 0.0).of("m")
+    for _ in range(3):
+        lane.settle(lane.budget.start(100, 10, 0.0), {"input_tokens": 999_999_999_999}, 0.0)
+    assert [r.getMessage()[:33] for r in caplog.records] == ["the server of model 'm' says that"]
+
+
+def test_what_a_large_call_of_a_large_limit_uses_is_believed() -> None:
+    budget = budget_of(input_tokens_per_minute=10_000_000)
+    assert budget.ended(budget.start(1000, 10, 0.0), {"input_tokens": 9_000_000, "output_tokens": 1}, 0.0) is None
+    assert budget.opens_at(0.0) == pytest.approx(54, abs=1)
+    assert budget_of().ended(budget.start(9_000_000, 1, 0.0), {"input_tokens": 9_000_000}, 0.0) is None
 
 
 def test_nothing_said_changes_nothing() -> None:

@@ -167,8 +167,19 @@ async def test_its_time_does_not_begin_anew_with_each_owner(known: list[e.Event]
     first.log.write(handed_off, at=5.0)
     first.log.write(e.PartitionReleased(0), at=25.0)
     desk = Desk(first.log).begin().read()
-    (when,) = [when for moment, when in desk.owner._timers._armed.items() if moment.what in ("model", "lost")]
+    (when,) = [when for moment, when in desk.armed.items() if moment.what in ("model", "lost")]
     assert when == desk.clock.now + 10.0, "of its 30 s, by the broker's clock, 20 have passed"
+
+
+@pytest.mark.parametrize(
+    ("known", "handed_off"), [([], b.model_handed_off(worker=OTHER)), ([b.calls()], b.calls_handed_off(worker=OTHER))]
+)
+async def test_a_clock_that_is_set_back_draws_out_no_hand_off(known: list[e.Event], handed_off: e.Event) -> None:
+    desk = Desk().begin().write(b.requested(), *known, handed_off)
+    desk.clock.now, desk.clock.set_back = desk.clock.now - 600, 600 + 31
+    desk.ring()
+    lost = [event for event in desk.appended if isinstance(event, e.CallLost)]
+    assert len(desk.time_up) + len(lost) == 1, "its 30 s are over, whatever the clock of the wall says"
 
 
 def test_a_snapshot_of_before_does_not_say_since_when_a_call_is_handed_off() -> None:
@@ -233,5 +244,5 @@ def test_the_last_hand_off_says_how_long_a_call_may_go_on() -> None:
 def rung(desk: Desk) -> list[Any]:
     """The hand-offs whose time comes up when the clock moves far on."""
     desk.clock.now += 1e6
-    desk.owner._timers._due()
+    desk.ring()
     return desk.time_up

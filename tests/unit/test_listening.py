@@ -6,6 +6,7 @@ Called by: pytest.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from anabranch.agent.listening import Listening
@@ -78,3 +79,9 @@ def test_calls_are_counted_apart_from_other_blocks() -> None:
     events = [block(0, "text"), stop(0), *call(1, "{}"), block(2, "server_tool_use"), stop(2), *call(3, "{}")]
     pieces = [piece for event in [*events, ends("tool_use")] for piece in listening.feed(event)]
     assert [(piece.index, piece.call) for piece in pieces if piece.kind == "tool_input"] == [(1, 0), (3, 1)]
+
+
+def test_blocks_that_never_stop_are_not_looked_through_at_each_that_starts() -> None:
+    began = time.process_time()
+    assert len(heard(*map(block, range(8000)))) == 8000
+    assert time.process_time() - began < 1.5, "as the square of them it takes several times as long"

@@ -310,11 +310,11 @@ async def test_a_deadline_is_told_once_while_the_broker_does_not_answer_and_agai
     desk = Desk().begin().write(b.requested())
     for seconds in range(1, 600):
         desk.clock.now = b.DEADLINE + seconds
-        desk.owner._timers._due()
+        desk.ring()
     assert [type(event) for event in desk.appended] == [e.RunExpired]
     await desk.sent.ack()
     desk.clock.now += 1
-    desk.owner._timers._due()
+    desk.ring()
     assert [type(event) for event in desk.appended] == [e.RunExpired] * 2
 
 
@@ -324,10 +324,10 @@ async def test_a_deadline_is_told_once_while_the_broker_does_not_answer_and_agai
 async def test_a_deadline_that_came_while_the_session_was_in_doubt_is_told_later() -> None:
     desk = Desk().begin().write(b.requested())
     desk.alive, desk.clock.now = False, b.DEADLINE + 1
-    desk.owner._timers._due()
+    desk.ring()
     assert desk.appended == []
     desk.alive, desk.clock.now = True, b.DEADLINE + 5
-    desk.owner._timers._due()
+    desk.ring()
     assert [type(event) for event in desk.appended] == [e.RunExpired]
 
 
@@ -336,6 +336,25 @@ async def test_a_model_call_that_was_not_begun_in_doubt_is_begun_later() -> None
     desk.alive = False
     assert desk.jobs.due.pop().prepare() is None
     desk.alive, desk.clock.now = True, desk.clock.now + 5
-    desk.owner._timers._due()
+    desk.ring()
     (job,) = desk.jobs.due
     assert job.prepare() is not None
+
+
+async def test_a_clock_that_is_set_back_meanwhile_draws_out_no_second_look() -> None:
+    desk = Desk().begin().write(b.requested())
+    desk.alive = False
+    assert desk.jobs.due.pop().prepare() is None
+    desk.alive, desk.clock.now, desk.clock.set_back = True, desk.clock.now - 600, 600 + 5
+    desk.ring()
+    assert [job.prepare() is not None for job in desk.jobs.due] == [True]
+
+
+async def test_a_clock_that_is_set_back_when_a_deadline_has_come_does_not_draw_out_when_it_is_told_again() -> None:
+    desk = Desk().begin().write(b.requested())
+    desk.clock.now = b.DEADLINE + 1
+    desk.ring()
+    await desk.sent.ack()
+    desk.clock.now, desk.clock.set_back = desk.clock.now - 600, 600 + 2
+    desk.ring()
+    assert [type(event) for event in desk.appended] == [e.RunExpired] * 2

@@ -7,6 +7,7 @@ Called by: pytest.
 
 from __future__ import annotations
 
+import time
 from dataclasses import fields, replace
 from typing import Any
 
@@ -176,6 +177,18 @@ def test_of_a_long_argument_the_model_is_told_what_is_wrong_with_it() -> None:
     assert refused.startswith('n: "xxx')
     assert refused.endswith('xxx" is not of type "integer"')
     assert len(refused) < 600
+
+
+def test_of_a_long_list_that_is_all_wrong_one_mistake_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = b.tool(input_schema={"type": "object", "properties": {"n": {"items": {"type": "integer"}}}})
+    assert unfit(spec, {"n": ["x"] * 990}) == "; ".join(f'n.{at}: "x" is not of type "integer"' for at in range(5))
+    began = time.process_time()
+    told = unfit(spec, {"n": ["x"] * 200_000})
+    assert time.process_time() - began < 0.5, "the library takes two seconds to word them all"
+    assert told is not None
+    assert told.startswith('n.0: "x" is not of type "integer" (there may be more')
+    assert "there may be more" in (unfit(spec, {"n": [{"deep": [{"er": list(range(2000))}]}]}) or "")
+    assert "there may be more" not in (unfit(spec, {"n": ["x" * 1_000_000]}) or ""), "one long value is one"
 
 
 def test_a_turn_that_may_not_be_parallel_makes_one_call() -> None:

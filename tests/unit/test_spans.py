@@ -8,18 +8,23 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.support.told import ABOVE, SAMPLED, TRACE, UNSAMPLED
 
 from anabranch.config import TelemetrySettings
 from anabranch.environment import load
 from anabranch.errors import ConfigError
-from anabranch.spans import Parent, Span, opened, parse, sampled, span_id, surrounding, trace_id, valid
+from anabranch.spans import Happening, Parent, Span, opened, parse, sampled, span_id, surrounding, trace_id, valid
 
 ON = TelemetrySettings(traces=True)
+WITH_CONTENT = TelemetrySettings(traces=True, capture_content=True)
 SOON_S = 10.0
 
 
@@ -171,3 +176,52 @@ def test_code_inside_of_a_span_is_in_its_trace() -> None:
 def test_content_is_captured_where_the_convention_says_so(said: str, meant: bool) -> None:
     variable = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
     assert load(environment={variable: said}).telemetry.capture_content is meant
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"start": -0.001},
+        {"start": -0.001, "end": -0.001},
+        {"end": 1e19},
+        {"name": "half \ud800"},
+        {"error": "E", "why": "half \ud800"},
+        {"attributes": {"half": "\ud800"}},
+        {"events": (Happening("half \ud800", -0.001, {}),)},
+    ],
+    ids=repr,
+)
+def test_an_odd_span_costs_no_batch_of_others(monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any]) -> None:
+    kept = InMemorySpanExporter()
+    monkeypatch.setattr("anabranch.tracing.OTLPSpanExporter", lambda: kept)
+    traces = opened(WITH_CONTENT, "s", "i")
+    assert traces is not None
+    traces.emit(replace(Span("s", "internal", Parent(TRACE, ABOVE, True), None, 1.0, 2.0, {}), **odd))
+    traces.close()
+    [span] = kept.get_finished_spans()
+    assert encode_spans([span]).SerializeToString()
+
+
+def test_a_span_that_cannot_be_made_is_left_out_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr("anabranch.tracing.OTLPSpanExporter", lambda: exporter)
+    monkeypatch.setattr("anabranch.spans._failed", set())
+    traces = opened(WITH_CONTENT, "s", "i")
+    assert traces is not None
+    good = Span("s", "internal", Parent(TRACE, ABOVE, True), None, 1.0, 2.0, {})
+    for span in (replace(good, start=float("nan")), replace(good, start=float("nan")), good):
+        traces.emit(span)
+    traces.close()
+    assert len(exporter.get_finished_spans()) == 1
+    assert ["is left out" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_sampler_that_fails_samples_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = opened(WITH_CONTENT, "s", "i")
+    assert traces is not None
+    try:
+        assert not traces.samples("run", "no hex", None)
+    finally:
+        traces.close()

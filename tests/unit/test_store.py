@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,14 @@ async def test_of_the_servers_answer_only_what_says_why_is_told() -> None:
         await in_memory(objects=Metered(failure)).get(NAME, None, 0.0)
     assert "geheim" not in str(caught.value)
     assert str(caught.value).endswith(f"400 Bad Request: <Error>{why}</Error>".replace("\n", " "))
+
+
+@pytest.mark.parametrize("page", ["<Error " * 20_000, f"<Error>{'<Code>' * 20_000}"])
+async def test_a_page_of_tags_that_are_never_closed_takes_no_time(page: str) -> None:
+    began = time.process_time()
+    with pytest.raises(StoreUnavailable):
+        await in_memory(objects=Metered(OSError(page))).get(NAME, None, 0.0)
+    assert time.process_time() - began < 0.5, "seconds, if all of it is looked through"
 
 
 async def test_the_first_failure_of_several_is_told() -> None:

@@ -25,6 +25,7 @@ from anabranch import messages as m
 from anabranch.agent import snapshot
 from anabranch.agent.admission import Admission
 from anabranch.agent.model import Transient
+from anabranch.agent.said import messages_of
 from anabranch.agent.telling import AGAIN_S
 from anabranch.codec import cloud_event, decode, encode, header
 from anabranch.spans import parse
@@ -250,6 +251,32 @@ def test_what_was_said_is_told_where_that_is_switched_on() -> None:
     [chat] = told.spans
     said = orjson.loads(str(chat.attributes["gen_ai.output.messages"]))
     assert said == [{"role": "assistant", "parts": [{"type": "text", "content": "done"}], "finish_reason": "end_turn"}]
+
+
+def test_a_span_that_cannot_be_made_ends_no_call(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nonsense(reply: bytes) -> str:
+        raise KeyError("input")
+
+    monkeypatch.setattr("anabranch.agent.traces.words", nonsense)
+    monkeypatch.setattr("anabranch.spans._failed", set())
+    told = Told(content=True)
+
+    def two(desk: Any) -> None:
+        for _ in range(2):
+            desk.submit(trace=SAMPLED)
+
+    desk = thought(Script(DONE, DONE), two, traces=told)
+    assert [type(event) for event in desk.events] == [e.ModelReplied] * 2
+    assert told.spans == []
+    assert sum("a span cannot be told of" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_call_without_an_input_is_told_of_as_it_is() -> None:
+    said = messages_of(orjson.dumps({"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "u"}]}]}))
+    part = {"type": "tool_call", "id": "u", "name": None, "arguments": None}
+    assert orjson.loads(said or "") == [{"role": "user", "parts": [part]}]
 
 
 def test_a_model_call_that_is_given_up_is_told_of_as_that() -> None:

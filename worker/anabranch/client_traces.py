@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from anabranch.codec import header
 from anabranch.messages import RunRequest
-from anabranch.spans import HEADER, Parent, Span, Traces, messaging, new_span_id, sampled, surrounding
+from anabranch.spans import HEADER, Parent, Span, Traces, contained, messaging, new_span_id, sampled, surrounding
 
 
 class Asked(NamedTuple):
@@ -47,6 +47,7 @@ class ClientTraces:
         told = traces.samples(f"send {topic}", trace_id, above)
         return Asked(Parent(trace_id, new_span_id(), told), above, time.time())
 
+    @contained
     def asked(self, asked: Asked, topic: str, request: RunRequest) -> None:
         """Kafka has it."""
         own, above = asked.own, asked.above
@@ -62,6 +63,7 @@ class ClientTraces:
         above_id = above.span_id if above is not None else None
         self._traces.emit(Span(f"send {topic}", "producer", own, above_id, asked.began, time.time(), attributes))
 
+    @contained
     def answered(self, record: Any, run_id: str) -> None:
         """The answer has been read."""
         asked = self._asked.pop(run_id, None)

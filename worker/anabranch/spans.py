@@ -10,19 +10,23 @@ Without tracing there is no `Traces` (None), and what is left is a header that i
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import wraps
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from anabranch.errors import ConfigError
 from anabranch.values import frozen
 
 if TYPE_CHECKING:
     from anabranch.config import TelemetrySettings
+
+log = logging.getLogger(__name__)
 
 HEADER: Final = "traceparent"
 """The name of the record header, and of the W3C's format in it."""
@@ -126,6 +130,30 @@ def messaging(topic: str, operation: str, kind: str) -> dict[str, Value | None]:
         "messaging.operation.name": operation,
         "messaging.operation.type": kind,
     }
+
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+_failed: set[tuple[str, type[Exception]]] = set()
+
+
+def contained(tell: Callable[Given, Made]) -> Callable[Given, Made | None]:
+    """What makes a span, or tells of one, and ends nothing that it tells of: whatever is raised in it costs that span
+    (None), and is said once.
+    """
+
+    @wraps(tell)
+    def told(*args: Given.args, **kwargs: Given.kwargs) -> Made | None:
+        try:
+            return tell(*args, **kwargs)
+        except Exception as error:
+            kind = (tell.__qualname__, type(error))
+            if kind not in _failed:
+                _failed.add(kind)
+                log.exception("a span cannot be told of, and is left out (%s). It is not said again", tell.__qualname__)
+            return None
+
+    return told
 
 
 class Traces(Protocol):

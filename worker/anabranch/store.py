@@ -40,6 +40,8 @@ AT_ONCE: Final = 8
 """Objects that are read at once for one reader."""
 REASON: Final = 400
 """Letters of what obstore says of a failure: more is a server's page."""
+READ: Final = 10_000
+"""How many of them are looked at: tags that are opened and never closed take the time of their square."""
 _URL: Final = re.compile(r"(https?://)(?:[^\s/?'\"]*@)?([^\s/?'\")]+)[^\s'\")]*")
 _NOISE: Final = re.compile(r"/[0-9a-f]{64}(?:#\d+)?|<\?xml[^>]*\?>|\?[^\s'\"]*")
 _ANSWER: Final = re.compile(r"<Error\b[^>]*>.*", re.DOTALL)
@@ -229,7 +231,7 @@ def _reason(error: Exception) -> str:
     only whose it is, for the rest leaves no room for the reason, and the query of a signed one is a secret. S3 answers
     with the session token that it does not take, and with what was signed.
     """
-    said = str(error).partition("\n\nDebug source:")[0]
+    said = str(error)[:READ].partition("\n\nDebug source:")[0]
     said = _ANSWER.sub(lambda answer: f"<Error>{''.join(told[0] for told in _TOLD.finditer(answer[0]))}</Error>", said)
     said = " ".join(_NOISE.sub("", _URL.sub(r"\1\2", said)).split())
     return said[:REASON] or type(error).__name__

@@ -1,7 +1,7 @@
 """Many times to wait for, with one timer of the loop: what is to be looked at again, and when.
 
 A timer of the loop costs more than most calls of a quick tool, and nearly all of them are disarmed. Must never: keep a
-time beyond the process; an owner rebuilds its own from the fold. Called by: `agent/owner.py`, `tools/tries.py`.
+time beyond the process; an owner rebuilds its own from the fold. Called by: `agent/alarms.py`, `tools/tries.py`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ class Timers(Generic[Key]):
         if self._heap[0][2] == key:
             self._schedule()
         return True
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._armed
 
     def disarm(self, key: Key) -> None:
         if self._armed.pop(key, None) is not None and len(self._heap) > 2 * len(self._armed) + SLACK:

@@ -31,7 +31,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 
 from anabranch.config import is_http, without_secrets
 from anabranch.errors import ConfigError
-from anabranch.spans import Attributes, Kind, Parent, Span, Traces
+from anabranch.spans import Attributes, Kind, Parent, Span, Traces, contained
 
 _KINDS: Final[dict[Kind, SpanKind]] = {
     "internal": SpanKind.INTERNAL,
@@ -41,6 +41,7 @@ _KINDS: Final[dict[Kind, SpanKind]] = {
 }
 _PROTOCOL: Final = "http/protobuf"
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_LATEST: Final = 2**63 - 1
 CLOSE_S: Final = 3.0
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.37.0"
 
@@ -87,21 +88,22 @@ class OtlpTraces:
         self._scope = InstrumentationScope("anabranch", version("anabranch"), SCHEMA)
         self.content = content
 
+    @contained
     def emit(self, span: Span) -> None:
         """The queue is the SDK's: when it is full, the span is dropped."""
         self._processor.on_end(self._readable(span))
 
     def _readable(self, span: Span) -> ReadableSpan:
         attributes = {**span.attributes, "error.type": span.error}
-        failed = Status(StatusCode.ERROR, span.why if self.content else None)
+        failed = Status(StatusCode.ERROR, _text(span.why) if self.content and span.why is not None else None)
         parent = _context(span.context.named(span.parent_id)) if span.parent_id is not None else None
         return ReadableSpan(
-            name=span.name,
+            name=_text(span.name),
             context=_context(span.context, is_remote=False),
             parent=parent,
             resource=self._provider.resource,
             attributes=self._bounded(attributes),
-            events=[Event(name, self._bounded(given), _nanoseconds(at)) for name, at, given in span.events],
+            events=[Event(_text(name), self._bounded(given), _nanoseconds(at)) for name, at, given in span.events],
             links=[Link(_context(other)) for other in span.links],
             kind=_KINDS[span.kind],
             status=failed if span.error is not None else Status(),
@@ -112,10 +114,18 @@ class OtlpTraces:
 
     def _bounded(self, attributes: Attributes) -> BoundedAttributes:
         limits = self._limits
-        given = {name: value for name, value in attributes.items() if value is not None}
+        given = {
+            name: _text(value) if isinstance(value, str) else value
+            for name, value in attributes.items()
+            if value is not None
+        }
         return BoundedAttributes(limits.max_span_attributes, given, max_value_len=limits.max_span_attribute_length)
 
     def samples(self, name: str, trace_id: str, parent: Parent | None) -> bool:
+        return self._samples(name, trace_id, parent) or False
+
+    @contained
+    def _samples(self, name: str, trace_id: str, parent: Parent | None) -> bool:
         above = trace.set_span_in_context(NonRecordingSpan(_context(parent))) if parent is not None else otel.Context()
         found = self._provider.sampler.should_sample(above, int(trace_id, 16), name, SpanKind.INTERNAL, {}, ())
         return found.decision is Decision.RECORD_AND_SAMPLE
@@ -141,4 +151,10 @@ def _context(span: Parent, is_remote: bool = True) -> SpanContext:
 
 
 def _nanoseconds(at: float) -> int:
-    return int(at * 1e9)
+    """A record may have no time (-1 ms), or any; a number that does not fit would cost all of its batch."""
+    return min(max(0, int(at * 1e9)), _LATEST)
+
+
+def _text(text: str) -> str:
+    """Half of a character would cost all of its batch, too."""
+    return text.encode("utf-8", "replace").decode()

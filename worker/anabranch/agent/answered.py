@@ -11,13 +11,12 @@ from typing import Final
 
 from anabranch import messages as m
 from anabranch.agent import deadlines
-from anabranch.agent.deadlines import Moment
+from anabranch.agent.alarms import Alarms
 from anabranch.agent.needed import Needed
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.reach import Reach
 from anabranch.agent.state import Partition, Run
 from anabranch.bodies import dump
-from anabranch.timers import Timers
 
 REMEMBERED: Final = 2000
 """How many answered runs an owner remembers."""
@@ -32,8 +31,8 @@ Life = tuple[str, str]
 class Closing:
     """The end of a run: once it is answered, no more of it is kept than its answer, and of those not too many."""
 
-    def __init__(self, needed: Needed, reach: Reach, timers: Timers[Moment]) -> None:
-        self._needed, self._reach, self._timers = needed, reach, timers
+    def __init__(self, needed: Needed, reach: Reach, alarms: Alarms) -> None:
+        self._needed, self._reach, self._alarms = needed, reach, alarms
         self._answered = Answered()
 
     def begin(self, state: Partition, publisher: Publisher) -> None:
@@ -47,7 +46,7 @@ class Closing:
         life = (run.run_id, run.life)
         self._needed.drop(life)
         for moment in deadlines.closed(run):
-            self._timers.disarm(moment)
+            self._alarms.forget(moment)
         if self._publisher.has_answer(life):  # else it was answered before our time, and may be asked for again
             run.turns.clear()
         self._publisher.keep_answers_only(run)

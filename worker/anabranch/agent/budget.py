@@ -39,6 +39,11 @@ UNNAMED_S: Final = (0.1, 8.0)
 """The pause after a refusal that names none: the first one, twice as long for each that follows on end, the longest."""
 FIRST_RATIO: Final = 1 / 3
 """Tokens a byte, before anything was learnt: more than text and JSON have."""
+BELIEVED: Final = 2_000_000
+"""Tokens of one call that are believed whatever its limit: twice the largest context, for the provider's tools make it
+read again ..."""
+BELIEVED_S: Final = 300.0
+"""... and as many as the limit of the whole fleet gives in so many seconds: the provider lets no call have more."""
 MEMORY: Final = 0.95
 """What is kept of what was learnt, with each reply."""
 _TINY: Final = 1e-6
@@ -80,6 +85,11 @@ class Bucket:
             self._set_rate(now)
         if self._fill(now) is not None and quota.remaining is not None:
             self._level = min(self._level, self._share * quota.remaining - on_its_way)
+
+    def believes(self, amount: float, size: int) -> bool:
+        """Whether a single call, of a request of `size` bytes, may have used so much: nonsense is owed for days."""
+        limits = [limit * BELIEVED_S / MINUTE_S for limit in (self._declared, self._named) if limit is not None]
+        return amount <= max(BELIEVED, size, *limits)
 
     def opens_at(self, now: float, latest: float) -> float:
         """When the next call may start; `inf`: never, with the share as it is. A limit that the provider alone names
@@ -291,16 +301,21 @@ class Budget:
         pause = retry_after or (0.0 if charged else self._window.pause_s)
         self.paused_until = max(self.paused_until, now + min(pause, PAUSE_MAX_S))
 
-    def ended(self, attempt: Attempt, usage: Mapping[str, Any] | None, now: float) -> None:
-        """Settle. `usage` is the provider's; empty: nothing was used; None: unknown, so the estimate stands."""
+    def ended(self, attempt: Attempt, usage: Mapping[str, Any] | None, now: float) -> str | None:
+        """Settle. `usage` is the provider's; empty: nothing was used; None: unknown, so the estimate stands. So it does
+        where no call can have used as much as is said, which is returned.
+        """
         self._heard_of(attempt)
         if usage is None:
-            return
+            return None
         used_input, used_output = self._input_of(usage), count(usage.get("output_tokens"))
+        if not (self._input.believes(used_input, attempt.size) and self._output.believes(used_output, attempt.size)):
+            return f"{used_input:,} tokens of input and {used_output:,} of output"
         self._spend(0.0, used_input - attempt.input, used_output - attempt.output, now)
         if used_input or used_output:
             self._experience.learn(attempt.size, used_input, used_output)
             self._input.unit, self._output.unit = self._experience.typical
+        return None
 
     def withdrawn(self, attempt: Attempt, now: float) -> None:
         """It is not sent after all; `ended` gives the rest back."""

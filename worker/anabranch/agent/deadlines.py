@@ -1,11 +1,12 @@
 """The times that matter to an open run, and what is to be appended when one of them has come. PURE.
 
 A deadline is the run's or a call's; a hand-off has a time too, after which nobody goes on with the call. They are
-rebuilt from the fold, never stored: `Owner` arms a timer for each, and asks here what it stands for.
+rebuilt from the fold, never stored: `Owner` sets an alarm for each, and asks here what it stands for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from anabranch import log_events as e
@@ -28,22 +29,25 @@ class Moment(NamedTuple):
     hand_off: int | None = None
 
 
-def moments(run: Run, now: float, at: float) -> list[tuple[Moment, float]]:
-    """What is to be looked at again, and when, in epoch seconds. The rest of a hand-off's time, by the broker's clock,
-    which said `at` last, counts from now.
-    """
+def moments(run: Run) -> list[tuple[Moment, float]]:
+    """The deadlines that are waited for, in epoch seconds."""
     found = [(Moment("run", run.run_id, run.life), run.opening.deadline + _LATE)]
     if (batch := run.batch) is None:
         return found
     for call_id, call in batch.calls.items():
-        if call.due is None or call.result is not None:
-            continue
-        if call.planned.deadline_s is not None:
+        if call.planned.deadline_s is not None and call.due is not None and call.result is None:
             found.append((Moment("call", run.run_id, run.life, call_id), run.deadline_of(call) + _LATE))
-        if call.hand_off is not None:
-            lost = Moment("lost", run.run_id, run.life, call_id, call.hand_off.offset)
-            found.append((lost, now + call.hand_off.left_s(at)))
     return found
+
+
+def handed_off(run: Run, at: float) -> Iterator[tuple[Moment, float]]:
+    """The calls that others have handed off, and how many seconds are left of that by the broker's clock, which said
+    `at` last.
+    """
+    for call_id, call in run.batch.calls.items() if run.batch is not None else ():
+        if call.hand_off is not None and call.due is not None and call.result is None:
+            lost = Moment("lost", run.run_id, run.life, call_id, call.hand_off.offset)
+            yield lost, call.hand_off.left_s(at)
 
 
 def closed(run: Run) -> list[Moment]:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from anabranch.agent.alarms import Alarms
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
-from anabranch.timers import Timers
 
 
 class HandedOff:
     """See the module. `read_on` says where the log ended when the time of a hand-off was up."""
 
-    def __init__(self, station: Station, timers: Timers[Moment]) -> None:
-        self._station, self._timers = station, timers
+    def __init__(self, station: Station, alarms: Alarms) -> None:
+        self._station, self._alarms = station, alarms
         self.read_on: dict[Moment, int] = {}
 
     def may_call(self, run: Run, state: Partition) -> bool:
@@ -27,7 +27,7 @@ class HandedOff:
         for hand_off in others:
             moment = Moment("model", run.run_id, run.life, run.turn, hand_off.offset)
             if moment not in self.read_on:
-                if self._timers.arm(moment, self._station.clockwork.now() + hand_off.left_s(state.at)):
+                if self._alarms.after(moment, hand_off.left_s(state.at)):
                     self._station.meters.hand_offs.count("model", "waited")
                 return False
             if state.position < self.read_on[moment]:

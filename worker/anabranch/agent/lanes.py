@@ -15,10 +15,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from anabranch.agent.breaker import Breaker, Rules
-from anabranch.agent.budget import MINUTE_S, Budget, limits_of, share_of
+from anabranch.agent.budget import MINUTE_S, Attempt, Budget, limits_of, share_of
 from anabranch.agent.line import Line
 from anabranch.agent.retrying import RetryBudget
 from anabranch.config import AgentSettings, ModelLimits
@@ -51,7 +51,20 @@ class Lane(Generic[Call]):
     begun: int = 0
     kept: deque[tuple[str, Call, By]] = field(default_factory=deque)
     held_since: float | None = None
+    disbelieved: bool = False
     said_at: float = -math.inf
+
+    def settle(self, attempt: Attempt, usage: Mapping[str, Any] | None, now: float) -> None:
+        """An attempt is over: what it has used counts. Nonsense is said once, and does not."""
+        nonsense = self.budget.ended(attempt, usage, now)
+        if nonsense is not None and not self.disbelieved:
+            self.disbelieved = True
+            log.warning(
+                "the server of model %r says that a call has used %s, which none can: its estimate counts against the "
+                "limits instead. It is not said again",
+                self.model,
+                nonsense,
+            )
 
     @property
     def waiting(self) -> int:

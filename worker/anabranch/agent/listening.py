@@ -37,7 +37,6 @@ class _Call:
     number: int
     block: dict[str, Any]
     partial: list[str] = field(default_factory=list)
-    stopped: bool = False
 
 
 class Listening:
@@ -45,6 +44,7 @@ class Listening:
 
     def __init__(self) -> None:
         self._open: dict[int, _Call] = {}  # by block, those that are not complete
+        self._stopped: set[int] = set()  # of them, those that are once something follows
         self._calls = 0
 
     def feed(self, event: dict[str, Any]) -> list[Piece]:
@@ -55,7 +55,7 @@ class Listening:
             case "content_block_delta":
                 return self._delta(event["index"], event["delta"])
             case "content_block_stop" if event["index"] in self._open:
-                self._open[event["index"]].stopped = True
+                self._stopped.add(event["index"])
             case "message_delta" if event["delta"].get("stop_reason") == "tool_use":
                 return self._complete()
         return []
@@ -82,7 +82,8 @@ class Listening:
 
     def _complete(self) -> list[Piece]:
         """The calls whose blocks have stopped, now that something follows them."""
-        complete = [index for index, call in self._open.items() if call.stopped]
+        complete = sorted(self._stopped)
+        self._stopped.clear()
         return [_complete(index, self._open.pop(index)) for index in complete]
 
 

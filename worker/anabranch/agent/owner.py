@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from anabranch import log_events as e
 from anabranch.agent import cleaning, deadlines, effects, fold
+from anabranch.agent.alarms import Alarms
 from anabranch.agent.answered import REMEMBERED, Closing
 from anabranch.agent.audience import Audience
 from anabranch.agent.calling import ModelCalls
@@ -35,7 +36,6 @@ from anabranch.agent.station import Station
 from anabranch.agent.tally import waiting_call
 from anabranch.codec import Record
 from anabranch.kafka.sent import Acked, Sent
-from anabranch.timers import Timers
 from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
@@ -80,10 +80,10 @@ class Owner:
         self._needed = Needed()
         age_s, now = station.settings.snapshot_age_s, station.clockwork.now
         self.reach = Reach(self._needed, age_s, now, hooks.commit_soon)
-        self._timers: Timers[Moment] = Timers(station.clockwork.now, self._ring)
+        self._alarms = Alarms(station.clockwork, self._ring)
         self._told: set[Moment] = set()  # what the broker has not acknowledged
-        self._handed_off = HandedOff(station, self._timers)
-        self._closing = Closing(self._needed, self.reach, self._timers)
+        self._handed_off = HandedOff(station, self._alarms)
+        self._closing = Closing(self._needed, self.reach, self._alarms)
         self._publisher = Publisher(partition, station, self.state, 0, self._closing.close)
         self._acked: dict[int, _Acknowledged] = {}  # events of ours that have not been read back
         self._cleaner = Cleaner(station.settings)
@@ -133,7 +133,7 @@ class Owner:
     def suspend(self) -> None:
         """The partition is no longer ours: start nothing more. What is in flight goes on."""
         self.live = self._giving_up = False
-        self._timers.clear()
+        self._alarms.clear()
         self._publisher.stop()
 
     def drop(self) -> None:
@@ -164,7 +164,7 @@ class Owner:
     def give_up(self) -> None:
         """From here on only what has been folded is published."""
         self._giving_up = self.live
-        self._timers.clear()
+        self._alarms.clear()
 
     @property
     def has_dispatches_to_read(self) -> bool:
@@ -307,8 +307,10 @@ class Owner:
         if run.ending is not None:
             self._closing.close(run)
         elif not run.parked:
-            for moment, when in deadlines.moments(run, self._station.clockwork.now(), self.state.at):
-                if self._timers.arm(moment, when) and moment.what == "lost":
+            for moment, when in deadlines.moments(run):
+                self._alarms.at(moment, when)
+            for moment, left_s in deadlines.handed_off(run, self.state.at):
+                if self._alarms.after(moment, left_s):
                     self._station.meters.hand_offs.count("call", "waited")
 
     def _may_call(self, run: Run) -> bool:
@@ -324,7 +326,7 @@ class Owner:
         if not self.live or self._giving_up:
             return None
         if not self._hooks.may_act():  # if the session turns out to be ours still, it has to be made after all
-            self._timers.arm(Moment("again", *life), self._station.clockwork.now() + AGAIN_S)
+            self._alarms.after(Moment("again", *life), AGAIN_S)
             return None
         return run
 
@@ -345,7 +347,7 @@ class Owner:
                 event = self._calls.cut_short_by(event)
             if self._hooks.may_act():
                 self._tell(moment, event)
-            self._timers.arm(moment, self._station.clockwork.now() + AGAIN_S)
+            self._alarms.after(moment, AGAIN_S)
 
     def _tell(self, moment: Moment, event: e.Event) -> None:
         """Append it, unless it is on its way: while Kafka is gone that lasts, and copies would fill the memory."""

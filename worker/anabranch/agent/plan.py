@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import jsonschema_rs
@@ -37,6 +39,8 @@ AFTER_BYTES = 80_000
 """How long the ids of calls may be together that others of their turn wait for."""
 LONG = 500
 """A mistake in arguments that is told in more characters is told in so many: it quotes a value."""
+DETAILED = 1000
+"""Of arguments of more values than this one mistake is told, not the first five: a model may get 200,000 wrong."""
 
 
 Place = Callable[[ToolSpec, str, str | None, bool], int | None]
@@ -268,10 +272,33 @@ def unfit(spec: ToolSpec, arguments: dict[str, Any]) -> str | None:
         validator = _validators.of(spec)
         if validator.is_valid(arguments):  # the common case, and much the quicker question
             return None
-        errors = list(validator.iter_errors(arguments))
+        if _has_more_than(DETAILED, arguments):
+            return _first_mistake(validator, arguments)
+        errors = validator.iter_errors(arguments)
     except ValueError as error:
         return f"the tool's own schema is not valid: {error}"
-    return "; ".join(_shown(error) for error in errors[:5]) or None
+    return "; ".join(_shown(error) for error in islice(errors, 5)) or None
+
+
+def _first_mistake(validator: Any, arguments: Json) -> str | None:
+    try:
+        validator.validate(arguments)
+    except jsonschema_rs.ValidationError as error:
+        return f"{_shown(error)} (there may be more: of so many values only the first mistake is told)"
+    return None
+
+
+def _has_more_than(most: int, arguments: Json) -> bool:
+    """Whether it consists of so many values. The library words all that are wrong before it hands over the first."""
+    values: deque[Json] = deque([arguments])
+    while values:
+        if len(values) > most:
+            return True
+        value = values.popleft()
+        most -= 1
+        if isinstance(value, dict | list):
+            values.extend(islice(value.values() if isinstance(value, dict) else value, most + 1))
+    return False
 
 
 def _shown(error: Any) -> str:

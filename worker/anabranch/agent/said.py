@@ -62,7 +62,12 @@ def _part(block: dict[str, Json]) -> Json:
         case "text":
             return {"type": "text", "content": block.get("text")}
         case "tool_use":
-            return {"type": "tool_call", "id": block.get("id"), "name": block.get("name"), "arguments": block["input"]}
+            return {
+                "type": "tool_call",
+                "id": block.get("id"),
+                "name": block.get("name"),
+                "arguments": block.get("input"),
+            }
         case "tool_result":
             return {
                 "type": "tool_call_response",

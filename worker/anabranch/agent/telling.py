@@ -70,7 +70,9 @@ class Telling:
             agent = self._registry.agent(run.opening.request.agent or "", run.opening.revision)
             self._tell(self._traces.retold(run, event, trace, agent), silent=True)
 
-    def _tell(self, span: Span, silent: bool) -> None:
+    def _tell(self, span: Span | None, silent: bool) -> None:
+        if span is None:
+            return
         if silent:
             self._held.append(span)
         else:

@@ -187,7 +187,7 @@ class Thinker:
         lane, now = trying.lane, self._steady()
         self._attempts -= 1
         trying.grant = None
-        lane.budget.ended(grant.attempt, usage, now)
+        lane.settle(grant.attempt, usage, now)
         if verdict == "well":
             lane.retries.replied(now)
         closed = lane.breaker.state(now) == "closed"

@@ -33,7 +33,19 @@ from anabranch.agent.state import Call, Run
 from anabranch.fields import lane_of
 from anabranch.kafka.sent import Acked
 from anabranch.prices import count
-from anabranch.spans import Attributes, Parent, Span, Traces, Value, messaging, parse, sampled, span_id, trace_id
+from anabranch.spans import (
+    Attributes,
+    Parent,
+    Span,
+    Traces,
+    Value,
+    contained,
+    messaging,
+    parse,
+    sampled,
+    span_id,
+    trace_id,
+)
 from anabranch.specs import AgentSpec
 from anabranch.topics import Namespace
 
@@ -96,6 +108,7 @@ class AgentTraces:
             "anabranch.tenant": request.tenant,
         }
 
+    @contained
     def waited(self, run: Run, trace: Parent) -> Span:
         """From the request to its admission."""
         topic, requested_at = self._namespace.requests_of(lane_of(run.life)), run.opening.requested_at
@@ -109,6 +122,7 @@ class AgentTraces:
             {**messaging(topic, "wait", "receive"), "gen_ai.conversation.id": run.run_id},
         )
 
+    @contained
     def ended(self, run: Run, trace: Parent, partition: int) -> Span:
         """The whole run."""
         assert run.ending is not None, "only a run that has ended is told of"
@@ -135,6 +149,7 @@ class AgentTraces:
             error.message if error is not None else None,
         )
 
+    @contained
     def rejected(self, note: e.RequestNoted, trace: Parent, at: float) -> Span:
         """A request that opened no run."""
         own = self._run_id(note.run_id, note.life)
@@ -146,6 +161,7 @@ class AgentTraces:
 
     # --- model calls ----------------------------------------------------------------------------------------------
 
+    @contained
     def attempted(self, made: Attempted, reply: Reply | None, error: BaseException | None) -> None:
         """An attempt is over, by a reply or by an error."""
         context = made.context
@@ -176,6 +192,7 @@ class AgentTraces:
             )
         )
 
+    @contained
     def retold(self, run: Run, event: e.ModelReplied, trace: Parent, agent: AgentSpec | None) -> Span:
         """The reply that won, as the log has it: whoever made the call may have died before it told of it."""
         if agent is not None and event.model is not None:
@@ -222,6 +239,7 @@ class AgentTraces:
         """The span of a call."""
         return span_id("call", self._namespace.name, call_id)
 
+    @contained
     def call(self, run: Run, call: Call, trace: Parent) -> Span:
         """A call that has its result, or gets none any more: its run has ended."""
         planned, result = call.planned, call.result
@@ -254,6 +272,7 @@ class AgentTraces:
         """The span of an answer's publication."""
         return span_id("answer", self._namespace.name, run.run_id, run.life, address)
 
+    @contained
     def published(self, run: Run, due: CallDue | AnswerDue, began: float, acked: Acked) -> None:
         """The broker has it."""
         if (trace := sampled(run.trace)) is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from anabranch.spans import Happening, Parent, Span, Traces, Value, messaging, new_span_id, sampled
+from anabranch.spans import Happening, Parent, Span, Traces, Value, contained, messaging, new_span_id, sampled
 from anabranch.tools.executor import Execution
 
 if TYPE_CHECKING:
@@ -43,11 +43,13 @@ class ToolTraces:
         own = sampled(job.trace)
         return self._traces.inside(own) if own is not None else _NOWHERE
 
+    @contained
     def skipped(self, job: Job, now: float) -> None:
         """It came too late, or was answered before: it is not executed."""
         if (above := sampled(job.trace)) is not None:
             self._traces.emit(replace(self._waited(job, above, now), error="skipped"))
 
+    @contained
     def executed(self, job: Job, above: Parent, execution: Execution) -> None:
         """The call has a result."""
         began = execution.began_at if execution.began_at is not None else execution.finished_at
