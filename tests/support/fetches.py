@@ -124,12 +124,12 @@ def emptied(first: int, last: int, control: bool) -> bytes:
     return pack(">qiib", first, 4 + 1 + len(checked), 0, 2) + checked
 
 
-def batch(first: int, count: int = 1, producer: int = -1, size: int = 1) -> bytes:
-    """`count` records from offset `first` on; of a transaction, if there is a producer."""
+def batch(first: int, count: int = 1, producer: int = -1, size: int = 1, codec: int = 0) -> bytes:
+    """`count` records from offset `first` on; of a transaction, if there is a producer; compressed by a `codec`."""
     is_transactional = int(producer >= 0)
     builder = DefaultRecordBatchBuilder(
         magic=2,
-        compression_type=0,
+        compression_type=codec,
         is_transactional=is_transactional,
         producer_id=producer,
         producer_epoch=0,
@@ -139,6 +139,13 @@ def batch(first: int, count: int = 1, producer: int = -1, size: int = 1) -> byte
     for number in range(count):
         builder.append(number, timestamp=1, key=None, value=b"%d" % (first + number) + b"x" * (size - 1), headers=[])
     return pack(">q", first) + bytes(builder.build())[8:]
+
+
+def rewritten(raw: bytes, old: bytes, new: bytes) -> bytes:
+    """A batch with other bytes of the same length in it, and the checksum of those."""
+    checked = raw[21:].replace(old, new)
+    assert len(checked) == len(raw[21:])
+    return raw[:17] + pack(">I", crc32c_cython(checked)) + checked
 
 
 class Coordinator:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
@@ -18,6 +18,9 @@ from anabranch.kafka.login import unreachable
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Place, Start
 from anabranch.tasks import happens
+
+AT_ONCE: Final = 10_000
+"""Records in one reading, about: a batch that was compressed may have millions."""
 
 
 class KafkaReader:
@@ -97,9 +100,9 @@ class KafkaReader:
         return records
 
     def _taken(self) -> list[Any]:
-        """All that was fetched."""
+        """All that was fetched, or so much of it."""
         records: list[Any] = []
-        while (taken := self._fetching.take()) is not None:
+        while len(records) < AT_ONCE and (taken := self._fetching.take(AT_ONCE)) is not None:
             place, more = taken
             self._positions[place] = more[-1].offset + 1
             records += more
