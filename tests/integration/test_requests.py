@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.support.fleet import ANSWER_S, PARTITIONS, Fleet, by_turn, fleet, settings_for, told
-from tests.support.raw import Record, answer_of, produce, read_until, reason_of
+from tests.support.raw import Record, answer_of, produce, produce_bomb, read_until, reason_of
 
 from anabranch import App
 from anabranch.testing import text, tool_use, turn_of
@@ -194,6 +194,23 @@ async def test_garbage_in_the_run_log_costs_nobody_anything(kafka: str, namespac
         dead = await letters(running, 1)
     assert {response.output for response in answers} == {"It is 42."}
     assert dead
+
+
+async def test_a_batch_that_unpacks_to_far_too_much_costs_nobody_anything(kafka: str, namespace: str) -> None:
+    """In each topic that somebody reads: 60 MB of a few kB. It is kept as one dead letter, which says what it was."""
+    async with fleet(app, script, settings_for(kafka, namespace)) as running:
+        names = running.namespace
+        kept = [names.requests, names.log, names.calls("io")]
+        origins = set()
+        for topic in [*kept, names.registry, names.responses]:
+            first = await produce_bomb(running.bootstrap, topic, 30_000_000)
+            origins.add(f"{topic}/0/{first + 1}".encode())
+        answers = await running.ask_all("doubler", [f"{n}?" for n in range(12)])
+        dead = await letters(running, len(kept))
+    assert {response.output for response in answers} == {"It is 42."}
+    assert {dict(letter.headers)["ce_origin"] for letter in dead} < origins
+    assert all(b"unpack to more than" in letter.value for letter in dead)
+    assert len(dead) == len(kept)
 
 
 def call_body(**changes: Any) -> bytes:

@@ -33,11 +33,15 @@ class Broker:
 
     def __init__(self, version: int = 11, session_id: int = 7) -> None:
         self.is_open = True
+        self.deaf_for = 0.0
         self.known: dict[Place, int] = {}
         self.asked: list[Any] = []
         self._version, self._session_id = version, session_id
         self._then: Callable[[bytes | Exception], object] | None = None
         self._news = asyncio.Event()
+
+    def is_deaf(self, for_s: float) -> None:
+        self.deaf_for = for_s
 
     def abort(self) -> None:
         self.is_open = False
@@ -98,7 +102,14 @@ class Broker:
                 await self._news.wait()
         return self.asked[-1]
 
-    def answer(self, *said: Said, error: int = 0, aborted: Iterable[tuple[int, int]] = (), highwater: int = 99) -> None:
+    def answer(
+        self,
+        *said: Said,
+        error: int = 0,
+        aborted: Iterable[tuple[int, int]] = (),
+        highwater: int = 99,
+        throttled_ms: int = 0,
+    ) -> None:
         """Answer the request under way."""
         topics: dict[str, list[Any]] = {}
         for place, code, records in said:
@@ -108,7 +119,7 @@ class Broker:
             topics.setdefault(place.topic, []).append(one)
         whole = () if self._version < 7 else (error, self._session_id)
         kind = getattr(protocol, f"FetchResponse_v{self._version}")
-        self.tell(b"\0\0\0\1" + kind(0, *whole, list(topics.items())).encode())
+        self.tell(b"\0\0\0\1" + kind(throttled_ms, *whole, list(topics.items())).encode())
 
     def tell(self, what: bytes | Exception) -> None:
         then, self._then = self._then, None
@@ -124,12 +135,12 @@ def emptied(first: int, last: int, control: bool) -> bytes:
     return pack(">qiib", first, 4 + 1 + len(checked), 0, 2) + checked
 
 
-def batch(first: int, count: int = 1, producer: int = -1, size: int = 1) -> bytes:
-    """`count` records from offset `first` on; of a transaction, if there is a producer."""
+def batch(first: int, count: int = 1, producer: int = -1, size: int = 1, codec: int = 0) -> bytes:
+    """`count` records from offset `first` on; of a transaction, if there is a producer; compressed by a `codec`."""
     is_transactional = int(producer >= 0)
     builder = DefaultRecordBatchBuilder(
         magic=2,
-        compression_type=0,
+        compression_type=codec,
         is_transactional=is_transactional,
         producer_id=producer,
         producer_epoch=0,
@@ -139,6 +150,13 @@ def batch(first: int, count: int = 1, producer: int = -1, size: int = 1) -> byte
     for number in range(count):
         builder.append(number, timestamp=1, key=None, value=b"%d" % (first + number) + b"x" * (size - 1), headers=[])
     return pack(">q", first) + bytes(builder.build())[8:]
+
+
+def rewritten(raw: bytes, old: bytes, new: bytes) -> bytes:
+    """A batch with other bytes of the same length in it, and the checksum of those."""
+    checked = raw[21:].replace(old, new)
+    assert len(checked) == len(raw[21:])
+    return raw[:17] + pack(">I", crc32c_cython(checked)) + checked
 
 
 class Coordinator:

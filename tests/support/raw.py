@@ -50,6 +50,23 @@ async def _produce_nothing(producer: Any, topic: str, partition: int, headers: H
     return sent.partition, sent.offset
 
 
+async def produce_bomb(bootstrap: str, topic: str, size: int, partition: int = 0, codec: str = "zstd") -> int:
+    """Write a batch of two records, compressed to next to nothing, that unpack to twice `size`. Returns its offset."""
+    producer: Any = AIOKafkaProducer(
+        bootstrap_servers=bootstrap, acks="all", compression_type=codec, max_batch_size=3 * size
+    )
+    await producer.start()
+    try:
+        batch = producer.create_batch()
+        for _ in range(2):
+            assert batch.append(key=b"bomb", value=bytes(size), timestamp=None) is not None
+        batch.close()
+        sent = await (await producer.send_batch(batch, topic, partition=partition))
+        return int(sent.offset)
+    finally:
+        await producer.stop()
+
+
 async def read_until(
     bootstrap: str, topic: str, enough: Callable[[list[Record]], bool], deadline_s: float = DEADLINE_S
 ) -> list[Record]:

@@ -72,6 +72,22 @@ async def test_a_broken_connection_is_made_anew_after_a_while_and_told_of_once(
         assert len([record for record in caplog.records if "cannot be read from" in record.message]) == 1
 
 
+async def test_a_broker_that_throttles_us_is_given_its_time_and_asked_again(
+    scene: MakeScene, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scene() as s:
+        s.broker.answer(throttled_ms=900)
+        assert (s.broker.deaf_for, caplog.messages) == (0.9, [])
+        await s.broker.request()
+        s.broker.answer(throttled_ms=45_000)
+        assert s.broker.deaf_for == 45.0
+        assert caplog.messages == ["broker 1 gives nothing for 45.0 s: a quota of Kafka is exceeded"]
+        await s.broker.request()
+        s.broker.answer((A, 0, batch(0)))
+        await s.got(A, 0)
+        assert s.links == [1], "over one connection"
+
+
 async def test_an_answer_that_cannot_be_understood_ends_the_connection(scene: MakeScene) -> None:
     async with scene(a=0) as s:
         with pytest.raises(Exception, match="bytes"):

@@ -44,7 +44,8 @@ async def test_it_reads_all_that_was_fetched_and_from_there_on(reader: KafkaRead
     broker.answer((A, 0, batch(0, 1000)), (B, 0, batch(5)))
     assert not broker.is_asked, "not before it was read"
     read = await reader.read(LONG_S)
-    assert [(record.partition, record.offset) for record in read] == [*((0, n) for n in range(1000)), (1, 5)]
+    assert [record.offset for record in read if record.partition == A.partition] == [*range(1000)]
+    assert [record.offset for record in read if record.partition == B.partition] == [5]
     assert (reader.position(A), reader.position(B)) == (1000, 6)
     assert (await broker.request()).fetched == {A: 1000, B: 6}
 

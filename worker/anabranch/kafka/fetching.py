@@ -303,13 +303,21 @@ class Fetching:
             try:
                 records = reading.take(part)
             finally:
-                reading.is_ready = reading.is_fetched and not reading.state._paused
-                if reading.is_ready:
-                    self._ready.append(reading)
+                reading.is_ready = False
+                if reading.is_heavy:
+                    self._loop.call_soon(self._go_on, reading)
+                else:
+                    self._is_to_be_taken(reading)
             if records:
                 return reading.place, records
         self._ask()
         return None
+
+    def _go_on(self, reading: Reading) -> None:
+        """Take more of it, unless it is of a former assignment."""
+        if self._readings.get(reading.place) is reading:
+            self._is_to_be_taken(reading)
+            self._soon()
 
 
 def _nothing(place: Place) -> int:

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 STOP_S: Final = 5.0
 """How long a broker may take to let us go: one that is frozen says nothing, and TLS waits for its word."""
 
+AT_ONCE: Final = 10_000
+"""Records in one reading, about: a batch that was compressed may have millions."""
+
 
 class KafkaReader:
     """See `seam.Reader`."""
@@ -103,9 +106,9 @@ class KafkaReader:
         return records
 
     def _taken(self) -> list[Any]:
-        """All that was fetched."""
+        """All that was fetched, or so much of it."""
         records: list[Any] = []
-        while (taken := self._fetching.take()) is not None:
+        while len(records) < AT_ONCE and (taken := self._fetching.take(AT_ONCE)) is not None:
             place, more = taken
             self._positions[place] = more[-1].offset + 1
             records += more

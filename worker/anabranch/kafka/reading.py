@@ -8,32 +8,38 @@ Responsible for: what of an answer counts, and the position. Must never: ask for
 
 from __future__ import annotations
 
+import logging
 import time
 from itertools import islice
 from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import PartitionRecords
-from aiokafka.errors import KafkaError, RecordTooLargeError
-from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.errors import CorruptRecordException, KafkaError, RecordTooLargeError
+from aiokafka.structs import ConsumerRecord
 
 from anabranch.kafka.fetch_wire import Bounds, Part
 from anabranch.kafka.seam import Place
+from anabranch.kafka.unpacking import Batches, Damaged
+
+log = logging.getLogger(__name__)
 
 
 class Reading:
-    """See the module. `state` is aiokafka's. Until `barred_until` is 0 again, something is the matter with it."""
+    """See the module. `state` is aiokafka's. Until `barred_until` is 0 again, something is the matter with it. When it
+    `is_heavy`, what was taken last was unpacked to so much that others have their turn before more is.
+    """
 
     __slots__ = (
         "_asked", "_asker", "_at", "_offset", "_records",
-        "barred_until", "is_ready", "is_warned", "leader", "place", "state", "was_reset",
+        "barred_until", "is_heavy", "is_ready", "is_warned", "leader", "place", "state", "was_reset",
     )  # fmt: skip
 
     def __init__(self, place: Place, state: Any) -> None:
         self.place, self.state = place, state
         self.leader: int | None = None
         self.barred_until = 0.0
-        self.is_ready = self.is_warned = self.was_reset = False
+        self.is_ready = self.is_warned = self.is_heavy = self.was_reset = False
         self._asker: object = None
         self._asked = self._offset = self._at = 0
         self._records: Any = None
@@ -76,20 +82,20 @@ class Reading:
         self.is_warned = False
         if not part.records:
             return
-        records = MemoryRecords(part.records)
+        records = Batches(part.records)
         if not records.has_next():
             at, most = self._offset, bounds.partition_bytes
             raise RecordTooLargeError(f"the record at {at} of {self.place} is larger than a fetch may be: {most} bytes")
         where = TopicPartition(*self.place)
         self._at = self._asked
-        self._records = _Records(where, records, part.aborted, self._offset, None, None, True, bounds.isolation_level)
+        self._records = _Records(where, records, part.aborted, self._offset, None, None, False, bounds.isolation_level)
 
     def take(self, most: int | None) -> list[Any]:
         """The next records, `most` of them at most; the position is behind them. None while it is paused.
 
-        Raises `CorruptRecordException`. What has no records, like the end of a transaction, moves the position too.
+        Raises `Damaged`. What has no records, like the end of a transaction, moves the position too.
         """
-        state, records = self.state, self._records
+        state, records, self.is_heavy = self.state, self._records, False
         if records is None or state._paused:
             return []
         if state._position != self._at:
@@ -98,15 +104,52 @@ class Reading:
         taken = list(islice(records, most))
         self._at = records.next_fetch_offset
         if most is None or len(taken) < most:
-            self._records = None
+            self.is_heavy = records.goes_on()
+            if not self.is_heavy:
+                self._records = None
         state.consumed_to(self._at)
         return taken
 
 
 class _Records(PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
-    """What compaction leaves of a transaction's marker, when nobody needs it any more, is a batch that is empty."""
+    """What cannot be read, of all that is left of its batch, is one record that whoever reads it cannot read either."""
+
+    _records: Batches
+    _records_iterator: Any
+    next_fetch_offset: int
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._records_iterator)
+        except StopIteration:
+            self._records_iterator = None  # which leads back to us
+            raise
+        except Damaged:
+            raise
+        except (CorruptRecordException, ValueError) as error:  # also a header's name that is no UTF-8
+            if self._records.last is None:
+                raise
+            return self._in_place_of(self._records.last, error)
+
+    def goes_on(self) -> bool:
+        """Whether there is more, that was not to be unpacked at once with what came before."""
+        if is_more := self._records.go_on():
+            self._records_iterator = self._unpack_records()
+        return is_more
+
+    def _in_place_of(self, batch: Any, error: Exception) -> Any:
+        """It lies where the last one did, and its value says what was there."""
+        first, last = max(batch.base_offset, self.next_fetch_offset), batch.next_offset - 1
+        why = f"offsets {first} to {last} cannot be read, and are passed over as one record: {error}"
+        log.error("%s/%d: %s", *self._tp, why)
+        self.next_fetch_offset = last + 1
+        self._records_iterator = self._unpack_records()
+        value = why.encode()
+        stamp, kind = batch.max_timestamp, batch.timestamp_type
+        return ConsumerRecord(*self._tp, last, stamp, kind, None, value, None, -1, len(value), ())
 
     def _contains_abort_marker(self, next_batch: Any) -> bool:
+        """What compaction leaves of a marker, when nobody needs it any more, is a batch that is empty."""
         try:
             return bool(super()._contains_abort_marker(next_batch))
         except KafkaError:  # of no record
