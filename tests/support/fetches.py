@@ -33,6 +33,7 @@ class Broker:
 
     def __init__(self, version: int = 11, session_id: int = 7) -> None:
         self.is_open = True
+        self.deaf_for_ms = 0
         self.known: dict[Place, int] = {}
         self.asked: list[Any] = []
         self._version, self._session_id = version, session_id
@@ -43,6 +44,9 @@ class Broker:
         self.is_open = False
         if self._then is not None:
             self.tell(KafkaConnectionError("ended"))
+
+    def throttled(self, for_ms: int) -> None:
+        self.deaf_for_ms = for_ms
 
     def version(self, api_key: int, lowest: int, highest: int) -> int:
         assert (api_key, lowest, highest) == (1, 4, 11)
@@ -98,7 +102,14 @@ class Broker:
                 await self._news.wait()
         return self.asked[-1]
 
-    def answer(self, *said: Said, error: int = 0, aborted: Iterable[tuple[int, int]] = (), highwater: int = 99) -> None:
+    def answer(
+        self,
+        *said: Said,
+        error: int = 0,
+        aborted: Iterable[tuple[int, int]] = (),
+        highwater: int = 99,
+        throttled_ms: int = 0,
+    ) -> None:
         """Answer the request under way."""
         topics: dict[str, list[Any]] = {}
         for place, code, records in said:
@@ -108,7 +119,7 @@ class Broker:
             topics.setdefault(place.topic, []).append(one)
         whole = () if self._version < 7 else (error, self._session_id)
         kind = getattr(protocol, f"FetchResponse_v{self._version}")
-        self.tell(b"\0\0\0\1" + kind(0, *whole, list(topics.items())).encode())
+        self.tell(b"\0\0\0\1" + kind(throttled_ms, *whole, list(topics.items())).encode())
 
     def tell(self, what: bytes | Exception) -> None:
         then, self._then = self._then, None

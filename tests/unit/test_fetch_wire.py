@@ -62,7 +62,7 @@ def test_an_answer_is_read_as_aiokafka_writes_it(version: int) -> None:
         replica = (chance.randrange(-1, 9),) if version >= 11 else ()
         topics = by_topic([(part.place, theirs_of(part, start, replica)) for part in parts])
         frame = b"\0\0\0\1" + kind(7, *((error, session) if version >= 7 else ()), topics).encode()
-        assert answer(version, frame) == (error, session, parts)
+        assert answer(version, frame) == (error, session, parts, 7)
 
 
 def theirs_of(part: Part, start: tuple[int, ...], replica: tuple[int, ...]) -> tuple[Any, ...]:

@@ -112,6 +112,8 @@ class Asking:
         except Exception as error:
             self._rest(error)
             raise  # which ends the connection
+        if heard.throttled_ms and self._link is not None:
+            self._link.throttled(heard.throttled_ms)
         if heard.error_code:
             self._refused(for_code(heard.error_code))
             return

@@ -59,11 +59,14 @@ class Part(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """`error_code` is about the fetch as a whole. Brokers without sessions give `session_id` 0."""
+    """`error_code` is about the fetch as a whole. Brokers without sessions give `session_id` 0. For `throttled_ms` the
+    broker hears nothing more, since we have exceeded a quota.
+    """
 
     error_code: int
     session_id: int
     parts: list[Part]
+    throttled_ms: int
 
 
 def request(
@@ -103,7 +106,8 @@ def _add_topics(pieces: list[bytes], partitions: Iterable[tuple[Place, bytes]]) 
 
 def answer(version: int, frame: bytes) -> Answer:
     """Raises `ValueError` or `struct.error` for what is no answer to a fetch of this version."""
-    error_code, session_id, at = 0, 0, _HEAD.size  # behind the correlation id and the throttling
+    error_code, session_id, at = 0, 0, _HEAD.size
+    _, throttled_ms = _HEAD.unpack_from(frame)  # behind the correlation id
     if version >= SESSIONS_SINCE:
         error_code, session_id = _WHOLE.unpack_from(frame, at)
         at += _WHOLE.size
@@ -121,7 +125,7 @@ def answer(version: int, frame: bytes) -> Answer:
             parts.append(part)
     if at != len(frame):
         raise ValueError(f"an answer to a fetch of version {version} has {len(frame)} bytes, and says {at}")
-    return Answer(error_code, session_id, parts)
+    return Answer(error_code, session_id, parts, throttled_ms)
 
 
 def _part(version: int, topic: str, frame: bytes, at: int) -> tuple[Part, int]:
