@@ -30,7 +30,7 @@ POLL_S: Final = 0.5
 DEAD_S: Final = 30.0
 """How long after its last sign of life a worker counts as dead."""
 BURIED_S: Final = 86_400.0
-"""How long after it the registry forgets one that was killed: it is told of until then."""
+"""How long after it one that was killed is told of: agent workers take it out of the registry then."""
 KEEP_UP_S: Final = 60.0
 
 
