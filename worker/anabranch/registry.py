@@ -183,7 +183,7 @@ async def keep_up(registry: Registry, appender: Appender, namespace: Namespace, 
         await asyncio.sleep(KEEP_UP_S)
         tools, agents, limits = _replaced(registry)
         known: list[ToolSpec | LimitSpec | AgentSpec] = [*tools, *limits, *agents]
-        if said := ", ".join(spec.name for spec in known):
+        if said := ", ".join(dict.fromkeys(spec.name for spec in known)):
             log.warning("said again in the registry, for there was junk in its place: %s", said)
         try:
             await register(appender, namespace, source, tools, agents, limits, signer)
