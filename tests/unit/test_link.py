@@ -163,6 +163,7 @@ async def test_a_broker_that_has_said_that_it_hears_nothing_for_a_while_is_not_s
     link = Link(connection, 0.05)
     began = time.monotonic()
     link.throttled(200)
+    link.throttled(1)
     assert link.is_deaf
     link.ask(0, 7, b"", heard.append)
     await until(lambda: bool(heard), SOON_S, "it is silent after that")

@@ -116,7 +116,7 @@ class Link:
         when that time is up, and so is not silent.
         """
         for_s = for_ms / 1000
-        self._deaf_until = time.monotonic() + min(for_s, DEAF_S)
+        self._deaf_until = max(self._deaf_until, time.monotonic() + min(for_s, DEAF_S))
         if for_s > TOLD_S:
             log.warning("%s hears nothing more for %.1f s: a quota of Kafka is exceeded", self._name, for_s)
 
