@@ -33,20 +33,20 @@ class Broker:
 
     def __init__(self, version: int = 11, session_id: int = 7) -> None:
         self.is_open = True
-        self.deaf_for = 0.0
+        self.deaf_for_ms = 0
         self.known: dict[Place, int] = {}
         self.asked: list[Any] = []
         self._version, self._session_id = version, session_id
         self._then: Callable[[bytes | Exception], object] | None = None
         self._news = asyncio.Event()
 
-    def is_deaf(self, for_s: float) -> None:
-        self.deaf_for = for_s
-
     def abort(self) -> None:
         self.is_open = False
         if self._then is not None:
             self.tell(KafkaConnectionError("ended"))
+
+    def throttled(self, for_ms: int) -> None:
+        self.deaf_for_ms = for_ms
 
     def version(self, api_key: int, lowest: int, highest: int) -> int:
         assert (api_key, lowest, highest) == (1, 4, 11)

@@ -366,8 +366,9 @@ def test_a_call_and_a_retryable_survive_the_way_to_another_process() -> None:
 
 
 @pytest.mark.parametrize(
-    "after", [-1, float("inf"), float("nan"), pytest.param(10**310, id="huge"), "soon", "Sun, 99 Nov 2026 12:00:00 GMT"]
-)
+    "after", [-1, float("inf"), float("nan"), pytest.param(10**310, id="huge"), "soon", "Sun, 99 Nov 2026 12:00:00 GMT",
+     f"Sun, 22 Nov {10**12} 12:00:00 GMT"],
+)  # fmt: skip
 def test_a_pause_that_is_none_is_refused(after: float | str) -> None:
     with pytest.raises(ValueError, match="seconds to wait"):
         RateLimited(after=after)

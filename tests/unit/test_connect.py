@@ -19,6 +19,7 @@ from anabranch.kafka.connect import client_arguments
         ("a, b:9093 ,, c:9094,", "a,b:9093,c:9094"),
         ("[::1]:9092,::1,127.0.0.1", "[::1]:9092,::1,127.0.0.1"),
         ("kafka_1.example.com:9092", "kafka_1.example.com:9092"),
+        ("bücher.example:9092,kafka.example.com.:9092", "bücher.example:9092,kafka.example.com.:9092"),
     ],
 )
 def test_servers_are_named_by_host_and_port(named: str, servers: str) -> None:
@@ -28,7 +29,8 @@ def test_servers_are_named_by_host_and_port(named: str, servers: str) -> None:
 @pytest.mark.parametrize(
     "server",
     ["localhost:abc", "localhost:", "localhost:99999", "localhost:0", "localhost:-5", "kafka:9092/", ":9092",
-     "http://kafka:9092", "http://kafka", "[::1:9092", "x" * 70 + ":9092", "a..b:9092"],
+     "http://kafka:9092", "http://kafka", "[::1:9092", "a:9092;b:9092", "a:9092 b:9092",
+     "a b", "me@kafka:9092", "*:9092", "x" * 70 + ":9092", "a..b:9092"],
 )  # fmt: skip
 def test_what_is_no_server_is_refused_by_its_name(server: str) -> None:
     with pytest.raises(ConfigError, match="is no server of Kafka: give a host and its port") as told:

@@ -47,6 +47,16 @@ async def test_a_batch_of_which_compaction_has_left_nothing_is_read_past(scene: 
         assert (await s.broker.request()).fetched == {A: 10}
 
 
+async def test_a_broker_that_throttles_us_is_given_its_time(scene: MakeScene) -> None:
+    async with scene(a=0) as s:
+        s.broker.answer((A, 0, batch(0)))
+        await s.broker.request()
+        assert s.broker.deaf_for_ms == 0
+        s.broker.answer(throttled_ms=35_000)
+        assert (await s.broker.request()).fetched == {}
+        assert s.broker.deaf_for_ms == 35_000
+
+
 async def test_no_more_than_so_many_records_are_delivered_in_one_turn_of_the_loop(scene: MakeScene) -> None:
     async with scene(a=0, b=0) as s:
         s.broker.answer((A, 0, batch(0, AT_ONCE + 1)), (B, 0, batch(0, EACH + 1)))

@@ -187,6 +187,18 @@ async def test_where_a_call_may_be_placed_again_its_key_decides() -> None:
     assert chosen == [partition_of(f"c{n}", 24) for n in range(50)], "as if it had not been placed"
 
 
+async def test_calls_of_a_limit_that_are_placed_twice_reach_all_of_its_homes() -> None:
+    where, _, _ = placing()
+    await where.learn()
+    spec, found = b.tool(limit="crm"), Counter[int | None]()
+    for n in range(300):
+        first, second = (where.partition(spec, f"c{n}", None, again=True) for _ in range(2))
+        assert first == second
+        found[first] += 1
+    assert set(found) == set(homes(limit(50), None, 24))
+    assert min(found.values()) > 30, "five homes have 60 each, about"
+
+
 async def test_calls_that_alternate_reach_all_homes_of_each() -> None:
     where, _, registry = placing({"t.tool.calls.q": 24, "t.tool.calls.other": 24})
     registry.add([b.tool("other", queue="other")], limits=[limit(20, name="pair")])

@@ -162,10 +162,29 @@ async def test_a_broker_that_has_said_that_it_hears_nothing_for_a_while_is_not_s
     heard: list[bytes | Exception] = []
     link = Link(connection, 0.05)
     began = time.monotonic()
-    link.is_deaf(0.2)
+    link.throttled(200)
+    link.throttled(1)
+    assert link.is_deaf
     link.ask(0, 7, b"", heard.append)
     await until(lambda: bool(heard), SOON_S, "it is silent after that")
     assert time.monotonic() - began >= 0.25
+    assert not link.is_deaf
+
+
+async def test_a_broker_that_asks_for_weeks_is_not_given_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(link_module, "DEAF_S", 0.1)
+    heard: list[bytes | Exception] = []
+    link = Link(Connection(), 0.05)
+    link.throttled(2**31 - 1)
+    assert caplog.messages == ["broker:9092 hears nothing more for 2147483.6 s: a quota of Kafka is exceeded"]
+    link.ask(0, 7, b"", heard.append)
+    await until(lambda: bool(heard), SOON_S, "it is silent")
+    link = Link(Connection(), 0.05)
+    link.throttled(60_000)
+    link.abort()
+    assert not link.is_deaf, "another connection is heard"
 
 
 async def test_who_stood_still_reads_what_was_answered_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

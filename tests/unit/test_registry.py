@@ -15,6 +15,7 @@ from tests.support.virtual import now, virtually
 from anabranch.agent_role import warn_of_unknown
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing, Record, cloud_event
+from anabranch.errors import BrokerError
 from anabranch.kafka.seam import Appender
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.registry import BURIED_S, KEEP_UP_S, Registry, is_alive, keep_up
@@ -61,10 +62,14 @@ def test_a_tool_that_waits_for_one_which_nobody_has_registered_is_warned_of_once
 
 
 class Kept:
-    """A registry that is kept up, and what of it is said: for so long after `records` were read."""
+    """A registry that is kept up, and what of it is said: for so long after `records` were read. Its worker gives signs
+    of life if `heard`, and a broker takes nothing for the first `refusals`.
+    """
 
-    def __init__(self, *records: Record, for_s: float, signer: Signer = NO_SIGNER) -> None:
-        self.registry = Registry(signer, now)
+    def __init__(
+        self, *records: Record, for_s: float, signer: Signer = NO_SIGNER, heard: bool = True, refusals: int = 0
+    ) -> None:
+        self.registry, self.heard, self.refusals = Registry(signer, now), heard, refusals
         self.said: list[Outgoing] = []
         virtually(lambda: self._keep_up(records, for_s, signer))
 
@@ -72,20 +77,33 @@ class Kept:
         for record in records:
             self.registry.take(record)
         keeping = keep_up(self.registry, cast(Appender, self), Namespace("t"), "w", signer)
-        async with alongside(keeping, "upkeep"):
+        async with alongside(keeping, "upkeep"), alongside(self._live(), "signs of life"):
             await asyncio.sleep(for_s)
+
+    async def _live(self) -> None:
+        while self.heard:
+            self.registry.take(sign_of_life("w", now()))
+            await asyncio.sleep(10.0)
 
     def append(self, record: Outgoing) -> Sent:
         """It is read back at once."""
+        sent = Sent()
+        if self.refusals:
+            self.refusals -= 1
+            sent.fail(BrokerError("not allowed"))
+            return sent
         self.said.append(record)
         self.registry.take(b.as_read(record, 9, at=now()))
-        sent = Sent()
         sent.succeed(Acked(9))
         return sent
 
 
 def entry(key: str, value: bytes | None, at: float = 0.0) -> Record:
     return b.as_read(cloud_event("t.registry", "x", "w", key, value), 0, at=at)
+
+
+def sign_of_life(worker: str, at: float) -> Record:
+    return entry(f"worker/{worker}", dump(WorkerInfo(worker, "tool", "1", at, at, "io")), at)
 
 
 SIGNER = Signer({"k": b"0" * 32}, required=True)
@@ -109,13 +127,34 @@ def test_what_was_not_junk_or_is_mended_is_left_as_it_is(last: bytes | None) -> 
     assert Kept(good, entry("tool/look", b"oops"), entry("tool/look", last), for_s=2 * KEEP_UP_S).said == []
 
 
-def test_a_worker_that_nobody_has_heard_of_for_a_day_is_buried() -> None:
-    def sign(worker: str, at: float) -> Record:
-        info = WorkerInfo(worker, "tool", "1", at, at, "io")
-        return entry(f"worker/{worker}", dump(info), at)
+def test_an_earlier_revision_that_is_said_again_is_not_what_new_runs_get() -> None:
+    """The last one that is said is: so the one that counts is said after it."""
+    earlier, last = b.agent(name="one", revision="1"), b.agent(name="one", revision="2")
+    good = [entry(f"agent/one@{agent.revision}", dump(agent)) for agent in (earlier, last)]
+    kept = Kept(*good, entry("agent/one@1", b"oops"), for_s=10 * KEEP_UP_S)
+    assert [record.key for record in kept.said] == [b"agent/one@1", b"agent/one@2"]
+    assert kept.registry.agent("one") == last
 
-    kept = Kept(sign("dead", 0.0), sign("alive", 0.0), for_s=BURIED_S - KEEP_UP_S)
+
+def test_what_cannot_be_said_again_is_tried_again() -> None:
+    good = entry("tool/look", dump(b.tool("look")))
+    kept = Kept(good, entry("tool/look", b"oops"), for_s=10 * KEEP_UP_S, refusals=3)
+    assert [record.key for record in kept.said] == [b"tool/look"]
+
+
+def test_junk_over_what_nobody_knows_is_not_remembered() -> None:
+    assert Kept(entry("tool/unknown", b"oops"), for_s=2 * KEEP_UP_S).registry.spoilt == set()
+
+
+def test_a_worker_that_nobody_has_heard_of_for_a_day_is_buried() -> None:
+    kept = Kept(sign_of_life("dead", 0.0), for_s=BURIED_S - KEEP_UP_S)
     assert kept.said == []
-    kept = Kept(sign("dead", 0.0), for_s=BURIED_S + 3 * KEEP_UP_S)
+    kept = Kept(sign_of_life("dead", 0.0), for_s=BURIED_S + 3 * KEEP_UP_S)
     assert [(record.key, record.value) for record in kept.said] == [(b"worker/dead", None)]
-    assert kept.registry.workers == {}
+    assert kept.registry.workers.keys() == {"w"}
+
+
+def test_who_hears_nothing_of_himself_buries_nobody() -> None:
+    """Its machine was asleep for a day, and it has yet to read who lives."""
+    kept = Kept(sign_of_life("alive", 0.0), sign_of_life("w", 0.0), for_s=BURIED_S + 3 * KEEP_UP_S, heard=False)
+    assert kept.said == []

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
+from itertools import islice
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
@@ -243,11 +244,14 @@ def sender_of(body: bytes | None) -> tuple[str | None, m.ReplyTo | None]:
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]:,]')
 """Of a text that has no end, all of it: else the end would be looked for again from each quote within."""
 
+_LOOK: Final = 50_000
+"""After so many tokens, a tenth of a second, no run id is looked for any more: a record has room for a million."""
+
 
 def _run_id_in(body: bytes) -> str | None:
     """The run id at the top of what is too deep for a parser, or is no JSON further on; a look, no reading."""
     depth, before = 0, (b"", b"")
-    for found in _TOKEN.finditer(body):
+    for found in islice(_TOKEN.finditer(body), _LOOK):
         token = found[0]
         if depth == 1 and before == (b'"run_id"', b":"):
             return str(token[1:-1], "utf-8", "replace") if token[:1] == token[-1:] == b'"' else None

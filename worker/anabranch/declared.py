@@ -57,7 +57,7 @@ class RateLimited(AnabranchError):
 def _seconds(error: str, after: float | str) -> float:
     try:
         return _until(after) if isinstance(after, str) and after.strip().endswith("GMT") else units.duration(after)
-    except ValueError as refused:
+    except (ValueError, OverflowError) as refused:
         raise ValueError(f"{error}(after={after!r}): give the seconds to wait, 0 or more ({refused})") from None
 
 

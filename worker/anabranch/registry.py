@@ -30,7 +30,7 @@ POLL_S: Final = 0.5
 DEAD_S: Final = 30.0
 """How long after its last sign of life a worker counts as dead."""
 BURIED_S: Final = 86_400.0
-"""How long after it the registry forgets one that was killed: it is told of until then."""
+"""How long after it one that was killed is told of: agent workers take it out of the registry then."""
 KEEP_UP_S: Final = 60.0
 
 
@@ -181,20 +181,38 @@ async def keep_up(registry: Registry, appender: Appender, namespace: Namespace, 
     """Say again what is known of spoilt keys, and bury the dead, for ever. Several may do so at once."""
     while True:
         await asyncio.sleep(KEEP_UP_S)
-        spoilt, registry.spoilt = registry.spoilt, set()
-        tools = [tool for name, tool in registry.tools.items() if f"tool/{name}" in spoilt]
-        limits = [limit for name, limit in registry.limits.items() if f"limit/{name}" in spoilt]
-        agents = [agent for (name, of), agent in registry.revisions.items() if f"agent/{name}@{of}" in spoilt]
+        tools, agents, limits = _replaced(registry)
         known: list[ToolSpec | LimitSpec | AgentSpec] = [*tools, *limits, *agents]
-        if said := ", ".join(spec.name for spec in known):
+        if said := ", ".join(dict.fromkeys(spec.name for spec in known)):
             log.warning("said again in the registry, for there was junk in its place: %s", said)
         try:
             await register(appender, namespace, source, tools, agents, limits, signer)
         except AnabranchError as error:
-            log.warning("what there was junk over cannot be said again: %s", error)
-        for worker in list(registry.workers.values()):
-            if registry.now() - worker.seen_at > BURIED_S:
-                appender.append(worker_gone(namespace, worker.id))
+            log.warning("what there was junk over cannot be said again, and is tried again: %s", error)
+        if _is_current(registry, source):
+            for worker in list(registry.workers.values()):
+                if registry.now() - worker.seen_at > BURIED_S:
+                    appender.append(worker_gone(namespace, worker.id))
+
+
+def _replaced(registry: Registry) -> tuple[list[ToolSpec], list[AgentSpec], list[LimitSpec]]:
+    """What is known of the spoilt keys: they are so until it is read again. The others are of no more interest."""
+    if not (spoilt := registry.spoilt):
+        return [], [], []
+    tools = {f"tool/{name}": tool for name, tool in registry.tools.items() if f"tool/{name}" in spoilt}
+    limits = {f"limit/{name}": limit for name, limit in registry.limits.items() if f"limit/{name}" in spoilt}
+    revisions = {f"agent/{name}@{of}": agent for (name, of), agent in registry.revisions.items()}
+    agents = {key: agent for key, agent in revisions.items() if key in spoilt}
+    spoilt &= tools.keys() | limits.keys() | agents.keys()
+    counts = {agent.name: last for agent in agents.values() if (last := registry.agent(agent.name)) is not None}
+    earlier = [agent for agent in agents.values() if agent is not counts.get(agent.name)]
+    return list(tools.values()), [*earlier, *counts.values()], list(limits.values())  # new runs get what is said last
+
+
+def _is_current(registry: Registry, source: str) -> bool:
+    """Whether we have read what we last said of ourselves: who was asleep knows only who lived before."""
+    us = registry.workers.get(source)
+    return us is not None and is_alive(us, registry.now())
 
 
 def worker_entry(namespace: Namespace, info: WorkerInfo) -> Outgoing:

@@ -42,15 +42,17 @@ class Placing:
 
     def partition(self, spec: ToolSpec, key: str, tenant: str | None, again: bool = False) -> int | None:
         """Where a call with this key goes; None: wherever its key says. Who may ask `again` for the same call is told
-        the same, as far as no limit says otherwise.
+        the same: in turn, one that is asked for twice would keep to every other home.
         """
         partitions, limits = self._counts.get(spec.queue), self._registry.limits
         if partitions is None:
             return None
         limit = limits.get(spec.limit) if spec.limit is not None else None
         if limit is not None:
-            among = homes(limit, tenant, partitions)
-            return home_of(key, among) if spec.serial_key is not None else self._next(budget_of(limit, tenant), among)
+            among, name = homes(limit, tenant, partitions), budget_of(limit, tenant)
+            if spec.serial_key is not None:
+                return home_of(key, among)
+            return among[partition_of(key, len(among))] if again else self._next(name, among)
         if spec.limit is not None or spec.serial_key is not None:
             return None  # its calls are sent to their homes, or must meet, whatever limits come and go beside them
         free = open_to_all(limits_of(spec.queue, limits.values()), partitions) if limits else range(partitions)

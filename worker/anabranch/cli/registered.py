@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,9 +18,6 @@ from anabranch.wording import counted
 if TYPE_CHECKING:
     from anabranch.registry import Registry
     from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
-
-LONG_S: Final = 86_400.0
-"""A worker that was killed stays in the registry. After so long nobody looks for it."""
 
 
 @click.command()
@@ -53,7 +50,7 @@ def tools(common: frame.Frame) -> None:
 @frame.options(app=True, listing=True)
 def workers(common: frame.Frame) -> None:
     """List the workers; one that has given no sign of life for 30 s is shown as dead, for a day."""
-    from anabranch.registry import is_alive
+    from anabranch.registry import BURIED_S, is_alive
 
     now = time.time()
     found = _in_order(_read(common).workers.values(), now)
@@ -61,7 +58,7 @@ def workers(common: frame.Frame) -> None:
         frame.print_json([{**asdict(worker), "alive": is_alive(worker, now)} for worker in found])
         return
     columns = ("worker", "role", "queue", "state", ">running", ">oldest waiting", ">up for", "version")
-    rows = [_worker(worker, now) for worker in found if now - worker.seen_at <= LONG_S]
+    rows = [_worker(worker, now) for worker in found if now - worker.seen_at <= BURIED_S]
     frame.print_table(columns, rows, empty=_nothing(common, "living worker", "anabranch worker agent APP"))
     if others := len(found) - len(rows):
         frame.say(f"({counted(others, 'worker')} dead for more than a day not shown: --json names all)")

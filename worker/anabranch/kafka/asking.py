@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 REST_S: Final = 0.1
 """For how long whatever went wrong is left alone."""
-THROTTLED_MS: Final = 1000
-"""A longer pause that a quota asks for is told of."""
 PAUSE_S, PAUSE_PER_BYTE_S, LONGEST_PAUSE_S = 0.001, 20e-9, 0.005
 """Between what a fetch has brought and the next one: longer the more it was, for then there is more to come, and the
 longest while it is still being answered."""
@@ -114,8 +112,8 @@ class Asking:
         except Exception as error:
             self._rest(error)
             raise  # which ends the connection
-        if heard.throttled_ms:
-            self._throttled(heard.throttled_ms)
+        if heard.throttled_ms and self._link is not None:
+            self._link.throttled(heard.throttled_ms)
         if heard.error_code:
             self._refused(for_code(heard.error_code))
             return
@@ -128,15 +126,6 @@ class Asking:
         if size := sum(len(part.records) for part in heard.parts):
             self._pause_for(size)
         self._of.heard(self, heard)
-
-    def _throttled(self, for_ms: int) -> None:
-        """What it is asked from now on it reads when that time is up, and so is not silent."""
-        if self._link is not None:
-            self._link.is_deaf(for_ms / 1000)
-        if for_ms > THROTTLED_MS:
-            log.warning(
-                "broker %d gives nothing for %.1f s: a quota of Kafka is exceeded", self._node_id, for_ms / 1000
-            )
 
     def _refused(self, error: type[Exception]) -> None:
         """The fetch as a whole. A session that the broker does not know is a matter of asking again, once."""

@@ -6,10 +6,12 @@ context managers that it hands out opens its own and closes it.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from ipaddress import ip_address
+from typing import Any, Final
 
 from aiokafka.conn import get_ip_port_afi
 
@@ -23,6 +25,8 @@ from anabranch.kafka.pump import KafkaSubscription
 from anabranch.kafka.reader import KafkaReader
 from anabranch.kafka.seam import Lack, Listener, Place, Start
 from anabranch.topics import TopicSpec
+
+_HOST: Final = re.compile(rb"[A-Za-z0-9._-]+")
 
 
 class KafkaBroker:
@@ -82,17 +86,21 @@ def _servers(bootstrap: str) -> str:
     """Those that are named, without the blanks and the commas that name none."""
     servers = [server.strip() for server in bootstrap.split(",") if server.strip()]
     for server in servers or [""]:
-        try:
-            host, port, _ = get_ip_port_afi(server)
-            is_one = bool(host.encode("idna")) and "/" not in host and 0 < port < 65_536
-        except ValueError:  # also a name that none can be
-            is_one = False
-        if not is_one:
+        if not _is_server(server):
             raise ConfigError(
                 f"ANABRANCH_BOOTSTRAP={bootstrap!r}: {server!r} is no server of Kafka: give a host and its port, as in "
                 "localhost:9092, or several with commas between them"
             )
     return ",".join(servers)
+
+
+def _is_server(server: str) -> bool:
+    try:
+        host, port, _ = get_ip_port_afi(server)
+        is_host = bool(ip_address(host)) if ":" in host else _HOST.fullmatch(host.encode("idna")) is not None
+    except ValueError:  # also of a name that none can be
+        return False
+    return is_host and 0 < port < 65_536
 
 
 def _login(settings: KafkaSettings) -> dict[str, Any]:

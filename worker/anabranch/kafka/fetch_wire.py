@@ -66,7 +66,7 @@ class Answer(NamedTuple):
     error_code: int
     session_id: int
     parts: list[Part]
-    throttled_ms: int = 0
+    throttled_ms: int
 
 
 def request(

@@ -30,6 +30,10 @@ GROUP: Final = "records"
 """aiokafka keeps a connection for each broker and group; whatever it asks itself goes through others."""
 LATE_S: Final = 1.0
 """A process that looks later than this stood still itself: what was answered meanwhile is still to be read."""
+DEAF_S: Final = 300.0
+"""A broker is given no more, whatever it asks for: it may have died meanwhile, and nobody would find another one."""
+TOLD_S: Final = 1.0
+"""A longer pause that a quota asks for is told of."""
 _SIZE: Final = struct.Struct(">i")
 _HEAD: Final = struct.Struct(">ihhih")
 _CORRELATION: Final = struct.Struct(">i")
@@ -107,9 +111,18 @@ class Link:
         except OSError as error:
             self._close(CloseReason.CONNECTION_BROKEN, error)
 
-    def is_deaf(self, for_s: float) -> None:
-        """The broker has said that it hears nothing more for so long, as it does to whoever exceeds a quota."""
-        self._deaf_until = time.monotonic() + for_s
+    def throttled(self, for_ms: int) -> None:
+        """The broker has answered that we exceed a quota. What it is sent from now on over this connection it reads
+        when that time is up, and so is not silent.
+        """
+        for_s = for_ms / 1000
+        self._deaf_until = max(self._deaf_until, time.monotonic() + min(for_s, DEAF_S))
+        if for_s > TOLD_S:
+            log.warning("%s hears nothing more for %.1f s: a quota of Kafka is exceeded", self._name, for_s)
+
+    @property
+    def is_deaf(self) -> bool:
+        return self.is_open and time.monotonic() < self._deaf_until
 
     def abort(self) -> None:
         self._close(CloseReason.SHUTDOWN, KafkaConnectionError(f"the connection to {self._name} was ended"))

@@ -77,8 +77,6 @@ UNDER_WAY: Final = 5
 BATCH_BYTES: Final = 524_288
 REQUEST_BYTES: Final = 16 * 1024 * 1024
 """In one request, about: a broker takes 100 MB (`socket.request.max.bytes`)."""
-THROTTLED_MS: Final = 1000
-"""A longer pause that a quota asks for is told of."""
 _NEWEST_FORMAT: Final = 2
 _NOBODY: Final = (-1, -1)
 _NO_SEQUENCE: Final = -1
@@ -148,7 +146,6 @@ class Producer:
         self._queued: dict[int, list[Batch]] = {}
         self._late: list[Batch] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._throttled_until = 0.0
         self._closed = False
 
     async def start(self) -> None:
@@ -232,7 +229,7 @@ class Producer:
     @property
     def is_throttled(self) -> bool:
         """Whether a broker hears nothing just now because we have exceeded a quota."""
-        return time.monotonic() < self._throttled_until
+        return any(link.is_deaf for link in self._links.values())
 
     # --- sending ------------------------------------------------------------------------------------------
 
@@ -323,8 +320,8 @@ class Producer:
             return
         try:
             results = read_produced(answer, version)
-            if throttled_ms := read_throttled_ms(answer):
-                self._throttled(leader, throttled_ms)
+            if (throttled_ms := read_throttled_ms(answer)) and (link := self._links.get(leader)) is not None:
+                link.throttled(throttled_ms)
         except (struct.error, ValueError) as error:
             for batch in batches:
                 batch.then(KafkaError(f"an answer to a request to write cannot be understood: {error}"))
@@ -335,14 +332,6 @@ class Producer:
                 batch.then(Acked(offset if offset >= 0 else None, at_ms if at_ms >= 0 else None))
             else:
                 self._failed(batch, _error(code, batch.topic))
-
-    def _throttled(self, leader: int, for_ms: int) -> None:
-        """It has written all. What it is sent from now on it reads when that time is up, and so is not silent."""
-        if (link := self._links.get(leader)) is not None:
-            link.is_deaf(for_ms / 1000)
-        self._throttled_until = max(self._throttled_until, time.monotonic() + for_ms / 1000)
-        if for_ms > THROTTLED_MS:
-            log.warning("broker %d takes nothing for %.1f s: a quota of Kafka is exceeded", leader, for_ms / 1000)
 
     def _failed(self, batch: Batch, error: Exception) -> None:
         doubles = batch.once and not self._idempotent and isinstance(error, _PERHAPS_WRITTEN)
