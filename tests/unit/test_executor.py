@@ -93,6 +93,17 @@ def leaves_a_writer() -> str:
     return "left"
 
 
+def leaves_a_thread() -> str:
+    threading.Thread(target=writes_later, daemon=True).start()
+    return "left"
+
+
+def writes_later() -> None:
+    while True:
+        writes()
+        time.sleep(0.001)
+
+
 def forks() -> str:
     return "parent" if os.fork() else "child"
 
@@ -176,7 +187,13 @@ async def test_a_process_that_ends_is_an_error_and_the_next_one_runs(
 
 @pytest.mark.parametrize(
     ("function", "result"),
-    [(writes, "written"), (starts_a_writer, "started"), (leaves_a_writer, "left"), (forks, "parent")],
+    [
+        (writes, "written"),
+        (starts_a_writer, "started"),
+        (leaves_a_writer, "left"),
+        (leaves_a_thread, "left"),
+        (forks, "parent"),
+    ],
 )
 async def test_what_a_process_and_its_own_write_is_nobodys_result(
     executor: Executor, function: Any, result: str
