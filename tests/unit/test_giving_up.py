@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import orjson
 import pytest
 from tests.support.bench import PLACE, Group, Results, ToolBench, call
+from tests.support.virtual import virtually
 from tests.support.wait import until
 
 from anabranch import App, Limit, RateLimited
@@ -159,6 +160,31 @@ async def test_nobody_waits_for_a_call_that_is_cancelled_after_it_was_handed_off
     *again, last = hand_offs(sent)[handed_off:]
     assert [ids for ids, time_s in again if time_s > 0] == [["r/1.a/0"]]
     assert last == (["r/1.a/0"], 0.0)
+
+
+def test_while_the_last_commit_is_under_way_no_other_says_what_it_does() -> None:
+    """Where the last one is refused, calls that hold a place are cancelled, to be read again: another that stands would
+    say that they are over.
+    """
+    bank, group = Bank("at_least_once", Limit("bank", "100/s", 1)), Group()
+
+    async def revoke() -> int:
+        count, commit = [0], group.commit
+
+        async def slowly(offsets: Mapping[Place, Committed]) -> bool:
+            count[0] += 1
+            await asyncio.sleep(1.0)
+            return await commit(offsets)
+
+        async with ToolBench(bank.app, group).running() as bench:
+            await bench.assign()
+            bench.deliver(call(0, "pay", {"n": 0}))
+            await until(lambda: bank.started == [0], what="it runs")
+            group.commit = slowly  # type: ignore[method-assign]
+            await bench.revoke()
+            return count[0]
+
+    assert virtually(revoke) == 1
 
 
 async def test_a_call_that_is_cancelled_and_read_again_is_not_made_by_its_owner_too() -> None:
