@@ -7,10 +7,12 @@ Must never: start a process (tests/acceptance/test_cli_workers). Called by: pyte
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 from tests.bench.settings import settings_for
 from tests.support.bench import ToolBench, call
@@ -19,6 +21,7 @@ from tests.support.wait import until
 
 from anabranch import App
 from anabranch.cli import worker as module
+from anabranch.cli.frame import run_async
 from anabranch.codec import Outgoing
 from anabranch.errors import Forbidden
 from anabranch.kafka.memory import MemoryBroker
@@ -27,7 +30,7 @@ from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Sent
 from anabranch.roles import namespace_of, topic_specs
 from anabranch.runtime import Shutdown
-from anabranch.tasks import Group, alongside, bounded
+from anabranch.tasks import Group, alongside, asked_by_signals, bounded
 from anabranch.tool_role import serve_tools
 
 
@@ -188,6 +191,67 @@ def test_the_last_word_of_a_worker_is_that_it_is_gone(monkeypatch: pytest.Monkey
     words = [record.value for record in said if (record.key or b"").startswith(b"worker/")]
     assert len(words) > 1
     assert [word is None for word in words] == [False] * (len(words) - 1) + [True]
+
+
+# --- orders to exit ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [SystemExit, KeyboardInterrupt])
+def test_an_order_to_exit_in_a_task_of_a_tool_ends_nothing_but_its_call(order: type[BaseException]) -> None:
+    app = App("t")
+
+    async def exits() -> None:
+        raise order("that is all")
+
+    @app.tool(queue="q")
+    async def gathers() -> str:
+        """Gather."""
+        await asyncio.gather(exits(), asyncio.sleep(600))
+        return "gathered"
+
+    @app.tool(queue="q")
+    async def groups() -> str:
+        """Group."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(exits())
+        return "grouped"
+
+    async def serve() -> list[str]:
+        bench = ToolBench(app)
+        with asked_by_signals(lambda: None):
+            async with bench.running():
+                await bench.assign()
+                bench.deliver(call(0, "gathers"), call(1, "groups"))
+                await until(lambda: len(bench.sent.returned) == 2, what="both have results")
+        return [orjson.loads(record.value or b"")["content"] for record in bench.sent.records]
+
+    failed = f"failed: {order.__name__}: that is all"
+    assert sorted(run_async(serve())) == [f"gathers {failed}", f"groups {failed}"]
+
+
+@pytest.mark.parametrize("order", [SystemExit(3), KeyboardInterrupt()])
+def test_an_order_to_exit_of_the_command_itself_ends_it(order: BaseException) -> None:
+    async def command() -> None:
+        await asyncio.sleep(0)
+        raise order
+
+    with pytest.raises(type(order)):
+        run_async(command())
+
+
+def test_ctrl_c_where_nobody_asks_for_signals_ends_the_command() -> None:
+    began: list[str] = []
+
+    async def command() -> None:
+        try:
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            await asyncio.sleep(600)
+        finally:
+            began.append("to end")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_async(command())
+    assert began == ["to end"]
 
 
 # --- the deadline of a process ----------------------------------------------------------------------------------------

@@ -16,10 +16,12 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from typing import Any
 
 import orjson
 import pytest
+from pydantic import BaseModel, field_validator
 from tests.support import slow_to_import
 from tests.support.executing import process_id, run
 
@@ -91,6 +93,17 @@ def starts_a_writer() -> str:
 def leaves_a_writer() -> str:
     subprocess.Popen(["sh", "-c", "cat; echo told"])
     return "left"
+
+
+def leaves_a_thread() -> str:
+    threading.Thread(target=writes_later, daemon=True).start()
+    return "left"
+
+
+def writes_later() -> None:
+    while True:
+        writes()
+        time.sleep(0.001)
 
 
 def forks() -> str:
@@ -176,7 +189,13 @@ async def test_a_process_that_ends_is_an_error_and_the_next_one_runs(
 
 @pytest.mark.parametrize(
     ("function", "result"),
-    [(writes, "written"), (starts_a_writer, "started"), (leaves_a_writer, "left"), (forks, "parent")],
+    [
+        (writes, "written"),
+        (starts_a_writer, "started"),
+        (leaves_a_writer, "left"),
+        (leaves_a_thread, "left"),
+        (forks, "parent"),
+    ],
 )
 async def test_what_a_process_and_its_own_write_is_nobodys_result(
     executor: Executor, function: Any, result: str
@@ -186,6 +205,30 @@ async def test_what_a_process_and_its_own_write_is_nobodys_result(
     assert (done.outcome, done.content) == ("ok", result)
     for _ in range(3):
         assert (await run(executor, process_id, run_in="process", timeout=60)).content == own
+
+
+class Row(BaseModel):
+    when: datetime
+
+    @field_validator("when", mode="after")
+    @classmethod
+    def refuses(cls, when: datetime) -> datetime:
+        raise ValueError(f"{when} " * 10_000)
+
+
+async def test_of_very_many_mistakes_the_model_is_shown_the_first(executor: Executor) -> None:
+    """What its schema says of a format is told to the model, and not checked before."""
+
+    async def plan(whens: list[datetime], rows: dict[str, Row]) -> str:
+        return "planned"
+
+    arguments = {"whens": ["soon"] * 30_000, "rows": {"x" * 10_000: {"when": "2026-01-01"}}}
+    done = await run(executor, plan, arguments)
+    assert done.error == "ArgumentsError"
+    assert "- whens.19: " in str(done.content)
+    assert str(done.content).endswith("- and 29981 more")
+    done = await run(executor, plan, {**arguments, "whens": []})
+    assert len(str(done.content)) < 2_000
 
 
 async def test_arguments_that_do_not_fit_are_told(executor: Executor) -> None:

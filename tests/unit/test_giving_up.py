@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+import orjson
 import pytest
 from tests.support.bench import PLACE, Group, Results, ToolBench, call
+from tests.support.virtual import virtually
 from tests.support.wait import until
 
 from anabranch import App, Limit, RateLimited
@@ -133,6 +135,69 @@ async def test_one_of_at_most_once_that_is_cancelled_in_a_revoke_is_not_executed
         await until(lambda: len(sent.returned) == 4, what="they have results")
     outcomes = [header(record.headers, "ce_outcome") for record in sent.records]
     assert (outcomes, len(bank.started)) == (["unknown"] * 4, len(calls))
+
+
+def hand_offs(sent: Results) -> list[tuple[list[str], float]]:
+    """Of which calls, and for how long, one after the other."""
+    told = [record for record in sent.records if header(record.headers, "ce_type") == "calls.handed_off"]
+    return [(orjson.loads(r.value or b"")["calls"], float(header(r.headers, "ce_for") or "nan")) for r in told]
+
+
+async def test_nobody_waits_for_a_call_that_is_cancelled_after_it_was_handed_off() -> None:
+    """The commit of the first revoke says that it is over, so nobody reads it again."""
+    bank, sent, group = Bank("at_least_once", Limit("bank", "100/s", 1)), Results(), SlowGroup()
+    async with ToolBench(bank.app, group, sent=sent).running() as bench:
+        await bench.assign()
+        bench.deliver(call(0, "pay", {"n": 0}), call(1, "pay", {"n": 1}))
+        await until(lambda: bank.started == [0], what="it runs")
+        await bench.revoke()
+        assert read_again(bench) is None
+        handed_off = len(hand_offs(sent))
+        await bench.assign()
+        group.refuses = True
+        await bench.revoke()
+        await until(lambda: bench.worker.running == 0, what="it is cancelled")
+    *again, last = hand_offs(sent)[handed_off:]
+    assert [ids for ids, time_s in again if time_s > 0] == [["r/1.a/0"]]
+    assert last == (["r/1.a/0"], 0.0)
+
+
+def test_while_the_last_commit_is_under_way_no_other_says_what_it_does() -> None:
+    """Where the last one is refused, calls that hold a place are cancelled, to be read again: another that stands would
+    say that they are over.
+    """
+    bank, group = Bank("at_least_once", Limit("bank", "100/s", 1)), Group()
+
+    async def revoke() -> int:
+        count, commit = [0], group.commit
+
+        async def slowly(offsets: Mapping[Place, Committed]) -> bool:
+            count[0] += 1
+            await asyncio.sleep(1.0)
+            return await commit(offsets)
+
+        async with ToolBench(bank.app, group).running() as bench:
+            await bench.assign()
+            bench.deliver(call(0, "pay", {"n": 0}))
+            await until(lambda: bank.started == [0], what="it runs")
+            group.commit = slowly  # type: ignore[method-assign]
+            await bench.revoke()
+            return count[0]
+
+    assert virtually(revoke) == 1
+
+
+async def test_a_call_that_is_cancelled_and_read_again_is_not_made_by_its_owner_too() -> None:
+    bank, sent, group = Bank("at_least_once", Limit("bank", "100/s", 1)), Results(), SlowGroup()
+    async with ToolBench(bank.app, group, sent=sent).running() as bench:
+        await bench.assign()
+        bench.deliver(call(0, "pay", {"n": 0}))
+        await until(lambda: bank.started == [0], what="it runs")
+        group.refuses = True
+        await bench.revoke()
+        await until(lambda: bench.worker.running == 0, what="it is cancelled")
+        assert read_again(bench) is not None
+    assert all(time_s > 0 for _, time_s in hand_offs(sent))
 
 
 async def test_what_is_left_of_a_home_is_reckoned_once_however_many_calls_run(monkeypatch: pytest.MonkeyPatch) -> None:

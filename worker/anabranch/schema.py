@@ -32,6 +32,8 @@ PROPERTY_PATTERN: Final = r"[a-zA-Z0-9_.-]{1,64}"
 """What the API takes as the key of a top-level property (it does not look at nested ones)."""
 
 _GIVEN_CHARACTERS: Final = 200
+_SAID_CHARACTERS: Final = 500
+_MISTAKES: Final = 20
 
 
 class ArgumentsError(AnabranchError):
@@ -54,18 +56,20 @@ class Arguments:
             raise ArgumentsError(f"the input of {self.tool} cannot be read as JSON: {error}") from error
         except ValidationError as error:
             wrong = error.errors(include_url=False, include_context=False)
-            lines = [f"the input of {self.tool} does not fit its schema:", *map(self._explain, wrong)]
+            lines = [f"the input of {self.tool} does not fit its schema:", *map(self._explain, wrong[:_MISTAKES])]
+            if len(wrong) > _MISTAKES:
+                lines.append(f"- and {len(wrong) - _MISTAKES} more")
             raise ArgumentsError("\n".join(lines)) from error
         return {name: getattr(bound, field) for name, field in self.fields.items()}
 
     def _explain(self, wrong: ErrorDetails) -> str:
-        where = ".".join(str(step) for step in wrong["loc"]) or "input"
+        where = _cut(".".join(str(step) for step in wrong["loc"]) or "input", _GIVEN_CHARACTERS)
         if wrong["type"] == "missing":
             return f"- {where}: missing"
         given = f"(given: {_given(wrong['input'])})"
         if wrong["type"] == "extra_forbidden" and len(wrong["loc"]) == 1:
             return f"- {where}: no such argument; there are: {', '.join(self.fields) or 'none'} {given}"
-        return f"- {where}: {wrong['msg']} {given}"
+        return f"- {where}: {_cut(wrong['msg'], _SAID_CHARACTERS)} {given}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +286,11 @@ def _check_defaults(schema: dict[str, Json]) -> None:
 
 def _given(value: object) -> str:
     written = json.dumps(value, ensure_ascii=False, default=str)
-    shown = written if len(written) <= _GIVEN_CHARACTERS else f"{written[:_GIVEN_CHARACTERS]}..."
-    return shown.encode("utf-8", "replace").decode()
+    return _cut(written, _GIVEN_CHARACTERS).encode("utf-8", "replace").decode()
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else f"{text[:characters]}..."
 
 
 def _gist(error: Exception) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
 
 import click
 
-from anabranch.cli.ending import Unwaited, cancel_others, is_anything_left
+from anabranch.cli.ending import Unwaited, cancel_others, is_anything_left, to_its_end
 from anabranch.cli.failures import explain
 from anabranch.cli.loglines import log_to_stderr
 from anabranch.cli.terminal import printable, printable_json
@@ -349,7 +349,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         finally:
             await cancel_others()
 
-    return asyncio.run(running())
+    return to_its_end(running())
 
 
 def _redaction(settings: Settings | None = None) -> Redaction:

@@ -38,6 +38,7 @@ class Commits:
         self._committed: dict[Place, Committed] = {}
         self._confirmations: list[tuple[Place, asyncio.Future[bool]]] = []
         self._at_once = asyncio.Event()
+        self._giving_up = False
         self.metadata_kept: bool | None = None
 
     async def run(self) -> None:
@@ -45,7 +46,7 @@ class Commits:
         while True:
             await happens(self._at_once, self._commit_s)  # or it is time for the next one
             self._at_once.clear()  # whatever follows: `wait` does not yield to anybody while it is set
-            if not self._membership.stopping and self._lanes:
+            if not self._giving_up and not self._membership.stopping and self._lanes:
                 await self._commit()
                 self._on_commit()
 
@@ -82,7 +83,10 @@ class Commits:
         return offsets if confirmed else {}
 
     def give_up(self) -> None:
-        """Whoever waits for a commit of this assignment waits in vain."""
+        """Only the last one is made from here on: what it does not confirm, no other may say meanwhile. Whoever waits
+        for a commit of this assignment waits in vain.
+        """
+        self._giving_up = True
         waiting, self._confirmations = self._confirmations, []
         for _, future in waiting:
             if not future.done():
@@ -91,6 +95,7 @@ class Commits:
     def forget(self) -> None:
         """The assignment is over, and with it all that was confirmed."""
         self.give_up()
+        self._giving_up = False
         self._committed.clear()
 
     # --- what has to be known to the group before a call begins ---------------------------------------------------

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Callable
+from functools import cache
+from io import FileIO
 from typing import Any, Final
 
 from anabranch.content import cut, to_content
@@ -38,21 +41,38 @@ def contained(function: Callable[[], Any]) -> Any:
         raise Escaped(f"{name}: {text}" if text else name) from None
 
 
-def alone(function: Callable[[], Any]) -> Any:
-    """The same in a process that is spoken to by its standard streams: until the function is over they lead nowhere,
-    also for the programs that it starts, and a fork of it that comes back here ends. Else what they write would be read
-    as a result, if need be that of the next call.
+class _Elsewhere:
+    """Whoever unpickles it speaks to us by other files than its standard streams from then on."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _speak_elsewhere, ()
+
+
+ELSEWHERE: Final = _Elsewhere()
+
+
+@cache
+def _speak_elsewhere() -> None:
+    """By copies of them, for as long as the process lives."""
+    for stream, mode in ((sys.__stdin__, "rb"), (sys.__stdout__, "wb")):
+        assert stream is not None, "we are spoken to by it"
+        file: Any = getattr(stream.buffer, "raw", stream.buffer)  # of which there may be none around it
+        FileIO.__init__(file, os.dup(file.fileno()), mode, closefd=False)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in _STREAMS:
+        os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+def alone(_: _Elsewhere | None, function: Callable[[], Any]) -> Any:
+    """The same in a process that is spoken to by its standard streams: these lead nowhere, also for the modules that
+    are imported for `function` (so it stands behind `ELSEWHERE`), for threads that outlive it and for the programs that
+    it starts; and a fork of it that comes back here ends. Else what they write would be read as a result, if need be
+    that of the next call.
     """
-    process, nowhere = os.getpid(), os.open(os.devnull, os.O_RDWR)
-    kept = [(stream, os.dup(stream)) for stream in _STREAMS]
+    process = os.getpid()
     try:
-        for stream in _STREAMS:
-            os.dup2(nowhere, stream)
         return contained(function)
     finally:
         if os.getpid() != process:
             os._exit(0)
-        for stream, copy in kept:
-            os.dup2(copy, stream)
-            os.close(copy)
-        os.close(nowhere)

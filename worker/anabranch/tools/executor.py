@@ -32,7 +32,7 @@ from anabranch.limits import Paused, ShareLost
 from anabranch.log_events import ResultOutcome
 from anabranch.messages import ToolCall
 from anabranch.schema import ArgumentsError
-from anabranch.tools.contained import alone, contained, encoded
+from anabranch.tools.contained import ELSEWHERE, alone, contained, encoded
 from anabranch.tools.failures import described, ends_us, kind_of, text_of
 from anabranch.tools.slots import Slots, Whose
 from anabranch.tools.steps import Steps
@@ -274,7 +274,7 @@ class Executor:
         """A process that outlives its timeout is killed."""
         await self._slot(self._process_slots, work.call)
         try:
-            run = partial(alone, _encoding(work, function))
+            run = partial(alone, ELSEWHERE, _encoding(work, function))
             await self._started(work, run)
             if work.gate is not None:
                 await work.gate.start()

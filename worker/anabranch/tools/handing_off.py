@@ -88,8 +88,33 @@ class HandOffs:
         self._bench.meters.hand_offs.add(len(told), "call", "given")
         return told
 
+    def cancel(self, jobs: Iterable[Job]) -> None:
+        """They are not to go on, and are read again; of those that a former commit says are over, the owners hear that
+        they need not wait for them any more.
+        """
+        given_up = list(jobs)
+        self.abandon(job for job in given_up if job.gone)
+        for job in given_up:
+            job.drop()
+
+    def cancel_untold(self, jobs: Iterable[Job], committed: Mapping[Place, object]) -> None:
+        """After a revoke: what the commit does not tell may be redelivered. A serial call may not run twice, and of a
+        place that is not named there the next owner does not know.
+        """
+        for job in jobs:
+            if job.place in committed or job.task is None:  # who waits in a line hears of it there
+                continue
+            if job.serial_key is not None:
+                why = "it may be redelivered, and its key is serial"
+            elif job.tool is not None and job.tool.limit is not None and job.tool.limit.concurrency is not None:
+                why = f"no commit tells that it has a place of limit {job.tool.limit.name}"
+            else:
+                continue
+            log.warning("call %s is cancelled: %s", job.call.call_id, why, extra=job.about())
+            self.cancel([job])
+
     def abandon(self, jobs: Iterable[Job]) -> None:
-        """They end with this process: nobody need wait for those that were handed off any more."""
+        """Nobody goes on with them: nobody need wait for those that were handed off any more."""
         for where, group in _in_parts(job for job in jobs if job.ends is not None):
             self._append(where, group, 0.0)
 
@@ -113,20 +138,3 @@ def _in_parts(jobs: Iterable[Job]) -> Iterator[tuple[Replies, list[Job]]]:
     for where, group in groups.items():
         for begin in range(0, len(group), NAMED):
             yield where, group[begin : begin + NAMED]
-
-
-def cancel_untold(jobs: Iterable[Job], committed: Mapping[Place, object]) -> None:
-    """After a revoke: what the commit does not tell may be redelivered. A serial call may not run twice, and of a place
-    that is not named there the next owner does not know.
-    """
-    for job in jobs:
-        if job.place in committed or job.task is None:  # who waits in a line hears of it there
-            continue
-        if job.serial_key is not None:
-            why = "it may be redelivered, and its key is serial"
-        elif job.tool is not None and job.tool.limit is not None and job.tool.limit.concurrency is not None:
-            why = f"no commit tells that it has a place of limit {job.tool.limit.name}"
-        else:
-            continue
-        log.warning("call %s is cancelled: %s", job.call.call_id, why, extra=job.about())
-        job.drop()

@@ -38,6 +38,7 @@ from anabranch.tools.failures import take_back
 from anabranch.tools.meters import ToolMeters
 from anabranch.tools.shares import Shares
 from anabranch.tools.slots import Slots, Whose
+from anabranch.tools.strays import Strays
 from anabranch.tools.traces import ToolTraces
 from anabranch.tools.turns import Paced
 from anabranch.topics import BODY_BYTES, Namespace
@@ -174,7 +175,7 @@ class Service:
         weight = bench.settings.interactive_weight
         self._slots = Slots(bench.settings.concurrency, weight)
         self._per_tool = {t.name: Slots(t.concurrency, weight) for t in tools.values() if t.concurrency}
-        self._copies, self._keys = Serially(), Serially()  # by the call's id, and by its serial key
+        self._copies, self._keys, self._strays = Serially(), Serially(), Strays()  # by the call's id; by its serial key
         self._seen: OrderedDict[str, int] = OrderedDict()  # call id -> the dispatch that was answered
         self.owner: asyncio.Task[object] | None = None  # who runs the jobs: when it is cancelled, they are
 
@@ -205,6 +206,8 @@ class Service:
             stack = AsyncExitStack()
             if self._home_of(job) is None:
                 await stack.enter_async_context(self._queued(job, job.tool))
+            else:
+                await self._strays.comes(job.call)
             return stack
         except BaseException:
             self._copies.release(call_id)
@@ -250,10 +253,8 @@ class Service:
 
         `then` is called when its turn has come. False: it has to wait for more. Raises `ShareLost`.
         """
-        tool = job.tool
-        if tool is None or tool.limit is None or tool.spec.serial_key is not None or tool.name in self._per_tool:
-            return False
-        if self._home_of(job) is not None:
+        tool, home = job.tool, self._home_of(job)
+        if tool is None or home is not None or tool.spec.serial_key is not None or tool.name in self._per_tool:
             return False
         job.gate = self._gate(job, tool)
         job.gate.join(then)
@@ -387,9 +388,8 @@ class Service:
             log.error("%s is not kept: %s", place_of(record), error, extra=about_record(record))
 
     def _result(self, execution: Execution) -> ToolResult:
-        return ToolResult(
-            execution.content, execution.started_at, execution.finished_at, execution.tries, self._bench.worker_id
-        )
+        its, by = execution, self._bench.worker_id
+        return ToolResult(its.content, its.started_at, its.finished_at, its.tries, by)
 
     def _record(self, job: Job, outcome: ResultOutcome, body: bytes) -> Outgoing:
         call = job.call

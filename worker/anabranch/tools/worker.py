@@ -23,7 +23,7 @@ from anabranch.tasks import Group
 from anabranch.tools import marks
 from anabranch.tools.calls import Calls
 from anabranch.tools.commits import Commits
-from anabranch.tools.handing_off import HandOffs, cancel_untold
+from anabranch.tools.handing_off import HandOffs
 from anabranch.tools.lane import Lane
 from anabranch.tools.marks import Marks
 from anabranch.tools.progress import Progress
@@ -241,7 +241,7 @@ class ToolWorker:
         for job in stay:
             if job.stays is not None and not job.stays.done():
                 job.stays.set_result(job.gone)
-        cancel_untold(jobs, committed)
+        self._hand_offs.cancel_untold(jobs, committed)
         self._shares.leave(place.partition for place in committed)
         self._forget()
 
@@ -278,7 +278,7 @@ class ToolWorker:
             elif job.task is None:
                 self._calls.give_back(job)
             else:
-                job.drop()
+                self._hand_offs.cancel([job])
         return kept
 
     def let_go(self) -> None:
