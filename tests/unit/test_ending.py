@@ -7,10 +7,11 @@ Must never: start a process (tests/acceptance/test_cli_workers). Called by: pyte
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import threading
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -19,7 +20,9 @@ from tests.support.bench import ToolBench, call
 from tests.support.virtual import virtually
 from tests.support.wait import until
 
-from anabranch import App
+from anabranch import App, agent_role
+from anabranch.agent.model import Model
+from anabranch.agent_role import serve_agent
 from anabranch.cli import worker as module
 from anabranch.cli.frame import run_async
 from anabranch.codec import Outgoing
@@ -315,3 +318,17 @@ async def test_what_is_to_end_in_time_is_cancelled_and_what_cancels_itself_cance
     assert [await bounded(stop(how), 60.0) for how in ("well", "wrong", "cancelled")] == [True] * 3
     assert not await bounded(stop("late"), 0.01)
     await until(lambda: said == ["cancelled", "late"], what="both to be cancelled")
+
+
+async def test_an_agent_worker_that_ends_before_it_knows_the_registry_leaves_nothing_that_was_never_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def forbidden(*_: object) -> None:
+        raise Forbidden("the registry is not for you")
+
+    monkeypatch.setattr(agent_role, "follow", forbidden)
+    app, settings = App("shop"), settings_for("memory:0", "t")
+    broker, model = MemoryBroker(topic_specs(app, settings)), cast(Model, object())  # which is not asked
+    with pytest.raises(Forbidden, match="not for you"):
+        await serve_agent(app, settings, Shutdown(), broker=broker, model=model)
+    gc.collect()  # what was never begun is told of here, and that fails the test

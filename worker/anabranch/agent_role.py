@@ -115,11 +115,10 @@ async def _serve_agent(
         info = info_of(worker_id, "agent", clockwork.now, lambda: worker.running)
         topics, newer, group = [namespace.requests, namespace.log], [namespace.bulk_requests], namespace.agents_group
         post = Post(worker, info, topics, group, broker, appender, namespace, settings.worker, meters, watch, newer)
-        keeping_up = keep_up(registry, appender, namespace, worker_id, signer)
         async with (
             _following(broker, namespace, registry, app),
             alongside(placing.follow(), "placing"),
-            alongside(keeping_up, "registry's upkeep"),
+            alongside(keep_up(registry, appender, namespace, worker_id, signer), "registry's upkeep"),
         ):
             await placing.learn()
             return await serve(post, shutdown)
