@@ -114,11 +114,14 @@ async def test_of_what_unpacks_to_much_so_much_is_taken_and_then_others_have_the
         assert s.member.deliveries[2:] == [(A, 2), (A, 1)]
 
 
-async def test_what_was_kept_back_waits_for_the_end_of_a_pause(
-    scene: MakeScene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def heavy(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Four batches, of which two are unpacked at once."""
     monkeypatch.setattr(unpacking, "LARGEST", 101_000)
-    heavy = b"".join(batch(offset, size=100_000, codec=ZSTD) for offset in range(4))
+    return b"".join(batch(offset, size=100_000, codec=ZSTD) for offset in range(4))
+
+
+async def test_what_was_kept_back_waits_for_the_end_of_a_pause(scene: MakeScene, heavy: bytes) -> None:
     async with scene(a=0) as s:
         s.member.on_records = lambda place: s.subscription.pause(place)
         s.broker.answer((A, 0, heavy))
@@ -129,11 +132,7 @@ async def test_what_was_kept_back_waits_for_the_end_of_a_pause(
         await s.got(A, 0, 1, 2, 3)
 
 
-async def test_nothing_that_was_kept_back_is_taken_of_a_former_assignment(
-    scene: MakeScene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unpacking, "LARGEST", 101_000)
-    heavy = b"".join(batch(offset, size=100_000, codec=ZSTD) for offset in range(4))
+async def test_nothing_that_was_kept_back_is_taken_of_a_former_assignment(scene: MakeScene, heavy: bytes) -> None:
     async with scene(a=0) as s:
         s.broker.answer((A, 0, heavy))
         await s.assign(A, B, a=7)

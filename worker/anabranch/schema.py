@@ -27,6 +27,7 @@ from anabranch.constraints import unfitting
 from anabranch.docstrings import read_docstring
 from anabranch.errors import AnabranchError, DefinitionError
 from anabranch.fields import Json
+from anabranch.wording import writable
 
 PROPERTY_PATTERN: Final = r"[a-zA-Z0-9_.-]{1,64}"
 """What the API takes as the key of a top-level property (it does not look at nested ones)."""
@@ -286,7 +287,7 @@ def _check_defaults(schema: dict[str, Json]) -> None:
 
 def _given(value: object) -> str:
     written = json.dumps(value, ensure_ascii=False, default=str)
-    return _cut(written, _GIVEN_CHARACTERS).encode("utf-8", "replace").decode()
+    return writable(_cut(written, _GIVEN_CHARACTERS))
 
 
 def _cut(text: str, characters: int) -> str:

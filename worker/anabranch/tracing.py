@@ -32,6 +32,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 from anabranch.config import is_http, without_secrets
 from anabranch.errors import ConfigError
 from anabranch.spans import Attributes, Kind, Parent, Span, Traces, contained
+from anabranch.wording import writable
 
 _KINDS: Final[dict[Kind, SpanKind]] = {
     "internal": SpanKind.INTERNAL,
@@ -94,16 +95,17 @@ class OtlpTraces:
         self._processor.on_end(self._readable(span))
 
     def _readable(self, span: Span) -> ReadableSpan:
+        """Half of a character in a text, or a time that does not fit, would cost all of its batch."""
         attributes = {**span.attributes, "error.type": span.error}
-        failed = Status(StatusCode.ERROR, _text(span.why) if self.content and span.why is not None else None)
+        failed = Status(StatusCode.ERROR, writable(span.why) if self.content and span.why is not None else None)
         parent = _context(span.context.named(span.parent_id)) if span.parent_id is not None else None
         return ReadableSpan(
-            name=_text(span.name),
+            name=writable(span.name),
             context=_context(span.context, is_remote=False),
             parent=parent,
             resource=self._provider.resource,
             attributes=self._bounded(attributes),
-            events=[Event(_text(name), self._bounded(given), _nanoseconds(at)) for name, at, given in span.events],
+            events=[Event(writable(name), self._bounded(given), _nanoseconds(at)) for name, at, given in span.events],
             links=[Link(_context(other)) for other in span.links],
             kind=_KINDS[span.kind],
             status=failed if span.error is not None else Status(),
@@ -115,7 +117,7 @@ class OtlpTraces:
     def _bounded(self, attributes: Attributes) -> BoundedAttributes:
         limits = self._limits
         given = {
-            name: _text(value) if isinstance(value, str) else value
+            name: writable(value) if isinstance(value, str) else value
             for name, value in attributes.items()
             if value is not None
         }
@@ -151,10 +153,5 @@ def _context(span: Parent, is_remote: bool = True) -> SpanContext:
 
 
 def _nanoseconds(at: float) -> int:
-    """A record may have no time (-1 ms), or any; a number that does not fit would cost all of its batch."""
+    """A record may have no time (-1 ms), or any."""
     return min(max(0, int(at * 1e9)), _LATEST)
-
-
-def _text(text: str) -> str:
-    """Half of a character would cost all of its batch, too."""
-    return text.encode("utf-8", "replace").decode()

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from anabranch.agent.reply import Reply
 from anabranch.values import frozen
+from anabranch.wording import writable
 
 
 @frozen()
@@ -57,7 +58,7 @@ class Transient(Exception):
     kind: Failure | None = None
 
     def __post_init__(self) -> None:
-        self.reason = _writable(self.reason)
+        self.reason = writable(self.reason)  # it goes into the log, and a gateway may cut it in a character
 
     @property
     def failure(self) -> Failure:
@@ -74,12 +75,7 @@ class Hopeless(Exception):
     usage: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self.message = _writable(self.message)
-
-
-def _writable(said: str) -> str:
-    """What a provider says goes into the log, which cannot hold half of a character: a gateway may cut it there."""
-    return said.encode("utf-8", "replace").decode()
+        self.message = writable(self.message)
 
 
 class Model(Protocol):

@@ -14,6 +14,7 @@ import anyio
 
 from anabranch.app import RateLimited, Retryable
 from anabranch.tools.contained import Escaped
+from anabranch.wording import writable
 
 SHOWN: Final = 4000
 """Characters of an error that the model is shown."""
@@ -62,6 +63,6 @@ def described(error: BaseException) -> str:
 def text_of(error: BaseException) -> str:
     """The error is the tool's, and so is its `__str__`: it may fail, and the worker must not."""
     try:
-        return str(error).encode("utf-8", "replace").decode()
+        return writable(str(error))
     except BaseException as unsayable:  # noqa: BLE001 - an order to end, perhaps: the call gets its result
         return f"(its text cannot be had: {type(unsayable).__name__})"
