@@ -49,7 +49,7 @@ integration: ## Tests against a real Kafka and over real HTTP
 acceptance: ## Tests of whole processes
 
 schemas: $(VENV)/.installed-test ## Write schemas/ anew from the message types
-	@$(RUN) -m anabranch.schemagen
+	@$(RUN) -m anabranch.contract.schemagen
 
 chart-readme: $(VENV)/.installed-test ## Write the values into the README of the Helm chart
 	@$(RUN) -m tests.support.chart_readme

@@ -14,8 +14,8 @@ from typing import Any, Final
 import orjson
 
 from anabranch import App
-from anabranch.agent.model import OnEvent, OnLeft
-from anabranch.agent.reply import Reply, reply_of
+from anabranch.agent.model.seam import OnEvent, OnLeft
+from anabranch.agent.reply.reply import Reply, reply_of
 from tests.bench import workload
 
 AGENT: Final = "bench"

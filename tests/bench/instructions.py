@@ -29,7 +29,7 @@ from typing import Final
 
 from anabranch.agent_role import serve_agent
 from anabranch.client import Client
-from anabranch.kafka.memory import MemoryBroker
+from anabranch.kafka.memory.cluster import MemoryBroker
 from anabranch.roles import topic_specs
 from anabranch.runtime import Shutdown
 from anabranch.tool_role import serve_tools

@@ -12,13 +12,13 @@ from typing import Final
 
 import orjson
 
-from anabranch import contract_examples
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import cleaning, fold
-from anabranch.agent.referring import referring as stored
+from anabranch.agent.reply.referring import referring as stored
 from anabranch.agent.state import Partition
 from anabranch.codec import Outgoing, cloud_event, decode, encode
+from anabranch.contract import examples as contract_examples
 from tests.support import builders as b
 
 Entry = tuple[e.Event | Outgoing, float]

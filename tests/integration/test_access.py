@@ -1,7 +1,7 @@
 """What each role is allowed suffices, against a Kafka that allows nothing else.
 
-Responsible for: that the grants of `anabranch.access` suffice for all that a role does. That each one is needed is in
-`test_access_needed.py`, and what is refused in `test_access_refused.py`.
+Responsible for: that the grants of `anabranch.security.access` suffice for all that a role does. That each one is
+needed is in `test_access_needed.py`, and what is refused in `test_access_refused.py`.
 Must never: grant anything beside them. How one logs in is in tests/integration/test_logins.
 """
 
@@ -31,11 +31,11 @@ from tests.support.kafka_secured import SecuredKafka
 from tests.support.raw import answer_of, produce, read_until, reason_of
 from tests.support.wait import until
 
-from anabranch.access import ROLES, grants
 from anabranch.client import Client
 from anabranch.config import Settings
 from anabranch.kafka.seam import Place
 from anabranch.roles import broker_of, topic_specs
+from anabranch.security.access import ROLES, grants
 from anabranch.topics import Namespace, partition_of
 
 pytestmark = pytest.mark.timeout(180)

@@ -1,4 +1,4 @@
-"""Each grant of `anabranch.access` is needed, against a Kafka that allows nothing else.
+"""Each grant of `anabranch.security.access` is needed, against a Kafka that allows nothing else.
 
 Responsible for: that without any of them something fails, and says what.
 Must never: grant anything beside them.
@@ -29,13 +29,13 @@ from tests.support.fleet import ANSWER_S, Fleet
 from tests.support.kafka_secured import SecuredKafka
 from tests.support.raw import answer_of, produce
 
-from anabranch.access import Grant, grants
 from anabranch.agent_role import serve_agent
 from anabranch.client import Client
 from anabranch.config import Settings
 from anabranch.errors import Forbidden
 from anabranch.roles import broker_of
 from anabranch.runtime import Shutdown
+from anabranch.security.access import Grant, grants
 from anabranch.tool_role import serve_tools
 from anabranch.topics import partition_of
 

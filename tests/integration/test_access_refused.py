@@ -2,7 +2,7 @@
 
 Responsible for: that no role reads or writes beyond its grants, and that who may write to the log of runs can neither
 speak for the model nor for the calls of others.
-Must never: grant anything beside the grants of `anabranch.access`.
+Must never: grant anything beside the grants of `anabranch.security.access`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from tests.support.kafka_secured import SecuredKafka
 from tests.support.raw import read_until, reason_of
 from tests.support.wait import until
 
-from anabranch.access import ROLES, Grant, Role, grants
 from anabranch.codec import Outgoing, encode
 from anabranch.config import Settings, SigningSettings
 from anabranch.errors import Forbidden
@@ -37,6 +36,7 @@ from anabranch.kafka.seam import Place
 from anabranch.log_events import ModelFailed, RunExpired, ToolReturned
 from anabranch.messages import RunError
 from anabranch.roles import broker_of
+from anabranch.security.access import ROLES, Grant, Role, grants
 from anabranch.topics import Namespace, partition_of
 
 pytestmark = pytest.mark.timeout(180)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tests.support.node import node_for
 
-from anabranch.contract import KINDS
+from anabranch.contract.records import KINDS
 
 pytestmark = pytest.mark.timeout(300)  # the parser may have to be fetched first
 

@@ -14,7 +14,7 @@ import pytest
 from tests.support.fleet import by_turn, fleet, settings_for, told
 
 from anabranch import App, Limit
-from anabranch.agent.offer import HINT
+from anabranch.agent.prompt.offer import HINT
 from anabranch.testing import last_results, result_text, text, tool_use
 
 NAP_S = 0.2

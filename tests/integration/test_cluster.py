@@ -30,9 +30,11 @@ from tests.support.traffic import Traffic
 from tests.support.wait import until
 
 from anabranch.config import KafkaSettings
-from anabranch.kafka import admin, fetching, producing, silent
+from anabranch.kafka import admin, silent
 from anabranch.kafka.admin import Admin
+from anabranch.kafka.fetch import fetching
 from anabranch.kafka.link import Link
+from anabranch.kafka.produce import producing
 from anabranch.kafka.seam import Place
 from anabranch.topics import TopicSpec
 

@@ -24,8 +24,8 @@ from tests.support.instruments import COMPOSE, module_folder, promtool, run
 from tests.support.kafka_sources import kafka_version
 
 from anabranch.cli.worker import GRACE_S
+from anabranch.declarations.loading import load_app
 from anabranch.environment import load
-from anabranch.loading import load_app
 
 pytestmark = pytest.mark.timeout(300)  # the schema and promtool may have to be fetched first
 

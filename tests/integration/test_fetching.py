@@ -18,10 +18,10 @@ from tests.support.kafka_admin import admin_of
 from tests.support.log_worlds import KafkaWorld, Member, joined, topic
 from tests.support.wait import until
 
+from anabranch.kafka.fetch.sessions import Session
 from anabranch.kafka.pump import KafkaSubscription
 from anabranch.kafka.reader import KafkaReader
 from anabranch.kafka.seam import Place, Reader
-from anabranch.kafka.sessions import Session
 
 SOON_S = 15.0
 _producer: Any = AIOKafkaProducer

@@ -17,11 +17,11 @@ from tests.bench.app import AGENT, QUEUE, InstantModel, app
 from tests.bench.settings import settings_for
 from tests.support.garbage import collected
 
-from anabranch.agent.model import Hopeless, Model, OnEvent, OnLeft, Transient
-from anabranch.agent.reply import Reply
+from anabranch.agent.model.seam import Hopeless, Model, OnEvent, OnLeft, Transient
+from anabranch.agent.reply.reply import Reply
 from anabranch.agent_role import serve_agent
 from anabranch.client import Client
-from anabranch.kafka.memory import MemoryBroker
+from anabranch.kafka.memory.cluster import MemoryBroker
 from anabranch.roles import topic_specs
 from anabranch.runtime import Shutdown
 from anabranch.tool_role import serve_tools

@@ -26,9 +26,9 @@ from tests.support.need import need_tool
 from tests.support.process import Command, GuardedProcess, tail
 from tests.support.wait import until
 
-from anabranch.contract_examples import TRACE
+from anabranch.contract.examples import TRACE
+from anabranch.declarations.loading import load_app
 from anabranch.events import RunEvent
-from anabranch.loading import load_app
 from anabranch.log_events import ToolReturned
 from anabranch.testing import last_results, result_text, text, tool_use, turn_of
 

@@ -17,7 +17,7 @@ import pytest
 from tests.support.fleet import PARTITIONS, Fleet, fleet, settings_for
 
 from anabranch import App
-from anabranch.agent.budget import BURST_S
+from anabranch.agent.model.budget import BURST_S
 from anabranch.config import ModelLimits
 from anabranch.testing import Answer, RateLimits, Reply
 from anabranch.testing.quota import Meter

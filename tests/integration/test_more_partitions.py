@@ -16,7 +16,8 @@ from tests.support.raw import read_until
 
 from anabranch import App, Limit
 from anabranch.agent import placing
-from anabranch.kafka import appender, producing, pump
+from anabranch.kafka import appender, pump
+from anabranch.kafka.produce import producing
 from anabranch.testing import Answer, tool_use, turn_of
 
 FEW, MORE = 24, 36

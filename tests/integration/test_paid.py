@@ -22,12 +22,12 @@ from tests.support.wait import until
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import fold
-from anabranch.agent.anthropic_model import AnthropicModel
-from anabranch.agent.asking import to_request
-from anabranch.agent.jobs import Job
-from anabranch.agent.offer import Offers
+from anabranch.agent.model.anthropic_model import AnthropicModel
+from anabranch.agent.model.jobs import Job
+from anabranch.agent.model.thinking import Thinker
+from anabranch.agent.prompt.asking import to_request
+from anabranch.agent.prompt.offer import Offers
 from anabranch.agent.state import Partition
-from anabranch.agent.thinking import Thinker
 from anabranch.clockwork import Clockwork, steady_time
 from anabranch.config import AgentSettings, AnthropicSettings
 from anabranch.prices import Price

@@ -16,9 +16,9 @@ from tests.support.raw import read_until
 from tests.support.wait import until
 
 from anabranch.codec import Outgoing
-from anabranch.kafka import producing
 from anabranch.kafka.appender import KafkaAppender
-from anabranch.kafka.producing import Batch, Producer
+from anabranch.kafka.produce import producing
+from anabranch.kafka.produce.producing import Batch, Producer
 from anabranch.kafka.sent import Acked, Sent
 
 SOON_S = 30.0

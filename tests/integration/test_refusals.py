@@ -28,9 +28,10 @@ from tests.support.wait import until
 from anabranch import App
 from anabranch.agent_role import serve_agent
 from anabranch.config import AnthropicSettings, Settings
-from anabranch.kafka import appender, producing
+from anabranch.kafka import appender
 from anabranch.kafka.link import Link, Then
-from anabranch.kafka.produce_wire import PRODUCE
+from anabranch.kafka.produce import producing
+from anabranch.kafka.produce.wire import PRODUCE
 from anabranch.roles import broker_of, topic_specs
 from anabranch.runtime import Shutdown
 from anabranch.testing import Answer, last_results, prompt_of, result_text, tool_use, turn_of

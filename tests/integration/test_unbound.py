@@ -1,6 +1,7 @@
 """Newer models take back nothing of what they thought once something before it has changed: the run goes on without.
 
-Responsible for: what `agent/anthropic_model.py` does when the API refuses a thinking block for that, over the wire.
+Responsible for: what `agent/model/anthropic_model.py` does when the API refuses a thinking block for that, over the
+wire.
 Called by: pytest.
 """
 
@@ -11,10 +12,10 @@ from typing import Any
 import pytest
 from tests.support import builders as b
 
-from anabranch.agent.anthropic_model import AnthropicModel
-from anabranch.agent.conversation import request_body
-from anabranch.agent.model import Hopeless
-from anabranch.agent.offer import Offer
+from anabranch.agent.model.anthropic_model import AnthropicModel
+from anabranch.agent.model.seam import Hopeless
+from anabranch.agent.prompt.conversation import request_body
+from anabranch.agent.prompt.offer import Offer
 from anabranch.config import AnthropicSettings
 from anabranch.testing import Answer, ScriptedModel, text, thinking, tool_use, turn_of
 

@@ -183,7 +183,7 @@ async def test_what_a_broken_reply_cost_is_learned_from_its_end() -> None:
 
 
 async def test_the_end_of_a_broken_reply_is_not_waited_for_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anabranch.agent.anthropic_model.COUNT_S", 0.1)
+    monkeypatch.setattr("anabranch.agent.model.anthropic_model.COUNT_S", 0.1)
 
     async def speaks_on(writer: asyncio.StreamWriter) -> None:
         writer.write(head() + sse([start(), *said(1, "x")]))

@@ -18,7 +18,7 @@ from tests.support.attempt import HELLO, JSON, TWO, asked, attempt, attempts, st
 from tests.support.stream import sse, start
 from tests.support.wire import STREAM, Answer, chunked, head, http, wire
 
-from anabranch.agent import anthropic_model
+from anabranch.agent.model import anthropic_model
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 WHOLE = sse(HELLO)

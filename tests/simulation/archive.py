@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from anabranch.agent.commit import read_commit
-from anabranch.kafka.memory import MemoryBroker, MemoryRecord
+from anabranch.kafka.memory.cluster import MemoryBroker, MemoryRecord
 from anabranch.kafka.seam import Committed, Place
 from tests.simulation.evidence import NAMESPACE, PARTITIONS, Sample
 from tests.simulation.faults import Retention

@@ -12,7 +12,7 @@ from typing import Any
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing, cloud_event, encode
 from anabranch.fields import LANES, Lane
-from anabranch.kafka.memory_append import MemoryAppender
+from anabranch.kafka.memory.append import MemoryAppender
 from anabranch.kafka.sent import Sent
 from anabranch.log_events import RunCancelled
 from anabranch.messages import ReplyTo, RunRequest

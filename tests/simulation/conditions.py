@@ -14,7 +14,7 @@ from random import Random
 from typing import Final
 
 from anabranch.config import AgentSettings, KafkaSettings, Settings, ToolSettings, WorkerSettings
-from anabranch.kafka.memory import Timing
+from anabranch.kafka.memory.cluster import Timing
 from tests.simulation.evidence import EPOCH, NAMESPACE, PARTITIONS
 from tests.simulation.faults import Profile
 

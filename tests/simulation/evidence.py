@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from anabranch.kafka.memory import MemoryRecord
+from anabranch.kafka.memory.cluster import MemoryRecord
 from anabranch.kafka.seam import Committed, Place
 from anabranch.topics import Namespace, TopicSpec
 from tests.simulation.faults import Profile

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, Literal
 
-from anabranch.kafka.memory_link import Faults
+from anabranch.kafka.memory.link import Faults
 
 Action = Literal["add", "stop", "deploy", "kill", "doom", "freeze", "freeze two", "cut", "expel", "regress", "copy"]
 Retention = Literal["none", "low", "age"]

@@ -14,11 +14,12 @@ from dataclasses import replace
 from typing import Any
 
 from anabranch import log_events as e
-from anabranch.agent import conversation, fold
-from anabranch.agent.admission import Admission
+from anabranch.agent import fold
+from anabranch.agent.admission.admission import Admission
 from anabranch.agent.answer import answer
-from anabranch.agent.calling import ModelCalls
+from anabranch.agent.model.calling import ModelCalls
 from anabranch.agent.owner import Owner
+from anabranch.agent.prompt import conversation
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.reach import Reach
 from anabranch.agent.state import Nexts
@@ -113,7 +114,7 @@ def the_results_are_in_the_order_of_their_arrival(patch: Patch) -> None:
 @plant("a repeated model call asks the same", "crashes")
 def a_request_says_when_it_was_made(patch: Patch) -> None:
     count = itertools.count()
-    made = "anabranch.agent.asking.request_body"
+    made = "anabranch.agent.prompt.asking.request_body"
     patch.setattr(made, lambda *args: conversation.request_body(*args) + b" " * next(count))
 
 

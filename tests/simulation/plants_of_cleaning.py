@@ -15,7 +15,7 @@ from anabranch import log_events as e
 from anabranch.agent import cleaning, collecting, snapshot
 from anabranch.agent.state import Run, Turn
 from anabranch.agent.worker import AgentWorker
-from anabranch.kafka.memory import MemorySubscription
+from anabranch.kafka.memory.cluster import MemorySubscription
 from anabranch.kafka.seam import Place
 from tests.simulation.planting import Patch, plant
 

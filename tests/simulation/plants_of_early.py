@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from anabranch.agent import plan
 from anabranch.agent.early import Early
 from anabranch.agent.effects import CallDue
-from anabranch.agent.reply import RequestedCall
-from anabranch.agent.tokens import derived
+from anabranch.agent.reply import plan
+from anabranch.agent.reply.reply import RequestedCall
+from anabranch.agent.reply.tokens import derived
 from anabranch.kafka.sent import Sent
 from anabranch.messages import ToolCall
 from anabranch.tools.serving import Service

@@ -14,9 +14,9 @@ from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVarTuple
 
-from anabranch.kafka.memory import MemoryBroker
-from anabranch.kafka.memory_group import Group
-from anabranch.kafka.memory_read import MemorySubscription
+from anabranch.kafka.memory.cluster import MemoryBroker
+from anabranch.kafka.memory.group import Group
+from anabranch.kafka.memory.read import MemorySubscription
 from anabranch.runtime import Shutdown
 from tests.simulation.faults import Role
 from tests.support.virtual import VirtualLoop

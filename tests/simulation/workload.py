@@ -15,8 +15,8 @@ from itertools import count
 from random import Random
 from typing import Any, Final
 
-from anabranch.agent.model import OnEvent, OnLeft, Transient
-from anabranch.agent.reply import Reply, reply_of
+from anabranch.agent.model.seam import OnEvent, OnLeft, Transient
+from anabranch.agent.reply.reply import Reply, reply_of
 from anabranch.app import App, Call, Retryable
 from anabranch.fields import Lane
 from tests.simulation.ledger import Execution, Ledger, ModelCall

@@ -23,8 +23,8 @@ from anabranch.app import App
 from anabranch.clockwork import Clockwork
 from anabranch.codec import Outgoing
 from anabranch.config import Settings
-from anabranch.kafka.memory import MemoryBroker, MemoryRecord
-from anabranch.kafka.memory_append import MemoryAppender
+from anabranch.kafka.memory.append import MemoryAppender
+from anabranch.kafka.memory.cluster import MemoryBroker, MemoryRecord
 from anabranch.kafka.seam import Committed, Place
 from anabranch.runtime import Shutdown
 from anabranch.tool_role import serve_tools

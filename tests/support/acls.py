@@ -1,7 +1,7 @@
 """Access control lists of a test's Kafka: entries are there, on the broker that decides by them, when a call returns.
 
 Responsible for: creating entries, and waiting until the broker goes by them (it hears of them a little later than
-Kafka takes them). Must never: know which role needs what; that is `anabranch.access`.
+Kafka takes them). Must never: know which role needs what; that is `anabranch.security.access`.
 Called by: integration tests.
 """
 

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from anabranch import App, Limit
-from anabranch.access import Grant
 from anabranch.cli import anabranch, frame
 from anabranch.codec import Outgoing
 from anabranch.config import Settings
 from anabranch.events import RunEvent, Text
 from anabranch.roles import broker_of
+from anabranch.security.access import Grant
 from anabranch.testing import Answer, last_results, prompt_of, result_text, tool_use, turn_of
 from anabranch.topics import Namespace
 from tests.support.acls import Entry, put

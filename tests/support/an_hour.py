@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from anabranch.agent.thinking import Thinker
+from anabranch.agent.model.thinking import Thinker
 from anabranch.clockwork import Clockwork
 from tests.support.virtual import now, virtually
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import orjson
 
-from anabranch.agent.anthropic_model import AnthropicModel
-from anabranch.agent.model import Hopeless, Transient
-from anabranch.agent.reply import Reply
+from anabranch.agent.model.anthropic_model import AnthropicModel
+from anabranch.agent.model.seam import Hopeless, Transient
+from anabranch.agent.reply.reply import Reply
 from anabranch.config import AnthropicSettings
 from tests.support.stream import Event, called, end, said, sse, start
 from tests.support.wire import Answer, http, wire

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anabranch import Call
-from anabranch.schema import Description, describe
+from anabranch.declarations.schema import Description, describe
 
 
 def read(function: Callable[..., Any], **namespace: Any) -> Description:

@@ -16,25 +16,25 @@ from typing import Any, cast
 import orjson
 
 from anabranch import log_events as e
-from anabranch.agent.calling import ModelCalls
+from anabranch.agent.admission.room import Room
+from anabranch.agent.admission.saturation import Saturation
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
-from anabranch.agent.jobs import Job
-from anabranch.agent.offer import Offers
+from anabranch.agent.model.calling import ModelCalls
+from anabranch.agent.model.jobs import Job
+from anabranch.agent.model.thinking import Thinker
 from anabranch.agent.owner import Hooks, Owner
-from anabranch.agent.room import Room
-from anabranch.agent.saturation import Saturation
+from anabranch.agent.prompt.offer import Offers
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
-from anabranch.agent.thinking import Thinker
-from anabranch.agent.traces import AgentTraces
+from anabranch.agent.telemetry.traces import AgentTraces
 from anabranch.clockwork import Clockwork
 from anabranch.codec import Outgoing, decode, encode, header
 from anabranch.config import AgentSettings
 from anabranch.kafka.seam import Appender
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.registry import Registry
-from anabranch.signing import NO_SIGNER, Signer
+from anabranch.security.signing import NO_SIGNER, Signer
 from anabranch.spans import Traces
 from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace

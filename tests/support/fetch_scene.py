@@ -14,8 +14,8 @@ import pytest
 from aiokafka import TopicPartition
 
 from anabranch.config import KafkaSettings
-from anabranch.kafka import fetching
 from anabranch.kafka.connect import client_arguments
+from anabranch.kafka.fetch import fetching
 from anabranch.kafka.pump import KafkaSubscription
 from anabranch.kafka.seam import Place
 from tests.support.fetches import Broker, prepare

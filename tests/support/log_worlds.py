@@ -17,7 +17,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from anabranch.codec import Outgoing, Record
 from anabranch.config import KafkaSettings
 from anabranch.kafka.connect import KafkaBroker
-from anabranch.kafka.memory import MemoryBroker, MemorySubscription
+from anabranch.kafka.memory.cluster import MemoryBroker, MemorySubscription
 from anabranch.kafka.pump import KafkaSubscription
 from anabranch.kafka.seam import Broker, Place, Subscription
 from anabranch.kafka.sent import Acked

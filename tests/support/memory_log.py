@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from anabranch.kafka.memory import MemoryBroker
+from anabranch.kafka.memory.cluster import MemoryBroker
 from anabranch.kafka.seam import Place, Subscription
 from anabranch.topics import TopicSpec
 from tests.support.log_worlds import Member

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from anabranch.agent.meters import AgentMeters
+from anabranch.agent.telemetry.meters import AgentMeters
 from anabranch.metrics import BUILD
 from anabranch.tools.meters import ToolMeters
 

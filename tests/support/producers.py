@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, Unknown
 from anabranch.codec import Outgoing
 from anabranch.kafka import appender
 from anabranch.kafka.appender import KafkaAppender
-from anabranch.kafka.producing import Batch
+from anabranch.kafka.produce.producing import Batch
 from anabranch.kafka.sent import Acked, Sent
 
 SOON_S = 10.0

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 from anabranch import log_events as e
-from anabranch.agent.jobs import Job, Request
-from anabranch.agent.model import Failure, OnEvent, OnLeft, Transient
-from anabranch.agent.plan import BatchContext
-from anabranch.agent.reply import Reply
-from anabranch.agent.thinking import Thinker
+from anabranch.agent.model.jobs import Job, Request
+from anabranch.agent.model.seam import Failure, OnEvent, OnLeft, Transient
+from anabranch.agent.model.thinking import Thinker
+from anabranch.agent.reply.plan import BatchContext
+from anabranch.agent.reply.reply import Reply
 from anabranch.config import AgentSettings, ModelLimits
 from anabranch.prices import Price
 from tests.support import builders as b

@@ -12,8 +12,8 @@ import orjson
 
 from anabranch.errors import Forgotten
 from anabranch.keys import Keyring
-from anabranch.sealing import Sealing
-from anabranch.seals import Key, Sealer, What, Whose
+from anabranch.security.sealing import Sealing
+from anabranch.security.seals import Key, Sealer, What, Whose
 from anabranch.store import NO_STORE, Store
 
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from anabranch import log_events as e
-from anabranch.agent.jobs import Job, Request
-from anabranch.agent.model import OnEvent, OnLeft
-from anabranch.agent.plan import BatchContext
-from anabranch.agent.reply import Reply
-from anabranch.agent.thinking import Thinker
-from anabranch.agent.traces import AgentTraces
+from anabranch.agent.model.jobs import Job, Request
+from anabranch.agent.model.seam import OnEvent, OnLeft
+from anabranch.agent.model.thinking import Thinker
+from anabranch.agent.reply.plan import BatchContext
+from anabranch.agent.reply.reply import Reply
+from anabranch.agent.telemetry.traces import AgentTraces
 from anabranch.clockwork import Clockwork
 from anabranch.config import AgentSettings
 from anabranch.spans import Traces

@@ -1,7 +1,7 @@
 """The grants as they are written down and printed.
 
-Responsible for: docs/security.md says what `anabranch.access` says, and the command prints it. Whether it is right is
-tried in tests/integration/test_access*.py. Called by: pytest.
+Responsible for: docs/security.md says what `anabranch.security.access` says, and the command prints it. Whether it is
+right is tried in tests/integration/test_access*.py. Called by: pytest.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.access import ROLES, Grant, command, grants
 from anabranch.cli import anabranch, frame
+from anabranch.security.access import ROLES, Grant, command, grants
 from anabranch.topics import Namespace
 
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"

@@ -25,7 +25,7 @@ from tests.unit.test_fold_properties import logs
 
 from anabranch import log_events as e
 from anabranch.agent import fold
-from anabranch.agent.jobs import Job
+from anabranch.agent.model.jobs import Job
 from anabranch.agent.owner import Owner
 from anabranch.agent.state import Partition, Run
 from anabranch.codec import decode, encode

@@ -1,6 +1,6 @@
 """Requests taken up: in order, each once, as long as there is room; a bad one costs only itself.
 
-Responsible for: `agent/admission.py`, with an appender under the test's control.
+Responsible for: `agent/admission/admission.py`, with an appender under the test's control.
 Must never: run a broker.
 Called by: pytest.
 """
@@ -19,7 +19,7 @@ from tests.support.wait import until
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.agent.admission import Admission
+from anabranch.agent.admission.admission import Admission
 from anabranch.agent.commit import Commit
 from anabranch.agent.effects import model_due
 from anabranch.bodies import read

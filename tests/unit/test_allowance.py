@@ -1,6 +1,6 @@
 """What a provider's headers say of its limits, and that rubbish in them says nothing.
 
-Responsible for: `agent/allowance.py`.
+Responsible for: `agent/model/allowance.py`.
 Must never: open a connection.
 Called by: pytest.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import pytest
 
-from anabranch.agent.allowance import left_of, retry_after_of
-from anabranch.agent.model import Left, Quota
+from anabranch.agent.model.allowance import left_of, retry_after_of
+from anabranch.agent.model.seam import Left, Quota
 
 
 def test_limits_and_what_is_left_of_them_are_read() -> None:

@@ -17,7 +17,7 @@ from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError
 from anabranch.kafka import appender
 from anabranch.kafka.appender import KafkaAppender
-from anabranch.kafka.producing import Batch
+from anabranch.kafka.produce.producing import Batch
 from anabranch.kafka.sent import Acked
 
 SOON_S = 10.0

@@ -1,6 +1,6 @@
 """When a model is not asked any more, when one call finds out, and when it is asked again.
 
-Responsible for: `agent/breaker.py`.
+Responsible for: `agent/model/breaker.py`.
 Must never: wait.
 Called by: pytest.
 """
@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from anabranch.agent.breaker import LONGEST, WINDOW_S, Breaker, Pass, Rules, Verdict
+from anabranch.agent.model.breaker import LONGEST, WINDOW_S, Breaker, Pass, Rules, Verdict
 
 RULES = Rules(calls=4, ratio=0.5, open_s=10.0)
 

@@ -1,6 +1,6 @@
 """A model's budget: the pace is kept and reached, calls are settled, the provider's word and refusals hold.
 
-Responsible for: `agent/budget.py`, which is told the time.
+Responsible for: `agent/model/budget.py`, which is told the time.
 Must never: wait.
 Called by: pytest.
 """
@@ -15,7 +15,7 @@ from random import Random
 
 import pytest
 
-from anabranch.agent.budget import (
+from anabranch.agent.model.budget import (
     BURST_S,
     MINUTE_S,
     PAUSE_MAX_S,
@@ -25,8 +25,8 @@ from anabranch.agent.budget import (
     limits_of,
     share_of,
 )
-from anabranch.agent.lanes import Lane, Lanes
-from anabranch.agent.model import Left, Quota
+from anabranch.agent.model.lanes import Lane, Lanes
+from anabranch.agent.model.seam import Left, Quota
 from anabranch.config import AgentSettings, ModelLimits
 
 CEILING = 64

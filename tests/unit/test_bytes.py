@@ -10,13 +10,13 @@ import orjson
 import pytest
 
 from anabranch import App
-from anabranch.agent.model import OnEvent, OnLeft
-from anabranch.agent.reply import Reply, reply_of
+from anabranch.agent.model.seam import OnEvent, OnLeft
+from anabranch.agent.reply.reply import Reply, reply_of
 from anabranch.agent_role import serve_agent
 from anabranch.client import Client
 from anabranch.codec import Record
 from anabranch.config import KafkaSettings, Settings, WorkerSettings
-from anabranch.kafka.memory import MemoryBroker
+from anabranch.kafka.memory.cluster import MemoryBroker
 from anabranch.kafka.seam import Place
 from anabranch.roles import namespace_of, topic_specs
 from anabranch.runtime import Shutdown

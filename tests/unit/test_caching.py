@@ -1,6 +1,6 @@
 """Each turn reads from the provider's cache all that the turn before it wrote, however many calls it made.
 
-Responsible for: `agent/caching.py`, by what a simulated cache finds; and that what was sent once is sent again.
+Responsible for: `agent/prompt/caching.py`, by what a simulated cache finds; and that what was sent once is sent again.
 Must never: open a connection.
 Called by: pytest.
 """
@@ -15,8 +15,8 @@ import pytest
 from tests.support import builders as b
 
 from anabranch import log_events as e
-from anabranch.agent.conversation import request_body
-from anabranch.agent.offer import Offer
+from anabranch.agent.prompt.conversation import request_body
+from anabranch.agent.prompt.offer import Offer
 from anabranch.agent.state import Run
 from anabranch.specs import AgentSpec
 from anabranch.testing.caching import Cache, Cached

@@ -1,6 +1,6 @@
 """Who may call a tool, and the container that code runs in: what is declared, and what a request then says.
 
-Responsible for: `callers.py` and `agent/programmatic.py`.
+Responsible for: `callers.py` and `agent/prompt/programmatic.py`.
 Must never: open a connection.
 Called by: pytest.
 """
@@ -17,10 +17,10 @@ from tests.support import builders as b
 from anabranch import App, DefinitionError
 from anabranch import log_events as e
 from anabranch.agent import snapshot
-from anabranch.agent.conversation import request_body
-from anabranch.agent.offer import HINT, Offer
-from anabranch.agent.programmatic import check_request, container_of
-from anabranch.agent.referring import sealed_reply
+from anabranch.agent.prompt.conversation import request_body
+from anabranch.agent.prompt.offer import HINT, Offer
+from anabranch.agent.prompt.programmatic import check_request, container_of
+from anabranch.agent.reply.referring import sealed_reply
 from anabranch.agent.state import Run
 from anabranch.errors import InvalidRequest
 from anabranch.specs import ToolSpec

@@ -18,7 +18,7 @@ from tests.support.virtual import now, virtually
 
 from anabranch import log_events as e
 from anabranch import references
-from anabranch.agent.referring import referring
+from anabranch.agent.reply.referring import referring
 from anabranch.agent.state import Run
 from anabranch.cli.frame import Frame
 from anabranch.cli.portrait import words_in
@@ -26,8 +26,8 @@ from anabranch.cli.sealed import Told, told
 from anabranch.config import StoreSettings
 from anabranch.errors import ConfigError
 from anabranch.messages import RunError
-from anabranch.sealing import NO_SEALING, Sealing
-from anabranch.seals import Key
+from anabranch.security.sealing import NO_SEALING, Sealing
+from anabranch.security.seals import Key
 from anabranch.store import NO_STORE, Store
 
 BLOCKS = [b.text("a long answer")]

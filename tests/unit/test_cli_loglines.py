@@ -19,7 +19,7 @@ from tests.support.wait import until
 from anabranch import App, references
 from anabranch.about import TOPIC, WORKER
 from anabranch.cli.loglines import CHAIN, WINDOW_S, JsonLine, OneLine, Repeats, Shows
-from anabranch.redaction import Redaction
+from anabranch.security.redaction import Redaction
 
 COORDINATOR = "aiokafka.consumer.group_coordinator"
 

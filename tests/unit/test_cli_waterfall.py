@@ -13,7 +13,7 @@ from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import fold
 from anabranch.agent.answer import response
-from anabranch.agent.referring import referring
+from anabranch.agent.reply.referring import referring
 from anabranch.agent.state import Partition, Run
 from anabranch.cli import portrait
 from anabranch.cli.steps import changes, facts, named, told

@@ -16,7 +16,7 @@ from anabranch.client import Client
 from anabranch.codec import Outgoing, decode
 from anabranch.errors import AnabranchError, BrokerError, InvalidRequest
 from anabranch.fields import LANES
-from anabranch.kafka.memory import MemoryBroker
+from anabranch.kafka.memory.cluster import MemoryBroker
 from anabranch.kafka.seam import Place
 from anabranch.log_events import RunCancelled
 from anabranch.topics import Namespace

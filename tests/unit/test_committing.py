@@ -14,7 +14,7 @@ from tests.support import builders as b
 from tests.support.desk import NAMESPACE, Desk
 
 from anabranch.agent.committing import Commits
-from anabranch.agent.meters import AgentMeters
+from anabranch.agent.telemetry.meters import AgentMeters
 from anabranch.errors import BrokerError
 from anabranch.kafka.membership import Membership
 from anabranch.kafka.seam import Committed, Place, Subscription

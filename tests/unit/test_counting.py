@@ -1,6 +1,7 @@
 """What the roles count, and when: each event once, by whoever is there for it, and waits apart from work.
 
-Responsible for: `agent/tally.py`, `agent/sampling.py`, and what thinker, tool worker and appender add to their meters.
+Responsible for: `agent/telemetry/tally.py`, `agent/telemetry/sampling.py`, and what thinker, tool worker and appender
+add to their meters.
 Must never: look at how it is shown (tests/unit/test_metrics). Called by: pytest.
 """
 
@@ -18,11 +19,11 @@ from tests.support.wait import until
 from tests.unit.test_handing_over import give_up, prepared
 
 from anabranch import App, Limit, RateLimited, Retryable
-from anabranch.agent.admission import Admission
-from anabranch.agent.meters import AgentMeters
-from anabranch.agent.model import Hopeless, Transient
-from anabranch.agent.sampling import sample
-from anabranch.agent.thinking import Thinker
+from anabranch.agent.admission.admission import Admission
+from anabranch.agent.model.seam import Hopeless, Transient
+from anabranch.agent.model.thinking import Thinker
+from anabranch.agent.telemetry.meters import AgentMeters
+from anabranch.agent.telemetry.sampling import sample
 from anabranch.codec import cloud_event
 from anabranch.config import AgentSettings
 from anabranch.kafka.membership import Membership

@@ -1,6 +1,6 @@
 """An agent that leaves out old results goes on beyond its model's context, and everybody leaves out the same.
 
-Responsible for: `agent/dropping.py`, what a request says instead, and the provider's own editing.
+Responsible for: `agent/prompt/dropping.py`, what a request says instead, and the provider's own editing.
 Must never: open a connection.
 Called by: pytest.
 """
@@ -18,12 +18,12 @@ from tests.support import builders as b
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import snapshot
-from anabranch.agent.asking import to_request
-from anabranch.agent.conversation import request_body
-from anabranch.agent.dropping import FULL, dropped
-from anabranch.agent.fitting import Fitting
 from anabranch.agent.large import needed, sealed_in
-from anabranch.agent.offer import Offer, Offers
+from anabranch.agent.prompt.asking import to_request
+from anabranch.agent.prompt.conversation import request_body
+from anabranch.agent.prompt.dropping import FULL, dropped
+from anabranch.agent.prompt.fitting import Fitting
+from anabranch.agent.prompt.offer import Offer, Offers
 from anabranch.agent.state import Run
 from anabranch.references import name_of
 from anabranch.registry import Registry

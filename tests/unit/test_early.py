@@ -17,9 +17,9 @@ from tests.unit.test_listening import block, call, ends, stop
 
 from anabranch import log_events as e
 from anabranch.agent import early
-from anabranch.agent.plan import BatchContext, plan
-from anabranch.agent.reply import RequestedCall
-from anabranch.agent.saturation import Threshold
+from anabranch.agent.admission.saturation import Threshold
+from anabranch.agent.reply.plan import BatchContext, plan
+from anabranch.agent.reply.reply import RequestedCall
 from anabranch.errors import BrokerError
 from anabranch.specs import AgentLimits
 

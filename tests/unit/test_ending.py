@@ -21,14 +21,14 @@ from tests.support.virtual import virtually
 from tests.support.wait import until
 
 from anabranch import App, agent_role
-from anabranch.agent.model import Model
+from anabranch.agent.model.seam import Model
 from anabranch.agent_role import serve_agent
 from anabranch.cli import worker as module
 from anabranch.cli.frame import run_async
 from anabranch.codec import Outgoing
 from anabranch.errors import Forbidden
-from anabranch.kafka.memory import MemoryBroker
-from anabranch.kafka.memory_append import MemoryAppender
+from anabranch.kafka.memory.append import MemoryAppender
+from anabranch.kafka.memory.cluster import MemoryBroker
 from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Sent
 from anabranch.roles import namespace_of, topic_specs

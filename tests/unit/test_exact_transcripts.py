@@ -22,11 +22,11 @@ from tests.support.stream import Event, delta, end, json_of, start
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import cleaning, snapshot
-from anabranch.agent.conversation import content_of, request_body
-from anabranch.agent.offer import Offer
-from anabranch.agent.plan import BatchContext, plan
-from anabranch.agent.referring import content_ref_of, inputs_of, referring
-from anabranch.agent.reply import BrokenReply, ProviderError, Reply, ReplyBuilder
+from anabranch.agent.prompt.conversation import content_of, request_body
+from anabranch.agent.prompt.offer import Offer
+from anabranch.agent.reply.plan import BatchContext, plan
+from anabranch.agent.reply.referring import content_ref_of, inputs_of, referring
+from anabranch.agent.reply.reply import BrokenReply, ProviderError, Reply, ReplyBuilder
 from anabranch.agent.state import Partition
 from anabranch.codec import decode
 

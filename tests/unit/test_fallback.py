@@ -1,6 +1,6 @@
 """An agent's other model, in virtual time: when it is asked, by whom, and when the first is asked again.
 
-Responsible for: what `agent/thinking.py` makes of a fallback.
+Responsible for: what `agent/model/thinking.py` makes of a fallback.
 Must never: open a connection, or wait for real time.
 Called by: pytest.
 """
@@ -14,8 +14,8 @@ from dataclasses import replace
 from tests.support.providers import SETTINGS, Desk, Provider, fails, thought, works
 
 from anabranch import log_events as e
-from anabranch.agent.model import Failure, Transient
-from anabranch.agent.sampling import _STATES
+from anabranch.agent.model.seam import Failure, Transient
+from anabranch.agent.telemetry.sampling import _STATES
 from anabranch.config import ModelLimits
 from anabranch.prices import Price
 

@@ -7,9 +7,9 @@ import random
 import pytest
 from tests.support.fetches import Broker
 
-from anabranch.kafka.fetch_wire import Bounds
+from anabranch.kafka.fetch.sessions import LAST_EPOCH, Session
+from anabranch.kafka.fetch.wire import Bounds
 from anabranch.kafka.seam import Place
-from anabranch.kafka.sessions import LAST_EPOCH, Session
 
 BOUNDS = Bounds(max_wait_ms=100, min_bytes=1, max_bytes=50_000, partition_bytes=1000, isolation_level=1)
 A, B, C = Place("log", 0), Place("log", 1), Place("calls", 0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiokafka.protocol import fetch as protocol
 
-from anabranch.kafka.fetch_wire import HIGHEST, LOWEST, Bounds, Part, answer, request
+from anabranch.kafka.fetch.wire import HIGHEST, LOWEST, Bounds, Part, answer, request
 from anabranch.kafka.seam import Place
 
 VERSIONS = range(LOWEST, HIGHEST + 1)

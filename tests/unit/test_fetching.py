@@ -11,7 +11,7 @@ from tests.support.fetches import batch, emptied, state
 from tests.support.wait import until
 
 from anabranch.kafka import pump
-from anabranch.kafka.fetching import EACH
+from anabranch.kafka.fetch.fetching import EACH
 from anabranch.kafka.pump import AT_ONCE, KafkaSubscription
 from anabranch.kafka.seam import Place
 

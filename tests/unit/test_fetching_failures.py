@@ -24,7 +24,7 @@ from tests.support.fetches import batch, state
 from tests.support.wait import until
 
 from anabranch.errors import BrokerError, Forbidden
-from anabranch.kafka.asking import REST_S
+from anabranch.kafka.fetch.asking import REST_S
 from anabranch.kafka.pump import AT_ONCE
 from anabranch.kafka.seam import Committed, Place
 

@@ -8,8 +8,8 @@ import pytest
 from tests.support.fetch_scene import NOT_LEADER, A, B, MakeScene, scenes
 from tests.support.fetches import Broker, batch, lead
 
-from anabranch.kafka import asking
-from anabranch.kafka.asking import LONGEST_PAUSE_S, PAUSE_S
+from anabranch.kafka.fetch import asking
+from anabranch.kafka.fetch.asking import LONGEST_PAUSE_S, PAUSE_S
 
 
 @pytest.fixture

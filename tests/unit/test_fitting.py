@@ -1,6 +1,6 @@
 """A model call that the money or the context does not allow is not made, and a reply is no longer than it may be.
 
-Responsible for: `agent/fitting.py` and `agent/estimate.py`, and how a run ends by them.
+Responsible for: `agent/prompt/fitting.py` and `agent/prompt/estimate.py`, and how a run ends by them.
 Must never: open a connection.
 Called by: pytest.
 """
@@ -17,11 +17,11 @@ from tests.support import builders as b
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.answer import response
-from anabranch.agent.conversation import request_body
-from anabranch.agent.estimate import IMAGE, Size, counted, fresh_in, known_of, size_of
-from anabranch.agent.fitting import BUDGET, USEFUL, Fitting
-from anabranch.agent.model import Hopeless
-from anabranch.agent.offer import Offer
+from anabranch.agent.model.seam import Hopeless
+from anabranch.agent.prompt.conversation import request_body
+from anabranch.agent.prompt.estimate import IMAGE, Size, counted, fresh_in, known_of, size_of
+from anabranch.agent.prompt.fitting import BUDGET, USEFUL, Fitting
+from anabranch.agent.prompt.offer import Offer
 from anabranch.agent.state import Run
 from anabranch.prices import Price
 from anabranch.specs import AgentSpec

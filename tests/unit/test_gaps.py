@@ -13,16 +13,16 @@ from random import Random
 
 from tests.support.virtual import now, virtually
 
-from anabranch.agent.model import OnEvent, OnLeft
-from anabranch.agent.reply import Reply, reply_of
+from anabranch.agent.model.seam import OnEvent, OnLeft
+from anabranch.agent.reply.reply import Reply, reply_of
 from anabranch.agent_role import serve_agent
 from anabranch.app import App
 from anabranch.bodies import dump
 from anabranch.clockwork import Clockwork
 from anabranch.codec import Outgoing, cloud_event, encode
 from anabranch.config import KafkaSettings, Settings, WorkerSettings
-from anabranch.kafka.memory import MemoryBroker, Timing
-from anabranch.kafka.memory_append import MemoryAppender
+from anabranch.kafka.memory.append import MemoryAppender
+from anabranch.kafka.memory.cluster import MemoryBroker, Timing
 from anabranch.kafka.seam import Place
 from anabranch.log_events import RunCancelled
 from anabranch.messages import RunRequest

@@ -1,6 +1,6 @@
 """Giving a partition up and taking it over: model calls in flight are told of, waited for, and not repeated.
 
-Responsible for: `agent/calling.py`, and what `Owner` does with hand-offs.
+Responsible for: `agent/model/calling.py`, and what `Owner` does with hand-offs.
 Must never: run a broker or a model. Called by: pytest.
 """
 
@@ -15,7 +15,7 @@ from tests.support.desk import Desk, Log
 from tests.support.virtual import virtually
 
 from anabranch import log_events as e
-from anabranch.agent.jobs import Job, Request
+from anabranch.agent.model.jobs import Job, Request
 from anabranch.agent.state import HandOff
 
 OTHER = "another"

@@ -17,9 +17,9 @@ from tests.support.wait import until
 from tests.unit.test_admission import admitting, good
 
 from anabranch import App
-from anabranch.agent.admission import Admission
-from anabranch.agent.held import RUN_BYTES
-from anabranch.agent.waiting import BUFFER_BYTES
+from anabranch.agent.admission.admission import Admission
+from anabranch.agent.admission.held import RUN_BYTES
+from anabranch.agent.admission.waiting import BUFFER_BYTES
 from anabranch.config import AgentSettings, ToolSettings
 from anabranch.kafka.seam import Place
 from anabranch.tools.intake import CALL_BYTES

@@ -21,9 +21,9 @@ from tests.support.wait import until
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import cleaning
-from anabranch.agent.admission import Admission
+from anabranch.agent.admission.admission import Admission
+from anabranch.agent.admission.room import Room
 from anabranch.agent.commit import Commit, read_commit
-from anabranch.agent.room import Room
 from anabranch.agent.state import Nexts, Partition
 from anabranch.codec import decode, encode
 from anabranch.config import AgentSettings

@@ -1,7 +1,7 @@
 """What goes by reference, and comes back the same: replies, results, inputs, requests, answers.
 
-Responsible for: `agent/large.py`, `agent/referring.py`, `tools/large.py`, and what the fold, the conversation and the
-answer make of references.
+Responsible for: `agent/large.py`, `agent/reply/referring.py`, `tools/large.py`, and what the fold, the conversation
+and the answer make of references.
 Must never: open a connection.
 Called by: pytest.
 """
@@ -23,13 +23,13 @@ from anabranch import messages as m
 from anabranch import references
 from anabranch.agent import snapshot
 from anabranch.agent.answer import answer, brief_answer
-from anabranch.agent.asking import to_request
-from anabranch.agent.conversation import content_of, request_body
 from anabranch.agent.large import REPLY_BYTES, Incomplete, Large, large_answer, needed
-from anabranch.agent.model import Hopeless
-from anabranch.agent.offer import Offer, Offers
-from anabranch.agent.referring import content_ref_of, inputs_of, referring
-from anabranch.agent.reply import Reply, RequestedCall
+from anabranch.agent.model.seam import Hopeless
+from anabranch.agent.prompt.asking import to_request
+from anabranch.agent.prompt.conversation import content_of, request_body
+from anabranch.agent.prompt.offer import Offer, Offers
+from anabranch.agent.reply.referring import content_ref_of, inputs_of, referring
+from anabranch.agent.reply.reply import Reply, RequestedCall
 from anabranch.agent.state import Run
 from anabranch.bodies import dump, read
 from anabranch.config import StoreSettings

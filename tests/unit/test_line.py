@@ -1,6 +1,6 @@
 """Whose turn it is: tenants take turns, each tenant's calls keep their order, and begun ones go first.
 
-Responsible for: `agent/line.py`.
+Responsible for: `agent/model/line.py`.
 Must never: start anything.
 Called by: pytest.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anabranch.agent.line import Line
+from anabranch.agent.model.line import Line
 
 
 def drained(line: Line[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """What is heard of a model's stream, and when a call in it is complete.
 
-Responsible for: `agent/listening.py`. Must never: build a reply (test_reply).
+Responsible for: `agent/reply/listening.py`. Must never: build a reply (test_reply).
 Called by: pytest.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from anabranch.agent.listening import Listening
+from anabranch.agent.reply.listening import Listening
 
 
 def block(index: int, kind: str = "tool_use", **fields: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anabranch import AppNotFound, DefinitionError
-from anabranch.loading import load_app
+from anabranch.declarations.loading import load_app
 
 APP = (
     "from anabranch import App\napp = App('shop')\nother = App('other')\nclass inner:\n    app = App('inner')\nx = 3\n"

@@ -10,8 +10,8 @@ from tests.support.memory_log import LOG, SPECS, Process, in_turn, settled
 from tests.support.virtual import now, virtually
 
 from anabranch.errors import TopicsError
-from anabranch.kafka.memory import Faults, MemoryBroker, MemorySubscription, Timing
-from anabranch.kafka.memory_group import range_assignment
+from anabranch.kafka.memory.cluster import Faults, MemoryBroker, MemorySubscription, Timing
+from anabranch.kafka.memory.group import range_assignment
 from anabranch.kafka.seam import Committed, Place
 from anabranch.topics import TopicSpec
 

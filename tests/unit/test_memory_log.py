@@ -10,7 +10,7 @@ from tests.support.log_worlds import Member, record_for
 from tests.support.memory_log import LOG, SPECS, Process, in_turn, values
 from tests.support.virtual import now, virtually
 
-from anabranch.kafka.memory import Faults, MemoryBroker
+from anabranch.kafka.memory.cluster import Faults, MemoryBroker
 from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Acked
 

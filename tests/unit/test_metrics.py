@@ -1,6 +1,7 @@
 """What Prometheus reads: names by its conventions, numbers as they were counted, and docs/metrics.md in step.
 
-Responsible for: `metrics.py`, the names in `kafka/meters.py`, `agent/meters.py` and `tools/meters.py`, and the page.
+Responsible for: `metrics.py`, the names in `kafka/meters.py`, `agent/telemetry/meters.py` and `tools/meters.py`, and
+the page.
 Must never: open a port (tests/integration/test_probes). Called by: pytest.
 """
 
@@ -15,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from anabranch.agent.meters import AgentMeters
+from anabranch.agent.telemetry.meters import AgentMeters
 from anabranch.kafka.meters import RoleMeters
 from anabranch.meters import Counter, Gauge, Histogram, Meters
 from anabranch.metrics import MetersCollector, application

@@ -20,14 +20,14 @@ from tests.support import builders as b
 from tests.support.virtual import now, virtually
 
 from anabranch import log_events as e
-from anabranch.agent.allowance import left_of
-from anabranch.agent.budget import BURST_S, MINUTE_S
-from anabranch.agent.jobs import Job, Request
-from anabranch.agent.lanes import GAINED_LATE_S
-from anabranch.agent.model import OnEvent, OnLeft, Transient
-from anabranch.agent.plan import BatchContext
-from anabranch.agent.reply import Reply
-from anabranch.agent.thinking import Thinker
+from anabranch.agent.model.allowance import left_of
+from anabranch.agent.model.budget import BURST_S, MINUTE_S
+from anabranch.agent.model.jobs import Job, Request
+from anabranch.agent.model.lanes import GAINED_LATE_S
+from anabranch.agent.model.seam import OnEvent, OnLeft, Transient
+from anabranch.agent.model.thinking import Thinker
+from anabranch.agent.reply.plan import BatchContext
+from anabranch.agent.reply.reply import Reply
 from anabranch.clockwork import Clockwork
 from anabranch.config import AgentSettings, ModelLimits
 from anabranch.testing.quota import Meter, RateLimits

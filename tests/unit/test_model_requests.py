@@ -11,7 +11,7 @@ import orjson
 import pytest
 from anthropic._models import FinalRequestOptions
 
-from anabranch.agent.anthropic_model import AnthropicModel
+from anabranch.agent.model.anthropic_model import AnthropicModel
 from anabranch.config import AnthropicSettings
 from anabranch.environment import load
 from anabranch.errors import ConfigError

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import anabranch
-from anabranch.agent.plan import unfit
+from anabranch.agent.reply.plan import unfit
+from anabranch.declarations.schema import check_schema
 from anabranch.errors import DefinitionError
-from anabranch.schema import check_schema
 from anabranch.specs import ToolSpec
 
 PACKAGE = Path(anabranch.__file__).parent
@@ -31,7 +31,7 @@ OF_OS = {"system", "popen", "startfile", "posix_spawn"}
 HARMLESS_PICKLE = {"dumps", "PicklingError"}
 ALLOWED = {
     # Whoever starts a worker names its App; nothing of a record comes here.
-    ("loading.py", "import_module"),
+    ("declarations/loading.py", "import_module"),
     ("testing/load.py", "import_module"),
     # What is loaded when it is used, by a table in the code.
     ("__init__.py", "import_module"),

@@ -1,6 +1,6 @@
 """What an agent's requests begin with is written once for each kind of them, and follows the registry.
 
-Responsible for: `agent/offer.py`, beside what the tests of conversations, caching and callers say of its bytes.
+Responsible for: `agent/prompt/offer.py`, beside what the tests of conversations, caching and callers say of its bytes.
 Must never: open a connection.
 Called by: pytest.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 import orjson
 from tests.support import builders as b
 
-from anabranch.agent.conversation import request_body
-from anabranch.agent.offer import Kind, Offer, Offers
+from anabranch.agent.prompt.conversation import request_body
+from anabranch.agent.prompt.offer import Kind, Offer, Offers
 from anabranch.registry import Registry
 
 FIRST = Kind("m")

@@ -16,9 +16,9 @@ from tests.support.desk import NAMESPACE, Desk, Log, replies
 
 from anabranch import log_events as e
 from anabranch.agent import publishing
+from anabranch.agent.admission.held import RUN_BYTES
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
-from anabranch.agent.held import RUN_BYTES
 from anabranch.agent.state import Nexts, Run
 from anabranch.errors import BrokerError, TooLarge
 from anabranch.topics import partition_of

@@ -1,7 +1,7 @@
 """What was paid for and is not used is told to the log, whatever became of it: cancelled, too late, twice, unusable.
 
-Responsible for: what `agent/outcomes.py`, `calling.py` and the fold make of usage that no reply of a run accounts for.
-Against a server that counts what it charges: `tests/integration/test_paid.py`.
+Responsible for: what `agent/model/outcomes.py`, `calling.py` and the fold make of usage that no reply of a run
+accounts for. Against a server that counts what it charges: `tests/integration/test_paid.py`.
 Must never: run a broker or a model.
 Called by: pytest.
 """
@@ -24,9 +24,9 @@ from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import fold
 from anabranch.agent.deadlines import Moment
-from anabranch.agent.model import Hopeless, OnEvent, OnLeft, Transient
-from anabranch.agent.outcomes import usage_in
-from anabranch.agent.reply import Reply
+from anabranch.agent.model.outcomes import usage_in
+from anabranch.agent.model.seam import Hopeless, OnEvent, OnLeft, Transient
+from anabranch.agent.reply.reply import Reply
 from anabranch.errors import TooLarge
 from anabranch.prices import Price
 

@@ -10,9 +10,9 @@ import pytest
 from tests.support.virtual import now, virtually
 from tests.unit.test_gaps import NAMES, asked, until, working
 
-from anabranch.agent import waiting
-from anabranch.kafka.memory import MemoryBroker
-from anabranch.kafka.memory_read import MemorySubscription
+from anabranch.agent.admission import waiting
+from anabranch.kafka.memory.cluster import MemoryBroker
+from anabranch.kafka.memory.read import MemorySubscription
 from anabranch.kafka.seam import Place
 
 

@@ -1,6 +1,6 @@
 """The plan of a batch: who is rejected and why, keys, deadlines, predecessors.
 
-Responsible for: `agent/plan.py`.
+Responsible for: `agent/reply/plan.py`.
 Must never: call a tool.
 Called by: pytest.
 """
@@ -15,9 +15,9 @@ import pytest
 from tests.support import builders as b
 
 from anabranch.agent.large import HEADER_BYTES
-from anabranch.agent.plan import BatchContext, plan, planned_alone, unfit
-from anabranch.agent.reply import RequestedCall
-from anabranch.agent.tokens import derived
+from anabranch.agent.reply.plan import BatchContext, plan, planned_alone, unfit
+from anabranch.agent.reply.reply import RequestedCall
+from anabranch.agent.reply.tokens import derived
 from anabranch.bodies import dump
 from anabranch.log_events import PlannedCall
 from anabranch.specs import AgentLimits, ToolSpec

@@ -12,7 +12,7 @@ import struct
 import pytest
 from aiokafka.protocol import produce
 
-from anabranch.kafka.produce_wire import HIGHEST, LOWEST, read_produced, read_throttled_ms, write_produce
+from anabranch.kafka.produce.wire import HIGHEST, LOWEST, read_produced, read_throttled_ms, write_produce
 
 VERSIONS = range(LOWEST, HIGHEST + 1)
 

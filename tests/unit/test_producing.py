@@ -32,8 +32,9 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from tests.support.wait import until
 
 from anabranch.codec import Outgoing
-from anabranch.kafka import producing, silent
-from anabranch.kafka.producing import Batch, Producer
+from anabranch.kafka import silent
+from anabranch.kafka.produce import producing
+from anabranch.kafka.produce.producing import Batch, Producer
 from anabranch.kafka.sent import Acked
 from anabranch.kafka.silent import Silent
 

@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import TopicAuthorizationFailedError
 from tests.support.fetches import Broker, batch, prepare
 
-from anabranch.kafka import fetching
+from anabranch.kafka.fetch import fetching
 from anabranch.kafka.reader import KafkaReader
 from anabranch.kafka.seam import Place
 

@@ -14,10 +14,10 @@ import click
 import pytest
 
 from anabranch.cli import frame
-from anabranch.confidential import secrets_of
 from anabranch.environment import load
 from anabranch.errors import BrokerError, ConfigError
-from anabranch.redaction import MASK, Redaction
+from anabranch.security.confidential import secrets_of
+from anabranch.security.redaction import MASK, Redaction
 
 SECRET = 'it\'s a "pass/wörd"\\ & 7'
 KEY = base64.b64encode(bytes(range(32))).decode()

@@ -19,7 +19,7 @@ from anabranch.errors import BrokerError
 from anabranch.kafka.seam import Appender
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.registry import BURIED_S, KEEP_UP_S, Registry, is_alive, keep_up
-from anabranch.signing import NO_SIGNER, Signer
+from anabranch.security.signing import NO_SIGNER, Signer
 from anabranch.specs import LimitSpec, WorkerInfo
 from anabranch.tasks import alongside
 from anabranch.topics import Namespace

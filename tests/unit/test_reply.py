@@ -1,6 +1,6 @@
 """A reply, from the provider's events to what goes into the log and, byte for byte, back to the provider.
 
-Responsible for: `agent/reply.py`, and that what it writes comes back in the next request.
+Responsible for: `agent/reply/reply.py`, and that what it writes comes back in the next request.
 Must never: open a connection.
 Called by: pytest.
 """
@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from tests.support import builders as b
 from tests.support.stream import Event, block, called, end, json_of, said, start
 
-from anabranch.agent.conversation import content_of, request_body
-from anabranch.agent.offer import Offer
-from anabranch.agent.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
+from anabranch.agent.prompt.conversation import content_of, request_body
+from anabranch.agent.prompt.offer import Offer
+from anabranch.agent.reply.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
 
 EXACT = '{"price": 1.10, "id":12345678901234567890123,\n "s":"\\u00e9\\ud83d\\ude00"}'
 

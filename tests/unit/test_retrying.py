@@ -1,6 +1,6 @@
 """How long is waited before another try, and how many there may be in all.
 
-Responsible for: `agent/retrying.py`.
+Responsible for: `agent/model/retrying.py`.
 Must never: wait.
 Called by: pytest.
 """
@@ -13,9 +13,9 @@ from typing import get_args
 import pytest
 
 from anabranch import log_events as e
-from anabranch.agent.budget import PAUSE_MAX_S
-from anabranch.agent.model import Failure, Transient
-from anabranch.agent.retrying import BURST, NAMED, REPLY, RULES, TELL_FIRST_S, TELL_S, RetryBudget, Tries, pause_s
+from anabranch.agent.model.budget import PAUSE_MAX_S
+from anabranch.agent.model.retrying import BURST, NAMED, REPLY, RULES, TELL_FIRST_S, TELL_S, RetryBudget, Tries, pause_s
+from anabranch.agent.model.seam import Failure, Transient
 from anabranch.config import AgentSettings
 
 SETTINGS = AgentSettings(model_backoff_s=1.0, model_backoff_max_s=8.0)

@@ -1,6 +1,6 @@
 """While a queue is too far behind, no run is opened that would add to it; afterwards all go on.
 
-Responsible for: `agent/saturation.py` and what `Admission` makes of it, in virtual time where time matters.
+Responsible for: `agent/admission/saturation.py` and what `Admission` makes of it, in virtual time where time matters.
 Must never: run a broker.
 Called by: pytest.
 """
@@ -19,7 +19,7 @@ from tests.support.virtual import now, virtually
 from tests.support.wait import until
 from tests.unit.test_admission import admitting, good
 
-from anabranch.agent.saturation import OF_DEADLINE, TRUSTED, Saturation
+from anabranch.agent.admission.saturation import OF_DEADLINE, TRUSTED, Saturation
 from anabranch.codec import Outgoing
 from anabranch.config import AgentSettings
 from anabranch.registry import DEAD_S, Registry, worker_entry, worker_gone

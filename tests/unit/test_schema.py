@@ -14,7 +14,7 @@ from tests.support.described import read
 from typing_extensions import TypedDict
 
 from anabranch import ArgumentsError, Call, DefinitionError
-from anabranch.schema import check_schema
+from anabranch.declarations.schema import check_schema
 
 
 class Address(BaseModel):

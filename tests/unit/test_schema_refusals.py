@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from tests.support.described import read
 
 from anabranch import DefinitionError
-from anabranch.schema import check_schema
+from anabranch.declarations.schema import check_schema
 
 
 class Opaque:

@@ -18,7 +18,6 @@ from typing import Any, cast, get_args
 import jsonschema_rs
 import pytest
 
-from anabranch import contract, schemagen
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.answer import answer, note_answer
@@ -28,9 +27,11 @@ from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
 from anabranch.bodies import dump, read, read_request
 from anabranch.codec import Outgoing, cloud_event, decode, encode
-from anabranch.contract import BODIES, EVENTS, KINDS, Anything, Kind, Some
-from anabranch.contract_examples import AT, ATTEMPT, CALL, EXAMPLES, LIFE, RUN
-from anabranch.contract_examples import EVENTS as EXAMPLE_EVENTS
+from anabranch.contract import records as contract
+from anabranch.contract import schemagen
+from anabranch.contract.examples import AT, ATTEMPT, CALL, EXAMPLES, LIFE, RUN
+from anabranch.contract.examples import EVENTS as EXAMPLE_EVENTS
+from anabranch.contract.records import BODIES, EVENTS, KINDS, Anything, Kind, Some
 from anabranch.errors import WireError
 from anabranch.registry import worker_entry
 from anabranch.topics import Namespace

@@ -19,7 +19,7 @@ from anabranch.client_seals import ClientSeals
 from anabranch.errors import Forgotten, InvalidRequest, SealError, StoreError
 from anabranch.log_events import ToolResult
 from anabranch.messages import RunRequest, ToolCall
-from anabranch.sealing import NO_SEALING, Sealing
+from anabranch.security.sealing import NO_SEALING, Sealing
 from anabranch.store import NO_STORE
 from anabranch.tools import large as tools_large
 

@@ -1,7 +1,7 @@
 """Runs that are sealed: nothing that is said lies beside its seal, and the model gets the same as if nothing was.
 
-Responsible for: what `agent/large.py`, `agent/plan.py`, `agent/thinking.py`, `agent/answer.py`, and
-`agent/asking.py` make of sealed fields; `test_sealed_ends.py` has the clients and the tool workers.
+Responsible for: what `agent/large.py`, `agent/reply/plan.py`, `agent/model/thinking.py`, `agent/answer.py`, and
+`agent/prompt/asking.py` make of sealed fields; `test_sealed_ends.py` has the clients and the tool workers.
 Must never: open a connection.
 Called by: pytest.
 """
@@ -25,17 +25,17 @@ from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import snapshot
 from anabranch.agent.answer import answer, response
-from anabranch.agent.asking import to_request
-from anabranch.agent.conversation import content_of, request_body
-from anabranch.agent.jobs import Job, Request
 from anabranch.agent.large import Large, is_for_the_store, sealed_in
-from anabranch.agent.model import Hopeless, Transient
-from anabranch.agent.offer import Offer, Offers
-from anabranch.agent.plan import BatchContext, plan
-from anabranch.agent.reply import Reply, RequestedCall
-from anabranch.agent.speaking import Said
+from anabranch.agent.model.jobs import Job, Request
+from anabranch.agent.model.seam import Hopeless, Transient
+from anabranch.agent.model.thinking import Thinker
+from anabranch.agent.prompt.asking import to_request
+from anabranch.agent.prompt.conversation import content_of, request_body
+from anabranch.agent.prompt.offer import Offer, Offers
+from anabranch.agent.reply.plan import BatchContext, plan
+from anabranch.agent.reply.reply import Reply, RequestedCall
+from anabranch.agent.reply.speaking import Said
 from anabranch.agent.state import Run
-from anabranch.agent.thinking import Thinker
 from anabranch.bodies import read
 from anabranch.client_seals import ClientSeals
 from anabranch.clockwork import Clockwork

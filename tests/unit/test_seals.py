@@ -22,8 +22,8 @@ from anabranch.environment import load, shown
 from anabranch.errors import ConfigError, Forgotten, SealError, StoreUnavailable
 from anabranch.keys import KEPT_S, Keyring, StoredKeys, Tenancy, stored_keys
 from anabranch.references import is_one
-from anabranch.sealing import LARGE, NO_SEALING, Sealing, checked, opened
-from anabranch.seals import Key, Sealer, Whose
+from anabranch.security.sealing import LARGE, NO_SEALING, Sealing, checked, opened
+from anabranch.security.seals import Key, Sealer, Whose
 from anabranch.store import NO_STORE
 from anabranch.store import opened as open_store
 from anabranch.topics import Namespace

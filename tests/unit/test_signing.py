@@ -21,12 +21,12 @@ from anabranch import log_events as e
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing, encode
 from anabranch.config import SigningSettings
-from anabranch.contract_examples import EVENTS
+from anabranch.contract.examples import EVENTS
 from anabranch.environment import load, shown
 from anabranch.errors import ConfigError, WireError
 from anabranch.kafka.seam import Appender
 from anabranch.registry import Registry, register
-from anabranch.signing import NO_SIGNER, OPEN, SIGNATURE, Signer, signer_of, verifier_of
+from anabranch.security.signing import NO_SIGNER, OPEN, SIGNATURE, Signer, signer_of, verifier_of
 from anabranch.view import LogView
 
 OURS, OTHERS = {"k1": b"1" * 32}, {"k1": b"2" * 32}

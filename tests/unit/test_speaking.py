@@ -1,6 +1,7 @@
 """What a run that asked to be streamed costs, and what becomes of its words when Kafka does not take them.
 
-Responsible for: `agent/speaking.py` and `agent/hearing.py`, with an appender under the test's control, in virtual time.
+Responsible for: `agent/reply/speaking.py` and `agent/reply/hearing.py`, with an appender under the test's control, in
+virtual time.
 Must never: run a model.
 Called by: pytest.
 """
@@ -19,9 +20,9 @@ from tests.support.virtual import virtually
 from tests.unit.test_listening import block, call, ends, says, stop
 
 from anabranch import messages as m
-from anabranch.agent.jobs import Job
-from anabranch.agent.plan import BatchContext
-from anabranch.agent.speaking import EVERY_S, WAITING_BYTES
+from anabranch.agent.model.jobs import Job
+from anabranch.agent.reply.plan import BatchContext
+from anabranch.agent.reply.speaking import EVERY_S, WAITING_BYTES
 from anabranch.errors import BrokerError
 
 TOPIC = NAMESPACE.stream

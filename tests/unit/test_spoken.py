@@ -14,8 +14,8 @@ from tests.support import builders as b
 
 from anabranch import log_events as e
 from anabranch import messages as m
+from anabranch.agent.reply.tokens import in_stream
 from anabranch.agent.state import Partition
-from anabranch.agent.tokens import in_stream
 from anabranch.events import CallAsked, CallStarted, Discarded, RunEvent, Spoken, Text, Thinking
 from anabranch.spoken import Turning
 

@@ -15,7 +15,7 @@ from anthropic import Stream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anabranch.agent.sse import Event, Events
+from anabranch.agent.reply.sse import Event, Events
 
 ENDS = st.sampled_from(["\n", "\r\n", "\r"])
 WORDS = st.text('ab: é\u2028\U0001f600{}"', max_size=6)

@@ -1,6 +1,7 @@
 """What the roles tell of a run: the same spans whoever tells of them, each when it is over.
 
-Responsible for: `agent/traces.py`, `agent/telling.py`, `tools/traces.py`, and the headers that they put on records.
+Responsible for: `agent/telemetry/traces.py`, `agent/telemetry/telling.py`, `tools/traces.py`, and the headers that
+they put on records.
 Must never: export (tests/acceptance/test_traces). Called by: pytest.
 """
 
@@ -23,10 +24,10 @@ from anabranch import App, RateLimited, Retryable
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import snapshot
-from anabranch.agent.admission import Admission
-from anabranch.agent.model import Transient
-from anabranch.agent.said import messages_of
-from anabranch.agent.telling import AGAIN_S
+from anabranch.agent.admission.admission import Admission
+from anabranch.agent.model.seam import Transient
+from anabranch.agent.telemetry.said import messages_of
+from anabranch.agent.telemetry.telling import AGAIN_S
 from anabranch.codec import cloud_event, decode, encode, header
 from anabranch.spans import parse
 
@@ -259,7 +260,7 @@ def test_a_span_that_cannot_be_made_ends_no_call(
     def nonsense(reply: bytes) -> str:
         raise KeyError("input")
 
-    monkeypatch.setattr("anabranch.agent.traces.words", nonsense)
+    monkeypatch.setattr("anabranch.agent.telemetry.traces.words", nonsense)
     monkeypatch.setattr("anabranch.spans._failed", set())
     told = Told(content=True)
 

@@ -1,6 +1,6 @@
 """Model calls with a scripted model, in virtual time: whose turn it is, what is tried again, what is told to the log.
 
-Responsible for: `agent/thinking.py`.
+Responsible for: `agent/model/thinking.py`.
 Must never: open a connection, or wait for real time.
 Called by: pytest.
 """
@@ -20,9 +20,9 @@ from tests.support.virtual import now
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.agent.model import Hopeless, Transient
-from anabranch.agent.reply import Reply, RequestedCall
-from anabranch.agent.tokens import derived
+from anabranch.agent.model.seam import Hopeless, Transient
+from anabranch.agent.reply.reply import Reply, RequestedCall
+from anabranch.agent.reply.tokens import derived
 from anabranch.codec import decode, encode
 from anabranch.prices import Price, usage_of
 

@@ -1,6 +1,6 @@
 """Model calls of which parts lie in the store: what they take while they wait for it, in virtual time.
 
-Responsible for: `agent/thinking.py` with `agent/large.py`.
+Responsible for: `agent/model/thinking.py` with `agent/large.py`.
 Must never: open a connection, or wait for real time.
 Called by: pytest.
 """
@@ -15,10 +15,10 @@ from typing import cast
 from tests.support.thinking import SETTINGS, Desk, Script, at, thought
 
 from anabranch import log_events as e
-from anabranch.agent.jobs import Job
 from anabranch.agent.large import Incomplete
-from anabranch.agent.model import OnEvent, OnLeft, Transient
-from anabranch.agent.reply import Reply
+from anabranch.agent.model.jobs import Job
+from anabranch.agent.model.seam import OnEvent, OnLeft, Transient
+from anabranch.agent.reply.reply import Reply
 from anabranch.config import ModelLimits, StoreSettings
 from anabranch.in_hand import AT_ONCE
 from anabranch.store import Store

@@ -1,6 +1,6 @@
 """Calls of a model that fails and has no other, in virtual time: who asks it meanwhile, how often, and who comes back.
 
-Responsible for: what `agent/thinking.py` makes of breakers and of the retry budget.
+Responsible for: what `agent/model/thinking.py` makes of breakers and of the retry budget.
 Must never: open a connection, or wait for real time.
 Called by: pytest.
 """
@@ -17,9 +17,9 @@ import pytest
 from tests.support.providers import SETTINGS, Desk, Provider, fails, thought, works
 
 from anabranch import log_events as e
-from anabranch.agent.model import Failure, Hopeless, OnEvent, OnLeft, Transient
-from anabranch.agent.reply import Reply
-from anabranch.agent.retrying import BURST
+from anabranch.agent.model.retrying import BURST
+from anabranch.agent.model.seam import Failure, Hopeless, OnEvent, OnLeft, Transient
+from anabranch.agent.reply.reply import Reply
 from anabranch.config import AgentSettings
 
 

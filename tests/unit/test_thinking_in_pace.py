@@ -1,6 +1,6 @@
 """Model calls in their model's pace, in virtual time: who is next, what a refusal and a change of the share do to it.
 
-Responsible for: `agent/thinking.py` with the limits of `agent/budget.py`.
+Responsible for: `agent/model/thinking.py` with the limits of `agent/model/budget.py`.
 Must never: open a connection, or wait for real time.
 Called by: pytest.
 """
@@ -17,8 +17,8 @@ from tests.support.thinking import DONE, SETTINGS, Desk, Script, at, only, thoug
 from tests.support.virtual import now
 
 from anabranch import log_events as e
-from anabranch.agent.fitting import Fitting
-from anabranch.agent.model import Transient
+from anabranch.agent.model.seam import Transient
+from anabranch.agent.prompt.fitting import Fitting
 from anabranch.config import ModelLimits
 
 

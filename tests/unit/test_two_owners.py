@@ -15,7 +15,7 @@ from tests.support.virtual import virtually
 
 from anabranch import log_events as e
 from anabranch.agent import fold
-from anabranch.agent.admission import Admission
+from anabranch.agent.admission.admission import Admission
 from anabranch.agent.state import Nexts, Partition
 from anabranch.codec import decode
 from anabranch.fields import LANES, Lane

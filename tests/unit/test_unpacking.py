@@ -1,7 +1,7 @@
 """Batches that unpack to far more than they are, and those of which no record can be had: they cost nothing else.
 
-Responsible for: `kafka/unpacking.py`, and what `kafka/reading.py` makes of it. Must never: run a broker, or unpack what
-it says cannot be. Called by: pytest.
+Responsible for: `kafka/fetch/unpacking.py`, and what `kafka/fetch/reading.py` makes of it. Must never: run a broker,
+or unpack what it says cannot be. Called by: pytest.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from tests.support.fetch_scene import A, B, MakeScene, scenes
 from tests.support.fetches import batch, rewritten
 from tests.support.wait import until
 
-from anabranch.kafka import unpacking
-from anabranch.kafka.unpacking import LARGEST, Batches, Unreadable
+from anabranch.kafka.fetch import unpacking
+from anabranch.kafka.fetch.unpacking import LARGEST, Batches, Unreadable
 
 GZIP, SNAPPY, LZ4, ZSTD = CODECS = (1, 2, 3, 4)
 NAMES = ["gzip", "snappy", "lz4", "zstd"]

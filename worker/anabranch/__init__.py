@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anabranch.app import Agent, App, Call, Limit, RateLimited, Retryable, Tool
     from anabranch.content import ResultError, image, text
+    from anabranch.declarations.schema import ArgumentsError
     from anabranch.errors import (
         AnabranchError,
         AppNotFound,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
         TopicsError,
         WireError,
     )
-    from anabranch.schema import ArgumentsError
 
     __version__: str
 
@@ -57,7 +57,7 @@ __all__ = [
 _HOMES = {
     "anabranch.app": ("Agent", "App", "Call", "Limit", "RateLimited", "Retryable", "Tool"),
     "anabranch.content": ("ResultError", "image", "text"),
-    "anabranch.schema": ("ArgumentsError",),
+    "anabranch.declarations.schema": ("ArgumentsError",),
 }
 
 

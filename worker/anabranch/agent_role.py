@@ -14,25 +14,25 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
 from anabranch.about import WORKER
-from anabranch.agent.meters import AgentMeters
-from anabranch.agent.model import Model
+from anabranch.agent.admission.room import Room
+from anabranch.agent.admission.saturation import Saturation
+from anabranch.agent.model.seam import Model
+from anabranch.agent.model.thinking import Thinker
 from anabranch.agent.placing import Placing
-from anabranch.agent.room import Room
-from anabranch.agent.saturation import Saturation
 from anabranch.agent.station import Station
-from anabranch.agent.thinking import Thinker
-from anabranch.agent.traces import AgentTraces
+from anabranch.agent.telemetry.meters import AgentMeters
+from anabranch.agent.telemetry.traces import AgentTraces
 from anabranch.agent.worker import AgentWorker
 from anabranch.app import App
-from anabranch.callers import callers_of
 from anabranch.clockwork import Clockwork, real_clockwork
 from anabranch.config import Settings
+from anabranch.declarations.callers import callers_of
 from anabranch.kafka.seam import Broker
 from anabranch.registry import Registry, follow, keep_up, register
 from anabranch.roles import broker_of, info_of, namespace_of, refuse_bad_topics, store_of, tracing_of
 from anabranch.runtime import Post, Shutdown, serve
-from anabranch.sealing import checked
-from anabranch.signing import signer_of
+from anabranch.security.sealing import checked
+from anabranch.security.signing import signer_of
 from anabranch.specs import AgentSpec, ToolSpec
 from anabranch.tasks import alongside
 from anabranch.topics import Namespace
@@ -127,7 +127,7 @@ async def _serve_agent(
 def _model(settings: Settings, model: Model | None) -> AbstractAsyncContextManager[Model]:
     if model is not None:
         return _given(model)
-    from anabranch.agent.anthropic_model import AnthropicModel  # a second of imports that other models are spared
+    from anabranch.agent.model.anthropic_model import AnthropicModel  # a second of imports that other models are spared
 
     return AnthropicModel.opened(settings.anthropic, settings.agent.model_silence_s)
 

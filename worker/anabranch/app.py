@@ -15,9 +15,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from anabranch import definition
-from anabranch.callers import check_called, check_server_tools
-from anabranch.declared import (
+from anabranch.declarations import definition
+from anabranch.declarations.callers import check_called, check_server_tools
+from anabranch.declarations.declared import (
     Agent,
     Call,
     Declared,
@@ -30,11 +30,11 @@ from anabranch.declared import (
     ToolOptions,
     ToolRef,
 )
-from anabranch.definition import TOOL_PATTERN, Place
+from anabranch.declarations.definition import TOOL_PATTERN, Place
+from anabranch.declarations.schema import check_schema, describe
 from anabranch.errors import ConfigError, DefinitionError
 from anabranch.fields import Json
 from anabranch.prices import window_of
-from anabranch.schema import check_schema, describe
 from anabranch.specs import AgentLimits, AgentSpec, LimitSpec, ToolSpec
 from anabranch.topics import Namespace
 

@@ -32,8 +32,8 @@ from anabranch.kafka.seam import Appender, Broker, Place
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.log_events import RequestNoted, RunCancelled
 from anabranch.messages import ReplyTo, RunRequest, RunResponse
-from anabranch.sealing import NO_SEALING, Sealing
-from anabranch.sealing import opened as open_sealing
+from anabranch.security.sealing import NO_SEALING, Sealing
+from anabranch.security.sealing import opened as open_sealing
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import Traces
 from anabranch.spans import opened as open_traces

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 from anabranch.agent.answer import words_of
-from anabranch.agent.referring import content_sealed_of
+from anabranch.agent.reply.referring import content_sealed_of
 from anabranch.bodies import dump, read
 from anabranch.errors import StoreError, WireError
 from anabranch.fields import Json
 from anabranch.messages import RunError, RunRequest, RunResponse, StreamDelta
-from anabranch.sealing import NO_SEALING, Sealing
+from anabranch.security.sealing import NO_SEALING, Sealing
 from anabranch.store import Store
 
 STORE_S: Final = 30.0

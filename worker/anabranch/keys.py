@@ -23,8 +23,8 @@ from anabranch.bodies import dump, read
 from anabranch.config import SealingSettings, without_secrets
 from anabranch.errors import ConfigError, Forgotten, SealError, StoreError, StoreUnavailable, WireError
 from anabranch.fields import is_name
-from anabranch.named_keys import named_keys
-from anabranch.seals import KEY_BYTES, Key, Sealer, Whose, unwrapped, wrapped
+from anabranch.security.named_keys import named_keys
+from anabranch.security.seals import KEY_BYTES, Key, Sealer, Whose, unwrapped, wrapped
 from anabranch.serially import Serially
 from anabranch.store import objects_at, tried_once
 

@@ -2,8 +2,8 @@
 
 The built-in prices are Anthropic's list prices as of `AS_OF`; `[prices.NAME]` in the settings overrules them. A dated
 name stands for its model, so `claude-haiku-4-5-20251001` has the price of `claude-haiku-4-5`. What has no price costs
-an unknown sum, which is said and never taken for nothing. `agent/thinking.py` and `agent/fitting.py` ask; the settings
-hold those of users. It must never know a run.
+an unknown sum, which is said and never taken for nothing. `agent/model/thinking.py` and `agent/prompt/fitting.py`
+ask; the settings hold those of users. It must never know a run.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from anabranch.bodies import dump, read
 from anabranch.codec import Outgoing, Record, cloud_event
 from anabranch.errors import AnabranchError, WireError
 from anabranch.kafka.seam import Appender, Broker, Place
-from anabranch.signing import NO_SIGNER, Signer
+from anabranch.security.signing import NO_SIGNER, Signer
 from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
 from anabranch.topics import Namespace
 

@@ -2,7 +2,7 @@
 
 It refuses the whole conversation for one block that it does not take, and that would end the run. Asked first, only the
 call of that block fails. Must never repair or drop anything. Called by `content.py` where a tool returns them, and by
-`agent/conversation.py`, for a result may be of somebody else's tool worker.
+`agent/prompt/conversation.py`, for a result may be of somebody else's tool worker.
 """
 
 from __future__ import annotations

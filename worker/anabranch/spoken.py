@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from anabranch import log_events as e
 from anabranch import messages as m
+from anabranch.agent.reply.tokens import in_stream
 from anabranch.agent.state import Run
-from anabranch.agent.tokens import in_stream
 from anabranch.events import CallAsked, CallStarted, Discarded, RunEvent, Spoken, Text, Thinking, blocks_of
 
 HELD: Final = 20_000

@@ -18,7 +18,7 @@ from anabranch.kafka.seam import Broker
 from anabranch.registry import register
 from anabranch.roles import broker_of, info_of, namespace_of, refuse_bad_topics, store_of, tracing_of
 from anabranch.runtime import Post, Shutdown, serve
-from anabranch.sealing import checked
+from anabranch.security.sealing import checked
 from anabranch.tools.executor import Executor
 from anabranch.tools.meters import ToolMeters
 from anabranch.tools.serving import Bench

@@ -13,7 +13,7 @@ from anabranch.agent.state import Partition
 from anabranch.codec import Record, decode, header
 from anabranch.errors import WireError
 from anabranch.events import RunEvent
-from anabranch.signing import NO_SIGNER, Signer
+from anabranch.security.signing import NO_SIGNER, Signer
 
 _LINKS = ("run.requested", "request.noted")
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from anabranch.agent.referring import content_ref_of, content_sealed_of
+from anabranch.agent.reply.referring import content_ref_of, content_sealed_of
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.bodies import read, whole
 from anabranch.errors import WireError

@@ -27,10 +27,10 @@ import orjson
 from anabranch import log_events as e
 from anabranch.agent.effects import CallDue
 from anabranch.agent.fold import run_of
-from anabranch.agent.listening import Piece
 from anabranch.agent.outbox import early_record
-from anabranch.agent.plan import BatchContext, planned_alone
-from anabranch.agent.reply import RequestedCall
+from anabranch.agent.reply.listening import Piece
+from anabranch.agent.reply.plan import BatchContext, planned_alone
+from anabranch.agent.reply.reply import RequestedCall
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
 from anabranch.bodies import MAX_DEPTH, depth_of

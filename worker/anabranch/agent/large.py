@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from anabranch import references
 from anabranch.agent import answer
-from anabranch.agent.conversation import Found, content_of
-from anabranch.agent.model import Hopeless
-from anabranch.agent.referring import Input, content_ref_of, content_sealed_of, referring, sealed_reply
-from anabranch.agent.reply import Reply, RequestedCall
+from anabranch.agent.model.seam import Hopeless
+from anabranch.agent.prompt.conversation import Found, content_of
+from anabranch.agent.reply.referring import Input, content_ref_of, content_sealed_of, referring, sealed_reply
+from anabranch.agent.reply.reply import Reply, RequestedCall
 from anabranch.agent.state import Run
 from anabranch.errors import Forgotten, InvalidRequest, StoreError
 from anabranch.in_hand import InHand
-from anabranch.sealing import NO_SEALING, Fields, Sealing, size_of
+from anabranch.security.sealing import NO_SEALING, Fields, Sealing, size_of
 from anabranch.store import Store
 from anabranch.topics import BODY_BYTES
 from anabranch.values import frozen
 
 if TYPE_CHECKING:
-    from anabranch.seals import Sealer, What
+    from anabranch.security.seals import Sealer, What
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from anabranch.agent.conversation import content_of
-from anabranch.agent.referring import Input, content_elsewhere, inputs_of
+from anabranch.agent.prompt.conversation import content_of
+from anabranch.agent.reply.referring import Input, content_elsewhere, inputs_of
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.agent.station import Station
-from anabranch.agent.traces import call_header
+from anabranch.agent.telemetry.traces import call_header
 from anabranch.bodies import whole
 from anabranch.codec import Outgoing, cloud_event
 from anabranch.errors import SealError

@@ -16,24 +16,24 @@ from typing import Final, NamedTuple
 
 from anabranch import log_events as e
 from anabranch.agent import cleaning, deadlines, effects, fold
+from anabranch.agent.admission.held import Held
+from anabranch.agent.admission.room import Room
 from anabranch.agent.alarms import Alarms
 from anabranch.agent.answered import REMEMBERED, Closing
-from anabranch.agent.audience import Audience
-from anabranch.agent.calling import ModelCalls
 from anabranch.agent.cleaning import Cleaner
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.effects import NoteDue
 from anabranch.agent.handed_off import HandedOff
-from anabranch.agent.held import Held
+from anabranch.agent.model.calling import ModelCalls
 from anabranch.agent.needed import Needed
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.reach import Reach
 from anabranch.agent.reading import event_in
-from anabranch.agent.room import Room
 from anabranch.agent.state import Nexts, Partition, Run
 from anabranch.agent.station import Station
-from anabranch.agent.tally import waiting_call
+from anabranch.agent.telemetry.audience import Audience
+from anabranch.agent.telemetry.tally import waiting_call
 from anabranch.codec import Record
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.values import frozen

@@ -21,7 +21,7 @@ from anabranch.agent.large import is_for_the_store, large_answer
 from anabranch.agent.outbox import call_record, response_record
 from anabranch.agent.state import Partition, Run
 from anabranch.agent.station import Station
-from anabranch.agent.traces import AgentTraces, answer_header
+from anabranch.agent.telemetry.traces import AgentTraces, answer_header
 from anabranch.bodies import dump
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, StoreUnavailable

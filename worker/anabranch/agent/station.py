@@ -10,12 +10,12 @@ from functools import partial
 
 from anabranch import log_events as e
 from anabranch.about import about_record, place_of
-from anabranch.agent.meters import AgentMeters
-from anabranch.agent.plan import Place, by_key
-from anabranch.agent.room import Room
-from anabranch.agent.saturation import Saturation
-from anabranch.agent.thinking import Thinker
-from anabranch.agent.traces import AgentTraces
+from anabranch.agent.admission.room import Room
+from anabranch.agent.admission.saturation import Saturation
+from anabranch.agent.model.thinking import Thinker
+from anabranch.agent.reply.plan import Place, by_key
+from anabranch.agent.telemetry.meters import AgentMeters
+from anabranch.agent.telemetry.traces import AgentTraces
 from anabranch.bodies import without_given
 from anabranch.clockwork import Clockwork
 from anabranch.codec import Outgoing, Record, encode
@@ -26,8 +26,8 @@ from anabranch.kafka.seam import Appender
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.prices import Price
 from anabranch.registry import Registry
-from anabranch.sealing import NO_SEALING, Sealing
-from anabranch.signing import NO_SIGNER, Signer
+from anabranch.security.sealing import NO_SEALING, Sealing
+from anabranch.security.signing import NO_SIGNER, Signer
 from anabranch.store import NO_STORE, Store
 from anabranch.topics import Namespace
 from anabranch.values import frozen

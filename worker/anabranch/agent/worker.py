@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
-from anabranch.agent.admission import Admission
-from anabranch.agent.calling import ModelCalls
+from anabranch.agent.admission.admission import Admission
 from anabranch.agent.commit import of_ours, oldest, read_commit, trusted
 from anabranch.agent.committing import Commits
 from anabranch.agent.deadlines import Moment
-from anabranch.agent.offer import Offers
+from anabranch.agent.model.calling import ModelCalls
 from anabranch.agent.owner import Hooks, Owner
-from anabranch.agent.sampling import sample
+from anabranch.agent.prompt.offer import Offers
 from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
+from anabranch.agent.telemetry.sampling import sample
 from anabranch.codec import Record
 from anabranch.errors import AnabranchError
 from anabranch.fields import LANES, Lane

@@ -27,7 +27,7 @@ from anabranch.cli.failures import explain
 from anabranch.cli.loglines import log_to_stderr
 from anabranch.cli.terminal import printable, printable_json
 from anabranch.errors import ConfigError
-from anabranch.redaction import Redaction
+from anabranch.security.redaction import Redaction
 from anabranch.wording import counted
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from anabranch.client import Client
     from anabranch.config import Settings
     from anabranch.kafka.seam import Broker
-    from anabranch.sealing import Sealing
-    from anabranch.signing import Signer
+    from anabranch.security.sealing import Sealing
+    from anabranch.security.signing import Signer
     from anabranch.store import Store
     from anabranch.topics import Namespace
 
@@ -117,7 +117,7 @@ class Frame:
 
     def app(self, reference: str | None = None) -> App | None:
         """The App at `reference`, or that of --app; None if neither is given. Raises `AppNotFound`."""
-        from anabranch.loading import load_app
+        from anabranch.declarations.loading import load_app
 
         reference = reference or self.app_option
         return load_app(reference) if reference is not None else None
@@ -141,7 +141,7 @@ class Frame:
 
     def verifier(self) -> Signer:
         """Checks who wrote an event, if the settings have the key of agent workers."""
-        from anabranch.signing import verifier_of
+        from anabranch.security.signing import verifier_of
 
         return verifier_of(self.settings.signing)
 
@@ -153,7 +153,7 @@ class Frame:
 
     def sealing(self) -> Sealing:
         """The keys of the settings, or of --app, and the store; without keys none is opened."""
-        from anabranch.sealing import NO_SEALING, opened
+        from anabranch.security.sealing import NO_SEALING, opened
 
         app, settings = self.app(), self.settings.sealing
         keys = app.keys if app is not None else None
@@ -354,7 +354,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 
 def _redaction(settings: Settings | None = None) -> Redaction:
     """Keeps out what is secret in these settings; without any, in the environment alone."""
-    from anabranch.confidential import secrets_of
+    from anabranch.security.confidential import secrets_of
 
     global _redact
     _redact = Redaction(secrets_of(settings, os.environ))

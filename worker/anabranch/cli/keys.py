@@ -69,7 +69,7 @@ def forget(common: frame.Frame, tenant: str, yes: bool) -> None:
 
 
 def _keys(common: frame.Frame) -> StoredKeys:
-    from anabranch.sealing import stored
+    from anabranch.security.sealing import stored
 
     found = stored(common.settings.sealing, common.namespace().name)
     if found is None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anabranch.about import known
 from anabranch.cli.terminal import printable, printable_json
-from anabranch.redaction import Redaction
+from anabranch.security.redaction import Redaction
 
 if TYPE_CHECKING:
     from anabranch.config import Settings

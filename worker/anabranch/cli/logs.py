@@ -22,7 +22,7 @@ from anabranch.fields import LANES
 from anabranch.following import Ears, Following
 from anabranch.kafka.seam import Broker, Place, Reader, Start
 from anabranch.log_events import RequestNoted
-from anabranch.signing import NO_SIGNER, Signer
+from anabranch.security.signing import NO_SIGNER, Signer
 from anabranch.spoken import Block
 from anabranch.topics import Namespace, partition_of
 from anabranch.view import LogView

@@ -77,7 +77,7 @@ def acls(common: frame.Frame, reference: str, queues: tuple[str, ...], **princip
 
     Without principals it prints those of all roles, for users named after them. It changes nothing.
     """
-    from anabranch.access import ROLES, command, grants
+    from anabranch.security.access import ROLES, command, grants
 
     app = common.app(reference)
     assert app is not None, "the argument is required"

@@ -29,10 +29,10 @@ from aiokafka.errors import (
 
 from anabranch.codec import Outgoing
 from anabranch.errors import BrokerError, TooLarge
-from anabranch.kafka.batching import Item, Lane, Line
 from anabranch.kafka.login import unreachable
 from anabranch.kafka.meters import RoleMeters
-from anabranch.kafka.producing import Batch, Producer
+from anabranch.kafka.produce.batching import Item, Lane, Line
+from anabranch.kafka.produce.producing import Batch, Producer
 from anabranch.kafka.refusals import refusal, told
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.tasks import alongside, happens

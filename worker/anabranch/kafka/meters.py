@@ -1,7 +1,7 @@
 """What both roles measure alike: their group, their log, what they send, and how they are.
 
 Each series names the role and the queue, since a process of `anabranch dev` has several. Changed by `appender.py`,
-`membership.py`, `watch.py` and the roles; `agent/meters.py` and `tools/meters.py` add their own.
+`membership.py`, `watch.py` and the roles; `agent/telemetry/meters.py` and `tools/meters.py` add their own.
 """
 
 from __future__ import annotations

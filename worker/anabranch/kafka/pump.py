@@ -24,7 +24,7 @@ from anabranch.config import KafkaSettings
 from anabranch.errors import BrokerError
 from anabranch.kafka.admin import Admin
 from anabranch.kafka.assignor import Memory, make_assignor
-from anabranch.kafka.fetching import LOOK_S, Fetching
+from anabranch.kafka.fetch.fetching import LOOK_S, Fetching
 from anabranch.kafka.liveness import Liveness
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Committed, Listener, Place

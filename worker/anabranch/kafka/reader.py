@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from anabranch.codec import Record
 from anabranch.errors import BrokerError
-from anabranch.kafka.fetching import LOOK_S, SILENT_S, Fetching
+from anabranch.kafka.fetch.fetching import LOOK_S, SILENT_S, Fetching
 from anabranch.kafka.login import unreachable
 from anabranch.kafka.refusals import refusal
 from anabranch.kafka.seam import Place, Start

@@ -1,7 +1,7 @@
 """The two seams between the roles and a broker: `Appender` writes, `Subscription` reads as a group member.
 
 `Broker` hands them out, with a plain `Reader` for those who read without a group, and with what is asked of
-an admin. Kafka implements them in this folder, and `memory.py` is their double in memory; roles, client
+an admin. Kafka implements them in this folder, and `memory/` holds their double; roles, client
 and commands know nothing else of a broker. Offsets are ints, times are seconds.
 """
 

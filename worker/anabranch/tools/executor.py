@@ -27,11 +27,11 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from anabranch.app import RateLimited, Retryable, Tool
 from anabranch.config import ToolSettings
 from anabranch.content import ResultError, cut, to_content
+from anabranch.declarations.schema import ArgumentsError
 from anabranch.fields import Content, Json
 from anabranch.limits import Paused, ShareLost
 from anabranch.log_events import ResultOutcome
 from anabranch.messages import ToolCall
-from anabranch.schema import ArgumentsError
 from anabranch.tools.contained import ELSEWHERE, alone, contained, encoded
 from anabranch.tools.failures import described, ends_us, kind_of, text_of
 from anabranch.tools.slots import Slots, Whose

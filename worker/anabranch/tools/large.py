@@ -16,7 +16,7 @@ from anabranch.errors import TooLarge, WireError
 from anabranch.fields import Content, Json
 from anabranch.log_events import ToolResult
 from anabranch.messages import ToolCall
-from anabranch.sealing import NO_SEALING, Sealing
+from anabranch.security.sealing import NO_SEALING, Sealing
 from anabranch.store import Store
 from anabranch.topics import BODY_BYTES
 

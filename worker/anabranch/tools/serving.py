@@ -27,7 +27,7 @@ from anabranch.kafka.seam import Appender, Place
 from anabranch.log_events import OUTCOME_UNKNOWN, ResultOutcome, ToolResult
 from anabranch.messages import ToolCall
 from anabranch.meters import OTHER
-from anabranch.sealing import NO_SEALING, Sealing
+from anabranch.security.sealing import NO_SEALING, Sealing
 from anabranch.serially import Serially
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid

@@ -1,0 +1,139 @@
+"""The double's `Appender`: what is sent lands in order, perhaps late, perhaps twice.
+
+Responsible for: the queue of each partition, what is written again when its acknowledgement is lost, and who is told.
+Must never: let a record overtake another of its partition, or lose one that was given while its process lives.
+Called by: whoever asked `MemoryBroker.appender` for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from anabranch.codec import Outgoing
+from anabranch.errors import BrokerError, TooLarge
+from anabranch.kafka.memory.link import Link
+from anabranch.kafka.memory.log import MemoryLog, Partition
+from anabranch.kafka.seam import Place
+from anabranch.kafka.sent import Acked, Sent
+from anabranch.values import frozen
+
+
+@frozen()
+class _Item:
+    record: Outgoing
+    sent_ms: int
+    sent: Sent
+    once: bool = False
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What waits for one partition; one request is under way at a time, and takes what waits then."""
+
+    partition: Partition
+    waiting: deque[_Item] = field(default_factory=deque)
+    under_way: asyncio.TimerHandle | None = None
+
+
+class MemoryAppender:
+    """See `Appender`. Everything happens in timers of the loop: there is no task to own."""
+
+    def __init__(self, log: MemoryLog, link: Link) -> None:
+        self._log, self._link = log, link
+        self._lanes: dict[Place, _Lane] = {}
+        self._unacknowledged = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    def append(self, record: Outgoing, once: bool = False) -> Sent:
+        sent = Sent()
+        try:
+            lane = self._lane(record)
+        except (TooLarge, BrokerError) as error:
+            sent.fail(error)
+            return sent
+        lane.waiting.append(_Item(record, self._log.now_ms(), sent, once))
+        self._unacknowledged += 1
+        self._idle.clear()
+        self._send(lane)
+        return sent
+
+    @property
+    def outstanding(self) -> int:
+        return self._unacknowledged
+
+    async def flush(self, timeout_s: float) -> int:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return self._unacknowledged
+        return 0
+
+    def send_on(self) -> None:
+        """The link is whole again: send what waits."""
+        for lane in self._lanes.values():
+            self._send(lane)
+
+    def close(self) -> None:
+        """Forget what has not been acknowledged, as a process does that ends. Its futures are cancelled."""
+        self._closed = True
+        for lane in self._lanes.values():
+            if lane.under_way is not None:
+                lane.under_way.cancel()
+            for item in lane.waiting:
+                item.sent.cancel()
+
+    def _lane(self, record: Outgoing) -> _Lane:
+        if self._closed:
+            raise BrokerError(f"the appender is closed; a record for {record.topic} came too late")
+        partition = self._log.route(record)
+        if (lane := self._lanes.get(partition.place)) is None:
+            lane = self._lanes[partition.place] = _Lane(partition)
+        return lane
+
+    def _send(self, lane: _Lane) -> None:
+        if lane.waiting and lane.under_way is None and self._link.is_whole and not self._closed:
+            lane.under_way = self._link.later(lambda: self._arrive(lane))
+
+    def _arrive(self, lane: _Lane) -> None:
+        """The request has reached the broker, unless the link was cut meanwhile."""
+        lane.under_way = None
+        if not self._link.is_whole:
+            return
+        batch = list(islice(lane.waiting, self._link.faults.most()))
+        written = [self._log.write(lane.partition, item.record, item.sent_ms) for item in batch]
+        lane.under_way = self._link.later(lambda: self._answer(lane, batch, written))
+
+    def _answer(self, lane: _Lane, batch: Sequence[_Item], written: Sequence[Acked]) -> None:
+        """The answer is back. If it got lost, the batch is still the head of what waits, and goes again."""
+        lane.under_way = None
+        faults = self._link.faults
+        if self._link.is_whole and not faults.lost_ack():
+            for item, acked in zip(batch, written, strict=True):
+                lane.waiting.popleft()
+                self._acknowledge(item, Acked(None) if faults.blind_ack() else acked)
+        else:
+            self._give_up_on(lane, [item for item in batch if item.once])
+        self._send(lane)
+
+    def _give_up_on(self, lane: _Lane, unknown: Sequence[_Item]) -> None:
+        """What may be sent only once is not sent again; whether it was written stays open."""
+        for item in unknown:
+            lane.waiting.remove(item)
+            self._settle()
+            item.sent.fail(BrokerError(f"a record for {item.record.topic} may have been written"))
+
+    def _acknowledge(self, item: _Item, acked: Acked) -> None:
+        self._settle()
+        item.sent.succeed(acked)
+
+    def _settle(self) -> None:
+        self._unacknowledged -= 1
+        if not self._unacknowledged:
+            self._idle.set()

@@ -1,0 +1,1 @@
+"""Writing fast: a producer of our own, in batches, in order."""
