@@ -5,7 +5,7 @@ once it was deleted, so that it is never made again. Another source, such as a K
 `App(keys=...)`. Keys are held in memory for a minute, so a deletion is heard within one.
 
 Responsible for: keys made, found, remembered and deleted. Must never: write a key that is not wrapped, or show one.
-Called by: `sealing.py`, and `cli/keys.py`.
+Called by: `security/sealing.py`, and `cli/keys.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What travels beside the log's events: requests, tool calls, responses, and what a model says while it speaks.
 
 Frozen values and nothing else: no I/O, no clock, and no import of ours but `fields.py`. `codec` turns them into
-records and back; `schemas/` is generated from them (`contract.BODIES`). Times are epoch seconds as floats,
+records and back; `schemas/` is generated from them (`contract/records.py`). Times are epoch seconds as floats,
 durations are seconds, sizes are bytes, offsets are ints. `log_events.py` has what the run log says.
 """
 

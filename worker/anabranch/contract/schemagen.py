@@ -1,6 +1,6 @@
 """Writes `schemas/`: a JSON Schema for each body, and the AsyncAPI document. `make schemas` runs it.
 
-Everything is made from `contract` and the types in `messages`, in a stable order, so that the same code gives the
+Everything is made from `records.py` and the types in `messages`, in a stable order, so that the same code gives the
 same bytes. The schemas say what writers send; they never forbid further fields, because readers ignore those.
 `python -m anabranch.contract.schemagen --check` writes nothing, and exits 1 if a file differs from what it would write.
 """
@@ -34,7 +34,7 @@ class _Generate(GenerateJsonSchema):
 
 
 def body_schema(name: str) -> Schema:
-    """The JSON Schema (2020-12) of the body `name`, a key of `contract.BODIES`."""
+    """The JSON Schema (2020-12) of the body `name`, a key of `BODIES`."""
     head = {"$schema": DIALECT, "$id": f"urn:anabranch:{name}", "title": name}
     body = BODIES[name]
     match body:

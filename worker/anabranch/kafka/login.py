@@ -3,7 +3,7 @@
 Responsible for: one more try at the bootstrap servers, and what came of it in words that name the setting to look at;
 that no log shows a password or a token, however much it tells.
 Must never: decide what becomes of who failed.
-Called by: `admin.py`, `appender.py`, `reader.py`, `pump.py`.
+Called by: `admin.py`, `appender.py`, `reader.py`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ it asks where they were, for ever. So the servers that the client was given are 
 
 Responsible for: whom one client asks who leads what; that one that begins has time for all servers that it was given.
 Must never: leave a broker alone for ever, or create a topic by asking for it. Called by: `link.py`, `admin.py`,
-`producing.py`, `fetching.py`.
+`produce/producing.py`, `fetch/fetching.py`.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Where an acknowledgement is a reading, a fetch begins behind what is known: our 
 each for the price of a fetch, which is more than half of those that a lone run needs.
 
 Responsible for: what is fetched of whom, what was fetched and is not taken, and whatever goes wrong with either. Must
-never: deliver by itself, fetch a partition of which something is to be taken, or end silently. Called by: `pump.py`,
-`reader.py`.
+never: deliver by itself, fetch a partition of which something is to be taken, or end silently. Called by:
+`kafka/pump.py`, `kafka/reader.py`.
 """
 
 from __future__ import annotations

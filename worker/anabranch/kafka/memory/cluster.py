@@ -4,7 +4,7 @@ Responsible for: `MemoryBroker`, one process's view of a cluster, and what a tes
 a member, trim a partition, look at what lies where.
 Must never: use a thread, a clock or chance of its own. Clock, faults and random generator are injected and all waiting
 is asyncio's, so that a simulation on a loop with virtual time repeats exactly.
-Called by: tests and simulations, in place of `connect.KafkaBroker`.
+Called by: tests and simulations, in place of `kafka/connect.KafkaBroker`.
 
     broker = MemoryBroker(namespace.specs(["io"]))    # a cluster, and the first process's view of it
     other = broker.another(Faults(lost_ack=...))      # a second process, with troubles of its own

@@ -9,7 +9,7 @@ aiokafka still connects, logs in, finds the leaders, and packs the records (in C
 
 Responsible for: sending, sequence numbers, sending again what a broker may take later.
 Must never: have two batches of one partition under way (the caller's promise), or give up one without saying so.
-Called by: `appender.py`.
+Called by: `kafka/appender.py`.
 """
 
 from __future__ import annotations
