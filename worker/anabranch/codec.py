@@ -62,11 +62,12 @@ class Outgoing(NamedTuple):
 
 
 def header(headers: Headers, name: str) -> str | None:
-    """The header as text; None if it is not there, or null."""
+    """The header as text, the last one if it is there twice, as for `decode`; None if it is not there, or null."""
+    found = None
     for key, value in headers:
         if key == name:
-            return None if value is None else value.decode("utf-8", "replace")
-    return None
+            found = value
+    return None if found is None else found.decode("utf-8", "replace")
 
 
 class _Head:
