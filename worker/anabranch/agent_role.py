@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Final
 
 from anabranch.about import WORKER
@@ -29,7 +29,7 @@ from anabranch.config import Settings
 from anabranch.declarations.callers import callers_of
 from anabranch.kafka.seam import Broker
 from anabranch.registry import Registry, follow, keep_up, register
-from anabranch.roles import broker_of, info_of, namespace_of, refuse_bad_topics, store_of, tracing_of
+from anabranch.roles import broker_of, info_of, namespace_of, refuse_bad_topics, store_of, topic_specs, tracing_of
 from anabranch.runtime import Post, Shutdown, serve
 from anabranch.security.sealing import checked
 from anabranch.security.signing import signer_of
@@ -75,7 +75,7 @@ async def _serve_agent(
     meters.know(app.agent_specs())
     signer = signer_of(settings.signing)
     broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
-    await refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
+    await refuse_bad_topics(broker, topic_specs(app, settings))
     worker_id, registry = clockwork.new_worker_id("agent"), Registry(signer, clockwork.now)
     store = await store_of(settings, namespace)
     sealing = await checked(settings.sealing, namespace.name, store, app.keys)
@@ -126,15 +126,10 @@ async def _serve_agent(
 
 def _model(settings: Settings, model: Model | None) -> AbstractAsyncContextManager[Model]:
     if model is not None:
-        return _given(model)
+        return nullcontext(model)
     from anabranch.agent.model.anthropic_model import AnthropicModel  # a second of imports that other models are spared
 
     return AnthropicModel.opened(settings.anthropic, settings.agent.model_silence_s)
-
-
-@asynccontextmanager
-async def _given(model: Model) -> AsyncIterator[Model]:
-    yield model
 
 
 @asynccontextmanager
