@@ -45,7 +45,7 @@ class KafkaBroker:
     async def subscribe(
         self, topics: Sequence[str], group: str, listener: Listener, newer: Sequence[str] = ()
     ) -> AsyncIterator[KafkaSubscription]:
-        async with Admin(self._settings, self._arguments) as admin:
+        async with Admin.opened(self._settings, self._arguments) as admin:
             subscription = KafkaSubscription(self._settings, self._arguments, topics, group, listener, admin, newer)
             async with subscription.opened():
                 yield subscription
@@ -56,15 +56,15 @@ class KafkaBroker:
             yield reader
 
     async def partitions(self, topic: str) -> int:
-        async with Admin(self._settings, self._arguments) as admin:
+        async with Admin.opened(self._settings, self._arguments) as admin:
             return await admin.partitions(topic)
 
     async def lacks(self, specs: Sequence[TopicSpec]) -> list[Lack]:
-        async with Admin(self._settings, self._arguments) as admin:
+        async with Admin.opened(self._settings, self._arguments) as admin:
             return await admin.lacks(specs)
 
     async def apply(self, specs: Sequence[TopicSpec]) -> list[str]:
-        async with Admin(self._settings, self._arguments) as admin:
+        async with Admin.opened(self._settings, self._arguments) as admin:
             return await admin.apply(specs)
 
 

@@ -253,7 +253,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         return int(self._consumer._coordinator.generation)
 
     async def committed(self, places: Iterable[Place]) -> dict[Place, Committed]:
-        return await self._admin.committed(self._group, list(places))
+        return await self._admin.committed(self._group, places)
 
     async def commit(self, offsets: Mapping[Place, Committed]) -> bool:
         if not offsets:
