@@ -19,6 +19,7 @@ from anabranch.codec import Outgoing
 from anabranch.kafka.appender import KafkaAppender
 from anabranch.kafka.produce import producing
 from anabranch.kafka.produce.producing import Batch, Producer
+from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Acked, Sent
 
 SOON_S = 30.0
@@ -95,7 +96,7 @@ async def test_a_producer_that_is_stopped_with_batches_in_hand_writes_nothing_mo
     told: list[Acked | Exception] = []
 
     def send(value: bytes) -> None:
-        batch = Batch(topic, 0, told.append)
+        batch = Batch(Place(topic, 0), told.append)
         batch.append(Outgoing(topic, b"k", value))
         producer.send([batch])
 

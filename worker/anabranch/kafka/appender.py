@@ -34,6 +34,7 @@ from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.produce.batching import Item, Lane, Line
 from anabranch.kafka.produce.producing import Batch, Producer
 from anabranch.kafka.refusals import refusal, told
+from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.tasks import alongside, happens
 from anabranch.topics import RECORD_BYTES
@@ -301,7 +302,7 @@ class KafkaAppender:
 
     def _batch(self, lane: Lane, line: Line, now: float) -> Batch:
         items: list[Item] = []
-        batch = Batch(lane.topic, line.partition, partial(self._told, lane, line, items))
+        batch = Batch(Place(lane.topic, line.partition), partial(self._told, lane, line, items))
         line.fill(batch, items)
         line.sent_at = now
         return batch

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
-from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     CoordinatorLoadInProgressError,
@@ -46,16 +45,9 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from anabranch.codec import Outgoing
 from anabranch.kafka import silent
 from anabranch.kafka.link import Link, linked
-from anabranch.kafka.produce.wire import (
-    HIGHEST,
-    LOWEST,
-    PRODUCE,
-    Where,
-    read_produced,
-    read_throttled_ms,
-    write_produce,
-)
+from anabranch.kafka.produce.wire import HIGHEST, LOWEST, PRODUCE, read_produced, read_throttled_ms, write_produce
 from anabranch.kafka.refusals import told
+from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Acked
 from anabranch.kafka.silent import Silent
 from anabranch.wording import counted
@@ -97,10 +89,10 @@ class Batch:
     """Records of one partition on their way. `is_out` once a broker may have written them. With `once` there is one
     among them that may be sent only once."""
 
-    __slots__ = ("_builder", "_data", "count", "is_out", "once", "partition", "since", "then", "topic", "was_late")
+    __slots__ = ("_builder", "_data", "count", "is_out", "once", "place", "since", "then", "was_late")
 
-    def __init__(self, topic: str, partition: int, then: Then) -> None:
-        self.topic, self.partition, self.then = topic, partition, then
+    def __init__(self, place: Place, then: Then) -> None:
+        self.place, self.then = place, then
         self._builder: Any = DefaultRecordBatchBuilder(_NEWEST_FORMAT, 0, 0, *_NOBODY, 0, BATCH_BYTES)
         self._data: bytearray | None = None
         self.count, self.since = 0, time.monotonic()
@@ -113,10 +105,6 @@ class Batch:
             return False
         self.count += 1
         return True
-
-    @property
-    def where(self) -> Where:
-        return self.topic, self.partition
 
     def packed(self, number: Callable[[Batch], tuple[int, int, int]]) -> bytearray:
         """Its bytes: the same ones each time, with the producer's id and epoch and the sequence that `number` gave."""
@@ -138,7 +126,7 @@ class Producer:
         self._loop = asyncio.get_running_loop()
         self._idempotent = idempotent
         self._identity = _NOBODY
-        self._sequences: dict[Where, int] = {}
+        self._sequences: dict[Place, int] = {}
         self._links: dict[int, Link] = {}
         self._connecting: dict[int, list[Batch]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -238,10 +226,10 @@ class Producer:
         of_leader: dict[int, list[Batch]] = {}
         leader_of = self._client.cluster.leader_for_partition
         for batch in batches:
-            leader = leader_of(TopicPartition(batch.topic, batch.partition))
+            leader = leader_of(batch.place)
             if leader is None or leader < 0:
                 self._client.force_metadata_update()
-                self._try_later(batch, f"{batch.topic}/{batch.partition} has no leader", may_expire=True)
+                self._try_later(batch, "{}/{} has no leader".format(*batch.place), may_expire=True)
             else:
                 of_leader.setdefault(leader, []).append(batch)
         for leader, theirs in of_leader.items():
@@ -285,13 +273,13 @@ class Producer:
             for batch in batches:
                 batch.then(error)
             return
-        size, packed, now = 0, list[tuple[Where, bytearray]](), list[Batch]()
+        size, packed, now = 0, list[tuple[Place, bytearray]](), list[Batch]()
         for batch in batches:
             data = batch.packed(self._number)
             size += len(data)
             if now and size > REQUEST_BYTES:
                 break
-            packed.append((batch.where, data))
+            packed.append((batch.place, data))
             now.append(batch)
             batch.is_out = True
         self._under_way[leader] = self._under_way.get(leader, 0) + 1
@@ -304,8 +292,8 @@ class Producer:
         """Who writes it, and where it stands among what is written to its partition."""
         if not self._idempotent:
             return *_NOBODY, _NO_SEQUENCE
-        sequence = self._sequences.get(batch.where, 0)
-        self._sequences[batch.where] = (sequence + batch.count) % _SEQUENCES
+        sequence = self._sequences.get(batch.place, 0)
+        self._sequences[batch.place] = (sequence + batch.count) % _SEQUENCES
         return *self._identity, sequence
 
     def _answered(self, leader: int, version: int, batches: list[Batch], answer: bytes | Exception) -> None:
@@ -327,11 +315,11 @@ class Producer:
                 batch.then(KafkaError(f"an answer to a request to write cannot be understood: {error}"))
             return
         for batch in batches:
-            code, offset, at_ms = results.get(batch.where, (UnknownError.errno, -1, -1))
+            code, offset, at_ms = results.get(batch.place, (UnknownError.errno, -1, -1))
             if code in (NoError.errno, DuplicateSequenceNumber.errno):
                 batch.then(Acked(offset if offset >= 0 else None, at_ms if at_ms >= 0 else None))
             else:
-                self._failed(batch, _error(code, batch.topic))
+                self._failed(batch, _error(code, batch.place.topic))
 
     def _failed(self, batch: Batch, error: Exception) -> None:
         doubles = batch.once and not self._idempotent and isinstance(error, _PERHAPS_WRITTEN)
@@ -350,7 +338,7 @@ class Producer:
         if not batch.was_late:
             batch.was_late = True
             records = counted(batch.count, "record")
-            log.warning("%s for %s/%d to be sent again: %s", records, batch.topic, batch.partition, why)
+            log.warning("%s for %s/%d to be sent again: %s", records, *batch.place, why)
         self._late.append(batch)
         if self._timer is None and not self._closed:
             self._timer = self._loop.call_later(AGAIN_S, self._send_late)
