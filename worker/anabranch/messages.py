@@ -117,14 +117,9 @@ class RunError:
 
 
 @frozen()
-class TotalUsage:
+class TotalUsage(Usage):
     """Over all turns; `discarded` counts, in the same fields, what was paid for and thrown away."""
 
-    input_tokens: Annotated[int, says("Tokens read at full price")] = 0
-    output_tokens: Annotated[int, says("Tokens written")] = 0
-    cache_read_input_tokens: Annotated[int, says("Tokens read from the cache")] = 0
-    cache_creation_input_tokens: Annotated[int, says("Tokens written to the cache")] = 0
-    cost_usd: Annotated[float | None, says("Dollars; null: nobody knows, for a model has no price")] = 0.0
     discarded: Annotated[Usage, says("What was paid for and thrown away")] = field(default_factory=Usage)
 
 
