@@ -81,7 +81,7 @@ class KafkaAppender:
         self._unknown: dict[str, Lane] = {}
         self._lacks = asyncio.Event()
         self._broken = asyncio.Event()
-        self._outstanding = 0
+        self.outstanding = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -120,9 +120,9 @@ class KafkaAppender:
         if record.size > RECORD_BYTES:
             sent.fail(TooLarge(f"a record of {record.size} bytes does not fit {record.topic} ({RECORD_BYTES})"))
             return sent
-        if not self._outstanding:
+        if not self.outstanding:
             self._idle.clear()
-        self._outstanding += 1
+        self.outstanding += 1
         lane = self._lanes.get(record.topic)
         if lane is None:
             lane = self._lanes[record.topic] = Lane(record.topic)
@@ -132,17 +132,13 @@ class KafkaAppender:
 
     def _settled(self, records: int) -> None:
         """So many are about to hear what became of them."""
-        self._outstanding -= records
-        if not self._outstanding:
+        self.outstanding -= records
+        if not self.outstanding:
             self._idle.set()
-
-    @property
-    def outstanding(self) -> int:
-        return self._outstanding
 
     async def flush(self, timeout_s: float) -> int:
         await happens(self._idle, timeout_s)
-        return self._outstanding
+        return self.outstanding
 
     # --- the task: what a producer needs -------------------------------------------------------------------
 
@@ -153,7 +149,7 @@ class KafkaAppender:
             try:
                 await self._serve_with(self._producer)
             except* _Replace:
-                records = counted(self._outstanding, "record")
+                records = counted(self.outstanding, "record")
                 log.warning("a send failed: replacing the producer; to be sent again: %s", records)
             _end_if_cancelled()
             self._meters.producer_replacements.count()
@@ -205,7 +201,7 @@ class KafkaAppender:
                 log.error(
                     "nothing was acknowledged for %g s on %s: is the broker full, or gone? See its log and its disks; "
                     "%s to be sent again until it has them",
-                    STUCK_S, ", ".join(stuck), counted(self._outstanding, "record"),
+                    STUCK_S, ", ".join(stuck), counted(self.outstanding, "record"),
                 )  # fmt: skip
                 self._broken.set()
 
@@ -277,7 +273,7 @@ class KafkaAppender:
         together."""
         self._due[lane.topic] = lane
         if self._round is None:
-            pause = self._round_at + min(LONGEST_PAUSE_S, self._outstanding * PAUSE_PER_RECORD_S) - self._loop.time()
+            pause = self._round_at + min(LONGEST_PAUSE_S, self.outstanding * PAUSE_PER_RECORD_S) - self._loop.time()
             if pause > SHORTEST_PAUSE_S:
                 self._round = self._loop.call_later(pause, self._send)
             else:

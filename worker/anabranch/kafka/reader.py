@@ -100,9 +100,10 @@ class KafkaReader:
             if records or left_s <= 0:
                 break
             await happens(self._news, min(left_s, LOOK_S))
-        for place in self._positions:
-            if not records and (position := self._fetching.position(place)) is not None:
-                self._positions[place] = position
+        if not records:  # what is no record is passed over, too
+            for place in self._positions:
+                if (position := self._fetching.position(place)) is not None:
+                    self._positions[place] = position
         return records
 
     def _taken(self) -> list[Any]:

@@ -19,6 +19,7 @@ from anabranch.kafka.memory.link import Link
 from anabranch.kafka.memory.log import MemoryLog, Partition
 from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Acked, Sent
+from anabranch.tasks import happens
 from anabranch.values import frozen
 
 
@@ -45,7 +46,7 @@ class MemoryAppender:
     def __init__(self, log: MemoryLog, link: Link) -> None:
         self._log, self._link = log, link
         self._lanes: dict[Place, _Lane] = {}
-        self._unacknowledged = 0
+        self.outstanding = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -58,22 +59,14 @@ class MemoryAppender:
             sent.fail(error)
             return sent
         lane.waiting.append(_Item(record, self._log.now_ms(), sent, once))
-        self._unacknowledged += 1
+        self.outstanding += 1
         self._idle.clear()
         self._send(lane)
         return sent
 
-    @property
-    def outstanding(self) -> int:
-        return self._unacknowledged
-
     async def flush(self, timeout_s: float) -> int:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return self._unacknowledged
-        return 0
+        await happens(self._idle, timeout_s)
+        return self.outstanding
 
     def send_on(self) -> None:
         """The link is whole again: send what waits."""
@@ -117,7 +110,8 @@ class MemoryAppender:
         if self._link.is_whole and not faults.lost_ack():
             for item, acked in zip(batch, written, strict=True):
                 lane.waiting.popleft()
-                self._acknowledge(item, Acked(None) if faults.blind_ack() else acked)
+                self._settle()
+                item.sent.succeed(Acked(None) if faults.blind_ack() else acked)
         else:
             self._give_up_on(lane, [item for item in batch if item.once])
         self._send(lane)
@@ -129,11 +123,7 @@ class MemoryAppender:
             self._settle()
             item.sent.fail(BrokerError(f"a record for {item.record.topic} may have been written"))
 
-    def _acknowledge(self, item: _Item, acked: Acked) -> None:
-        self._settle()
-        item.sent.succeed(acked)
-
     def _settle(self) -> None:
-        self._unacknowledged -= 1
-        if not self._unacknowledged:
+        self.outstanding -= 1
+        if not self.outstanding:
             self._idle.set()
