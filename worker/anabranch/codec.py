@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.about import Place
+from anabranch.about import Located
 from anabranch.bodies import dump, read, whole
 from anabranch.errors import WireError
 from anabranch.fields import Lane, lane_of, life_of
@@ -28,7 +28,7 @@ from anabranch.values import frozen
 Headers = Sequence[tuple[str, bytes]]
 
 
-class Record(Place, Protocol):
+class Record(Located, Protocol):
     """A record as read; aiokafka's own record fits, so that none is copied. `timestamp` is milliseconds."""
 
     @property
