@@ -93,7 +93,7 @@ class KafkaAppender:
         cls, arguments: dict[str, Any], idempotent: bool, meters: RoleMeters | None = None
     ) -> AsyncIterator[KafkaAppender]:
         appender = cls(arguments, idempotent, meters or RoleMeters())
-        await appender._connect(once=True)
+        await appender._connect()
         try:
             async with alongside(appender._serve(), "appender"):
                 yield appender
@@ -156,7 +156,7 @@ class KafkaAppender:
             await self._end_producer()
             self._rewind()
             pause = 0.0 if self._is_written else await _paused(pause)
-            await self._connect()
+            await self._connect_again()
 
     async def _end_producer(self) -> None:
         producer, self._producer = self._producer, None
@@ -213,31 +213,36 @@ class KafkaAppender:
             if any(line.items and line.sent_at < since for line in lane.lines.values())
         )
 
-    async def _connect(self, once: bool = False) -> None:
-        pause, longest = BACKOFF_S
+    async def _connect(self) -> None:
+        """The first producer: whoever starts is told what is wrong."""
+        try:
+            await self._start_producer()
+        except (KafkaError, OSError) as error:
+            if not (self._idempotent and isinstance(error, _NOT_IDEMPOTENT)):
+                refused = refusal(error, self._arguments, "Write", "any")
+                raise refused or await unreachable(self._arguments, error) from None
+            log.info("this broker has no idempotent producers: doing without (%r)", error)
+            self._idempotent = False
+            await self._connect()
+
+    async def _connect_again(self) -> None:
+        pause, _ = BACKOFF_S
         while True:
-            producer = Producer(self._arguments, self._idempotent)
             try:
-                await producer.start()
-            except asyncio.CancelledError:
-                await producer.stop()
-                raise
+                return await self._start_producer()
             except (KafkaError, OSError) as error:
-                await producer.stop()
-                if once and self._idempotent and isinstance(error, _NOT_IDEMPOTENT):
-                    log.info("this broker has no idempotent producers: doing without (%r)", error)
-                    self._idempotent = False
-                    continue
                 where = self._arguments["bootstrap_servers"]
-                if once:
-                    refused = refusal(error, self._arguments, "Write", "any")
-                    raise refused or await unreachable(self._arguments, error) from None
                 log.warning("cannot connect a producer to %s: %s; trying again", where, error)
-                await asyncio.sleep(pause)
-                pause = min(longest, pause * 2)
-            else:
-                self._producer = producer
-                return
+                pause = await _paused(pause)
+
+    async def _start_producer(self) -> None:
+        producer = Producer(self._arguments, self._idempotent)
+        try:
+            await producer.start()
+        except BaseException:
+            await producer.stop()
+            raise
+        self._producer = producer
 
     async def _look_up(self, producer: Producer, lane: Lane) -> None:
         """How many partitions it has; once more, if a record is for one beyond."""
@@ -354,7 +359,7 @@ class KafkaAppender:
 
 
 async def _paused(for_s: float) -> float:
-    """The last producer wrote nothing: neither may the next one. Returns how long to wait after that."""
+    """One has failed that wrote nothing: so may the next one. Returns how long to wait after that."""
     await asyncio.sleep(for_s)
     shortest, longest = BACKOFF_S
     return min(longest, max(shortest, for_s * 2))
