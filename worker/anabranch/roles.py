@@ -11,7 +11,6 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Literal
 
 from anabranch import spans
 from anabranch.about import WORKER
@@ -24,15 +23,13 @@ from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Appender, Broker
 from anabranch.security.sealing import Sealing, checked
 from anabranch.spans import Traces
-from anabranch.specs import WorkerInfo
+from anabranch.specs import Role, WorkerInfo
 from anabranch.store import Store
 from anabranch.store import opened as open_store
 from anabranch.topics import Namespace, TopicSpec
 from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
-
-Role = Literal["agent", "tool"]
 
 
 def namespace_of(app: App | None, settings: Settings) -> Namespace:
