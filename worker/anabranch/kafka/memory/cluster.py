@@ -211,8 +211,7 @@ class MemoryBroker:
 
     def expel(self, member: MemorySubscription) -> None:
         """Take `member` out of its group, as if its session were over. It learns of it with its next contact."""
-        if (name := member.group.name_of(member)) is not None:
-            member.group.expel(name)
+        member.group.expel(member)
 
     def members(self, group: str) -> list[MemorySubscription]:
         """All members of `group`, of every process, in the order in which they joined."""
