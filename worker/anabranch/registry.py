@@ -22,6 +22,7 @@ from anabranch.errors import AnabranchError, WireError
 from anabranch.kafka.seam import Appender, Broker, Place
 from anabranch.security.signing import NO_SIGNER, Signer
 from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
+from anabranch.tasks import alongside
 from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)
@@ -144,12 +145,9 @@ async def follow(broker: Broker, namespace: Namespace, registry: Registry, ready
 
 async def snapshot(broker: Broker, namespace: Namespace) -> Registry:
     """What is registered now."""
-    registry, place = Registry(), Place(namespace.registry, 0)
-    async with broker.reader([place], "begin") as reader:
-        end = (await reader.ends())[place]
-        while reader.position(place) < end:
-            for record in await reader.read(POLL_S):
-                registry.take(record)
+    registry, ready = Registry(), asyncio.Event()
+    async with alongside(follow(broker, namespace, registry, ready), "registry"):
+        await ready.wait()
     return registry
 
 
