@@ -115,6 +115,21 @@ class Batch:
         return self._data
 
 
+class _Leader:
+    """A broker: the link to it, how many requests are under way, and the batches that wait for the one or the other."""
+
+    __slots__ = ("is_connecting", "link", "node_id", "under_way", "waiting")
+
+    def __init__(self, node_id: int) -> None:
+        self.node_id, self.under_way, self.is_connecting = node_id, 0, False
+        self.link: Link | None = None
+        self.waiting: list[Batch] = []
+
+    def take_waiting(self) -> list[Batch]:
+        waiting, self.waiting = self.waiting, []
+        return waiting
+
+
 class Producer:
     """See the module. Of no use once something it sent has failed: a successor begins new sequences."""
 
@@ -127,11 +142,8 @@ class Producer:
         self._idempotent = idempotent
         self._identity = _NOBODY
         self._sequences: dict[Place, int] = {}
-        self._links: dict[int, Link] = {}
-        self._connecting: dict[int, list[Batch]] = {}
+        self._leaders: dict[int, _Leader] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._under_way: dict[int, int] = {}
-        self._queued: dict[int, list[Batch]] = {}
         self._late: list[Batch] = []
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -179,8 +191,9 @@ class Producer:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for link in self._links.values():
-            link.abort()
+        for leader in self._leaders.values():
+            if leader.link is not None:
+                leader.link.abort()
         closing = self._loop.create_task(self._client.close(), name="close a producer's connections")
         for task in self._tasks:
             task.cancel()
@@ -217,7 +230,7 @@ class Producer:
     @property
     def is_throttled(self) -> bool:
         """Whether a broker hears nothing just now because we have exceeded a quota."""
-        return any(link.is_deaf for link in self._links.values())
+        return any(leader.link is not None and leader.link.is_deaf for leader in self._leaders.values())
 
     # --- sending ------------------------------------------------------------------------------------------
 
@@ -226,47 +239,46 @@ class Producer:
         of_leader: dict[int, list[Batch]] = {}
         leader_of = self._client.cluster.leader_for_partition
         for batch in batches:
-            leader = leader_of(batch.place)
-            if leader is None or leader < 0:
+            node_id = leader_of(batch.place)
+            if node_id is None or node_id < 0:
                 self._client.force_metadata_update()
                 self._try_later(batch, "{}/{} has no leader".format(*batch.place), may_expire=True)
             else:
-                of_leader.setdefault(leader, []).append(batch)
-        for leader, theirs in of_leader.items():
+                of_leader.setdefault(node_id, []).append(batch)
+        for node_id, theirs in of_leader.items():
+            leader = self._leaders.get(node_id)
+            if leader is None:
+                leader = self._leaders[node_id] = _Leader(node_id)
             self._send_to(leader, theirs)
 
-    def _send_to(self, leader: int, batches: list[Batch]) -> None:
-        link = self._links.get(leader)
-        if link is None or not link.is_open:
-            if (waiting := self._connecting.get(leader)) is not None:
-                waiting += batches
-            else:
-                self._connecting[leader] = batches
-                self._start(self._connect(leader))
-        elif self._under_way.get(leader, 0) >= UNDER_WAY:
-            self._queued.setdefault(leader, []).extend(batches)
-        else:
-            self._ask(leader, link, batches)
+    def _send_to(self, leader: _Leader, batches: list[Batch]) -> None:
+        link = leader.link
+        if link is not None and link.is_open:
+            if leader.under_way < UNDER_WAY:
+                self._ask(leader, link, batches)
+                return
+        elif not leader.is_connecting:
+            leader.is_connecting = True
+            task = self._loop.create_task(self._connect(leader), name="connect a producer")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        leader.waiting += batches
 
-    def _start(self, connecting: Any) -> None:
-        task = self._loop.create_task(connecting, name="connect a producer")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _connect(self, leader: int) -> None:
+    async def _connect(self, leader: _Leader) -> None:
         error: Exception | None = None
         try:
-            self._links[leader] = await linked(self._client, leader, REQUEST_S)
+            leader.link = await linked(self._client, leader.node_id, REQUEST_S)
         except (KafkaError, OSError) as failure:
             error = failure
-        batches = self._connecting.pop(leader)
+        leader.is_connecting = False
+        waiting = leader.take_waiting()
         if error is None:
-            self.send(batches)
+            self.send(waiting)
         else:
-            for batch in batches:
+            for batch in waiting:
                 self._failed(batch, error)
 
-    def _ask(self, leader: int, link: Link, batches: list[Batch]) -> None:
+    def _ask(self, leader: _Leader, link: Link, batches: list[Batch]) -> None:
         try:
             version = link.version(PRODUCE, LOWEST, HIGHEST)
         except KafkaError as error:
@@ -282,7 +294,7 @@ class Producer:
             packed.append((batch.place, data))
             now.append(batch)
             batch.is_out = True
-        self._under_way[leader] = self._under_way.get(leader, 0) + 1
+        leader.under_way += 1
         body = write_produce(packed, int(REPLICAS_S * 1000))
         link.ask(PRODUCE, version, body, partial(self._answered, leader, version, now))
         if len(now) < len(batches):
@@ -296,20 +308,20 @@ class Producer:
         self._sequences[batch.place] = (sequence + batch.count) % _SEQUENCES
         return *self._identity, sequence
 
-    def _answered(self, leader: int, version: int, batches: list[Batch], answer: bytes | Exception) -> None:
-        self._under_way[leader] -= 1
+    def _answered(self, leader: _Leader, version: int, batches: list[Batch], answer: bytes | Exception) -> None:
+        leader.under_way -= 1
         if self._closed:
             return
-        if (queued := self._queued.pop(leader, None)) is not None:
-            self.send(queued)
+        if leader.waiting and not leader.is_connecting:
+            self.send(leader.take_waiting())
         if isinstance(answer, Exception):
             for batch in batches:
                 self._failed(batch, answer)
             return
         try:
             results = read_produced(answer, version)
-            if (throttled_ms := read_throttled_ms(answer)) and (link := self._links.get(leader)) is not None:
-                link.throttled(throttled_ms)
+            if (throttled_ms := read_throttled_ms(answer)) and leader.link is not None:
+                leader.link.throttled(throttled_ms)
         except (struct.error, ValueError) as error:
             for batch in batches:
                 batch.then(KafkaError(f"an answer to a request to write cannot be understood: {error}"))
