@@ -222,7 +222,10 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         places = self._places(revoked)
         try:
             if places:
-                await self._loudly(self._listener.revoked(places, lost=self._generation() < 0))
+                await self._listener.revoked(places, lost=self._generation() < 0)
+        except Exception:  # which aiokafka swallows
+            log.exception("revoking partitions of group %s failed", self._group)
+            raise
         finally:
             async with self._commits:  # none may be under way when the generation ends: it would count in the next
                 self._may_commit = False
@@ -240,14 +243,6 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         """Those that count: of a newer topic none while a member of the group does not know it."""
         hidden = self._newer - self._memory.known
         return frozenset(Place(*where) for where in wheres if where.topic not in hidden)
-
-    async def _loudly(self, handling: Any) -> None:
-        """aiokafka swallows what a listener raises."""
-        try:
-            await handling
-        except Exception:
-            log.exception("revoking partitions of group %s failed", self._group)
-            raise
 
     def _generation(self) -> int:
         return int(self._consumer._coordinator.generation)
