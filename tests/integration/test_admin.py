@@ -41,7 +41,7 @@ _metadata: Any = OffsetAndMetadata
 @asynccontextmanager
 async def admin_at(bootstrap: str, replication_factor: int = -1) -> AsyncIterator[Admin]:
     settings = KafkaSettings(bootstrap=bootstrap, replication_factor=replication_factor)
-    async with Admin(settings, {"bootstrap_servers": bootstrap}) as admin:
+    async with Admin.opened(settings, {"bootstrap_servers": bootstrap}) as admin:
         yield admin
 
 

@@ -146,7 +146,9 @@ async def test_topics_are_made_although_the_broker_that_is_asked_for_them_stands
 ) -> None:
     monkeypatch.setattr(admin, "ANSWER_S", 2.0)  # instead of 10
     asked: list[int] = []
-    async with Admin(KafkaSettings(bootstrap=cluster.bootstrap), {"bootstrap_servers": cluster.bootstrap}) as asking:
+    async with Admin.opened(
+        KafkaSettings(bootstrap=cluster.bootstrap), {"bootstrap_servers": cluster.bootstrap}
+    ) as asking:
         client = asking._client._client
         send, number = client.send, client.cluster.controller.nodeId
 

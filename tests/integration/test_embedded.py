@@ -64,7 +64,7 @@ def pretend_program(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) 
 async def test_a_record_goes_through_it_and_back() -> None:
     async with EmbeddedBroker() as broker:
         settings = broker.settings()
-        async with Admin(settings, {"bootstrap_servers": settings.bootstrap}) as admin:
+        async with Admin.opened(settings, {"bootstrap_servers": settings.bootstrap}) as admin:
             await admin.apply([TopicSpec("shop.greetings", 1, {})])
         async with _producer(bootstrap_servers=broker.bootstrap, enable_idempotence=settings.idempotent) as producer:
             await producer.send_and_wait("shop.greetings", b"hello", headers=[("ce_type", b"x")])

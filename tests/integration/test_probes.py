@@ -23,7 +23,7 @@ from tests.support.wait import until
 from anabranch import probes
 from anabranch.config import WorkerSettings
 from anabranch.errors import ConfigError
-from anabranch.health import Process, Pulse
+from anabranch.health import Process
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Place
 from anabranch.watch import Watch
@@ -176,7 +176,7 @@ async def test_who_does_not_listen_to_the_answer_is_no_news(
         start_response("200 OK", [])
         return [b"x" * 50_000_000]
 
-    async with probes.serving("127.0.0.1", 0, Process(Pulse(60.0, time.monotonic())), metrics) as port:
+    async with probes.serving("127.0.0.1", 0, Process(60.0, time.monotonic()), metrics) as port:
         before = threading.active_count()
         with socket.create_connection(("127.0.0.1", port)) as deaf:
             deaf.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")

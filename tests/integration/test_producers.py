@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ from tests.support.wait import until
 
 from anabranch.codec import Outgoing
 from anabranch.kafka.appender import KafkaAppender
+from anabranch.kafka.link import Link
 from anabranch.kafka.produce import producing
 from anabranch.kafka.produce.producing import Batch, Producer
+from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Acked, Sent
 
 SOON_S = 30.0
@@ -33,6 +36,10 @@ async def topic(kafka: str, namespace: str) -> str:
         created = await admin.create_topics([new(name, PARTITIONS, 1)])
     assert not any(error[1] for error in created.topic_errors), created
     return name
+
+
+def links_of(producer: Producer) -> Iterator[Link]:
+    return (leader.link for leader in producer._leaders.values() if leader.link is not None)
 
 
 async def test_what_comes_while_a_fresh_producer_looks_the_topic_up_lies_where_it_is_acknowledged(
@@ -69,9 +76,9 @@ async def test_whatever_breaks_the_connection_each_record_lies_there_once_and_in
             if chance.random() < 0.1:
                 await asyncio.sleep(0)
             if number % 200 == 0:
-                await until(lambda: any(link.is_open for link in producer._links.values()), SOON_S, "it is connected")
+                await until(lambda: any(link.is_open for link in links_of(producer)), SOON_S, "it is connected")
                 await asyncio.sleep(chance.random() * 0.01)  # into whatever is under way then
-                next(iter(producer._links.values())).abort()
+                next(links_of(producer)).abort()
                 cuts += 1
         async with asyncio.timeout(SOON_S):
             acked = [await each for each in sent]
@@ -95,7 +102,7 @@ async def test_a_producer_that_is_stopped_with_batches_in_hand_writes_nothing_mo
     told: list[Acked | Exception] = []
 
     def send(value: bytes) -> None:
-        batch = Batch(topic, 0, told.append)
+        batch = Batch(Place(topic, 0), told.append)
         batch.append(Outgoing(topic, b"k", value))
         producer.send([batch])
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from anabranch.agent.telemetry.meters import AgentMeters
-from anabranch.metrics import BUILD
 from anabranch.tools.meters import ToolMeters
+from anabranch.watch import Build
 
 TARGET_LABELS = frozenset(["instance", "job", "namespace", "pod", "container", "cluster"])
 """What Prometheus adds, by itself or by the operator's rules."""
@@ -25,9 +25,10 @@ class Metric:
     labels: frozenset[str]
 
 
-METRICS = {BUILD: Metric("gauge", frozenset(["version", "python"]))} | {
+METRICS = {
     meter.name: Metric(meter.kind, frozenset(meter.labels))
-    for meter in (*AgentMeters().all(), *ToolMeters(queue="io").all())
+    for meters in (Build(), AgentMeters(), ToolMeters(queue="io"))
+    for meter in meters.all()
 }
 
 

@@ -89,7 +89,7 @@ class Producer:
 
     def send(self, batches: Iterable[Any]) -> None:
         for batch in batches:
-            where = batch.where
+            where = batch.place
             assert batch.values, "an empty batch: a broker refuses it"
             assert where not in self.held, "a second batch of a partition waits for the first"
             self.broker.batches += 1

@@ -167,6 +167,13 @@ def test_a_null_header_is_none_at_all() -> None:
     assert header([], "a") is None
 
 
+def test_of_a_header_that_is_there_twice_everybody_goes_by_the_last() -> None:
+    good = b.record(b.cancelled(), 0)
+    twice = replace(good, headers=[("ce_type", b"run.expired"), ("ce_runid", b"another"), *good.headers])
+    assert decode(twice) == decode(good)
+    assert (header(twice.headers, "ce_type"), header(twice.headers, "ce_runid")) == ("run.cancelled", b.RUN)
+
+
 # --- requests ----------------------------------------------------------------------------------------------------
 
 

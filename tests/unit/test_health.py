@@ -5,13 +5,13 @@ Responsible for: `health.py`. Must never: open a port (tests/integration/test_pr
 
 from __future__ import annotations
 
-from anabranch.health import Health, Process, Pulse
+from anabranch.health import Health, Process
 
 WAITS = "it waits for its partitions"
 
 
 def process(*roles: Health, expected: int = 1) -> Process:
-    return Process(Pulse(stalled_s=5.0, beaten_at=100.0), expected, list(roles))
+    return Process(5.0, 100.0, expected, list(roles))
 
 
 def ready() -> Health:
@@ -24,7 +24,7 @@ def test_a_process_lives_as_long_as_its_loop_beats() -> None:
     found = process()
     assert found.live(104.9).good
     assert not found.live(105.0).good
-    found.pulse.beat(105.0)
+    found.beat(105.0)
     assert found.live(109.0).good
 
 

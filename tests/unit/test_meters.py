@@ -20,9 +20,9 @@ def test_a_counter_adds_up_by_its_labels() -> None:
 
 def test_what_may_happen_shows_as_zero_before_it_has() -> None:
     assert Counter("sends_total", "h").copied() == {(): 0}
-    assert Counter("x_total", "h", ("role", "reason"), ("agent",), [("bad",)]).copied() == {("bad",): 0}
+    assert Counter("x_total", "h", ("reason",), {"role": "agent"}, [("bad",)]).copied() == {("bad",): 0}
     assert Counter("x_total", "h", ("agent",)).copied() == {}
-    assert Gauge("x", "h", ("role",), ("agent",)).copied() == {(): 0.0}
+    assert Gauge("x", "h", fixed={"role": "agent"}).copied() == {(): 0.0}
 
 
 def test_a_value_counts_in_the_first_bucket_that_it_does_not_exceed() -> None:

@@ -13,13 +13,16 @@ import pytest
 from aiokafka.protocol import produce
 
 from anabranch.kafka.produce.wire import HIGHEST, LOWEST, read_produced, read_throttled_ms, write_produce
+from anabranch.kafka.seam import Place
 
 VERSIONS = range(LOWEST, HIGHEST + 1)
 
 
-def places(chance: random.Random) -> list[tuple[str, int]]:
+def places(chance: random.Random) -> list[Place]:
     topics = chance.sample(["t.agent.log", "t.tool.calls.q", "größe", "x" * 249], chance.randint(1, 4))
-    return [(topic, partition) for topic in topics for partition in chance.sample(range(200), chance.randint(1, 5))]
+    return [
+        Place(topic, partition) for topic in topics for partition in chance.sample(range(200), chance.randint(1, 5))
+    ]
 
 
 @pytest.mark.parametrize("version", VERSIONS)

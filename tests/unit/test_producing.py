@@ -35,6 +35,7 @@ from anabranch.codec import Outgoing
 from anabranch.kafka import silent
 from anabranch.kafka.produce import producing
 from anabranch.kafka.produce.producing import Batch, Producer
+from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Acked
 from anabranch.kafka.silent import Silent
 
@@ -156,7 +157,7 @@ async def started(idempotent: bool = True) -> Producer:
 
 
 def batch(told: Told, partition: int = 0, records: int = 1, topic: str = LOG) -> Batch:
-    made = Batch(topic, partition, told.append)
+    made = Batch(Place(topic, partition), told.append)
     for number in range(records):
         assert made.append(Outgoing(topic, b"k", b"%d" % number))
     return made

@@ -17,8 +17,8 @@ from anabranch.spans import parse
 Fields = dict[str, object]
 
 
-class Place(Protocol):
-    """Where a record of Kafka lies."""
+class Located(Protocol):
+    """What lies somewhere in Kafka. (The `Place` of `kafka/seam.py` is a whole partition.)"""
 
     @property
     def topic(self) -> str: ...
@@ -49,12 +49,12 @@ def known() -> Fields:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def about_record(record: Place, said: str | None = None) -> Fields:
+def about_record(record: Located, said: str | None = None) -> Fields:
     """The fields of a record of Kafka; `said` may hold what is in it."""
     return {"topic": record.topic, "partition": record.partition, "offset": record.offset, "content": said}
 
 
-def place_of(record: Place) -> str:
+def place_of(record: Located) -> str:
     """`topic/partition/offset`."""
     return f"{record.topic}/{record.partition}/{record.offset}"
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Final
 
-from anabranch.about import WORKER
 from anabranch.agent.admission.room import Room
 from anabranch.agent.admission.saturation import Saturation
 from anabranch.agent.model.seam import Model
@@ -29,9 +28,8 @@ from anabranch.config import Settings
 from anabranch.declarations.callers import callers_of
 from anabranch.kafka.seam import Broker
 from anabranch.registry import Registry, follow, keep_up, register
-from anabranch.roles import broker_of, info_of, namespace_of, refuse_bad_topics, store_of, tracing_of
+from anabranch.roles import broker_of, ground, info_of, topic_specs
 from anabranch.runtime import Post, Shutdown, serve
-from anabranch.security.sealing import checked
 from anabranch.security.signing import signer_of
 from anabranch.specs import AgentSpec, ToolSpec
 from anabranch.tasks import alongside
@@ -58,36 +56,19 @@ async def serve_agent(
     `watch` is that of the process, where it has several roles.
     """
     app.check()
-    async with watching(settings.worker, watch) as watch:
-        return await _serve_agent(app, settings, shutdown, broker, model, clockwork or real_clockwork(), watch)
-
-
-async def _serve_agent(
-    app: App,
-    settings: Settings,
-    shutdown: Shutdown,
-    broker: Broker | None,
-    model: Model | None,
-    clockwork: Clockwork,
-    watch: Watch,
-) -> int:
-    meters = AgentMeters()
+    clockwork, meters, signer = clockwork or real_clockwork(), AgentMeters(), signer_of(settings.signing)
+    specs = topic_specs(app, settings)
     meters.know(app.agent_specs())
-    signer = signer_of(settings.signing)
-    broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
-    await refuse_bad_topics(broker, namespace.specs(app.queues(), settings.kafka.partitions))
-    worker_id, registry = clockwork.new_worker_id("agent"), Registry(signer, clockwork.now)
-    store = await store_of(settings, namespace)
-    sealing = await checked(settings.sealing, namespace.name, store, app.keys)
-    WORKER.set(worker_id)
     async with (
-        tracing_of(settings, "anabranch-agent", worker_id) as tracing,
-        broker.appender() as appender,
+        watching(settings.worker, watch) as watch,
+        ground(app, settings, "agent", specs, broker or broker_of(settings, meters), clockwork) as on,
         _model(settings, model) as opened,
     ):
-        traces = None if tracing is None else AgentTraces(tracing, namespace, clockwork.now)
+        broker, namespace, appender, worker_id = on.broker, on.namespace, on.appender, on.worker_id
+        registry = Registry(signer, clockwork.now)
+        traces = None if on.tracing is None else AgentTraces(on.tracing, namespace, clockwork.now)
         thinker = Thinker(
-            opened, settings.agent, settings.prices, clockwork, settings.models, store, meters, traces, sealing
+            opened, settings.agent, settings.prices, clockwork, settings.models, on.store, meters, traces, on.sealing
         )
         await register(appender, namespace, worker_id, app.tool_specs(), app.agent_specs(), app.limit_specs(), signer)
         placing = Placing(broker, namespace, registry, clockwork.chance)
@@ -105,8 +86,8 @@ async def _serve_agent(
             partitions=await broker.partitions(namespace.log),
             response_partitions=await broker.partitions(namespace.responses),
             place=placing.partition,
-            store=store,
-            sealing=sealing,
+            store=on.store,
+            sealing=on.sealing,
             signer=signer,
             meters=meters,
             traces=traces,
@@ -126,15 +107,10 @@ async def _serve_agent(
 
 def _model(settings: Settings, model: Model | None) -> AbstractAsyncContextManager[Model]:
     if model is not None:
-        return _given(model)
+        return nullcontext(model)
     from anabranch.agent.model.anthropic_model import AnthropicModel  # a second of imports that other models are spared
 
     return AnthropicModel.opened(settings.anthropic, settings.agent.model_silence_s)
-
-
-@asynccontextmanager
-async def _given(model: Model) -> AsyncIterator[Model]:
-    yield model
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.about import Place
+from anabranch.about import Located
 from anabranch.bodies import dump, read, whole
 from anabranch.errors import WireError
 from anabranch.fields import Lane, lane_of, life_of
@@ -28,7 +28,7 @@ from anabranch.values import frozen
 Headers = Sequence[tuple[str, bytes]]
 
 
-class Record(Place, Protocol):
+class Record(Located, Protocol):
     """A record as read; aiokafka's own record fits, so that none is copied. `timestamp` is milliseconds."""
 
     @property
@@ -62,11 +62,15 @@ class Outgoing(NamedTuple):
 
 
 def header(headers: Headers, name: str) -> str | None:
-    """The header as text; None if it is not there, or null."""
+    """The header as text, the last one if it is there twice, as for `decode`; None if it is not there, or null."""
+    found = None
     for key, value in headers:
         if key == name:
-            return None if value is None else value.decode("utf-8", "replace")
-    return None
+            found = value
+    return None if found is None else found.decode("utf-8", "replace")
+
+
+_USAGE: Final = attrgetter(*(field.name for field in fields(m.Usage)))
 
 
 class _Head:
@@ -130,6 +134,11 @@ class _Head:
         except WireError as error:
             raise WireError(f"header {name}: {error}") from None
 
+    def usage(self) -> tuple[m.Usage, str | None, tuple[e.Tried, ...]]:
+        """What a model call has used, which model if not the agent's own, and the attempts that it took."""
+        used: e.AttemptUsage = self.body("ce_usage", e.AttemptUsage)
+        return m.Usage(*_USAGE(used)), used.model, used.tried or ()
+
 
 _IDS: Final = map(f"{os.urandom(12).hex()}%x".encode().__mod__, count())
 """Ids of records: unique to this process, and within it. Asking the system for each would cost as much as the rest."""
@@ -184,9 +193,6 @@ class _Calls:
     calls: tuple[str, ...]
 
 
-_USAGE: Final = attrgetter(*(field.name for field in fields(m.Usage)))
-
-
 def _requested(run: str, life: str, h: _Head, body: bytes) -> e.Event:
     after, (lane, offset), after_bulk = h.integer("ce_after"), h.request_offset(), h.integer_or_none("ce_afterbulk")
     opening = read(e.Opening, body)
@@ -203,12 +209,9 @@ def _noted(run: str, life: str, h: _Head, body: bytes) -> e.Event:
 def _replied(run: str, life: str, h: _Head, body: bytes) -> e.Event:
     outcome = h.one_of("ce_outcome", _REPLY_OUTCOMES)
     plan = h.body("ce_plan", tuple[e.PlannedCall, ...])
-    used: e.AttemptUsage = h.body("ce_usage", e.AttemptUsage)
+    usage, model, tried = h.usage()
     turn, attempt, code = h.integer("ce_turn"), h.text("ce_attempt"), h.get("ce_error")
-    usage, tried = m.Usage(*_USAGE(used)), used.tried or ()
-    return e.ModelReplied(
-        run, life, turn, attempt, outcome, plan, usage, body, code=code, model=used.model, tried=tried
-    )  # fmt: skip
+    return e.ModelReplied(run, life, turn, attempt, outcome, plan, usage, body, code=code, model=model, tried=tried)
 
 
 def _failed(run: str, life: str, h: _Head, body: bytes) -> e.Event:
@@ -218,11 +221,8 @@ def _failed(run: str, life: str, h: _Head, body: bytes) -> e.Event:
 
 
 def _discarded(run: str, life: str, h: _Head, body: bytes) -> e.Event:
-    used, reason = h.body("ce_usage", e.AttemptUsage), read(_Reason, body).reason
-    turn, attempt = h.integer("ce_turn"), h.text("ce_attempt")
-    return e.ModelDiscarded(
-        run, life, turn, attempt, m.Usage(*_USAGE(used)), reason, used.model, used.tried or ()
-    )  # fmt: skip
+    (usage, model, tried), reason = h.usage(), read(_Reason, body).reason
+    return e.ModelDiscarded(run, life, h.integer("ce_turn"), h.text("ce_attempt"), usage, reason, model, tried)
 
 
 def _returned(run: str, life: str, h: _Head, body: bytes) -> e.Event:
@@ -254,10 +254,7 @@ def _dispatched(run: str, life: str, h: _Head, body: bytes) -> e.Event:
 
 def _expired(run: str, life: str, h: _Head, body: bytes) -> e.Event:
     reason, attempt = read(_Reason, body).reason, h.get("ce_attempt")
-    if attempt is None:
-        return e.RunExpired(run, life, reason)
-    used: e.AttemptUsage = h.body("ce_usage", e.AttemptUsage)
-    return e.RunExpired(run, life, reason, attempt, m.Usage(*_USAGE(used)), used.model, used.tried or ())
+    return e.RunExpired(run, life, reason) if attempt is None else e.RunExpired(run, life, reason, attempt, *h.usage())
 
 
 def _snapshot(run: str, life: str, h: _Head, body: bytes) -> e.Event:
@@ -319,14 +316,14 @@ def _parts(event: e.Event) -> tuple[str, _Pairs, bytes]:
         case e.ModelReplied():
             pairs = [*_attempt(event), ("ce_outcome", event.outcome), ("ce_error", event.code)]
             plan = event.plan_json if event.plan_json is not None else dump(event.plan)
-            pairs += [("ce_plan", plan), ("ce_usage", _used(event.usage, event))]
+            pairs += [("ce_plan", plan), ("ce_usage", _used(event))]
             return "model.replied", pairs, event.body
         case e.ModelFailed():
             error = event.error
             failure = e.ModelFailure(error.code, error.message, error.message_sealed, event.tried or None)
             return "model.failed", _attempt(event), dump(failure)
         case e.ModelDiscarded():
-            pairs = [*_attempt(event), ("ce_usage", _used(event.usage, event))]
+            pairs = [*_attempt(event), ("ce_usage", _used(event))]
             return "model.discarded", pairs, dump(_Reason(event.reason))
         case e.ToolReturned():
             return "tool.returned", [("ce_callid", event.call_id), ("ce_outcome", event.outcome)], event.body
@@ -358,8 +355,8 @@ def _small_parts(event: e.Event) -> tuple[str, _Pairs, bytes]:
             pairs = [("ce_before", event.before), ("ce_beforebulk", event.before_bulk)]
             return "run.cancelled", pairs, dump(_Reason(event.reason))
         case e.RunExpired():
-            used = _used(event.usage, event) if event.usage is not None else None
-            return "run.expired", [("ce_attempt", event.attempt), ("ce_usage", used)], dump(_Reason(event.reason))
+            pairs = [("ce_attempt", event.attempt), ("ce_usage", _used(event))]
+            return "run.expired", pairs, dump(_Reason(event.reason))
         case e.RunSnapshot():
             pairs = [("ce_asof", event.as_of), ("ce_nextrequest", event.next_request), ("ce_nextbulk", event.next_bulk)]
             return "run.snapshot", [*pairs, ("ce_part", event.part), ("ce_parts", event.parts)], event.body
@@ -372,10 +369,11 @@ def _link(event: e.RunRequested | e.RequestNoted) -> _Pairs:
     return [("ce_after", event.after), ("ce_afterbulk", event.after_bulk), ("ce_requestoffset", offset)]
 
 
-def _used(usage: m.Usage, event: e.ModelReplied | e.ModelDiscarded | e.RunExpired) -> bytes:
+def _used(event: e.ModelReplied | e.ModelDiscarded | e.RunExpired) -> bytes | None:
     """A cost that is null stands there: nobody knows it."""
-    used = e.AttemptUsage.of(usage, event.model, event.tried)
-    return whole(used, "model", "tried")
+    if event.usage is None:
+        return None
+    return whole(e.AttemptUsage.of(event.usage, event.model, event.tried), "model", "tried")
 
 
 def _attempt(event: e.ModelReplied | e.ModelFailed | e.ModelDiscarded) -> _Pairs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from anabranch.about import place_of
 from anabranch.codec import Outgoing, Record
 from anabranch.topics import Namespace
 
@@ -12,14 +13,13 @@ KEPT: Final = 64 * 1024
 
 def dead_letter(namespace: Namespace, record: Record, reason: str) -> Outgoing:
     """The record for `dead.letters`: original key and headers, the first 64 kB of the value."""
-    origin = f"{record.topic}/{record.partition}/{record.offset}"
     headers = [(name, value or b"") for name, value in record.headers if name not in ("ce_reason", "ce_origin")]
     kept, room = [], KEPT
     for name, raw in headers:  # headers count too: a record may be all header
         room -= len(name) + len(raw)
         if room >= 0:
             kept.append((name, raw))
-    ours = [("ce_reason", reason[:2000].encode("utf-8", "replace")), ("ce_origin", origin.encode())]
+    ours = [("ce_reason", reason[:2000].encode("utf-8", "replace")), ("ce_origin", place_of(record).encode())]
     key = record.key[:KEPT] if record.key is not None else None
     nothing = b"" if key is None else None  # aiokafka sends no record that has neither key nor value
     value = record.value[:KEPT] if record.value is not None else nothing

@@ -18,7 +18,7 @@ Reference = Annotated[str, Field(pattern=REFERENCE_PATTERN)]
 """What lies in the store and not in the record: the hash and the size of its bytes (`references.py`)."""
 SEAL_PATTERN = r"^[A-Za-z0-9._-]{1,64};[A-Za-z0-9+/]+={0,2}$"
 Seal = Annotated[str, Field(pattern=SEAL_PATTERN)]
-"""What only who has the tenant's key can read: the key's id and the ciphertext (`seals.py`)."""
+"""What only who has the tenant's key can read: the key's id and the ciphertext (`security/seals.py`)."""
 Sealed = Annotated[str, Field(pattern=f"{REFERENCE_PATTERN}|{SEAL_PATTERN}")]
 """A seal, or a reference to one."""
 SEALED: Final = "(sealed)"

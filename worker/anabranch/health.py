@@ -7,7 +7,7 @@ restart would not mend. `watch.py` calls `beat` and `see`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -17,25 +17,6 @@ class Verdict:
 
     good: bool
     text: str
-
-
-@dataclass(slots=True)
-class Pulse:
-    """When the loop ran last, by any steady clock; it counts as blocked after `stalled_s`."""
-
-    stalled_s: float
-    beaten_at: float
-
-    def beat(self, now: float) -> None:
-        self.beaten_at = now
-
-    def verdict(self, now: float) -> Verdict:
-        still_s = now - self.beaten_at
-        if still_s < self.stalled_s:
-            return Verdict(True, "the event loop runs")
-        return Verdict(
-            False, f"the event loop has stood still for {still_s:.1f} s (ANABRANCH_STALLED_S: {self.stalled_s:g})"
-        )
 
 
 @dataclass(slots=True)
@@ -63,27 +44,38 @@ class Health:
 
 @dataclass(slots=True)
 class Process:
-    """All roles of a process: it is ready, and has started, when all `expected` ones are."""
+    """All roles of a process: it is ready, and has started, when all `expected` ones are.
 
-    pulse: Pulse
+    `beaten_at` is when its loop ran last, by any steady clock; it counts as blocked after `stalled_s`.
+    """
+
+    stalled_s: float
+    beaten_at: float
     expected: int = 1
     roles: list[Health] = field(default_factory=list)
 
+    def beat(self, now: float) -> None:
+        self.beaten_at = now
+
     def live(self, now: float) -> Verdict:
-        return self.pulse.verdict(now)
+        still_s = now - self.beaten_at
+        if still_s < self.stalled_s:
+            return Verdict(True, "the event loop runs")
+        return Verdict(
+            False, f"the event loop has stood still for {still_s:.1f} s (ANABRANCH_STALLED_S: {self.stalled_s:g})"
+        )
 
     def started(self) -> Verdict:
-        return self._all([(role.name, "" if role.started else role.unready) for role in self.roles.copy()])
+        return self._all(lambda role: "" if role.started else role.unready)
 
     def ready(self, now: float) -> Verdict:
         """What the roles said last counts only while the loop runs."""
         if not (live := self.live(now)).good:
             return live
-        return self._all(
-            [(role.name, "it is draining" if role.draining else role.unready) for role in self.roles.copy()]
-        )
+        return self._all(lambda role: "it is draining" if role.draining else role.unready)
 
-    def _all(self, found: Sequence[tuple[str, str]]) -> Verdict:
+    def _all(self, why_not: Callable[[Health], str]) -> Verdict:
+        found = [(role.name, why_not(role)) for role in self.roles.copy()]
         lines = [f"{name}: {why or 'ok'}" for name, why in found]
         missing = self.expected - len(found)
         if missing > 0:

@@ -5,7 +5,7 @@ once it was deleted, so that it is never made again. Another source, such as a K
 `App(keys=...)`. Keys are held in memory for a minute, so a deletion is heard within one.
 
 Responsible for: keys made, found, remembered and deleted. Must never: write a key that is not wrapped, or show one.
-Called by: `sealing.py`, and `cli/keys.py`.
+Called by: `security/sealing.py`, and `cli/keys.py`.
 """
 
 from __future__ import annotations
@@ -208,29 +208,20 @@ async def _tried(failing: str, work: Callable[[], Awaitable[T]]) -> T:
 
 
 class Keyring:
-    """The keys of a namespace as a process uses them; `provider` None: there are none. `now` is a steady clock."""
+    """The keys of a namespace as a process uses them. `now` is a steady clock."""
 
-    def __init__(self, provider: KeyProvider | None, namespace: str, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, provider: KeyProvider, namespace: str, now: Callable[[], float] = time.monotonic) -> None:
         self._provider, self._namespace, self._now = provider, namespace, now
         self._known: dict[tuple[str | None, str | None], tuple[Key, float]] = {}
         self._asking = Serially()
 
-    @property
-    def is_set(self) -> bool:
-        return self._provider is not None
-
     async def sealer(self, tenant: str | None, run_id: str, key_id: str | None = None) -> Sealer:
-        """What seals for this run now, or what opens the seals of that key.
-
-        Raises `Forgotten`, `StoreUnavailable`, or `SealError` if there are no keys here.
-        """
+        """What seals for this run now, or what opens the seals of that key. Raises `Forgotten`, `StoreUnavailable`."""
         return Sealer(await self._key(tenant, key_id), Whose(self._namespace, tenant, run_id))
 
     async def _key(self, tenant: str | None, key_id: str | None) -> Key:
         if (key := self._remembered(tenant, key_id)) is not None:
             return key
-        if self._provider is None:
-            raise SealError("there is a sealed text, and no keys are set here (ANABRANCH_KEYS)")
         async with self._asking.turn(f"{tenant or ''} {key_id or ''}"):
             if (key := self._remembered(tenant, key_id)) is None:
                 key = await _given(self._provider, tenant, key_id)

@@ -1,8 +1,8 @@
 """The events of the run log, `agent.log`, and what their bodies hold.
 
 Frozen values and nothing else: no I/O and no clock. `codec` turns them into records and back, `agent/fold.py` says what
-each of them changes; `schemas/` is generated from their bodies (`contract.BODIES`). Times are epoch seconds as floats,
-durations are seconds, sizes are bytes, offsets are ints. `messages.py` has what travels on the other topics.
+each of them changes; `schemas/` is generated from their bodies (`contract/records.py`). Times are epoch seconds as
+floats, durations are seconds, sizes are bytes, offsets are ints. `messages.py` has what travels on the other topics.
 """
 
 from __future__ import annotations

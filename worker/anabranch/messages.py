@@ -1,7 +1,7 @@
 """What travels beside the log's events: requests, tool calls, responses, and what a model says while it speaks.
 
 Frozen values and nothing else: no I/O, no clock, and no import of ours but `fields.py`. `codec` turns them into
-records and back; `schemas/` is generated from them (`contract.BODIES`). Times are epoch seconds as floats,
+records and back; `schemas/` is generated from them (`contract/records.py`). Times are epoch seconds as floats,
 durations are seconds, sizes are bytes, offsets are ints. `log_events.py` has what the run log says.
 """
 
@@ -117,14 +117,9 @@ class RunError:
 
 
 @frozen()
-class TotalUsage:
+class TotalUsage(Usage):
     """Over all turns; `discarded` counts, in the same fields, what was paid for and thrown away."""
 
-    input_tokens: Annotated[int, says("Tokens read at full price")] = 0
-    output_tokens: Annotated[int, says("Tokens written")] = 0
-    cache_read_input_tokens: Annotated[int, says("Tokens read from the cache")] = 0
-    cache_creation_input_tokens: Annotated[int, says("Tokens written to the cache")] = 0
-    cost_usd: Annotated[float | None, says("Dollars; null: nobody knows, for a model has no price")] = 0.0
     discarded: Annotated[Usage, says("What was paid for and thrown away")] = field(default_factory=Usage)
 
 

@@ -17,7 +17,11 @@ from typing import Final, Literal
 
 Key = tuple[str, ...]
 """The values of the labels, in their order."""
+Fixed = Mapping[str, str]
+"""Labels that all series of a meter have, with their values."""
 Kind = Literal["counter", "gauge", "histogram"]
+
+_NONE: Final[Fixed] = {}
 
 SERIES: Final = 500
 """Series of one meter, at most: what comes on top is counted as `OTHER`."""
@@ -32,19 +36,14 @@ RUN_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 9
 
 
 class Meter:
-    """`fixed` are the values of the first of `labels`, the same for all series; whoever counts gives the others."""
+    """Whoever counts gives the values of `labels`, but for those that are `fixed`, which stand first."""
 
     kind: Kind
 
-    def __init__(self, name: str, help: str, labels: Key = (), fixed: Key = ()) -> None:
-        self.name, self.help, self.labels, self.fixed = name, help, labels, fixed
-
-    @property
-    def _is_single(self) -> bool:
-        return len(self.fixed) == len(self.labels)
-
-    def _others(self) -> Key:
-        return (OTHER,) * (len(self.labels) - len(self.fixed))
+    def __init__(self, name: str, help: str, labels: Key = (), fixed: Fixed = _NONE) -> None:
+        self.name, self.help = name, help
+        self.labels, self.fixed = (*fixed, *labels), tuple(fixed.values())
+        self._is_single, self._others = not labels, (OTHER,) * len(labels)
 
 
 class Counter(Meter):
@@ -52,7 +51,7 @@ class Counter(Meter):
 
     kind: Kind = "counter"
 
-    def __init__(self, name: str, help: str, labels: Key = (), fixed: Key = (), known: Iterable[Key] = ()) -> None:
+    def __init__(self, name: str, help: str, labels: Key = (), fixed: Fixed = _NONE, known: Iterable[Key] = ()) -> None:
         super().__init__(name, help, labels, fixed)
         self._values: dict[Key, float] = dict.fromkeys([()] if self._is_single else known, 0)
 
@@ -72,7 +71,7 @@ class Counter(Meter):
 
     def _open(self, key: Key, amount: float) -> None:
         if len(self._values) >= SERIES:
-            key = self._others()
+            key = self._others
         self._values[key] = self._values.get(key, 0) + amount
 
     def copied(self) -> dict[Key, float]:
@@ -84,7 +83,7 @@ class Gauge(Meter):
 
     kind: Kind = "gauge"
 
-    def __init__(self, name: str, help: str, labels: Key = (), fixed: Key = ()) -> None:
+    def __init__(self, name: str, help: str, labels: Key = (), fixed: Fixed = _NONE) -> None:
         super().__init__(name, help, labels, fixed)
         self._values: dict[Key, float] = {(): 0.0} if self._is_single else {}
 
@@ -105,7 +104,7 @@ class Histogram(Meter):
 
     kind: Kind = "histogram"
 
-    def __init__(self, name: str, help: str, bounds: tuple[float, ...], labels: Key = (), fixed: Key = ()) -> None:
+    def __init__(self, name: str, help: str, bounds: tuple[float, ...], labels: Key = (), fixed: Fixed = _NONE) -> None:
         super().__init__(name, help, labels, fixed)
         self.bounds, self._at_sum = bounds, len(bounds) + 1
         self._series: dict[Key, list[float]] = {(): self._new()} if self._is_single else {}
@@ -128,7 +127,7 @@ class Histogram(Meter):
 
     def _opened(self, key: Key) -> list[float]:
         if len(self._series) >= SERIES:
-            key = self._others()
+            key = self._others
         return self._series.setdefault(key, self._new())
 
     def copied(self) -> dict[Key, tuple[list[float], float]]:

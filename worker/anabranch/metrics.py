@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -20,8 +20,6 @@ from anabranch.meters import Counter, Gauge, Histogram, Key, Meters
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 Copied = dict[Key, Any]
-
-BUILD: Final = "anabranch_build_info"
 
 
 def application(watched: Callable[[], Sequence[Meters]]) -> Wsgi:

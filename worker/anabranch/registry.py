@@ -22,6 +22,7 @@ from anabranch.errors import AnabranchError, WireError
 from anabranch.kafka.seam import Appender, Broker, Place
 from anabranch.security.signing import NO_SIGNER, Signer
 from anabranch.specs import AgentSpec, LimitSpec, ToolSpec, WorkerInfo
+from anabranch.tasks import alongside
 from anabranch.topics import Namespace
 
 log = logging.getLogger(__name__)
@@ -75,49 +76,44 @@ class Registry:
         kind, _, name = key.partition("/")
         self.spoilt.discard(key)
         try:
-            if kind == "tool":
-                self._take_tool(name, record.value)
-            elif kind == "limit":
-                self._take_limit(name, record.value)
-            elif kind == "agent":
+            if kind == "agent":
                 self._signer.vouch(record, "an agent")
-                self._take_agent(name, record.value)
-            elif kind == "worker":
+            if kind == "worker":
                 self._take_worker(name, record)
+            elif record.value is None:
+                self._drop(kind, name)
+            elif kind == "tool":
+                self._take_tool(read(ToolSpec, record.value))
+            elif kind == "limit":
+                self._take_limit(read(LimitSpec, record.value))
+            elif kind == "agent":
+                self.add(agents=[read(AgentSpec, record.value)])
         except WireError as error:
             log.warning("registry record %r at offset %d cannot be read: %s", record.key, record.offset, error)
             if record.value is not None and not _is_object(record.value):  # else of a newer version, or key, perhaps
                 self.spoilt.add(key)
 
-    def _take_tool(self, name: str, value: bytes | None) -> None:
-        if value is None:
+    def _drop(self, kind: str, name: str) -> None:
+        self.version += 1
+        if kind == "tool":
             self.tools.pop(name, None)
-            self.version += 1
-            return
-        spec = read(ToolSpec, value)
-        if self.tools.get(spec.name) != spec:  # the same spec keeps its identity, and its compiled schema
-            self.add([spec])
-
-    def _take_limit(self, name: str, value: bytes | None) -> None:
-        if value is None:
+        elif kind == "limit":
             self.limits.pop(name, None)
-            self.version += 1
-        else:
-            limit = read(LimitSpec, value)
-            if (known := self.limits.get(limit.name)) is not None and known.queue != limit.queue:
-                twice = "limit %s was registered with queue %r, and now with %r: each has a budget of its own; use one"
-                log.warning(twice, limit.name, known.queue, limit.queue)
-            self.add(limits=[limit])
+        elif kind == "agent":
+            agent, _, revision = name.rpartition("@")
+            gone = self.revisions.pop((agent, revision), None)
+            if gone is not None and self.agents.get(agent) is gone:
+                del self.agents[agent]
 
-    def _take_agent(self, key: str, value: bytes | None) -> None:
-        name, _, revision = key.rpartition("@")
-        if value is None:
-            gone = self.revisions.pop((name, revision), None)
-            if gone is not None and self.agents.get(name) is gone:
-                del self.agents[name]
-            self.version += 1
-            return
-        self.add(agents=[read(AgentSpec, value)])
+    def _take_tool(self, tool: ToolSpec) -> None:
+        if self.tools.get(tool.name) != tool:  # the same spec keeps its identity, and its compiled schema
+            self.add([tool])
+
+    def _take_limit(self, limit: LimitSpec) -> None:
+        if (known := self.limits.get(limit.name)) is not None and known.queue != limit.queue:
+            twice = "limit %s was registered with queue %r, and now with %r: each has a budget of its own; use one"
+            log.warning(twice, limit.name, known.queue, limit.queue)
+        self.add(limits=[limit])
 
     def _take_worker(self, name: str, record: Record) -> None:
         """When it was seen is for the broker to say: its own clock may be ahead, and would keep it alive."""
@@ -149,12 +145,9 @@ async def follow(broker: Broker, namespace: Namespace, registry: Registry, ready
 
 async def snapshot(broker: Broker, namespace: Namespace) -> Registry:
     """What is registered now."""
-    registry, place = Registry(), Place(namespace.registry, 0)
-    async with broker.reader([place], "begin") as reader:
-        end = (await reader.ends())[place]
-        while reader.position(place) < end:
-            for record in await reader.read(POLL_S):
-                registry.take(record)
+    registry, ready = Registry(), asyncio.Event()
+    async with alongside(follow(broker, namespace, registry, ready), "registry"):
+        await ready.wait()
     return registry
 
 

@@ -1,5 +1,5 @@
-"""What both roles are put together from: the namespace and its topics, the broker, the store, where spans go, what a
-worker tells of itself. `agent_role.py` and `tool_role.py` put them together.
+"""What both roles are put together from: the namespace and its topics, the broker, the store, keys, where spans go,
+what a worker tells of itself. `agent_role.py` and `tool_role.py` put them together.
 
 Must never: import a role. Called by: those two, the commands, and tests.
 """
@@ -11,20 +11,23 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Literal
 
 from anabranch import spans
+from anabranch.about import WORKER
 from anabranch.app import App
+from anabranch.clockwork import Clockwork
 from anabranch.config import Settings
 from anabranch.errors import ConfigError, TopicsError
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.meters import RoleMeters
-from anabranch.kafka.seam import Broker
+from anabranch.kafka.seam import Appender, Broker
+from anabranch.security.sealing import Sealing, checked
 from anabranch.spans import Traces
-from anabranch.specs import WorkerInfo
+from anabranch.specs import Role, WorkerInfo
 from anabranch.store import Store
 from anabranch.store import opened as open_store
 from anabranch.topics import Namespace, TopicSpec
+from anabranch.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +49,37 @@ def broker_of(settings: Settings, meters: RoleMeters | None = None) -> Broker:
     return KafkaBroker(settings.kafka, meters)
 
 
-async def store_of(settings: Settings, namespace: Namespace) -> Store:
-    """The store of the settings; one that cannot be written and read ends the start."""
-    opened = open_store(settings.storage, namespace)
-    await opened.check()
-    return opened
+@frozen()
+class Ground:
+    """What a worker stands on. `tracing` None: its spans go nowhere."""
+
+    namespace: Namespace
+    worker_id: str
+    broker: Broker
+    appender: Appender
+    store: Store
+    sealing: Sealing
+    tracing: Traces | None
 
 
 @asynccontextmanager
-async def tracing_of(settings: Settings, service: str, worker_id: str) -> AsyncIterator[Traces | None]:
-    """Where spans go, if anywhere; at the end what is left is sent, for some seconds at most."""
-    traces = spans.opened(settings.telemetry, service, worker_id)
+async def ground(
+    app: App, settings: Settings, role: Role, specs: list[TopicSpec], broker: Broker, clockwork: Clockwork
+) -> AsyncIterator[Ground]:
+    """All that there must be for a worker to start: topics that lose nothing, a store and keys that can be had.
+
+    At the end the spans that are left are sent, for some seconds at most.
+    """
+    await refuse_bad_topics(broker, specs)
+    namespace, worker_id = namespace_of(app, settings), clockwork.new_worker_id(role)
+    store = open_store(settings.storage, namespace)
+    await store.check()
+    sealing = await checked(settings.sealing, namespace.name, store, app.keys)
+    WORKER.set(worker_id)
+    traces = spans.opened(settings.telemetry, f"anabranch-{role}", worker_id)
     try:
-        yield traces
+        async with broker.appender() as appender:
+            yield Ground(namespace, worker_id, broker, appender, store, sealing, traces)
     finally:
         if traces is not None:
             await asyncio.to_thread(traces.close)
@@ -76,7 +97,7 @@ async def refuse_bad_topics(broker: Broker, specs: list[TopicSpec]) -> None:
 
 def info_of(
     worker_id: str,
-    role: Literal["agent", "tool"],
+    role: Role,
     now: Callable[[], float],
     running: Callable[[], int],
     queue: str | None = None,

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
 from anabranch import memory
 from anabranch.clockwork import Skew
-from anabranch.codec import Record
 from anabranch.config import WorkerSettings
 from anabranch.kafka.meters import RoleMeters
-from anabranch.kafka.seam import Appender, Broker, Place, Subscription
+from anabranch.kafka.seam import Appender, Broker, Listener, Subscription
 from anabranch.kafka.sent import Sent
 from anabranch.registry import worker_entry, worker_gone
 from anabranch.specs import WorkerInfo
-from anabranch.tasks import alongside, asked_by_signals
+from anabranch.tasks import alongside
 from anabranch.topics import Namespace
 from anabranch.watch import Watch, Watched
 
@@ -64,15 +62,9 @@ class Shutdown:
             if self.on_failure is not None:
                 self.on_failure()
 
-    @asynccontextmanager
-    async def on_signals(self, at_once: Callable[[], None] | None = None) -> AsyncIterator[Shutdown]:
-        """SIGINT, SIGTERM and SIGHUP ask, while inside; see `asked_by_signals`."""
-        with asked_by_signals(self.ask, at_once):
-            yield self
 
-
-class Worker(Watched, Protocol):
-    """What both roles look like from here: they are also the listeners of their subscriptions."""
+class Worker(Watched, Listener, Protocol):
+    """What both roles look like from here."""
 
     on_failure: Callable[[BaseException], None]
 
@@ -83,17 +75,6 @@ class Worker(Watched, Protocol):
     async def release(self, for_s: float) -> None: ...
     async def finish(self, timeout_s: float) -> int: ...
     def end(self) -> None: ...
-    def assigned(self, places: frozenset[Place]) -> None: ...
-    async def revoked(self, places: frozenset[Place], lost: bool) -> None: ...
-    def records(self, place: Place, records: Sequence[Record]) -> None: ...
-    def position(self, place: Place, offset: int) -> None: ...
-    def known(self, place: Place) -> int: ...
-    @property
-    def ahead_bytes(self) -> int: ...
-    @property
-    def is_answering(self) -> bool: ...
-    @property
-    def is_sated(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)

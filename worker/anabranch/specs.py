@@ -13,6 +13,7 @@ from pydantic import Field
 
 from anabranch.fields import Delivery, Json, OnError, Positive, says
 
+Role = Literal["agent", "tool"]
 Per = Literal["tenant"]
 Caching = Literal["5m", "1h", "off"]
 Context = Literal["fail", "drop_tool_results", "provider"]
@@ -100,7 +101,7 @@ class WorkerInfo:
     """`worker/<id>`, written every few seconds; dead after 30 s without."""
 
     id: Annotated[str, says("The worker")]
-    role: Annotated[Literal["agent", "tool"], says("What it does")]
+    role: Annotated[Role, says("What it does")]
     version: Annotated[str, says("Of the package")]
     started_at: Annotated[float, says("Epoch seconds")]
     seen_at: Annotated[float, says("Epoch seconds")]

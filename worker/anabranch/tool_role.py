@@ -7,18 +7,17 @@ time that a start takes. Called by: the commands, and tests; `tools/` knows noth
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Final
 
-from anabranch.about import WORKER
 from anabranch.app import App
 from anabranch.clockwork import Clockwork, real_clockwork
 from anabranch.config import Settings
 from anabranch.errors import ConfigError
 from anabranch.kafka.seam import Broker
 from anabranch.registry import register
-from anabranch.roles import broker_of, info_of, namespace_of, refuse_bad_topics, store_of, tracing_of
+from anabranch.roles import broker_of, ground, info_of, namespace_of
 from anabranch.runtime import Post, Shutdown, serve
-from anabranch.security.sealing import checked
 from anabranch.tools.executor import Executor
 from anabranch.tools.meters import ToolMeters
 from anabranch.tools.serving import Bench
@@ -48,34 +47,20 @@ async def serve_tools(
     process, where it has several roles.
     """
     app.check()
-    if not app.tools_of(queue):
+    tools = app.tools_of(queue)
+    if not tools:
         known = ", ".join(sorted({tool.spec.queue for tool in app.tools.values()})) or "none"
         raise ConfigError(f"App {app.name!r} has no tool in queue {queue!r}; its queues are: {known}")
-    async with watching(settings.worker, watch) as watch:
-        return await _serve_tools(app, queue, settings, shutdown, broker, lenient, clockwork or real_clockwork(), watch)
-
-
-async def _serve_tools(
-    app: App,
-    queue: str,
-    settings: Settings,
-    shutdown: Shutdown,
-    broker: Broker | None,
-    lenient: bool,
-    clockwork: Clockwork,
-    watch: Watch,
-) -> int:
-    tools = app.tools_of(queue)
+    clockwork = clockwork or real_clockwork()
     limits = [limit for limit in app.limit_specs() if limit.queue == queue]
     meters = ToolMeters(queue, [tool.name for tool in tools], [limit.name for limit in limits])
-    broker, namespace = broker or broker_of(settings, meters), namespace_of(app, settings)
-    await refuse_bad_topics(broker, _of_tools(namespace, queue, settings.kafka.partitions))
-    worker_id, store = clockwork.new_worker_id("tool"), await store_of(settings, namespace)
-    sealing = await checked(settings.sealing, namespace.name, store, app.keys)
-    WORKER.set(worker_id)
-    executor = Executor(settings.tool, clockwork.now)
-    try:
-        async with tracing_of(settings, "anabranch-tool", worker_id) as tracing, broker.appender() as appender:
+    specs = _of_tools(namespace_of(app, settings), queue, settings.kafka.partitions)
+    with closing(Executor(settings.tool, clockwork.now)) as executor:
+        async with (
+            watching(settings.worker, watch) as watch,
+            ground(app, settings, "tool", specs, broker or broker_of(settings, meters), clockwork) as on,
+        ):
+            namespace, appender, worker_id = on.namespace, on.appender, on.worker_id
             await register(appender, namespace, worker_id, [tool.spec for tool in tools], [], limits)
             bench = Bench(
                 namespace=namespace,
@@ -86,23 +71,21 @@ async def _serve_tools(
                 executor=executor,
                 settings=settings.tool,
                 now=clockwork.now,
-                partitions=await broker.partitions(namespace.calls(queue)),
+                partitions=await on.broker.partitions(namespace.calls(queue)),
                 rebalance_s=settings.kafka.session_timeout_s / 4 + REBALANCE_S,
                 lenient=lenient,
-                store=store,
-                sealing=sealing,
+                store=on.store,
+                sealing=on.sealing,
                 meters=meters,
-                traces=None if tracing is None else ToolTraces(tracing, queue),
+                traces=None if on.tracing is None else ToolTraces(on.tracing, queue),
             )
             worker = ToolWorker(bench, settings.worker.commit_s)
             info = info_of(
                 worker_id, "tool", clockwork.now, lambda: worker.running, queue, lambda: worker.oldest_waiting_s
             )
             group, topics = namespace.tools_group(queue), [namespace.calls(queue)]
-            post = Post(worker, info, topics, group, broker, appender, namespace, settings.worker, meters, watch)
+            post = Post(worker, info, topics, group, on.broker, appender, namespace, settings.worker, meters, watch)
             return await serve(post, shutdown)
-    finally:
-        executor.close()
 
 
 def _of_tools(namespace: Namespace, queue: str, partitions: int) -> list[TopicSpec]:

@@ -2,8 +2,9 @@
 
 `frozen=True` of the standard library sets each field by a call, so that a value of seven fields is ten times as dear
 to make as one that can be changed, and each run makes some hundreds. Here mypy alone holds them frozen: every change of
-ours has to pass it. Must never: be used for what users declare (`declared.py`, `specs.py`, `config.py`) and this
-process goes on sharing: nobody checks their code, so that is frozen at run time. Called by: whoever declares a value.
+ours has to pass it. Must never: be used for what users declare (`declarations/declared.py`, `specs.py`, `config.py`)
+and this process goes on sharing: nobody checks their code, so that is frozen at run time. Called by: whoever declares a
+value.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from anabranch.config import WorkerSettings
 from anabranch.errors import AnabranchError
-from anabranch.health import Health, Process, Pulse
+from anabranch.health import Health, Process
 from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.seam import Place
 from anabranch.meters import Gauge, Meters
@@ -89,7 +89,7 @@ class Watch:
     def __init__(self, settings: WorkerSettings, roles: int = 1) -> None:
         self._settings = settings
         self.is_on = settings.http_port != 0
-        self.process = Process(Pulse(settings.stalled_s, time.monotonic()), roles)
+        self.process = Process(settings.stalled_s, time.monotonic(), roles)
         self._roles: list[Role] = []
         self._build = Build()
 
@@ -129,7 +129,7 @@ class Watch:
             due = time.monotonic() + BEAT_S
             await asyncio.sleep(BEAT_S)
             now = time.monotonic()
-            self.process.pulse.beat(now)
+            self.process.beat(now)
             beats += 1
             for role in self._roles:
                 role.meters.loop_lag.observe(now - due)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from anabranch.cli import frame
+from anabranch.tasks import asked_by_signals
 from anabranch.wording import counted
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ async def serve(work: Callable[[Shutdown], Awaitable[int]], drain_s: float) -> i
             deadline.within(HURRY_S if next(times) else drain_s + GRACE_S)
 
         shutdown.on_failure = lambda: deadline.within(GRACE_S)
-        async with shutdown.on_signals(at_once):
+        with asked_by_signals(shutdown.ask, at_once):
             return await _until_stopped(work, shutdown)
 
 

@@ -1,7 +1,7 @@
 """The AsyncAPI 3.0 document of the wire: topics as channels, kinds of records as messages, who sends and receives.
 
-Made from `contract` and from the settings in `topics`; payloads refer to the schemas that lie beside it. It must
-never state what those tables do not. `schemagen` writes it.
+Made from `records.py` and from the settings in `topics`; payloads refer to the schemas that lie beside it. It must
+never state what those tables do not. `schemagen.py` writes it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Writes `schemas/`: a JSON Schema for each body, and the AsyncAPI document. `make schemas` runs it.
 
-Everything is made from `contract` and the types in `messages`, in a stable order, so that the same code gives the
-same bytes. The schemas say what writers send; they never forbid further fields, because readers ignore those.
-`python -m anabranch.contract.schemagen --check` writes nothing, and exits 1 if a file differs from what it would write.
+Everything is made from `records.py` and the types in `messages`, in a stable order, so that the same code gives the
+same bytes; a test tells when a file is out of date. The schemas say what writers send; they never forbid further
+fields, because readers ignore those.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +33,7 @@ class _Generate(GenerateJsonSchema):
 
 
 def body_schema(name: str) -> Schema:
-    """The JSON Schema (2020-12) of the body `name`, a key of `contract.BODIES`."""
+    """The JSON Schema (2020-12) of the body `name`, a key of `BODIES`."""
     head = {"$schema": DIALECT, "$id": f"urn:anabranch:{name}", "title": name}
     body = BODIES[name]
     match body:
@@ -99,20 +98,5 @@ def write(folder: Path) -> list[str]:
     return changed
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m anabranch.contract.schemagen", description="Write schemas/ anew.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="the folder to write to (%(default)s)")
-    chosen = parser.parse_args(arguments)
-    if not chosen.check:
-        changed = write(chosen.out)
-        sys.stdout.write(f"{chosen.out}: {', '.join(changed) or 'nothing'} changed\n")
-        return 0
-    if stale := differences(chosen.out):
-        sys.stderr.write(f"{chosen.out} is out of date ({', '.join(stale)}): run `make schemas`\n")
-    return 1 if stale else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.stdout.write(f"{FOLDER}: {', '.join(write(FOLDER)) or 'nothing'} changed\n")

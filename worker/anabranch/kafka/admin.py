@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
-    ClusterAuthorizationFailedError,
-    GroupAuthorizationFailedError,
     IncompatibleBrokerVersion,
     InvalidPartitionsError,
     InvalidReplicationFactorError,
@@ -39,7 +36,7 @@ from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from anabranch.config import KafkaSettings
-from anabranch.errors import BrokerError, Forbidden, TopicsError
+from anabranch.errors import BrokerError, TopicsError
 from anabranch.kafka import comparison
 from anabranch.kafka.comparison import Cluster, Configs, Seen
 from anabranch.kafka.login import unreachable
@@ -62,7 +59,6 @@ PAUSE_S: Final = 0.1
 STOP_S: Final = 5.0
 
 T = TypeVar("T")
-_FORBIDDEN: Final = (TopicAuthorizationFailedError, ClusterAuthorizationFailedError, GroupAuthorizationFailedError)
 _OF_A_GROUP: Final = 0
 _OF_THIS_TOPIC: Final = 1  # DescribeConfigs: the source DYNAMIC_TOPIC_CONFIG
 _NAMED: Final = "ANABRANCH_BOOTSTRAP names its host and port, ANABRANCH_SECURITY_PROTOCOL and ANABRANCH_SASL_* the way"
@@ -79,36 +75,35 @@ class _NotYet(KafkaError):  # type: ignore[misc]
 
 
 class Admin:
-    """A connection for administration: `async with Admin(settings, arguments) as admin`.
+    """A connection for administration. Every method raises `BrokerError` if Kafka cannot be reached, or refuses.
 
-    `client_arguments` are what every client of aiokafka takes: `bootstrap_servers` and security. Every method raises
-    `BrokerError` if Kafka cannot be reached, or refuses.
+    `arguments` are what every client of aiokafka takes: `bootstrap_servers` and security.
     """
 
-    def __init__(self, settings: KafkaSettings, client_arguments: Mapping[str, Any]) -> None:
-        self._settings = settings
-        self._arguments = dict(client_arguments)
+    def __init__(self, settings: KafkaSettings, arguments: dict[str, Any]) -> None:
+        self._settings, self._arguments = settings, arguments
         self._asked: set[str] = set()  # the topics that Kafka was asked to create
         self._client: Any = None  # `Any`, because most methods of the client have no types
 
-    async def __aenter__(self) -> Self:
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, settings: KafkaSettings, arguments: dict[str, Any]) -> AsyncIterator[Admin]:
+        admin = cls(settings, arguments)
+        try:
+            await admin._start()
+            yield admin
+        finally:
+            if admin._client is not None and not await bounded(admin._client.close(), STOP_S):
+                log.warning("the connections for administration were not closed within %g s", STOP_S)
+
+    async def _start(self) -> None:
         try:
             self._client = AIOKafkaAdminClient(**self._arguments, request_timeout_ms=int(ANSWER_S * 1000))
             Silent(self._client._client).leave_who_is_late()
             async with asyncio.timeout(CONNECT_S):
                 await self._client.start()
         except (KafkaError, OSError, TimeoutError, ValueError) as error:
-            await self._close()
             raise await unreachable(self._arguments, error) from error
-        except BaseException:
-            await self._close()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._close()
 
     async def partitions(self, topic: str) -> int:
         """How many partitions `topic` has. Raises `TopicsError` if there is no such topic."""
@@ -174,7 +169,7 @@ class Admin:
             return {name: Configs() for name in names}
         found = {}
         for entry in (entry for answer in answers for entry in answer.to_object()["resources"]):
-            if for_code(entry["error_code"]) not in _FORBIDDEN:
+            if for_code(entry["error_code"]) is not TopicAuthorizationFailedError:
                 _raise_for(entry["error_code"], entry["resource_name"], entry["error_message"])
                 found[entry["resource_name"]] = _read_configs(entry["config_entries"])
         return found
@@ -340,21 +335,14 @@ class Admin:
         except KafkaError as error:
             if (refused := refusal(error, self._arguments, needs, what)) is not None:
                 raise type(refused)(f"cannot {what}: {refused}") from error
-            kind = Forbidden if isinstance(error, _FORBIDDEN) else BrokerError
-            raise kind(f"cannot {what}: {error}. {_remedy(error)}") from error
+            raise BrokerError(f"cannot {what}: {error}. {_remedy(error)}") from error
 
     def _no_success(self, what: str, last: Exception) -> BrokerError:
         why = f"in {DEADLINE_S:g} s; the last answer was {str(last) or repr(last)}"
         return BrokerError(f"cannot {what} at {self._settings.bootstrap} {why}. Is every broker up? {_NAMED}")
 
-    async def _close(self) -> None:
-        if self._client is not None and not await bounded(self._client.close(), STOP_S):
-            log.warning("the connections for administration were not closed within %g s", STOP_S)
-
 
 def _remedy(error: KafkaError) -> str:
-    if isinstance(error, _FORBIDDEN):
-        return "Allow it to the principal that ANABRANCH_SASL_* or ANABRANCH_SSL_* name, or let another one do it"
     if isinstance(error, IncompatibleBrokerVersion):
         return "This broker cannot do that: delete the topic, and let it be created anew, or take an Apache Kafka"
     if isinstance(error, InvalidReplicationFactorError):

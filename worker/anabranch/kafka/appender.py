@@ -34,6 +34,7 @@ from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.produce.batching import Item, Lane, Line
 from anabranch.kafka.produce.producing import Batch, Producer
 from anabranch.kafka.refusals import refusal, told
+from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Acked, Sent
 from anabranch.tasks import alongside, happens
 from anabranch.topics import RECORD_BYTES
@@ -80,7 +81,7 @@ class KafkaAppender:
         self._unknown: dict[str, Lane] = {}
         self._lacks = asyncio.Event()
         self._broken = asyncio.Event()
-        self._outstanding = 0
+        self.outstanding = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -92,7 +93,7 @@ class KafkaAppender:
         cls, arguments: dict[str, Any], idempotent: bool, meters: RoleMeters | None = None
     ) -> AsyncIterator[KafkaAppender]:
         appender = cls(arguments, idempotent, meters or RoleMeters())
-        await appender._connect(once=True)
+        await appender._connect()
         try:
             async with alongside(appender._serve(), "appender"):
                 yield appender
@@ -119,9 +120,9 @@ class KafkaAppender:
         if record.size > RECORD_BYTES:
             sent.fail(TooLarge(f"a record of {record.size} bytes does not fit {record.topic} ({RECORD_BYTES})"))
             return sent
-        if not self._outstanding:
+        if not self.outstanding:
             self._idle.clear()
-        self._outstanding += 1
+        self.outstanding += 1
         lane = self._lanes.get(record.topic)
         if lane is None:
             lane = self._lanes[record.topic] = Lane(record.topic)
@@ -131,17 +132,13 @@ class KafkaAppender:
 
     def _settled(self, records: int) -> None:
         """So many are about to hear what became of them."""
-        self._outstanding -= records
-        if not self._outstanding:
+        self.outstanding -= records
+        if not self.outstanding:
             self._idle.set()
-
-    @property
-    def outstanding(self) -> int:
-        return self._outstanding
 
     async def flush(self, timeout_s: float) -> int:
         await happens(self._idle, timeout_s)
-        return self._outstanding
+        return self.outstanding
 
     # --- the task: what a producer needs -------------------------------------------------------------------
 
@@ -152,14 +149,14 @@ class KafkaAppender:
             try:
                 await self._serve_with(self._producer)
             except* _Replace:
-                records = counted(self._outstanding, "record")
+                records = counted(self.outstanding, "record")
                 log.warning("a send failed: replacing the producer; to be sent again: %s", records)
             _end_if_cancelled()
             self._meters.producer_replacements.count()
             await self._end_producer()
             self._rewind()
             pause = 0.0 if self._is_written else await _paused(pause)
-            await self._connect()
+            await self._connect_again()
 
     async def _end_producer(self) -> None:
         producer, self._producer = self._producer, None
@@ -204,7 +201,7 @@ class KafkaAppender:
                 log.error(
                     "nothing was acknowledged for %g s on %s: is the broker full, or gone? See its log and its disks; "
                     "%s to be sent again until it has them",
-                    STUCK_S, ", ".join(stuck), counted(self._outstanding, "record"),
+                    STUCK_S, ", ".join(stuck), counted(self.outstanding, "record"),
                 )  # fmt: skip
                 self._broken.set()
 
@@ -216,31 +213,36 @@ class KafkaAppender:
             if any(line.items and line.sent_at < since for line in lane.lines.values())
         )
 
-    async def _connect(self, once: bool = False) -> None:
-        pause, longest = BACKOFF_S
+    async def _connect(self) -> None:
+        """The first producer: whoever starts is told what is wrong."""
+        try:
+            await self._start_producer()
+        except (KafkaError, OSError) as error:
+            if not (self._idempotent and isinstance(error, _NOT_IDEMPOTENT)):
+                refused = refusal(error, self._arguments, "Write", "any")
+                raise refused or await unreachable(self._arguments, error) from None
+            log.info("this broker has no idempotent producers: doing without (%r)", error)
+            self._idempotent = False
+            await self._connect()
+
+    async def _connect_again(self) -> None:
+        pause, _ = BACKOFF_S
         while True:
-            producer = Producer(self._arguments, self._idempotent)
             try:
-                await producer.start()
-            except asyncio.CancelledError:
-                await producer.stop()
-                raise
+                return await self._start_producer()
             except (KafkaError, OSError) as error:
-                await producer.stop()
-                if once and self._idempotent and isinstance(error, _NOT_IDEMPOTENT):
-                    log.info("this broker has no idempotent producers: doing without (%r)", error)
-                    self._idempotent = False
-                    continue
                 where = self._arguments["bootstrap_servers"]
-                if once:
-                    refused = refusal(error, self._arguments, "Write", "any")
-                    raise refused or await unreachable(self._arguments, error) from None
                 log.warning("cannot connect a producer to %s: %s; trying again", where, error)
-                await asyncio.sleep(pause)
-                pause = min(longest, pause * 2)
-            else:
-                self._producer = producer
-                return
+                pause = await _paused(pause)
+
+    async def _start_producer(self) -> None:
+        producer = Producer(self._arguments, self._idempotent)
+        try:
+            await producer.start()
+        except BaseException:
+            await producer.stop()
+            raise
+        self._producer = producer
 
     async def _look_up(self, producer: Producer, lane: Lane) -> None:
         """How many partitions it has; once more, if a record is for one beyond."""
@@ -276,7 +278,7 @@ class KafkaAppender:
         together."""
         self._due[lane.topic] = lane
         if self._round is None:
-            pause = self._round_at + min(LONGEST_PAUSE_S, self._outstanding * PAUSE_PER_RECORD_S) - self._loop.time()
+            pause = self._round_at + min(LONGEST_PAUSE_S, self.outstanding * PAUSE_PER_RECORD_S) - self._loop.time()
             if pause > SHORTEST_PAUSE_S:
                 self._round = self._loop.call_later(pause, self._send)
             else:
@@ -301,7 +303,7 @@ class KafkaAppender:
 
     def _batch(self, lane: Lane, line: Line, now: float) -> Batch:
         items: list[Item] = []
-        batch = Batch(lane.topic, line.partition, partial(self._told, lane, line, items))
+        batch = Batch(Place(lane.topic, line.partition), partial(self._told, lane, line, items))
         line.fill(batch, items)
         line.sent_at = now
         return batch
@@ -357,7 +359,7 @@ class KafkaAppender:
 
 
 async def _paused(for_s: float) -> float:
-    """The last producer wrote nothing: neither may the next one. Returns how long to wait after that."""
+    """One has failed that wrote nothing: so may the next one. Returns how long to wait after that."""
     await asyncio.sleep(for_s)
     shortest, longest = BACKOFF_S
     return min(longest, max(shortest, for_s * 2))

@@ -5,11 +5,11 @@ about 40 % of all partitions when a member joins. This one moves what balance de
 member tells in its join what it had, and keeps it up to its fair share. `share` is pure; the class around it
 is made anew for each consumer, for aiokafka calls it by its class, and its state is the consumer's.
 
-A topic that members of before do not know is given to nobody while there is one: whatever is done about it means
-nothing to them, and a partition may be theirs at the next rebalance. A leader sees in the members' subscriptions
-whether all know it, and says so with each assignment; one of before gives it to whoever asks and says nothing, and then
-what it gave does not count. (Kafka's own way, a second group protocol, is closed: aiokafka joins once for each
-assignor that it has, and so starts the next rebalance with every join.)
+A topic that members of an earlier version do not know is given to nobody while there is such a member: whatever is done
+about it means nothing to them, and a partition may be theirs at the next rebalance. A leader sees in the members'
+subscriptions whether all know it, and says so with each assignment; a leader of an earlier version gives it to whoever
+asks and says nothing, and then what it gave does not count. (Kafka's own way, a second group protocol, is closed:
+aiokafka joins once for each assignor that it has, and so starts the next rebalance with every join.)
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _told(user_data: bytes) -> Owned:
 
 
 def _said_to_be_known(user_data: bytes) -> frozenset[str]:
-    """What the leader says that all members know; a leader of before says nothing of that."""
+    """What the leader says that all members know; a leader of an earlier version says nothing of that."""
     try:
         return frozenset(str(topic) for topic in orjson.loads(user_data).get("known", ()))
     except (ValueError, TypeError, AttributeError):

@@ -2,7 +2,7 @@
 
 Responsible for: judging topics as a broker describes them by their specs, in pure functions.
 Must never: speak to a broker. What a broker does not say is unknown, not wrong.
-Called by: `admin.py`.
+Called by: `admin.py`, `memory/cluster.py`.
 
 Some settings are bounds: records that are kept longer, or may be larger, than wanted are no deviation, so that
 `apply` never deletes what somebody wants to keep; a bound of a topic's size is left alone where it leaves enough room.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -36,36 +36,35 @@ class KafkaBroker:
         self._settings, self._meters = settings, meters
         self._arguments = client_arguments(settings)
 
-    @asynccontextmanager
-    async def appender(self) -> AsyncIterator[KafkaAppender]:
-        async with KafkaAppender.opened(self._arguments, self._settings.idempotent, self._meters) as appender:
-            yield appender
+    def appender(self) -> AbstractAsyncContextManager[KafkaAppender]:
+        return KafkaAppender.opened(self._arguments, self._settings.idempotent, self._meters)
 
     @asynccontextmanager
     async def subscribe(
         self, topics: Sequence[str], group: str, listener: Listener, newer: Sequence[str] = ()
     ) -> AsyncIterator[KafkaSubscription]:
-        async with Admin(self._settings, self._arguments) as admin:
+        async with self._admin() as admin:
             subscription = KafkaSubscription(self._settings, self._arguments, topics, group, listener, admin, newer)
             async with subscription.opened():
                 yield subscription
 
-    @asynccontextmanager
-    async def reader(self, places: Sequence[Place], start: Start) -> AsyncIterator[KafkaReader]:
-        async with KafkaReader.opened(self._arguments, places, start) as reader:
-            yield reader
+    def reader(self, places: Sequence[Place], start: Start) -> AbstractAsyncContextManager[KafkaReader]:
+        return KafkaReader.opened(self._arguments, places, start)
 
     async def partitions(self, topic: str) -> int:
-        async with Admin(self._settings, self._arguments) as admin:
+        async with self._admin() as admin:
             return await admin.partitions(topic)
 
     async def lacks(self, specs: Sequence[TopicSpec]) -> list[Lack]:
-        async with Admin(self._settings, self._arguments) as admin:
+        async with self._admin() as admin:
             return await admin.lacks(specs)
 
     async def apply(self, specs: Sequence[TopicSpec]) -> list[str]:
-        async with Admin(self._settings, self._arguments) as admin:
+        async with self._admin() as admin:
             return await admin.apply(specs)
+
+    def _admin(self) -> AbstractAsyncContextManager[Admin]:
+        return Admin.opened(self._settings, self._arguments)
 
 
 def client_arguments(settings: KafkaSettings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ request is bytes, and so is its answer. The connection is one of its own for eac
 request for metadata nor a fetch that waits for records stands before another.
 
 Responsible for: framing, the order of answers, and a bound on waiting for one. Must never: know what is in a request,
-or ask again. Called by: `producing.py`, `fetching.py`.
+or ask again. Called by: `produce/producing.py`, and `fetch/`.
 """
 
 from __future__ import annotations

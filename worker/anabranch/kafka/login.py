@@ -3,7 +3,7 @@
 Responsible for: one more try at the bootstrap servers, and what came of it in words that name the setting to look at;
 that no log shows a password or a token, however much it tells.
 Must never: decide what becomes of who failed.
-Called by: `admin.py`, `appender.py`, `reader.py`, `pump.py`.
+Called by: `admin.py`, `appender.py`, `reader.py`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,6 @@ PROBE_S: Final = 5.0
 MOST_SERVERS: Final = 3
 _PROTOCOL: Final = "ANABRANCH_SECURITY_PROTOCOL"
 _CERTIFICATE: Final = "ANABRANCH_SSL_CERTFILE and ANABRANCH_SSL_KEYFILE"
-_PASSED_ON: Final = (
-    "security_protocol", "ssl_context", "sasl_mechanism", "sasl_plain_username", "sasl_plain_password",
-    "sasl_oauth_token_provider", "client_id",
-)  # fmt: skip
 
 
 def _tells_no_secret(record: logging.LogRecord) -> bool:
@@ -69,8 +65,8 @@ async def _why_not(arguments: Mapping[str, Any]) -> str | None:
 
 async def _greet(host: str, port: int, arguments: Mapping[str, Any]) -> None:
     """Connect, log in and ask something: a server that wants a login hangs up only at the question."""
-    passed = {name: arguments[name] for name in _PASSED_ON if name in arguments}
-    connection = await create_conn(host, port, request_timeout_ms=int(PROBE_S * 1000), **passed)
+    how = {name: value for name, value in arguments.items() if name != "bootstrap_servers"}
+    connection = await create_conn(host, port, request_timeout_ms=int(PROBE_S * 1000), **how)
     try:
         await connection.send(MetadataRequest([]))
     finally:

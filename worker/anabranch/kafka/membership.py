@@ -47,8 +47,9 @@ class Membership:
         self._subscription: Subscription | None = None
         self._tasks: Group | None = None
         self._taking_over: asyncio.Task[object] | None = None
-        self._assigned: frozenset[Place] = frozenset()
-        self._was_assigned = self._settled = False
+        self._assigned: frozenset[Place] | None = None  # by the group, since the last revoke
+        self.is_settled = False
+        """Whether what the group assigned last, be it nothing, has been taken over."""
         self.assigned_at = 0.0  # by the loop's clock
         self._giving_up = asyncio.Lock()
         self.stopping = False
@@ -66,12 +67,7 @@ class Membership:
     @property
     def places(self) -> frozenset[Place]:
         """What is assigned to us now."""
-        return self._assigned
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether what the group assigned last, be it nothing, has been taken over."""
-        return self._settled
+        return self._assigned or frozenset()
 
     def attach(self, subscription: Subscription) -> None:
         """From here on partitions are taken over. The group may have assigned them before."""
@@ -86,10 +82,7 @@ class Membership:
     def assigned(self, places: frozenset[Place]) -> None:
         self._meters.rebalances.count()
         self.assigned_at = asyncio.get_running_loop().time()
-        self._begin(places)
-
-    def _begin(self, places: frozenset[Place]) -> None:
-        self._assigned, self._was_assigned = places, True
+        self._assigned = places
         self._start_to_take_over()
 
     def take_over_again(self) -> None:
@@ -97,7 +90,8 @@ class Membership:
         assigned = self._assigned
         self.forget()
         self._member.let_go()
-        self._begin(assigned)
+        self._assigned = assigned
+        self._start_to_take_over()
 
     async def revoked(self, lost: bool) -> None:
         if self.stopping:
@@ -117,7 +111,7 @@ class Membership:
 
     def forget(self) -> None:
         """Take over no more of what was assigned: a revoke may come before `attach`, or in mid-take-over."""
-        self._assigned, self._was_assigned, self._settled = frozenset(), False, False
+        self._assigned, self.is_settled = None, False
         if self._taking_over is not None:
             self._taking_over.cancel()
             self._taking_over = None
@@ -140,17 +134,17 @@ class Membership:
     def _start_to_take_over(self) -> None:
         if self._tasks is None or self._subscription is None or self.stopping:
             return
-        self._settled = False
+        self.is_settled = False
         if self._taking_over is not None:
             self._taking_over.cancel()
-        self._taking_over = self._tasks.begin(self._take_over(self._assigned), "take over")
+        self._taking_over = self._tasks.begin(self._take_over(self.places), "take over")
 
     async def _take_over(self, places: frozenset[Place]) -> None:
         """Tried until it works: without it nothing happens here."""
         while True:
             try:
                 await self._member.take_over(places)
-                self._settled = self._was_assigned
+                self.is_settled = self._assigned is not None
                 return
             except (ConfigError, Forbidden, TopicsError):
                 raise  # no repetition cures it: the worker ends, and says why

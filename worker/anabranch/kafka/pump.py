@@ -219,10 +219,13 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         self._begun.clear()
-        places = frozenset(self._places(revoked))
+        places = self._places(revoked)
         try:
             if places:
-                await self._loudly(self._listener.revoked(places, lost=self._generation() < 0))
+                await self._listener.revoked(places, lost=self._generation() < 0)
+        except Exception:  # which aiokafka swallows
+            log.exception("revoking partitions of group %s failed", self._group)
+            raise
         finally:
             async with self._commits:  # none may be under way when the generation ends: it would count in the next
                 self._may_commit = False
@@ -234,26 +237,18 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         self._may_commit = True
         if wheres:
             self._consumer.pause(*wheres)
-        self._listener.assigned(frozenset(self._places(wheres)))
+        self._listener.assigned(self._places(wheres))
 
-    def _places(self, wheres: Iterable[TopicPartition]) -> list[Place]:
+    def _places(self, wheres: Iterable[TopicPartition]) -> frozenset[Place]:
         """Those that count: of a newer topic none while a member of the group does not know it."""
         hidden = self._newer - self._memory.known
-        return [Place(where.topic, where.partition) for where in wheres if where.topic not in hidden]
-
-    async def _loudly(self, handling: Any) -> None:
-        """aiokafka swallows what a listener raises."""
-        try:
-            await handling
-        except Exception:
-            log.exception("revoking partitions of group %s failed", self._group)
-            raise
+        return frozenset(Place(*where) for where in wheres if where.topic not in hidden)
 
     def _generation(self) -> int:
         return int(self._consumer._coordinator.generation)
 
     async def committed(self, places: Iterable[Place]) -> dict[Place, Committed]:
-        return await self._admin.committed(self._group, list(places))
+        return await self._admin.committed(self._group, places)
 
     async def commit(self, offsets: Mapping[Place, Committed]) -> bool:
         if not offsets:
@@ -286,4 +281,4 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
             found = await question([TopicPartition(*place) for place in places])
         except (KafkaError, OSError) as error:
             raise self._explained("tells no offsets", error) from None
-        return {Place(where.topic, where.partition): offset for where, offset in found.items()}
+        return {Place(*where): offset for where, offset in found.items()}

@@ -34,7 +34,7 @@ class KafkaReader:
 
     def __init__(self, consumer: AIOKafkaConsumer, places: Sequence[Place]) -> None:
         self._consumer = consumer
-        self._places = [TopicPartition(*place) for place in places]
+        self._wheres = [TopicPartition(*place) for place in places]
         self._positions: dict[Place, int] = {}
         self._news = asyncio.Event()
         self._fetching = Fetching(consumer, self._news.set)
@@ -69,25 +69,24 @@ class KafkaReader:
 
     async def _begin(self, start: Start) -> None:
         self._fetching.keep_to_resets()
-        self._consumer.assign(self._places)
-        for topic in {place.topic for place in self._places}:  # else the offsets of a forbidden one are asked for long
+        self._consumer.assign(self._wheres)
+        for topic in {where.topic for where in self._wheres}:  # else the offsets of a forbidden one are asked for long
             await self._consumer._client._wait_on_metadata(topic)
-        offsets = await self._offsets(start)
-        for place, offset in offsets.items():
-            self._consumer.seek(place, offset)
-            self._positions[Place(place.topic, place.partition)] = offset
+        for where, offset in (await self._offsets(start)).items():
+            self._consumer.seek(where, offset)
+            self._positions[Place(*where)] = offset
         self._fetching.begin()
 
     async def _offsets(self, start: Start) -> dict[TopicPartition, int]:
         if isinstance(start, Mapping):
             return {TopicPartition(*place): offset for place, offset in start.items()}
         if start == "begin":
-            return dict(await self._consumer.beginning_offsets(self._places))
-        ends = dict(await self._consumer.end_offsets(self._places))
+            return dict(await self._consumer.beginning_offsets(self._wheres))
+        ends = dict(await self._consumer.end_offsets(self._wheres))
         if start == "end":
             return ends
-        found = await self._consumer.offsets_for_times({place: max(0, int(start * 1000)) for place in self._places})
-        return {place: at.offset if (at := found.get(place)) is not None else ends[place] for place in self._places}
+        found = await self._consumer.offsets_for_times({where: max(0, int(start * 1000)) for where in self._wheres})
+        return {where: at.offset if (at := found.get(where)) is not None else end for where, end in ends.items()}
 
     async def read(self, timeout_s: float) -> Sequence[Record]:
         until = time.monotonic() + timeout_s
@@ -100,9 +99,10 @@ class KafkaReader:
             if records or left_s <= 0:
                 break
             await happens(self._news, min(left_s, LOOK_S))
-        for place in self._positions:
-            if not records and (position := self._fetching.position(place)) is not None:
-                self._positions[place] = position
+        if not records:  # what is no record is passed over, too
+            for place in self._positions:
+                if (position := self._fetching.position(place)) is not None:
+                    self._positions[place] = position
         return records
 
     def _taken(self) -> list[Any]:
@@ -115,8 +115,8 @@ class KafkaReader:
         return records
 
     async def ends(self) -> dict[Place, int]:
-        ends = await self._consumer.end_offsets(self._places)
-        return {Place(place.topic, place.partition): offset for place, offset in ends.items()}
+        ends = await self._consumer.end_offsets(self._wheres)
+        return {Place(*where): offset for where, offset in ends.items()}
 
     def position(self, place: Place) -> int:
         return self._positions[place]

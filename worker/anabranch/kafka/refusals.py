@@ -1,8 +1,8 @@
 """What Kafka refuses, in words that an operator can act on. PURE.
 
 Responsible for: naming who was refused what, on which topic or group, and the command that mends it. Must never:
-decide what becomes of a worker. Called by: `admin.py`, `appender.py`, `producing.py`, `pump.py`,
-`reader.py`.
+decide what becomes of a worker. Called by: `admin.py`, `appender.py`, `pump.py`, `reader.py`,
+`produce/producing.py`.
 """
 
 from __future__ import annotations

@@ -180,8 +180,8 @@ class Broker(Protocol):
     def subscribe(
         self, topics: Sequence[str], group: str, listener: Listener, newer: Sequence[str] = ()
     ) -> AbstractAsyncContextManager[Subscription]:
-        """Become a member. Of `newer` topics nothing is assigned while a member of before does not know them: what we
-        took of them would mean nothing to it, once it had our partitions.
+        """Become a member. Of `newer` topics nothing is assigned while a member of an earlier version does not know
+        them: what we took of them would mean nothing to it, once it had our partitions.
         """
         ...
 

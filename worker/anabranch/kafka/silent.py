@@ -8,9 +8,9 @@ then who leads.
 And once it has begun, aiokafka asks nobody but the brokers that it knows: if all of them have moved to other addresses,
 it asks where they were, for ever. So the servers that the client was given are asked again when no broker can be had.
 
-Responsible for: whom one client asks who leads what; that one that begins has time for all servers that it was given.
+Responsible for: whom a client asks who leads what; that a client which starts has time for all servers it was given.
 Must never: leave a broker alone for ever, or create a topic by asking for it. Called by: `link.py`, `admin.py`,
-`producing.py`, `fetching.py`.
+`produce/producing.py`, `fetch/fetching.py`.
 """
 
 from __future__ import annotations

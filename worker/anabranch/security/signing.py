@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from struct import pack
 from typing import Final
 
-from anabranch.codec import Headers, Outgoing, Record
+from anabranch.codec import Outgoing, Record, header
 from anabranch.config import SigningSettings
 from anabranch.errors import ConfigError, WireError
 from anabranch.security.named_keys import named_keys
@@ -68,28 +68,26 @@ class Signer:
         """`record`, an event for `agent.log` or an agent for the registry, with our signature."""
         if self._current is None:
             return record
-        digest = _digest(self._keys[self._current], record.topic, record.partition, record)
-        signature = f"{self._current}:{b64encode(digest).decode()}".encode()
+        signature = f"{self._current}:{_digest(self._keys[self._current], record)}".encode()
         headers = (*record.headers, (SIGNATURE, signature))
         return Outgoing(record.topic, record.key, record.value, headers, record.partition)
 
     def check(self, record: Record) -> None:
         """Raises `WireError` for an event that is not signed, or not by one of our keys, and should be."""
-        if self._current is not None and (kind := _kind(record.headers)) not in OPEN:
+        if self._current is not None and (kind := header(record.headers, "ce_type") or "") not in OPEN:
             self.vouch(record, kind)
 
     def vouch(self, record: Record, kind: str) -> None:
         """Raises `WireError` for a record, a `kind` by its place or key, that no agent worker of ours has written."""
         if self._current is None:
             return
-        name, _, given = (_signature(record.headers) or b"").partition(b":")
-        key = self._keys.get(name.decode("utf-8", "replace"))
+        name, _, given = (header(record.headers, SIGNATURE) or "").partition(":")
+        key = self._keys.get(name)
         if key is None:
             if self._required:
                 raise WireError(f"{kind}: only agent workers write such records, and this one has no signature of ours")
             return
-        digest = b64encode(_digest(key, record.topic, record.partition, record))
-        if not hmac.compare_digest(digest, given):
+        if not hmac.compare_digest(_digest(key, record).encode(), given.encode()):
             raise WireError(f"{kind}: the signature is wrong: no agent worker of ours has written this, as it is")
 
 
@@ -110,33 +108,16 @@ def verifier_of(settings: SigningSettings) -> Signer:
     return NO_SIGNER if settings.keys is None else signer_of(settings)
 
 
-def _kind(headers: Headers) -> str:
-    """The type; of a name that is there twice the last one, as everywhere."""
-    kind = b""
-    for name, value in headers:
-        if name == "ce_type":
-            kind = value or b""
-    return kind.decode("utf-8", "replace")
-
-
-def _signature(headers: Headers) -> bytes | None:
-    found = None
-    for name, value in headers:
-        if name == SIGNATURE:
-            found = value
-    return found
-
-
-def _digest(key: bytes, topic: str, partition: int | None, record: Outgoing | Record) -> bytes:
+def _digest(key: bytes, record: Outgoing | Record) -> str:
     """Over where it lies, its key, all headers but those of the way, and its body: all their lengths, then all of them.
 
     Lengths are 32-bit signed big-endian numbers, -1 for what is null; the partition stands before them as one more.
     """
-    parts: list[bytes | None] = [topic.encode(), record.key, record.value or b""]
+    parts: list[bytes | None] = [record.topic.encode(), record.key, record.value or b""]
     for name, value in record.headers:
         if name not in _NOT_SIGNED:
             parts.append(name.encode())
             parts.append(value)
     sizes = [-1 if part is None else len(part) for part in parts]
-    numbers = pack(f">{len(parts) + 2}i", -1 if partition is None else partition, len(parts), *sizes)
-    return hmac.digest(key, numbers + b"".join([part or b"" for part in parts]), "sha256")
+    numbers = pack(f">{len(parts) + 2}i", -1 if record.partition is None else record.partition, len(parts), *sizes)
+    return b64encode(hmac.digest(key, numbers + b"".join([part or b"" for part in parts]), "sha256")).decode()

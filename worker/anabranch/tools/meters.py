@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from anabranch.kafka.meters import RoleMeters
-from anabranch.meters import CALL_S, WAIT_S, Counter, Gauge, Histogram
-
-_QUEUE = ("queue",)
+from anabranch.meters import CALL_S, WAIT_S, Counter, Fixed, Gauge, Histogram
 
 
 class ToolMeters(RoleMeters):
@@ -18,11 +16,12 @@ class ToolMeters(RoleMeters):
 
     def __init__(self, queue: str = "", tools: Iterable[str] = (), limits: Iterable[str] = ()) -> None:
         super().__init__("tool", queue)
-        self._calls((queue,), list(tools))
-        self._places((queue,))
+        of = {"queue": queue}
+        self._calls(of, list(tools))
+        self._places(of)
         self._limits(list(limits))
 
-    def _calls(self, of: tuple[str], tools: list[str]) -> None:
+    def _calls(self, of: Fixed, tools: list[str]) -> None:
         self.calls = Counter(
             "anabranch_tool_calls_total",
             "Calls that are over, by outcome: ok, error, timeout, unknown, or skipped (too late, or a copy)",
@@ -33,8 +32,7 @@ class ToolMeters(RoleMeters):
             "anabranch_tool_call_wait_seconds",
             "From a call's publication to the start of its function: places, threads and limits included",
             WAIT_S,
-            _QUEUE,
-            of,
+            fixed=of,
         )
         self.duration = Histogram(
             "anabranch_tool_call_duration_seconds",
@@ -55,25 +53,24 @@ class ToolMeters(RoleMeters):
             known=[("call", "given")],
         )
 
-    def _places(self, of: tuple[str]) -> None:
-        self.slots = Gauge("anabranch_tool_slots", "Calls that may run at once", _QUEUE, of)
-        self.slots_used = Gauge("anabranch_tool_slots_used", "Calls that have a place", _QUEUE, of)
-        self.threads = Gauge("anabranch_tool_threads", "Threads for plain functions", _QUEUE, of)
+    def _places(self, of: Fixed) -> None:
+        self.slots = Gauge("anabranch_tool_slots", "Calls that may run at once", fixed=of)
+        self.slots_used = Gauge("anabranch_tool_slots_used", "Calls that have a place", fixed=of)
+        self.threads = Gauge("anabranch_tool_threads", "Threads for plain functions", fixed=of)
         self.threads_busy = Gauge(
-            "anabranch_tool_threads_busy", "Threads that run a function, its timeout over or not", _QUEUE, of
+            "anabranch_tool_threads_busy", "Threads that run a function, its timeout over or not", fixed=of
         )
-        self.waiting = Gauge("anabranch_tool_calls_waiting", "Calls that were taken in and do not run yet", _QUEUE, of)
+        self.waiting = Gauge("anabranch_tool_calls_waiting", "Calls that were taken in and do not run yet", fixed=of)
         self.oldest_waiting = Gauge(
             "anabranch_oldest_waiting_call_seconds",
             "How long the oldest of them has waited since it was published, but for those behind their own serial key",
-            _QUEUE,
-            of,
+            fixed=of,
         )
         self.taken_bytes = Gauge(
-            "anabranch_taken_bytes", "Memory of calls that run or wait, as intake counts it", _QUEUE, of
+            "anabranch_taken_bytes", "Memory of calls that run or wait, as intake counts it", fixed=of
         )
         self.taken_bytes_max = Gauge(
-            "anabranch_taken_bytes_max", "How much of it there may be (MAX_TAKEN_BYTES)", _QUEUE, of
+            "anabranch_taken_bytes_max", "How much of it there may be (MAX_TAKEN_BYTES)", fixed=of
         )
 
     def _limits(self, limits: list[str]) -> None:

@@ -1,8 +1,8 @@
 """One broker: a fetch under way at a time, in a session, over a connection of its own, and when the next one goes out.
 
-Responsible for: that one question; waiting for what is answered to what it has brought; connecting anew, after a while,
-whatever went wrong. Must never: know a partition's state, or ask while something is to be taken. Called by:
-`fetching.py`.
+Responsible for: that one fetch; waiting, before the next one, until what it has brought is answered; connecting anew,
+after a while, whatever went wrong. Must never: know a partition's state, or ask while something is to be taken. Called
+by: `fetching.py`.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Where an acknowledgement is a reading, a fetch begins behind what is known: our 
 each for the price of a fetch, which is more than half of those that a lone run needs.
 
 Responsible for: what is fetched of whom, what was fetched and is not taken, and whatever goes wrong with either. Must
-never: deliver by itself, fetch a partition of which something is to be taken, or end silently. Called by: `pump.py`,
-`reader.py`.
+never: deliver by itself, fetch a partition of which something is to be taken, or end silently. Called by:
+`kafka/pump.py`, `kafka/reader.py`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Fetching:
         self,
         consumer: AIOKafkaConsumer,
         on_fetched: Callable[[], None],
-        known: Known | None = None,
+        known: Known = lambda _: 0,
         is_answering: Callable[[], bool] = lambda: False,
     ) -> None:
         self._consumer, self._on_fetched, self._known = consumer, on_fetched, known
@@ -176,7 +176,7 @@ class Fetching:
         """What is to be fetched of a broker. Some microseconds for each partition that it leads, before each fetch."""
         if not self._is_assigned():
             return {}
-        known = self._known or _nothing
+        known = self._known
         return {
             reading.place: reading.ask(asking, known(reading.place)) for reading in asking.readings if reading.is_wanted
         }
@@ -290,7 +290,7 @@ class Fetching:
         else:
             self._ask()
 
-    def take(self, most: int | None = None) -> tuple[Place, list[Any]] | None:
+    def take(self, most: int) -> tuple[Place, list[Any]] | None:
         """The next records of the place whose turn it is, `most` of them at most. The position is behind them already.
 
         Once all has been taken, more is fetched. Raises `KafkaError` for what cannot be read.
@@ -298,7 +298,7 @@ class Fetching:
         if not self._is_assigned() or self._is_over:
             return None
         while self._ready:
-            part = most if most is None or len(self._ready) == 1 else min(most, EACH)
+            part = most if len(self._ready) == 1 else min(most, EACH)
             reading = self._ready.popleft()
             try:
                 records = reading.take(part)
@@ -318,10 +318,6 @@ class Fetching:
         if self._readings.get(reading.place) is reading:
             self._is_to_be_taken(reading)
             self._soon()
-
-
-def _nothing(place: Place) -> int:
-    return 0
 
 
 def _resets(fetcher: Any, assignment: Any) -> tuple[list[Any], dict[int, list[Any]], float, bool, list[Any]]:

@@ -90,7 +90,7 @@ class Reading:
         self._at = self._asked
         self._records = _Records(where, records, part.aborted, self._offset, None, None, False, bounds.isolation_level)
 
-    def take(self, most: int | None) -> list[Any]:
+    def take(self, most: int) -> list[Any]:
         """The next records, `most` of them at most; the position is behind them. None while it is paused.
 
         Raises `Damaged`. What has no records, like the end of a transaction, moves the position too.
@@ -103,7 +103,7 @@ class Reading:
             return []
         taken = list(islice(records, most))
         self._at = records.next_fetch_offset
-        if most is None or len(taken) < most:
+        if len(taken) < most:
             self.is_heavy = records.goes_on()
             if not self.is_heavy:
                 self._records = None

@@ -2,7 +2,7 @@
 
 What aiokafka makes of both (a structure of Python objects, field by field) costs more than all the rest of a fetch that
 brings one record. Must never: look into the records themselves, or know what a session is. Called by: `sessions.py`,
-`fetching.py`.
+`asking.py`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from anabranch.kafka.memory.link import Link
 from anabranch.kafka.memory.log import MemoryLog, Partition
 from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Acked, Sent
+from anabranch.tasks import happens
 from anabranch.values import frozen
 
 
@@ -31,7 +32,7 @@ class _Item:
 
 
 @dataclass(slots=True)
-class _Lane:
+class _Line:
     """What waits for one partition; one request is under way at a time, and takes what waits then."""
 
     partition: Partition
@@ -44,8 +45,8 @@ class MemoryAppender:
 
     def __init__(self, log: MemoryLog, link: Link) -> None:
         self._log, self._link = log, link
-        self._lanes: dict[Place, _Lane] = {}
-        self._unacknowledged = 0
+        self._lines: dict[Place, _Line] = {}
+        self.outstanding = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -53,87 +54,76 @@ class MemoryAppender:
     def append(self, record: Outgoing, once: bool = False) -> Sent:
         sent = Sent()
         try:
-            lane = self._lane(record)
+            line = self._line(record)
         except (TooLarge, BrokerError) as error:
             sent.fail(error)
             return sent
-        lane.waiting.append(_Item(record, self._log.now_ms(), sent, once))
-        self._unacknowledged += 1
+        line.waiting.append(_Item(record, self._log.now_ms(), sent, once))
+        self.outstanding += 1
         self._idle.clear()
-        self._send(lane)
+        self._send(line)
         return sent
 
-    @property
-    def outstanding(self) -> int:
-        return self._unacknowledged
-
     async def flush(self, timeout_s: float) -> int:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return self._unacknowledged
-        return 0
+        await happens(self._idle, timeout_s)
+        return self.outstanding
 
     def send_on(self) -> None:
         """The link is whole again: send what waits."""
-        for lane in self._lanes.values():
-            self._send(lane)
+        for line in self._lines.values():
+            self._send(line)
 
     def close(self) -> None:
         """Forget what has not been acknowledged, as a process does that ends. Its futures are cancelled."""
         self._closed = True
-        for lane in self._lanes.values():
-            if lane.under_way is not None:
-                lane.under_way.cancel()
-            for item in lane.waiting:
+        for line in self._lines.values():
+            if line.under_way is not None:
+                line.under_way.cancel()
+            for item in line.waiting:
                 item.sent.cancel()
 
-    def _lane(self, record: Outgoing) -> _Lane:
+    def _line(self, record: Outgoing) -> _Line:
         if self._closed:
             raise BrokerError(f"the appender is closed; a record for {record.topic} came too late")
         partition = self._log.route(record)
-        if (lane := self._lanes.get(partition.place)) is None:
-            lane = self._lanes[partition.place] = _Lane(partition)
-        return lane
+        if (line := self._lines.get(partition.place)) is None:
+            line = self._lines[partition.place] = _Line(partition)
+        return line
 
-    def _send(self, lane: _Lane) -> None:
-        if lane.waiting and lane.under_way is None and self._link.is_whole and not self._closed:
-            lane.under_way = self._link.later(lambda: self._arrive(lane))
+    def _send(self, line: _Line) -> None:
+        if line.waiting and line.under_way is None and self._link.is_whole and not self._closed:
+            line.under_way = self._link.later(lambda: self._arrive(line))
 
-    def _arrive(self, lane: _Lane) -> None:
+    def _arrive(self, line: _Line) -> None:
         """The request has reached the broker, unless the link was cut meanwhile."""
-        lane.under_way = None
+        line.under_way = None
         if not self._link.is_whole:
             return
-        batch = list(islice(lane.waiting, self._link.faults.most()))
-        written = [self._log.write(lane.partition, item.record, item.sent_ms) for item in batch]
-        lane.under_way = self._link.later(lambda: self._answer(lane, batch, written))
+        batch = list(islice(line.waiting, self._link.faults.most()))
+        written = [self._log.write(line.partition, item.record, item.sent_ms) for item in batch]
+        line.under_way = self._link.later(lambda: self._answer(line, batch, written))
 
-    def _answer(self, lane: _Lane, batch: Sequence[_Item], written: Sequence[Acked]) -> None:
+    def _answer(self, line: _Line, batch: Sequence[_Item], written: Sequence[Acked]) -> None:
         """The answer is back. If it got lost, the batch is still the head of what waits, and goes again."""
-        lane.under_way = None
+        line.under_way = None
         faults = self._link.faults
         if self._link.is_whole and not faults.lost_ack():
             for item, acked in zip(batch, written, strict=True):
-                lane.waiting.popleft()
-                self._acknowledge(item, Acked(None) if faults.blind_ack() else acked)
+                line.waiting.popleft()
+                self._settle()
+                item.sent.succeed(Acked(None) if faults.blind_ack() else acked)
         else:
-            self._give_up_on(lane, [item for item in batch if item.once])
-        self._send(lane)
+            self._give_up_on(line, [item for item in batch if item.once])
+        self._send(line)
 
-    def _give_up_on(self, lane: _Lane, unknown: Sequence[_Item]) -> None:
+    def _give_up_on(self, line: _Line, unknown: Sequence[_Item]) -> None:
         """What may be sent only once is not sent again; whether it was written stays open."""
         for item in unknown:
-            lane.waiting.remove(item)
+            line.waiting.remove(item)
             self._settle()
             item.sent.fail(BrokerError(f"a record for {item.record.topic} may have been written"))
 
-    def _acknowledge(self, item: _Item, acked: Acked) -> None:
-        self._settle()
-        item.sent.succeed(acked)
-
     def _settle(self) -> None:
-        self._unacknowledged -= 1
-        if not self._unacknowledged:
+        self.outstanding -= 1
+        if not self.outstanding:
             self._idle.set()

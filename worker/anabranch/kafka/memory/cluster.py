@@ -4,7 +4,7 @@ Responsible for: `MemoryBroker`, one process's view of a cluster, and what a tes
 a member, trim a partition, look at what lies where.
 Must never: use a thread, a clock or chance of its own. Clock, faults and random generator are injected and all waiting
 is asyncio's, so that a simulation on a loop with virtual time repeats exactly.
-Called by: tests and simulations, in place of `connect.KafkaBroker`.
+Called by: tests and simulations, in place of `kafka/connect.KafkaBroker`.
 
     broker = MemoryBroker(namespace.specs(["io"]))    # a cluster, and the first process's view of it
     other = broker.another(Faults(lost_ack=...))      # a second process, with troubles of its own
@@ -211,8 +211,7 @@ class MemoryBroker:
 
     def expel(self, member: MemorySubscription) -> None:
         """Take `member` out of its group, as if its session were over. It learns of it with its next contact."""
-        if (name := member.group.name_of(member)) is not None:
-            member.group.expel(name)
+        member.group.expel(member)
 
     def members(self, group: str) -> list[MemorySubscription]:
         """All members of `group`, of every process, in the order in which they joined."""

@@ -87,9 +87,6 @@ class Group:
         seat = self._seats.get(name)
         return seat is None or (self.is_rebalancing and seat.joined is None)
 
-    def name_of(self, member: Member) -> str | None:
-        return next((name for name, seat in self._seats.items() if seat.member is member), None)
-
     def join(self, name: str, member: Member) -> tuple[str, asyncio.Future[Seated | None]]:
         """Join as `name`, or under a new name if that is not a member's.
 
@@ -118,15 +115,14 @@ class Group:
         if self._seats.pop(name, None) is not None:
             self.rebalance()
 
-    def expel(self, name: str) -> None:
-        """Take a member out that does not know it yet."""
-        seat = self._seats.pop(name, None)
-        if seat is None:
-            return
-        if seat.joined is not None and not seat.joined.done():
-            seat.joined.set_result(None)
-        self._tell(seat.member)
-        self.rebalance()
+    def expel(self, member: Member) -> None:
+        """Take a member out that does not know it yet, if it is one."""
+        for name in [name for name, seat in self._seats.items() if seat.member is member]:
+            seat = self._seats.pop(name)
+            if seat.joined is not None and not seat.joined.done():
+                seat.joined.set_result(None)
+            self._tell(member)
+            self.rebalance()
 
     def commit(self, name: str, generation: int, offsets: Mapping[Place, Committed]) -> bool:
         """Keep `offsets`, unless they come from a former generation or from no member. Kafka does not ask

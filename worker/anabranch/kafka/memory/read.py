@@ -76,8 +76,8 @@ class MemorySubscription:
         self, log: MemoryLog, link: Link, group: Group, topics: Sequence[str], listener: Listener,
         random: Random | None,
     ) -> None:  # fmt: skip
-        self._log, self._link, self._group, self._listener = log, link, group, listener
-        self._topics = tuple(topics)
+        self._log, self._link, self.group, self._listener = log, link, group, listener
+        self.topics = tuple(topics)
         self._turns = _Turns(random)
         self._name, self._generation = "", -1
         self._places: frozenset[Place] = frozenset()
@@ -86,14 +86,6 @@ class MemorySubscription:
         self._failure: BaseException | None = None
         self._commits = asyncio.Lock()
         self._news, self._wake, self._seated = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    @property
-    def topics(self) -> Sequence[str]:
-        return self._topics
-
-    @property
-    def group(self) -> Group:
-        return self._group
 
     @property
     def alive(self) -> bool:
@@ -109,7 +101,7 @@ class MemorySubscription:
     @asynccontextmanager
     async def attended(self) -> AsyncIterator[None]:
         """Be a member, from the first assignment on. What the listener raises ends `run`."""
-        membership = asyncio.create_task(self._attend(), name=f"membership of {', '.join(self._topics)}")
+        membership = asyncio.create_task(self._attend(), name=f"membership of {', '.join(self.topics)}")
         membership.add_done_callback(self._ended)
         try:
             await self._seated.wait()
@@ -127,7 +119,7 @@ class MemorySubscription:
     async def _attend(self) -> None:
         """Join, and join again whenever the group asks for it."""
         while True:
-            while not self._group.awaits(self._name):
+            while not self.group.awaits(self._name):
                 self._news.clear()
                 await self._news.wait()
             await self._give_back()
@@ -139,19 +131,19 @@ class MemorySubscription:
         self.stop()
         self._forget()
         if self._link.is_whole:
-            self._group.leave(self._name)
+            self.group.leave(self._name)
 
     def reconnect(self) -> None:
         """The link is whole again."""
         if self.closed:
-            self._group.leave(self._name)
+            self.group.leave(self._name)
         self._news.set()
         self._wake.set()
 
     async def _give_back(self) -> None:
         places, self._places = self._places, frozenset()
         self._forget()
-        lost = not self._group.has(self._name)
+        lost = not self.group.has(self._name)
         if lost:
             self._generation = -1
         if places:
@@ -159,7 +151,7 @@ class MemorySubscription:
 
     async def _join(self) -> None:
         await self._link.pass_over()
-        name, answer = self._group.join(self._name, self)
+        name, answer = self.group.join(self._name, self)
         if name != self._name:
             self._name, self._generation = name, -1
         seated = await answer
@@ -243,14 +235,14 @@ class MemorySubscription:
     async def committed(self, places: Iterable[Place]) -> dict[Place, Committed]:
         wanted = sorted(set(places))
         await self._link.pass_over()
-        return {place: self._group.commits[place] for place in wanted if place in self._group.commits}
+        return {place: self.group.commits[place] for place in wanted if place in self.group.commits}
 
     async def commit(self, offsets: Mapping[Place, Committed]) -> bool:
         name, generation, kept = self._name, self._generation, dict(offsets)
         async with self._commits:  # a member's commits take effect in the order in which it made them
             if not await self._link.passes():
                 return False
-            if not self._group.commit(name, generation, kept):
+            if not self.group.commit(name, generation, kept):
                 self.learn()
                 return False
             return not self._link.faults.lost_commit()

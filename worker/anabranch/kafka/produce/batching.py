@@ -1,7 +1,7 @@
 """What an appender has to send: a lane for each topic, in it a line for each partition, and their order.
 
 A line has one batch under way at a time; what comes meanwhile waits, and goes together. It sends nothing:
-`appender.py` does.
+`kafka/appender.py` does.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ aiokafka still connects, logs in, finds the leaders, and packs the records (in C
 
 Responsible for: sending, sequence numbers, sending again what a broker may take later.
 Must never: have two batches of one partition under way (the caller's promise), or give up one without saying so.
-Called by: `appender.py`.
+Called by: `kafka/appender.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
-from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     CoordinatorLoadInProgressError,
@@ -46,16 +45,9 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from anabranch.codec import Outgoing
 from anabranch.kafka import silent
 from anabranch.kafka.link import Link, linked
-from anabranch.kafka.produce.wire import (
-    HIGHEST,
-    LOWEST,
-    PRODUCE,
-    Where,
-    read_produced,
-    read_throttled_ms,
-    write_produce,
-)
+from anabranch.kafka.produce.wire import HIGHEST, LOWEST, PRODUCE, read_produced, read_throttled_ms, write_produce
 from anabranch.kafka.refusals import told
+from anabranch.kafka.seam import Place
 from anabranch.kafka.sent import Acked
 from anabranch.kafka.silent import Silent
 from anabranch.wording import counted
@@ -97,10 +89,10 @@ class Batch:
     """Records of one partition on their way. `is_out` once a broker may have written them. With `once` there is one
     among them that may be sent only once."""
 
-    __slots__ = ("_builder", "_data", "count", "is_out", "once", "partition", "since", "then", "topic", "was_late")
+    __slots__ = ("_builder", "_data", "count", "is_out", "once", "place", "since", "then", "was_late")
 
-    def __init__(self, topic: str, partition: int, then: Then) -> None:
-        self.topic, self.partition, self.then = topic, partition, then
+    def __init__(self, place: Place, then: Then) -> None:
+        self.place, self.then = place, then
         self._builder: Any = DefaultRecordBatchBuilder(_NEWEST_FORMAT, 0, 0, *_NOBODY, 0, BATCH_BYTES)
         self._data: bytearray | None = None
         self.count, self.since = 0, time.monotonic()
@@ -114,10 +106,6 @@ class Batch:
         self.count += 1
         return True
 
-    @property
-    def where(self) -> Where:
-        return self.topic, self.partition
-
     def packed(self, number: Callable[[Batch], tuple[int, int, int]]) -> bytearray:
         """Its bytes: the same ones each time, with the producer's id and epoch and the sequence that `number` gave."""
         if self._data is None:
@@ -125,6 +113,21 @@ class Batch:
             self._data = self._builder.build()
             self._builder = None
         return self._data
+
+
+class _Leader:
+    """A broker: the link to it, how many requests are under way, and the batches that wait for the one or the other."""
+
+    __slots__ = ("is_connecting", "link", "node_id", "under_way", "waiting")
+
+    def __init__(self, node_id: int) -> None:
+        self.node_id, self.under_way, self.is_connecting = node_id, 0, False
+        self.link: Link | None = None
+        self.waiting: list[Batch] = []
+
+    def take_waiting(self) -> list[Batch]:
+        waiting, self.waiting = self.waiting, []
+        return waiting
 
 
 class Producer:
@@ -138,12 +141,9 @@ class Producer:
         self._loop = asyncio.get_running_loop()
         self._idempotent = idempotent
         self._identity = _NOBODY
-        self._sequences: dict[Where, int] = {}
-        self._links: dict[int, Link] = {}
-        self._connecting: dict[int, list[Batch]] = {}
+        self._sequences: dict[Place, int] = {}
+        self._leaders: dict[int, _Leader] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._under_way: dict[int, int] = {}
-        self._queued: dict[int, list[Batch]] = {}
         self._late: list[Batch] = []
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -191,8 +191,9 @@ class Producer:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for link in self._links.values():
-            link.abort()
+        for leader in self._leaders.values():
+            if leader.link is not None:
+                leader.link.abort()
         closing = self._loop.create_task(self._client.close(), name="close a producer's connections")
         for task in self._tasks:
             task.cancel()
@@ -229,7 +230,7 @@ class Producer:
     @property
     def is_throttled(self) -> bool:
         """Whether a broker hears nothing just now because we have exceeded a quota."""
-        return any(link.is_deaf for link in self._links.values())
+        return any(leader.link is not None and leader.link.is_deaf for leader in self._leaders.values())
 
     # --- sending ------------------------------------------------------------------------------------------
 
@@ -238,63 +239,62 @@ class Producer:
         of_leader: dict[int, list[Batch]] = {}
         leader_of = self._client.cluster.leader_for_partition
         for batch in batches:
-            leader = leader_of(TopicPartition(batch.topic, batch.partition))
-            if leader is None or leader < 0:
+            node_id = leader_of(batch.place)
+            if node_id is None or node_id < 0:
                 self._client.force_metadata_update()
-                self._try_later(batch, f"{batch.topic}/{batch.partition} has no leader", may_expire=True)
+                self._try_later(batch, "{}/{} has no leader".format(*batch.place), may_expire=True)
             else:
-                of_leader.setdefault(leader, []).append(batch)
-        for leader, theirs in of_leader.items():
+                of_leader.setdefault(node_id, []).append(batch)
+        for node_id, theirs in of_leader.items():
+            leader = self._leaders.get(node_id)
+            if leader is None:
+                leader = self._leaders[node_id] = _Leader(node_id)
             self._send_to(leader, theirs)
 
-    def _send_to(self, leader: int, batches: list[Batch]) -> None:
-        link = self._links.get(leader)
-        if link is None or not link.is_open:
-            if (waiting := self._connecting.get(leader)) is not None:
-                waiting += batches
-            else:
-                self._connecting[leader] = batches
-                self._start(self._connect(leader))
-        elif self._under_way.get(leader, 0) >= UNDER_WAY:
-            self._queued.setdefault(leader, []).extend(batches)
-        else:
-            self._ask(leader, link, batches)
+    def _send_to(self, leader: _Leader, batches: list[Batch]) -> None:
+        link = leader.link
+        if link is not None and link.is_open:
+            if leader.under_way < UNDER_WAY:
+                self._ask(leader, link, batches)
+                return
+        elif not leader.is_connecting:
+            leader.is_connecting = True
+            task = self._loop.create_task(self._connect(leader), name="connect a producer")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        leader.waiting += batches
 
-    def _start(self, connecting: Any) -> None:
-        task = self._loop.create_task(connecting, name="connect a producer")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _connect(self, leader: int) -> None:
+    async def _connect(self, leader: _Leader) -> None:
         error: Exception | None = None
         try:
-            self._links[leader] = await linked(self._client, leader, REQUEST_S)
+            leader.link = await linked(self._client, leader.node_id, REQUEST_S)
         except (KafkaError, OSError) as failure:
             error = failure
-        batches = self._connecting.pop(leader)
+        leader.is_connecting = False
+        waiting = leader.take_waiting()
         if error is None:
-            self.send(batches)
+            self.send(waiting)
         else:
-            for batch in batches:
+            for batch in waiting:
                 self._failed(batch, error)
 
-    def _ask(self, leader: int, link: Link, batches: list[Batch]) -> None:
+    def _ask(self, leader: _Leader, link: Link, batches: list[Batch]) -> None:
         try:
             version = link.version(PRODUCE, LOWEST, HIGHEST)
         except KafkaError as error:
             for batch in batches:
                 batch.then(error)
             return
-        size, packed, now = 0, list[tuple[Where, bytearray]](), list[Batch]()
+        size, packed, now = 0, list[tuple[Place, bytearray]](), list[Batch]()
         for batch in batches:
             data = batch.packed(self._number)
             size += len(data)
             if now and size > REQUEST_BYTES:
                 break
-            packed.append((batch.where, data))
+            packed.append((batch.place, data))
             now.append(batch)
             batch.is_out = True
-        self._under_way[leader] = self._under_way.get(leader, 0) + 1
+        leader.under_way += 1
         body = write_produce(packed, int(REPLICAS_S * 1000))
         link.ask(PRODUCE, version, body, partial(self._answered, leader, version, now))
         if len(now) < len(batches):
@@ -304,34 +304,34 @@ class Producer:
         """Who writes it, and where it stands among what is written to its partition."""
         if not self._idempotent:
             return *_NOBODY, _NO_SEQUENCE
-        sequence = self._sequences.get(batch.where, 0)
-        self._sequences[batch.where] = (sequence + batch.count) % _SEQUENCES
+        sequence = self._sequences.get(batch.place, 0)
+        self._sequences[batch.place] = (sequence + batch.count) % _SEQUENCES
         return *self._identity, sequence
 
-    def _answered(self, leader: int, version: int, batches: list[Batch], answer: bytes | Exception) -> None:
-        self._under_way[leader] -= 1
+    def _answered(self, leader: _Leader, version: int, batches: list[Batch], answer: bytes | Exception) -> None:
+        leader.under_way -= 1
         if self._closed:
             return
-        if (queued := self._queued.pop(leader, None)) is not None:
-            self.send(queued)
+        if leader.waiting and not leader.is_connecting:
+            self.send(leader.take_waiting())
         if isinstance(answer, Exception):
             for batch in batches:
                 self._failed(batch, answer)
             return
         try:
             results = read_produced(answer, version)
-            if (throttled_ms := read_throttled_ms(answer)) and (link := self._links.get(leader)) is not None:
-                link.throttled(throttled_ms)
+            if (throttled_ms := read_throttled_ms(answer)) and leader.link is not None:
+                leader.link.throttled(throttled_ms)
         except (struct.error, ValueError) as error:
             for batch in batches:
                 batch.then(KafkaError(f"an answer to a request to write cannot be understood: {error}"))
             return
         for batch in batches:
-            code, offset, at_ms = results.get(batch.where, (UnknownError.errno, -1, -1))
+            code, offset, at_ms = results.get(batch.place, (UnknownError.errno, -1, -1))
             if code in (NoError.errno, DuplicateSequenceNumber.errno):
                 batch.then(Acked(offset if offset >= 0 else None, at_ms if at_ms >= 0 else None))
             else:
-                self._failed(batch, _error(code, batch.topic))
+                self._failed(batch, _error(code, batch.place.topic))
 
     def _failed(self, batch: Batch, error: Exception) -> None:
         doubles = batch.once and not self._idempotent and isinstance(error, _PERHAPS_WRITTEN)
@@ -350,7 +350,7 @@ class Producer:
         if not batch.was_late:
             batch.was_late = True
             records = counted(batch.count, "record")
-            log.warning("%s for %s/%d to be sent again: %s", records, batch.topic, batch.partition, why)
+            log.warning("%s for %s/%d to be sent again: %s", records, *batch.place, why)
         self._late.append(batch)
         if self._timer is None and not self._closed:
             self._timer = self._loop.call_later(AGAIN_S, self._send_late)

@@ -12,13 +12,13 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
+from anabranch.kafka.seam import Place
+
 PRODUCE: Final = 0
 LOWEST, HIGHEST = 3, 7
 _WITH_LOG_START: Final = 5
 """The version since which an answer says where the log begins."""
 
-Where = tuple[str, int]
-"""Topic and partition."""
 Produced = tuple[int, int, int]
 """The error's code (0: none), the first record's offset, and the broker's time in ms; -1 where it tells none."""
 
@@ -33,7 +33,7 @@ _CORRELATION_BYTES: Final = 4
 _LOG_START_BYTES: Final = 8
 
 
-def write_produce(batches: Sequence[tuple[Where, bytes | bytearray]], timeout_ms: int) -> bytes:
+def write_produce(batches: Sequence[tuple[Place, bytes | bytearray]], timeout_ms: int) -> bytes:
     """A request for all replicas to have `batches`, one of each place at most."""
     of_topic: dict[str, list[bytes | bytearray]] = {}
     for (topic, partition), data in batches:
@@ -55,9 +55,9 @@ def read_throttled_ms(answer: bytes) -> int:
     return int(_INT32.unpack_from(answer, len(answer) - _INT32.size)[0])
 
 
-def read_produced(answer: bytes, version: int) -> dict[Where, Produced]:
+def read_produced(answer: bytes, version: int) -> dict[Place, Produced]:
     """What became of each batch, by its place. `answer` begins with its correlation id. Raises `struct.error`."""
-    found: dict[Where, Produced] = {}
+    found: dict[Place, Produced] = {}
     step = _RESULT.size + (_LOG_START_BYTES if version >= _WITH_LOG_START else 0)
     (topics,) = _INT32.unpack_from(answer, _CORRELATION_BYTES)
     at = _CORRELATION_BYTES + _INT32.size
@@ -69,7 +69,7 @@ def read_produced(answer: bytes, version: int) -> dict[Where, Produced]:
         (partitions,) = _INT32.unpack_from(answer, at)
         at += _INT32.size
         for _ in range(partitions):
-            partition, *produced = _RESULT.unpack_from(answer, at)
-            found[topic, partition] = (produced[0], produced[1], produced[2])
+            partition, code, offset, at_ms = _RESULT.unpack_from(answer, at)
+            found[Place(topic, partition)] = code, offset, at_ms
             at += step
     return found
