@@ -31,13 +31,10 @@ Life = tuple[str, str]
 class Closing:
     """The end of a run: once it is answered, no more of it is kept than its answer, and of those not too many."""
 
-    def __init__(self, needed: Needed, reach: Reach, alarms: Alarms) -> None:
-        self._needed, self._reach, self._alarms = needed, reach, alarms
+    def __init__(self, state: Partition, needed: Needed, reach: Reach, publisher: Publisher, alarms: Alarms) -> None:
+        self._state, self._needed, self._reach = state, needed, reach
+        self._publisher, self._alarms = publisher, alarms
         self._answered = Answered()
-
-    def begin(self, state: Partition, publisher: Publisher) -> None:
-        """What is folded from here on, and who answers."""
-        self._state, self._publisher = state, publisher
 
     def close(self, run: Run) -> None:
         """If it is answered: else it comes back when it is."""

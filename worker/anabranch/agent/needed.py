@@ -35,10 +35,6 @@ class Needed:
     def __iter__(self) -> Iterator[Run]:
         return iter(self._runs.values())
 
-    def begin(self) -> None:
-        """What was settled was so for another publisher."""
-        self._settled.clear()
-
     def folded(self, run: Run) -> None:
         """It is needed, or is again, and may want something else than before."""
         life = (run.run_id, run.life)

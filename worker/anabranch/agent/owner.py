@@ -76,15 +76,17 @@ class Owner:
         self.live = False
         self.on_link: Callable[[], None] = lambda: None  # hears of each event that takes a request up
         self._giving_up = False
+        self._first = Nexts()  # the oldest requests that may not have been taken up
         self._end = 0
         self._needed = Needed()
+        self._publisher = Publisher(partition, station, self.state)
         age_s, now = station.settings.snapshot_age_s, station.clockwork.now
-        self.reach = Reach(self._needed, age_s, now, hooks.commit_soon)
+        self.reach = Reach(self.state, self._needed, self._publisher.is_settled, age_s, now, hooks.commit_soon)
         self._alarms = Alarms(station.clockwork, self._ring)
         self._told: set[Moment] = set()  # what the broker has not acknowledged
         self._handed_off = HandedOff(station, self._alarms)
-        self._closing = Closing(self._needed, self.reach, self._alarms)
-        self._publisher = Publisher(partition, station, self.state, 0, self._closing.close)
+        self._closing = Closing(self.state, self._needed, self.reach, self._publisher, self._alarms)
+        self._publisher.on_settled = self._closing.close
         self._acked: dict[int, _Acknowledged] = {}  # events of ours that have not been read back
         self._cleaner = Cleaner(station.settings)
         self._said_again: Sent | None = None
@@ -96,23 +98,18 @@ class Owner:
     # --- assignment -----------------------------------------------------------------------------------------
 
     def begin(self, commit: Commit | None, log_begin: int, end: int, requests: Nexts) -> int:
-        """Fold anew, from the commit or the log's start; returns the offset to read from. `requests` are the oldest
-        that may not have been taken up.
+        """Before all else, and once: fold from the commit or the log's start. Returns the offset to read from;
+        `requests` are the oldest that may not have been taken up.
         """
         low = max(commit.low, log_begin) if commit is not None else log_begin
-        self.state = Partition(began=low, position=low)
+        self.state.began = self.state.position = low
         self._first = requests
         if commit is not None:
+            self._publisher.done = commit.done
             bulk = max(requests.bulk or 0, commit.bulk_reached, commit.next_bulk)
             self._first = Nexts(max(requests.interactive or 0, commit.next_request), bulk)
             if commit.low >= log_begin:  # else it was of a record that is gone: the log itself must tell
                 self.state.tell(*commit.nexts)
-        self._done = commit.done if commit is not None else 0
-        self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._closing.close)
-        self._needed.begin()
-        self.reach.begin(self.state, self._publisher.is_settled)
-        self._closing.begin(self.state, self._publisher)
-        self._cleaner = Cleaner(self._station.settings)
         self._calls.begin()
         position = self.resume(end)
         self._audience.begin(end)
@@ -186,11 +183,11 @@ class Owner:
     def fold(self, records: Sequence[Record]) -> None:
         """Fold what was read, then act on the runs that it spoke of."""
         touched: dict[Life, Run] = {}
-        station, partition, runs = self._station, self.partition, self.state.runs
+        station, partition, runs, done = self._station, self.partition, self.state.runs, self._publisher.done
         for record in records:
             if (offset := record.offset) >= self.state.position:
                 known = self._acked.pop(offset, None) if self._acked else None
-                event = event_in(record, station, partition, runs, self._done) if known is None else known.event
+                event = event_in(record, station, partition, runs, done) if known is None else known.event
                 self._fold_event(event, offset, record.timestamp / 1000, len(record.value or b""), touched)
         self._fold_acknowledged(touched)
         self._act_on(touched)

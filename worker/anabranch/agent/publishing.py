@@ -35,13 +35,14 @@ Life = tuple[str, str]
 
 
 class Publisher:
-    """See the module. `on_settled` hears of each run one of whose publications has been acknowledged."""
+    """See the module. `done` is what an owner before us has told; `on_settled` hears of each run one of whose
+    publications has been acknowledged.
+    """
 
-    def __init__(
-        self, partition: int, station: Station, state: Partition, done: int, on_settled: Callable[[Run], None]
-    ) -> None:
-        self._partition, self._station, self._state, self._done = partition, station, state, done
-        self._on_settled = on_settled
+    def __init__(self, partition: int, station: Station, state: Partition) -> None:
+        self._partition, self._station, self._state = partition, station, state
+        self.done = 0
+        self.on_settled: Callable[[Run], None] = lambda run: None
         self._token = station.clockwork.new_id()  # of this process and takeover
         self._sending: dict[Publication, Sent] = {}
         self._acked: dict[Life, set[Publication]] = {}
@@ -57,7 +58,7 @@ class Publisher:
     def is_settled(self, due: Publication) -> bool:
         if not isinstance(due, NoteDue) and due in self._acked.get((due.run_id, due.life), ()):
             return True
-        if due.cause >= self._done and due.cause >= self._state.done:
+        if due.cause >= self.done and due.cause >= self._state.done:
             return False
         return not (isinstance(due, CallDue) and due.at_most_once)
 
@@ -207,7 +208,7 @@ class Publisher:
         run = self._state.runs.get(due.run_id)
         if run is not None and run.life == due.life:
             self._settle(due)
-            self._on_settled(run)
+            self.on_settled(run)
         if self._shortened:
             self._shortened.pop(due, None)
 

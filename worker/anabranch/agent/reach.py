@@ -25,18 +25,21 @@ class Reach:
     """See the module. `at` is when the event at the low that is committed was written, in epoch seconds."""
 
     def __init__(
-        self, needed: Needed, keep_s: float, now: Callable[[], float], commit_soon: Callable[[], None]
+        self,
+        state: Partition,
+        needed: Needed,
+        is_settled: Settled,
+        keep_s: float,
+        now: Callable[[], float],
+        commit_soon: Callable[[], None],
     ) -> None:
-        self._needed, self._keep_s, self._now, self._commit_soon = needed, keep_s, now, commit_soon
+        self._state, self._needed, self._is_settled = state, needed, is_settled
+        self._keep_s, self._now, self._commit_soon = keep_s, now, commit_soon
         # The requests that are being noted as duplicates, and their runs
         self.asked: dict[tuple[Lane, int], str] = {}
         self._highest = 0  # the highest low that may stand committed
         self._committed = asyncio.Event()
         self._next_at = self.at = math.inf
-
-    def begin(self, state: Partition, is_settled: Settled) -> None:
-        """What is folded from here on, and which publications are settled."""
-        self._state, self._is_settled, self._highest = state, is_settled, state.began
 
     # --- a run that is asked for again ---------------------------------------------------------------------------
 
