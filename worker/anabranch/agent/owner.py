@@ -222,11 +222,12 @@ class Owner:
     def _fold_event(self, event: e.Event | None, offset: int, at: float, size: int, touched: dict[Life, Run]) -> None:
         """Fold it, tell whoever has to know, and note which runs are to be acted on then."""
         self._cleaner.size.add(offset, size + HEADERS)
+        if event is None:
+            fold.apply(self.state, None, offset, at)
+            return
         before = self.state.runs.get(getattr(event, "run_id", ""))
         waiting = waiting_call(before, event) if before is not None else None
         run = fold.apply(self.state, event, offset, at)
-        if event is None:
-            return
         self._audience.folded(event, run, waiting, offset, at, self.live)
         if self._publisher.early.speaking:
             self._publisher.early.read(event)
@@ -271,7 +272,7 @@ class Owner:
             log.critical("partition %d: %s", self.partition, defect, extra=self._about(event))
         self.state.defects.clear()
 
-    def _about(self, event: e.Event | None) -> dict[str, object]:
+    def _about(self, event: e.Event) -> dict[str, object]:
         """What a log record of it is about."""
         return {"partition": self.partition, "run_id": getattr(event, "run_id", None)}
 
