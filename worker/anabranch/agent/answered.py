@@ -15,7 +15,7 @@ from anabranch.agent.alarms import Alarms
 from anabranch.agent.needed import Needed
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.reach import Reach
-from anabranch.agent.state import Partition, Run
+from anabranch.agent.state import Life, Partition, Run
 from anabranch.bodies import dump
 
 REMEMBERED: Final = 2000
@@ -24,8 +24,6 @@ ANSWERED_BYTES: Final = 2_000
 """What one takes in memory beside its request and its answer, about."""
 REMEMBERED_BYTES: Final = 8 * 1024 * 1024
 """How much memory they may take: their requests and answers may be large."""
-
-Life = tuple[str, str]
 
 
 class Closing:

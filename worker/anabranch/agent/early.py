@@ -31,7 +31,7 @@ from anabranch.agent.outbox import early_record
 from anabranch.agent.reply.listening import Piece
 from anabranch.agent.reply.plan import BatchContext, planned_alone
 from anabranch.agent.reply.reply import RequestedCall
-from anabranch.agent.state import Partition, Run
+from anabranch.agent.state import Life, Partition, Run
 from anabranch.agent.station import Station
 from anabranch.bodies import MAX_DEPTH, depth_of
 from anabranch.kafka.sent import Sent
@@ -43,8 +43,6 @@ INPUT_BYTES: Final = 64 * 1024
 """Calls with longer arguments wait for their reply."""
 RESULT_BYTES: Final = 4 * 1024 * 1024
 """Of one partition: what comes back early beyond that is not kept, and the call is made again."""
-
-Life = tuple[str, str]
 
 
 @dataclass(slots=True, eq=False)

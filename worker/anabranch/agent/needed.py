@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from anabranch.agent import effects
 from anabranch.agent.effects import CallDue, Publication
-from anabranch.agent.state import Run
+from anabranch.agent.state import Life, Run
 
-Life = tuple[str, str]
 Settled = Callable[[Publication], bool]
 
 

@@ -30,7 +30,7 @@ from anabranch.agent.needed import Needed
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.reach import Reach
 from anabranch.agent.reading import event_in
-from anabranch.agent.state import Nexts, Partition, Run
+from anabranch.agent.state import Life, Nexts, Partition, Run
 from anabranch.agent.station import Station
 from anabranch.agent.telemetry.audience import Audience
 from anabranch.agent.telemetry.tally import waiting_call
@@ -43,8 +43,6 @@ log = logging.getLogger(__name__)
 AGAIN_S: Final = 1.0
 HEADERS: Final = 300
 """Bytes of a record beside its body, about."""
-
-Life = tuple[str, str]
 
 
 class _Acknowledged(NamedTuple):

@@ -19,7 +19,7 @@ from anabranch.agent.early import Early
 from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication, wanted
 from anabranch.agent.large import is_for_the_store, large_answer
 from anabranch.agent.outbox import call_record, response_record
-from anabranch.agent.state import Partition, Run
+from anabranch.agent.state import Life, Partition, Run
 from anabranch.agent.station import Station
 from anabranch.agent.telemetry.traces import AgentTraces, answer_header
 from anabranch.bodies import dump
@@ -30,8 +30,6 @@ from anabranch.kafka.sent import Sent
 log = logging.getLogger(__name__)
 
 AGAIN_S: Final = 5.0
-
-Life = tuple[str, str]
 
 
 class Publisher:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from anabranch.agent.admission.room import Room
-from anabranch.agent.state import Run
+from anabranch.agent.state import Life, Run
 from anabranch.fields import lane_of
 
 RUN_BYTES: Final = 12_000
@@ -21,7 +21,7 @@ class Held:
 
     def __init__(self, room: Room) -> None:
         self.room = room
-        self._sizes: dict[tuple[str, str], int] = {}
+        self._sizes: dict[Life, int] = {}
         self.open_bytes = 0
 
     @property

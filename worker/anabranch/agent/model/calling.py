@@ -25,7 +25,7 @@ from anabranch.agent.reply.hearing import Hearing
 from anabranch.agent.reply.listening import Piece
 from anabranch.agent.reply.plan import BatchContext
 from anabranch.agent.reply.speaking import Outlet, Speech
-from anabranch.agent.state import Run
+from anabranch.agent.state import Life, Run
 from anabranch.agent.station import Station
 from anabranch.fields import lane_of
 from anabranch.kafka.sent import Sent
@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 MARGIN: Final = 0.1
 """The part of a hand-off's time that the giver leaves unused: clocks and networks are not perfect."""
-
-Life = tuple[str, str]
 
 
 @dataclass(slots=True)
