@@ -62,10 +62,10 @@ def read_commit(committed: Committed | None, bulk: Committed | None = None) -> C
     """
     if committed is None:
         return None
-    _, done, next_request = _numbers(committed) or (1, 0, -1)
+    done, next_request = _numbers(committed) or (0, -1)
     next_bulk, reached = -1, 0
     if (bulk := of_ours(committed, bulk)) is not None:
-        _, low, next_bulk = _numbers(bulk) or (1, -1, -1)
+        low, next_bulk = _numbers(bulk) or (-1, -1)
         next_bulk, reached = next_bulk if low == committed.offset else -1, bulk.offset
     return Commit(committed.offset, done, next_request, next_bulk, reached)
 
@@ -108,8 +108,9 @@ def oldest(begin: int, end: int, committed: Committed | None) -> int:
     return begin if committed is None or committed.offset > end else max(begin, committed.offset)
 
 
-def _numbers(committed: Committed) -> tuple[int, int, int] | None:
+def _numbers(committed: Committed) -> tuple[int, int] | None:
+    """Those behind the version, which is 1."""
     parts = committed.metadata.split()
     if len(parts) == 3 and parts[0] == "1" and parts[1].isdecimal() and parts[2].isdecimal():
-        return 1, int(parts[1]), int(parts[2])
+        return int(parts[1]), int(parts[2])
     return None

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from anabranch import log_events as e
-from anabranch.agent.state import Call, Run
+from anabranch.agent.state import Run
 
 _LATE: Final = 0.001
 """Seconds: the fold wants the broker's time to be past a deadline, not at it."""
@@ -66,12 +66,8 @@ def event_at(run: Run, moment: Moment) -> e.Event | None:
     if call is None or call.result is not None:
         return None
     if moment.what == "call":
-        return _expired(run, call)
+        reason = f"{call.planned.tool} had no result {call.planned.deadline_s:g} s after it was published"
+        return e.CallExpired(run.run_id, run.life, call.planned.call_id, reason)
     if call.hand_off is None or call.hand_off.offset != moment.hand_off:
         return None
     return e.CallLost(run.run_id, run.life, call.planned.call_id, call.hand_off.offset)
-
-
-def _expired(run: Run, call: Call) -> e.Event:
-    reason = f"{call.planned.tool} had no result {call.planned.deadline_s:g} s after it was published"
-    return e.CallExpired(run.run_id, run.life, call.planned.call_id, reason)

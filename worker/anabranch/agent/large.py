@@ -186,10 +186,7 @@ def is_for_the_store(store: Store, run: Run) -> bool:
     """Whether the answer has to be put into the store. What is sealed is there by now, as far as it is large."""
     if run.opening.request.messages_sealed is not None:
         return False
-    return is_in_pieces(run) or (store.takes(run.size) and store.takes(len(answer.answer(run))))
-
-
-def is_in_pieces(run: Run) -> bool:
-    """Whether the answer cannot be told from the fold alone: of several last replies some lie in the store."""
     last = answer.last_words(run)
-    return len(last) > 1 and any(content_ref_of(turn.body) for turn in last)
+    if len(last) > 1 and any(content_ref_of(turn.body) for turn in last):
+        return True  # in pieces: the fold alone does not tell it
+    return store.takes(run.size) and store.takes(len(answer.answer(run)))

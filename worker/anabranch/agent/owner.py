@@ -375,7 +375,7 @@ class Owner:
         state = self.state
         state.began = max(state.began, low)
         self.reach.committed(low)
-        self._cleaner.committed(low)
+        self._cleaner.size.forget_before(low)
         state.spent = [spent for spent in state.spent if spent.opened >= low]
         if len(state.last) > 2 * len(state.runs) + REMEMBERED:
             state.last = {run_id: offset for run_id, offset in state.last.items() if offset >= state.began}

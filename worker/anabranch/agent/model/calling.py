@@ -131,9 +131,7 @@ class ModelCalls:
         """It was folded, whoever wrote it, and `run` is as it left it."""
         life = (event.run_id, event.life)
         if type(event) is e.ModelReplied and run is not None and _is_surplus(run, event):
-            why = "another reply of the turn came first"
-            paid = e.ModelDiscarded(*life, event.turn, event.attempt, event.usage, why, event.model, event.tried)
-            self._surplus.setdefault(life, []).append(paid)
+            self._surplus.setdefault(life, []).append(_unused(event, "another reply of the turn came first"))
         unread = self._unread.get(life)
         if unread is not None and unread.attempt == event.attempt:
             del self._unread[life]
@@ -217,13 +215,19 @@ class ModelCalls:
         log.error("run %s: %s could not be appended: %s", life[0], type(event).__name__, error, extra=what)
         if isinstance(event, e.ModelReplied):
             why = f"the reply could not be written to the log: {error}"
-            paid = e.ModelDiscarded(*life, event.turn, event.attempt, event.usage, why, event.model, event.tried)
-            self._append(life, paid)
+            self._append(life, _unused(event, why))
             self._append(life, self._failure(life, event.turn, why))
 
     def _failure(self, life: Life, turn: int, message: str) -> e.ModelFailed:
         attempt = self._station.clockwork.new_id()
         return e.ModelFailed(life[0], life[1], turn, attempt, m.RunError("internal", message))
+
+
+def _unused(reply: e.ModelReplied, why: str) -> e.ModelDiscarded:
+    """A reply that was paid for, and does not count."""
+    return e.ModelDiscarded(
+        reply.run_id, reply.life, reply.turn, reply.attempt, reply.usage, why, reply.model, reply.tried
+    )
 
 
 def _is_surplus(run: Run, event: e.ModelReplied) -> bool:

@@ -35,7 +35,7 @@ def offered(agent: AgentSpec, tools: Iterable[ToolSpec]) -> list[dict[str, Json]
     return told
 
 
-def direct(agent: AgentSpec, tools: Iterable[ToolSpec]) -> set[str]:
+def direct(tools: Iterable[ToolSpec]) -> set[str]:
     """The names of the tools that the model may call outside of code."""
     return {tool.name for tool in tools if is_direct(tool)}
 
