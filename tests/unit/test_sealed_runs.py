@@ -30,8 +30,9 @@ from anabranch.agent.model.jobs import Job, Request
 from anabranch.agent.model.seam import Hopeless, Transient
 from anabranch.agent.model.thinking import Thinker
 from anabranch.agent.prompt.asking import to_request
-from anabranch.agent.prompt.conversation import content_of, request_body
+from anabranch.agent.prompt.conversation import request_body
 from anabranch.agent.prompt.offer import Offer, Offers
+from anabranch.agent.reply.content import content_of
 from anabranch.agent.reply.plan import BatchContext, plan
 from anabranch.agent.reply.reply import Reply, RequestedCall
 from anabranch.agent.reply.speaking import Said

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from anabranch import references
 from anabranch.agent import answer
 from anabranch.agent.model.seam import Hopeless
-from anabranch.agent.prompt.conversation import Found, content_of
+from anabranch.agent.reply.content import Found, content_of
 from anabranch.agent.reply.referring import Input, content_ref_of, content_sealed_of, referring, sealed_reply
 from anabranch.agent.reply.reply import Reply, RequestedCall
 from anabranch.agent.state import Run

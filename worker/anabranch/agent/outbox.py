@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from anabranch.agent.prompt.conversation import content_of
+from anabranch.agent.reply.content import content_of
 from anabranch.agent.reply.referring import Input, content_elsewhere, inputs_of
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.agent.station import Station

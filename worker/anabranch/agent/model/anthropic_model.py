@@ -20,7 +20,7 @@ from anthropic._models import FinalRequestOptions
 
 from anabranch.agent.model.allowance import left_of, retry_after_of
 from anabranch.agent.model.seam import Failure, Hopeless, OnEvent, OnLeft, Transient
-from anabranch.agent.prompt.conversation import without_thoughts
+from anabranch.agent.reply.content import without_thoughts
 from anabranch.agent.reply.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
 from anabranch.agent.reply.sse import Event, Events
 from anabranch.config import AnthropicSettings, is_http, without_secrets

@@ -17,8 +17,8 @@ from anabranch.agent.model.breaker import Pass
 from anabranch.agent.model.budget import Attempt
 from anabranch.agent.model.lanes import Lane
 from anabranch.agent.model.retrying import Tries
-from anabranch.agent.prompt.conversation import Found
 from anabranch.agent.prompt.fitting import Fitting
+from anabranch.agent.reply.content import Found
 from anabranch.agent.reply.plan import BatchContext
 from anabranch.clockwork import steady_time
 from anabranch.fields import Lane as By

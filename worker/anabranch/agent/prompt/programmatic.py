@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from anabranch.agent.reply.reply import CONTENT
+from anabranch.agent.reply.content import head_of
 from anabranch.agent.reply.verbatim import members
 from anabranch.agent.state import Run
 from anabranch.declarations.callers import DIRECT, callers_of, is_direct
@@ -69,10 +69,9 @@ def container_of(run: Run, given: Json, said: Callable[[], list[bytes]]) -> Json
 
 def _container(body: bytes) -> dict[str, Any] | None:
     """What a reply says of its container. Only what stands before the content is read: the field stands there."""
-    end = body.find(CONTENT)
-    if body.find(b'"container"', 0, end if end >= 0 else None) < 0:
+    head = head_of(body)
+    if b'"container"' not in head:
         return None
-    head = body if end < 0 else body[:end] + b"}"
     try:
         found = orjson.loads(members(head.decode()).get("container", "null"))
     except (ValueError, TypeError, IndexError):

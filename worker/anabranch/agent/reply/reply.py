@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 
 from anabranch.agent.reply.blocks import Block, Misfit, Whole, text_of
-from anabranch.agent.reply.verbatim import items, member, members, written
+from anabranch.agent.reply.verbatim import is_json, items, member, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of
 from anabranch.fields import Json
 from anabranch.log_events import ReplyOutcome
@@ -22,8 +22,6 @@ from anabranch.values import frozen
 FINAL = frozenset({"end_turn", "stop_sequence"})
 NAME_CHARACTERS: Final = 200
 """How long a name the provider takes back. A model that goes astray calls a whole command a tool."""
-CONTENT: Final = b',"content":['
-"""How the content of a reply begins, which is the last of its fields: what stands before it is read without it."""
 
 
 class BrokenReply(Exception):
@@ -194,7 +192,7 @@ class ReplyBuilder:
                 raise Misfit("the stream ended in the middle of a block")
             blocks = [block.whole() for block in self._blocks]
             reply = _reply(_Head(head, self._stop, self.usage, self._usage), blocks)
-            if self._halved and not _is_json(reply.body):
+            if self._halved and not is_json(reply.body):
                 raise Misfit("the reply holds half of a surrogate pair, which no text can")
             return reply
         except Misfit as error:
@@ -284,7 +282,7 @@ def _reply(head: _Head, blocks: list[Whole]) -> Reply:
             call = _call(block.start, block.input)
             calls.append(call)
             text = text if call.refused is None else block.without_input()
-        elif block.input is not None and not _is_json(block.input):
+        elif block.input is not None and not is_json(block.input):
             raise Misfit(f"the input of a {type_} block is not JSON")
         content.append(text)
     _distinct(calls)
@@ -312,14 +310,6 @@ def _call(block: dict[str, Any], raw: str | None) -> RequestedCall:
     return RequestedCall(tool_use_id, tool, value)
 
 
-def _is_json(raw: str | bytes) -> bool:
-    try:
-        orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return False
-    return True
-
-
 def _distinct(calls: list[RequestedCall]) -> None:
     known = set[str]()
     for call in calls:
@@ -339,7 +329,7 @@ def _outcome(stop: str | None, calls: list[RequestedCall]) -> ReplyOutcome:
 
 
 def _body(head: _Head, content: list[str]) -> bytes:
-    """The message in JSON, every field of it. Content comes last, so that it can be cut out without being read; the
+    """The message in JSON, every field of it. Content comes last, so that it can be cut out (`content.py`); the
     type comes first, so that no field of a provider's is taken for one of ours.
     """
     type_ = {"type": head.fields.get("type", '"message"')}
