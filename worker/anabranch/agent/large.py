@@ -20,6 +20,7 @@ from anabranch.agent.model.seam import Hopeless
 from anabranch.agent.reply.content import Found, content_of
 from anabranch.agent.reply.referring import Input, content_ref_of, content_sealed_of, referring, sealed_reply
 from anabranch.agent.reply.reply import Reply, RequestedCall
+from anabranch.agent.results import result_elsewhere
 from anabranch.agent.state import Run
 from anabranch.errors import Forgotten, InvalidRequest, StoreError
 from anabranch.in_hand import InHand
@@ -70,7 +71,8 @@ def needed(run: Run, left_out: int = 0) -> tuple[str, ...]:
         named.append(content_ref_of(turn.body))
         for call in turn.calls.values() if number >= left_out else ():
             if (result := call.result) is not None and result.body is not None:
-                named.append(answer.result_ref_of(result.body))
+                told = result_elsewhere(result.body)
+                named.append(told.content_ref if told is not None else None)
     return tuple(dict.fromkeys(name for name in named if name is not None)) if any(named) else ()
 
 
@@ -85,7 +87,7 @@ def sealed_in(run: Run, left_out: int = 0) -> Fields:
         for call in turn.calls.values():
             result = call.result
             if result is not None and result.body is not None:
-                told = answer.result_of(result.body) if number >= left_out else None
+                told = result_elsewhere(result.body) if number >= left_out else None
                 found += [("result", told.content_sealed)] if told is not None and told.content_sealed else []
             elif call.planned.rejected_sealed is not None:
                 found.append(("rejected", call.planned.rejected_sealed))

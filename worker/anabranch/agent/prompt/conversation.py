@@ -13,12 +13,13 @@ from typing import Any
 
 import orjson
 
-from anabranch.agent.answer import UNREADABLE, last_words, result_of, unreadable
+from anabranch.agent.answer import last_words
 from anabranch.agent.prompt.caching import MARKS, Breakpoints, Kept, is_worth, marked
 from anabranch.agent.prompt.dropping import Dropped, dropped, is_small, words_for
 from anabranch.agent.prompt.offer import Kind, Offer
 from anabranch.agent.prompt.programmatic import called_by_code, container_of
 from anabranch.agent.reply.content import NOTHING, Found, content_of, without_blanks, without_thinking
+from anabranch.agent.results import UNREADABLE, result_of, unreadable
 from anabranch.agent.state import Call, Result, Run, Turn
 from anabranch.bodies import MAX_DEPTH, depth_of, read, refuse_messages
 from anabranch.errors import InvalidRequest, WireError
