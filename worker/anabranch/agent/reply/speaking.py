@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from anabranch.agent.prompt.asking import stream_record
+from anabranch.agent.outbox import stream_record
 from anabranch.agent.reply.listening import Piece
 from anabranch.agent.reply.plan import BatchContext
 from anabranch.agent.reply.tokens import in_stream
@@ -54,8 +54,7 @@ class Outlet:
         if self._steady() < self._held_until:
             self.dropped("Kafka has just refused a record")
             return None
-        station = self._station
-        return station.send(stream_record(station.namespace, run, delta, station.response_partitions))
+        return self._station.send(stream_record(self._station, run, delta))
 
     def failed(self, error: BaseException) -> None:
         self._held_until = self._steady() + HOLD_S
