@@ -279,7 +279,7 @@ def _reply(head: _Head, blocks: list[Whole]) -> Reply:
     for block in blocks:
         type_, text = block.start.get("type"), block.text
         if type_ == "tool_use":
-            call = _call(block.start, block.input)
+            call = call_of(block.start, block.input)
             calls.append(call)
             text = text if call.refused is None else block.without_input()
         elif block.input is not None and not is_json(block.input):
@@ -290,7 +290,8 @@ def _reply(head: _Head, blocks: list[Whole]) -> Reply:
     return Reply(outcome, head.stop, _body(head, content), tuple(calls) if outcome == "calls" else (), head.usage)
 
 
-def _call(block: dict[str, Any], raw: str | None) -> RequestedCall:
+def call_of(block: dict[str, Any], raw: str | None) -> RequestedCall:
+    """The call of a `tool_use` block, with an input that was written so. Raises `Misfit`: the reply cannot be used."""
     tool_use_id, tool = block.get("id"), block.get("name")
     if not isinstance(tool_use_id, str) or not tool_use_id or not isinstance(tool, str):
         raise Misfit("a tool_use block has no id or no name")
