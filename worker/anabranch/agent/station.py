@@ -13,7 +13,7 @@ from anabranch.about import about_record, place_of
 from anabranch.agent.admission.room import Room
 from anabranch.agent.admission.saturation import Saturation
 from anabranch.agent.model.thinking import Thinker
-from anabranch.agent.reply.plan import Place, by_key
+from anabranch.agent.reply.plan import Partitioner, by_key
 from anabranch.agent.telemetry.meters import AgentMeters
 from anabranch.agent.telemetry.traces import AgentTraces
 from anabranch.bodies import without_given
@@ -69,7 +69,7 @@ class Station:
     saturation: Saturation
     partitions: int
     response_partitions: int
-    place: Place = by_key
+    place: Partitioner = by_key
     store: Store = NO_STORE
     sealing: Sealing = NO_SEALING
     signer: Signer = NO_SIGNER

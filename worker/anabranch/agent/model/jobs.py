@@ -15,13 +15,13 @@ from anabranch import log_events as e
 from anabranch.agent.large import Incomplete
 from anabranch.agent.model.breaker import Pass
 from anabranch.agent.model.budget import Attempt
-from anabranch.agent.model.lanes import Lane
+from anabranch.agent.model.lanes import ModelLane
 from anabranch.agent.model.retrying import Tries
 from anabranch.agent.prompt.fitting import Fitting
 from anabranch.agent.reply.content import Found
 from anabranch.agent.reply.plan import BatchContext
 from anabranch.clockwork import steady_time
-from anabranch.fields import Lane as By
+from anabranch.fields import Lane
 from anabranch.values import frozen
 
 
@@ -53,7 +53,7 @@ class Job:
     append: Callable[[e.Event], None]
     on_event: Callable[[BatchContext, dict[str, Any]], None] | None
     due_at: float = field(default_factory=steady_time)
-    lane: By = "interactive"
+    lane: Lane = "interactive"
     fallback: str | None = None
     on_end: Callable[[BatchContext, bool], None] | None = None
 
@@ -74,7 +74,7 @@ class Trying:
     """A call that has begun. `grant` is None between two of its attempts, while `granted` is to give the next."""
 
     job: Job
-    lane: Lane[Job | Trying]
+    lane: ModelLane[Job | Trying]
     request: Request
     grant: Grant | None
     untold: Tries

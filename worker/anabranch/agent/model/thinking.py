@@ -22,7 +22,7 @@ from anabranch.about import TOPIC
 from anabranch.agent.large import Incomplete, Large
 from anabranch.agent.model.breaker import Verdict
 from anabranch.agent.model.jobs import Grant, Job, Request, Trying
-from anabranch.agent.model.lanes import Lane, Lanes
+from anabranch.agent.model.lanes import Lanes, ModelLane
 from anabranch.agent.model.outcomes import Outcomes, usage_in
 from anabranch.agent.model.retrying import RULES, Tries, pause_s
 from anabranch.agent.model.seam import Hopeless, Model, Transient
@@ -84,7 +84,7 @@ class Thinker:
         return len(self._running)
 
     @property
-    def lanes(self) -> Collection[Lane[Job | Trying]]:
+    def lanes(self) -> Collection[ModelLane[Job | Trying]]:
         """What waits and runs, by the limit's name."""
         return self._lanes.all
 
@@ -154,7 +154,7 @@ class Thinker:
             now = self._steady()
         self._lanes.watch(now)
 
-    def _begin(self, lane: Lane[Job | Trying], job: Job, tasks: asyncio.TaskGroup) -> None:
+    def _begin(self, lane: ModelLane[Job | Trying], job: Job, tasks: asyncio.TaskGroup) -> None:
         request = job.prepare()
         if request is None:
             return
@@ -168,12 +168,12 @@ class Thinker:
         task = self._running[job] = tasks.create_task(self._think(trying), name="model call")
         task.add_done_callback(partial(self._ended, trying))
 
-    def _asks(self, trying: Trying, lane: Lane[Job | Trying], now: float) -> None:
+    def _asks(self, trying: Trying, lane: ModelLane[Job | Trying], now: float) -> None:
         if lane.model not in trying.asked:
             trying.asked.add(lane.model)
             lane.retries.called(now)
 
-    def _grant(self, lane: Lane[Job | Trying], request: Request, now: float) -> Grant:
+    def _grant(self, lane: ModelLane[Job | Trying], request: Request, now: float) -> Grant:
         self._attempts += 1
         size = len(request.body)
         if request.incomplete is not None:

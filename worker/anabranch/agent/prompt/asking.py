@@ -12,14 +12,14 @@ from anabranch.agent.prompt.conversation import request_body
 from anabranch.agent.prompt.dropping import dropped
 from anabranch.agent.prompt.fitting import Fitting, is_bounded
 from anabranch.agent.prompt.offer import Offers
-from anabranch.agent.reply.plan import BatchContext, Place, by_key
+from anabranch.agent.reply.plan import BatchContext, Partitioner, by_key
 from anabranch.agent.state import Run
 from anabranch.errors import AnabranchError
 from anabranch.prices import Price
 
 
 def to_request(
-    run: Run, offers: Offers, place: Place = by_key, prices: Mapping[str, Price] = MappingProxyType({})
+    run: Run, offers: Offers, place: Partitioner = by_key, prices: Mapping[str, Price] = MappingProxyType({})
 ) -> Request:
     """The model call that `run` owes. Raises if the registry no longer has the run's revision."""
     asked, revision, deadline = run.opening.request, run.opening.revision, run.opening.deadline

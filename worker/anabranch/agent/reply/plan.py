@@ -43,7 +43,7 @@ DETAILED = 1000
 """Of arguments of more values than this one mistake is told, not the first five: a model may get 200,000 wrong."""
 
 
-Place = Callable[[ToolSpec, str, str | None, bool], int | None]
+Partitioner = Callable[[ToolSpec, str, str | None, bool], int | None]
 """Which partition of its queue a call of this tool, with this key, for this tenant goes to (None: the key decides); the
 last one says whether that may be asked again for the same call.
 """
@@ -66,7 +66,7 @@ class BatchContext:
     agent: AgentSpec
     parallel: bool
     tool: Callable[[str], ToolSpec | None]
-    place: Place = by_key
+    place: Partitioner = by_key
     tenant: str | None = None
     trace: str | None = None
     used: frozenset[str] = frozenset()
