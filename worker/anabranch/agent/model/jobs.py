@@ -74,11 +74,11 @@ class Trying:
     """A call that has begun. `grant` is None between two of its attempts, while `granted` is to give the next."""
 
     job: Job
-    lane: ModelLane[Job | Trying]
+    lane: ModelLane[Call]
     request: Request
-    grant: Grant | None
     untold: Tries
     context: BatchContext  # of the attempt that is out, or was last
+    grant: Grant | None = None
     found: Found = field(default_factory=dict)
     granted: asyncio.Future[None] | None = None
     body_for: str = ""  # the model that the request's body is for
@@ -94,3 +94,7 @@ class Trying:
     def foreign(self) -> str | None:
         """The model that is asked, unless it is the agent's own."""
         return None if self.lane.model == self.job.model else self.lane.model
+
+
+Call = Job | Trying
+"""What waits for its turn in a lane: a call that has not begun, or one that is made again."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from anabranch.agent.model.jobs import Job, Trying
+from anabranch.agent.model.jobs import Call, Job, Trying
 from anabranch.agent.model.lanes import Lanes, ModelLane
 from anabranch.agent.telemetry.meters import AgentMeters
 from anabranch.config import AgentSettings
 
 Why = Literal["breaker", "tries", "wait"]
 """Why the other model is asked: this one's breaker is open, it failed so many times, or it cannot be had soon."""
-Call = Job | Trying
 
 
 class Switching:

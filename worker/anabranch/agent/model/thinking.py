@@ -21,7 +21,7 @@ from anabranch import log_events as e
 from anabranch.about import TOPIC
 from anabranch.agent.large import Incomplete, Large
 from anabranch.agent.model.breaker import Verdict
-from anabranch.agent.model.jobs import Grant, Job, Request, Trying
+from anabranch.agent.model.jobs import Call, Grant, Job, Trying
 from anabranch.agent.model.lanes import Lanes, ModelLane
 from anabranch.agent.model.outcomes import Outcomes, usage_in
 from anabranch.agent.model.retrying import RULES, Tries, pause_s
@@ -69,7 +69,7 @@ class Thinker:
         self._large = Large(store, clockwork.now, sealing)
         self._outcomes = Outcomes(prices, self._meters, self._large, clockwork)
         self._steady = clockwork.steady
-        self._lanes: Lanes[Job | Trying] = Lanes(limits, settings, self._wake_up, self._steady)
+        self._lanes: Lanes[Call] = Lanes(limits, settings, self._wake_up, self._steady)
         self._switching = Switching(self._lanes, settings, self._meters, self._steady)
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._begun: dict[Job, Trying] = {}
@@ -84,7 +84,7 @@ class Thinker:
         return len(self._running)
 
     @property
-    def lanes(self) -> Collection[ModelLane[Job | Trying]]:
+    def lanes(self) -> Collection[ModelLane[Call]]:
         """What waits and runs, by the limit's name."""
         return self._lanes.all
 
@@ -148,37 +148,36 @@ class Thinker:
             if isinstance(call, Job):
                 self._begin(lane, call, tasks)
             elif call.granted is not None and not call.granted.done():
-                call.grant = self._grant(lane, call.request, now)
-                self._asks(call, lane, now)
+                self._grant(call, now)
                 call.granted.set_result(None)
             now = self._steady()
         self._lanes.watch(now)
 
-    def _begin(self, lane: ModelLane[Job | Trying], job: Job, tasks: asyncio.TaskGroup) -> None:
+    def _begin(self, lane: ModelLane[Call], job: Job, tasks: asyncio.TaskGroup) -> None:
         request = job.prepare()
         if request is None:
             return
         now = self._steady()
-        grant = self._grant(lane, request, now)
-        trying = Trying(job, lane, request, grant, Tries(now), request.context, body_for=job.model)
-        self._asks(trying, lane, now)
+        trying = Trying(job, lane, request, Tries(now), request.context, body_for=job.model)
+        self._grant(trying, now)
         self._meters.model_wait.observe(now - job.due_at, lane.model)
         lane.begun += 1
         self._begun[job] = trying
         task = self._running[job] = tasks.create_task(self._think(trying), name="model call")
         task.add_done_callback(partial(self._ended, trying))
 
-    def _asks(self, trying: Trying, lane: ModelLane[Job | Trying], now: float) -> None:
-        if lane.model not in trying.asked:
-            trying.asked.add(lane.model)
-            lane.retries.called(now)
-
-    def _grant(self, lane: ModelLane[Job | Trying], request: Request, now: float) -> Grant:
+    def _grant(self, trying: Trying, now: float) -> None:
+        """It may make an attempt, of the model in whose lane it is."""
+        lane, request = trying.lane, trying.request
         self._attempts += 1
         size = len(request.body)
         if request.incomplete is not None:
             size += request.incomplete.size
-        return Grant(lane.budget.start(size, request.context.agent.max_tokens, now), lane.breaker.sent(now))
+        attempt = lane.budget.start(size, request.context.agent.max_tokens, now)
+        trying.grant = Grant(attempt, lane.breaker.sent(now))
+        if lane.model not in trying.asked:
+            trying.asked.add(lane.model)
+            lane.retries.called(now)
 
     def _settle(self, trying: Trying, usage: dict[str, Any] | None, verdict: Verdict) -> None:
         """An attempt is over. Without `usage` nobody knows what it has used."""
@@ -308,8 +307,9 @@ class Thinker:
 
     async def _asked(self, trying: Trying, context: BatchContext) -> Reply:
         """One attempt, and what it tells of the model and its limits; of one that may not be made, nothing."""
-        body = self._fitted(trying.request, context)
-        lane, grant, job = trying.lane, trying.grant, trying.job
+        body, lane, grant, job = trying.request.body, trying.lane, trying.grant, trying.job
+        if (fitting := trying.request.fitting) is not None:  # what the money and the context that are left allow
+            body = fitting.fitted(body, context.agent.model, self._clockwork.now())
         assert grant is not None, "an attempt is granted before it is made"
         budget, attempt = lane.budget, grant.attempt
         usage: dict[str, Any] | None = None
@@ -345,11 +345,6 @@ class Thinker:
             self._settle(trying, usage, verdict)
             if job.on_end is not None:
                 job.on_end(context, outcome == "ok")
-
-    def _fitted(self, request: Request, context: BatchContext) -> bytes:
-        """What the money and the context that are left allow. Raises `Hopeless`."""
-        body, fitting, now = request.body, request.fitting, self._clockwork.now()
-        return body if fitting is None else fitting.fitted(body, context.agent.model, now)
 
     # --- between two attempts ------------------------------------------------------------------------------------
 
