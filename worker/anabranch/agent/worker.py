@@ -173,11 +173,8 @@ class AgentWorker:
         if owner is None or admission is None or membership.stopping or membership.is_taking_over:
             return
         if place.topic != self._log:
-            waiting = admission.lanes[self._lanes[place.topic]]
-            if waiting.full:  # it does not keep up: one delivery that it takes up at once is no reason to pause
-                waiting.paused = True
+            if admission.feed(records, self._lanes[place.topic]):
                 self.subscription.pause(place)
-            waiting.feed(records)
         elif self._misses(owner, records[0].offset):
             self._membership.take_over_again()
         else:

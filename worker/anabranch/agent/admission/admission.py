@@ -92,8 +92,9 @@ class Admission:
         """Where the lanes are: by the fold, or by our own unread events."""
         return self._links[-1].reaches if self._links else self._owner.state.nexts
 
-    def feed(self, records: Sequence[Record], lane: Lane = "interactive") -> None:
-        self.lanes[lane].feed(records)
+    def feed(self, records: Sequence[Record], lane: Lane = "interactive") -> bool:
+        """What was read of a lane. Returns whether no more of it is to be read, until `read_on` is called."""
+        return self.lanes[lane].feed(records)
 
     def suspend(self) -> None:
         """What is buffered will be read again."""
