@@ -3,8 +3,8 @@
 Silent until it has folded up to the end that was captured when the partition was assigned; from there on it
 performs an effect if the fold still wants it, it is not in flight here, and every record of ours that could
 settle it has been read back. It decides nothing about a run: it appends, and the fold decides. `worker.py`
-feeds it; `admission.py` takes the requests up, `calling.py` makes the model calls, `handed_off.py` knows those of
-others, `publishing.py` publishes the rest, and `answered.py` lets go of what is over.
+feeds it; `agent/admission/admission.py` takes the requests up, `agent/model/calling.py` makes the model calls,
+`handed_off.py` knows those of others, `publishing.py` publishes the rest, and `answered.py` lets go of what is over.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Low is the oldest event that is still needed, and done the oldest cause of a publication that is not settled. What a
 successor has to know holds low back before it is promised. Must never: commit, or change what was folded.
 `commit.py` says how a commit stands in the group's offsets, `needed.py` knows the runs. Called by: `owner.py`, of which
-each has one, and `admission.py` before it notes a duplicate.
+each has one, and `agent/admission/admission.py` before it notes a duplicate.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the open runs of one partition take in memory, about, and the room that is left for more.
 
 Responsible for: the count, in the partition's room, which is within the whole worker's. Must never: decide who gets
-room; `Admission` does. Called by: `owner.py`, `admission.py`, `sampling.py`.
+room; `Admission` does. Called by: `agent/owner.py`, `admission.py`, `agent/telemetry/sampling.py`.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ use a tool of that queue stay in Kafka, where no deadline runs; below half of it
 opened goes on. Between two words of a queue's workers no more is put into it than `inflow.py` allows, for its age tells
 only afterwards that this was too much. It waits for the registry to change, for results to come in, or for the time at
 which a worker that told of old calls counts as dead: it never polls. A queue that no living worker serves holds nothing
-up: who starts workers by the length of a queue needs calls in it. `admission.py` asks, `publishing.py` and `owner.py`
-count.
+up: who starts workers by the length of a queue needs calls in it. `admission.py` asks; `agent/publishing.py`,
+`agent/early.py` and `agent/telemetry/audience.py` count.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The SDK does transport, authentication, headers and errors. It does not retry (we do, under the run's deadline, in
 `thinking.py`), and it does not parse the stream: its repairs would turn a broken reply into a plausible
-one, so `reply.py` reads the raw events. Called by `Thinker`, and by nobody else.
+one, so `agent/reply/reply.py` reads the raw events. Called by `Thinker`, and by nobody else.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class AnthropicModel:
             max_retries=0,
             timeout=anthropic.Timeout(None, connect=CONNECT_S),
             http_client=anthropic.DefaultAioHttpClient(limits=anthropic.DEFAULT_CONNECTION_LIMITS),
-            open_telemetry=False,  # each attempt has a span of ours (`traces.py`), with the same attributes
+            open_telemetry=False,  # each attempt has a span of ours, with the same attributes
         )
         async with client:
             yield cls(client, silence_s)

@@ -1,7 +1,7 @@
 """A model call, from when it is due until it is answered: values that `Thinker` works with, and nothing else.
 
-`asking.py` makes requests of runs, `calling.py` jobs of what is due; `Thinker` tries them, and `outcomes.py` says what
-came of it. Must never: decide anything, or wait.
+`agent/prompt/asking.py` makes requests of runs, `calling.py` jobs of what is due; `Thinker` tries them, and
+`outcomes.py` says what came of it. Must never: decide anything, or wait.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 order. PURE.
 
 A call that has begun and is made again goes before those of its tenant that have not, unless it is to find out whether
-the model works again: one run that the model always fails on would hold all others up. `Thinker` asks; nothing waits
+the model works again: one run that the model always fails on would hold all others up. `lanes.py` asks; nothing waits
 here.
 """
 

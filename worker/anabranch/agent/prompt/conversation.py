@@ -32,7 +32,7 @@ from anabranch.result_blocks import is_taken
 def request_body(run: Run, offer: Offer, found: Found = NOTHING, model: str | None = None) -> bytes:
     """The JSON of `POST /v1/messages` for the turn that the run owes, as a stream; for `model`, or the agent's own.
 
-    `betas`, if there are any, come first: `anthropic_model.py` makes a header of them.
+    `betas`, if there are any, come first: `agent/model/anthropic_model.py` makes a header of them.
     Raises `InvalidRequest` if the messages that the request refers to cannot be any.
     """
     request, agent = run.opening.request, offer.agent

@@ -2,8 +2,8 @@
 
 The provider runs the code, and stops it at each call; the calls come and are served like any other. What it insists on
 then is kept here: the container's id in the next request, and no cache breakpoint on the results of such calls. See
-https://platform.claude.com/docs/en/agents-and-tools/tool-use/programmatic-tool-calling. Called by `conversation.py`,
-and by admission, which refuses what the provider would.
+https://platform.claude.com/docs/en/agents-and-tools/tool-use/programmatic-tool-calling. Called by `offer.py` and
+`conversation.py`, and by admission, which refuses what the provider would.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Text, signatures and inputs are kept exactly as they came: a tool's input is the very JSON text that was
 streamed. Nothing is repaired. What breaks off, or contradicts itself, is a `BrokenReply`: it is discarded
-whole, and no call of it is ever run. `anthropic_model.py` feeds it; `plan.py` reads what comes out.
+whole, and no call of it is ever run. `agent/model/anthropic_model.py` feeds it; `plan.py` reads what comes out.
 """
 
 from __future__ import annotations

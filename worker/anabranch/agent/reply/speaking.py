@@ -3,7 +3,7 @@
 Responsible for few records: one at once, then at most one piece of text every `EVERY_S`, and the next only when the
 last is acknowledged; what comes meanwhile is merged into it. Must never hold up a model call, or take more memory than
 `WAITING_BYTES` for it: what Kafka does not take in time is dropped, which the numbers show to whoever listens.
-`calling.py` says what is heard and when an attempt is over.
+`hearing.py` says what is heard and when an attempt is over.
 """
 
 from __future__ import annotations
