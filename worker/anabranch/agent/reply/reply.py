@@ -93,15 +93,10 @@ class ReplyBuilder:
                 raise Misfit("an event of the stream has no type")
             self._halved = self._halved or halved
             self._take(event, text)
-        except Misfit as error:
-            self._broken = BrokenReply(error.reason, self.usage, error.curable)
-        except orjson.JSONDecodeError as error:
-            self._broken = BrokenReply(f"an event of the stream is not JSON: {error}", self.usage)
-        except _MISSHAPEN as error:
-            self._broken = BrokenReply(f"an event of the stream has the wrong shape: {error!r}", self.usage)
-        else:
-            return _showable(event) if halved else event
-        raise self._broken from None
+        except _UNUSABLE as error:
+            self._broken = _broken_by("an event of the stream", error, self.usage)
+            raise self._broken from None
+        return _showable(event) if halved else event
 
     def count(self, data: str | bytes) -> None:
         """Take only the usage of an event, and whether it is the last: a broken reply costs what it says to its end."""
@@ -110,7 +105,7 @@ class ReplyBuilder:
             self.stopped = self.stopped or event["type"] == "message_stop"
             if event["type"] == "message_delta":
                 self.usage.update(_said(event.get("usage")))
-        except (orjson.JSONDecodeError, *_MISSHAPEN):
+        except _UNUSABLE:
             return  # it is broken as it is
 
     def _take(self, event: dict[str, Any], text: str) -> None:
@@ -195,10 +190,8 @@ class ReplyBuilder:
             if self._halved and not is_json(reply.body):
                 raise Misfit("the reply holds half of a surrogate pair, which no text can")
             return reply
-        except Misfit as error:
-            raise BrokenReply(error.reason, self.usage, error.curable) from None
-        except _MISSHAPEN as error:
-            raise BrokenReply(f"the reply has the wrong shape: {error!r}", self.usage) from None
+        except _UNUSABLE as error:
+            raise _broken_by("the reply", error, self.usage) from None
 
 
 def reply_of(document: str | bytes) -> Reply:
@@ -219,15 +212,19 @@ def reply_of(document: str | bytes) -> Reply:
         blocks = [Block(block, text).whole() for block, text in zip(content, texts, strict=True)]
         told = _written_usage(fields["usage"]) if usage else {}
         return _reply(_Head(fields, None if stop is None else text_of(stop), usage, told), blocks)
-    except Misfit as error:
-        raise BrokenReply(error.reason, usage, error.curable) from None
-    except orjson.JSONDecodeError as error:
-        raise BrokenReply(f"the reply is not JSON: {error}") from None
-    except _MISSHAPEN as error:
-        raise BrokenReply(f"the reply has the wrong shape: {error!r}", usage) from None
+    except _UNUSABLE as error:
+        raise _broken_by("the reply", error, usage) from None
 
 
-_MISSHAPEN = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
+_UNUSABLE: Final = (Misfit, KeyError, TypeError, AttributeError, ValueError, RecursionError)
+"""What comes of what is no reply: most of it of a wrong shape, wherever that is seen."""
+
+
+def _broken_by(what: str, error: Exception, usage: dict[str, Any]) -> BrokenReply:
+    if isinstance(error, Misfit):
+        return BrokenReply(error.reason, usage, error.curable)
+    why = f"is not JSON: {error}" if isinstance(error, orjson.JSONDecodeError) else f"has the wrong shape: {error!r}"
+    return BrokenReply(f"{what} {why}", usage)
 
 
 def _event(text: str) -> tuple[dict[str, Any], bool]:
