@@ -179,7 +179,7 @@ class Owner:
     # --- folding ----------------------------------------------------------------------------------------------
 
     def fold(self, records: Sequence[Record]) -> None:
-        """Fold what was read, then act on the runs that it spoke of."""
+        """Fold what was read, and what is known to follow it, then act on the runs that they spoke of."""
         touched: dict[Life, Run] = {}
         station, partition, runs, done = self._station, self.partition, self.state.runs, self._publisher.done
         for record in records:
@@ -187,20 +187,18 @@ class Owner:
                 known = self._acked.pop(offset, None) if self._acked else None
                 event = event_in(record, station, partition, runs, done) if known is None else known.event
                 self._fold_event(event, offset, record.timestamp / 1000, len(record.value or b""), touched)
-        self._fold_acknowledged(touched)
+        while self._acked and (known := self._acked.pop(self.state.position, None)) is not None:
+            self._fold_event(known.event, self.state.position, known.at, known.size, touched)
         self._act_on(touched)
 
     def acknowledged(self, event: e.Event, size: int, acked: Acked) -> None:
-        """The broker has an event of ours, of `size` bytes. If it is the very next to be read, it counts as read."""
+        """The broker has an event of ours, of `size` bytes. Once it is the very next to be read, it counts as read."""
         if not self.live or self._giving_up or acked.offset is None or acked.at_ms is None:
             return
-        if acked.offset == self.state.position:
-            touched: dict[Life, Run] = {}
-            self._fold_event(event, acked.offset, acked.at_ms / 1000, size, touched)
-            self._fold_acknowledged(touched)
-            self._act_on(touched)
-        elif acked.offset > self.state.position:
+        if acked.offset >= self.state.position:
             self._acked[acked.offset] = _Acknowledged(event, size, acked.at_ms / 1000)
+            if acked.offset == self.state.position:
+                self.fold(())
 
     def _act_on(self, touched: dict[Life, Run]) -> None:
         if self.reach.asked:
@@ -212,10 +210,6 @@ class Owner:
                 self._go_on_after_time_up()
         else:
             self.caught_up(self.state.position)
-
-    def _fold_acknowledged(self, touched: dict[Life, Run]) -> None:
-        while self._acked and (known := self._acked.pop(self.state.position, None)) is not None:
-            self._fold_event(known.event, self.state.position, known.at, known.size, touched)
 
     def _fold_event(self, event: e.Event | None, offset: int, at: float, size: int, touched: dict[Life, Run]) -> None:
         """Fold it, tell whoever has to know, and note which runs are to be acted on then."""

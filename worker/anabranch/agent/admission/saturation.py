@@ -167,7 +167,7 @@ class Saturation:
         if (found := self._told.get(queue)) is None or self.now() - found.seen_at > DEAD_S:
             alive = [worker for worker in self._alive() if worker.queue == queue]
             seen_at = min((worker.seen_at for worker in alive), default=math.inf)
-            found = self._told[queue] = _Told(oldest_waiting_s(alive, queue), seen_at, bool(alive))
+            found = self._told[queue] = _Told(_oldest_waiting_s(alive), seen_at, bool(alive))
         return found
 
     def _look(self, threshold: Threshold, age_s: float) -> bool:
@@ -220,8 +220,7 @@ class Saturation:
         news = False
         for queue, inflow in self._inflows.items():
             workers = [worker for worker in alive if worker.queue == queue]
-            oldest_s = oldest_waiting_s(workers, queue)
-            news |= inflow.hear({worker.id: worker.seen_at for worker in workers}, oldest_s)
+            news |= inflow.hear({worker.id: worker.seen_at for worker in workers}, _oldest_waiting_s(workers))
         return news
 
     def _watch(self) -> None:
@@ -236,6 +235,6 @@ class Saturation:
             self._timer = asyncio.get_running_loop().call_later(after_s, self._look_again)
 
 
-def oldest_waiting_s(workers: Iterable[WorkerInfo], queue: str) -> float:
-    """How long the oldest call of a queue has waited, by what these workers say; 0 if none of them serves it."""
-    return max((worker.oldest_waiting_s for worker in workers if worker.queue == queue), default=0.0)
+def _oldest_waiting_s(workers: Iterable[WorkerInfo]) -> float:
+    """How long the oldest call of a queue has waited, by what its workers say; 0 if it has none."""
+    return max((worker.oldest_waiting_s for worker in workers), default=0.0)
