@@ -231,12 +231,12 @@ class Owner:
         if not is_result:
             self._heed(event, run, offset, touched)
         if run is not None:
-            self._needed.folded(run)
-            if run.parked:
-                self._parked.add((run.run_id, run.life))
             self.held.account(run)
-            if run.stirred >= offset or not is_result:  # else its siblings are waited for
+            if run.stirred >= offset or not is_result:  # else its siblings are waited for, or it is over
+                self._needed.folded(run)
                 touched[run.run_id, run.life] = run
+                if run.parked:
+                    self._parked.add((run.run_id, run.life))
 
     def _heed(self, event: e.Event, run: Run | None, offset: int, touched: dict[Life, Run]) -> None:
         """What its kind asks for."""
