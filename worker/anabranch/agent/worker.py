@@ -15,13 +15,12 @@ from functools import partial
 from typing import Final
 
 from anabranch.agent.admission.admission import Admission
-from anabranch.agent.commit import of_ours, oldest, read_commit, trusted
+from anabranch.agent.commit import taken_over
 from anabranch.agent.committing import Commits
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.model.calling import ModelCalls
 from anabranch.agent.owner import Hooks, Owner
 from anabranch.agent.prompt.offer import Offers
-from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.agent.telemetry.sampling import sample
 from anabranch.codec import Record
@@ -280,16 +279,12 @@ class AgentWorker:
         ends = self._ends = await self.subscription.ends(everything)
         begins = await self.subscription.begins(everything)
         for place, *lanes in zip(logs, requests, bulk, strict=True):
-            known = read_commit(committed.get(place), committed.get(lanes[1]))
-            if known is not None:
-                known = trusted(known, place, lanes, begins, ends)
+            known, requests_left = taken_over(place, lanes, committed, begins, ends)
             owner = self._owners.get(place.partition)
             if owner is None or not begins[place] <= owner.state.position <= ends[place]:  # it is a fold of another log
                 self._forget(place.partition)
                 owner = self._new_owner(place.partition)
-                taken_up = committed.get(lanes[0]), of_ours(committed.get(place), committed.get(lanes[1]))
-                firsts = Nexts(*(oldest(begins[at], ends[at], told) for at, told in zip(lanes, taken_up, strict=True)))
-                position = owner.begin(known, begins[place], ends[place], firsts)
+                position = owner.begin(known, begins[place], ends[place], requests_left)
             else:
                 position = owner.resume(ends[place])
                 owner.committed(known.low if known is not None else begins[place])
