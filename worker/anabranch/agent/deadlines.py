@@ -7,7 +7,7 @@ rebuilt from the fold, never stored: `Owner` sets an alarm for each, and asks he
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from anabranch import log_events as e
 from anabranch.agent.state import Run
@@ -17,12 +17,11 @@ _LATE: Final = 0.001
 
 
 class Moment(NamedTuple):
-    """What a timer is for. `what` is "run", "call", "lost" or "model"; `subject` a call id, or the model's turn.
-
-    `hand_off` is the offset of the hand-off whose time it is.
+    """What a timer is for: the deadline of a run or a call, the end of a hand-off's time, of a call ("lost") or a model
+    call, or another look at the run. `subject` is a call id or the model's turn, `hand_off` the hand-off's offset.
     """
 
-    what: str
+    what: Literal["run", "call", "lost", "model", "again"]
     run_id: str
     life: str
     subject: str | int | None = None

@@ -103,7 +103,7 @@ class Publisher:
             return
         if isinstance(due, NoteDue) and due.cause not in self._state.notes:
             return
-        if isinstance(due, CallDue) and due.at_most_once and not self._may_publish(due, may_dispatch):
+        if isinstance(due, CallDue) and due.at_most_once and not self._dispatched(due, may_dispatch):
             return
         early = self.early.claim(due) if self.early.speaking and isinstance(due, CallDue) else None
         sent = early or self._sent(due)
@@ -145,8 +145,8 @@ class Publisher:
         self._station.saturation.published(queue)
         return self._station.send(record, due.at_most_once)
 
-    def _may_publish(self, due: CallDue, may_dispatch: bool) -> bool:
-        """At most once: only the token that the log has accepted, and only once."""
+    def _dispatched(self, due: CallDue, may_dispatch: bool) -> bool:
+        """At most once: the log is asked for it, and whether our token is the one that it has accepted is told once."""
         call = self._state.runs[due.run_id].call(due.call_id)
         if call is None or due.call_id in self._dispatching:
             return False

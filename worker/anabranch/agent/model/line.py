@@ -62,7 +62,7 @@ class _Tenants(Generic[Call]):
             del self._tenants[tenant]
 
     def take(self, only_begun: bool) -> Call:
-        tenant = self._with_begun() if only_begun else next(iter(self._tenants))
+        tenant = next(tenant for tenant, queue in self._tenants.items() if queue.begun or not only_begun)
         return self._taken(tenant, fresh=not self._tenants[tenant].begun)
 
     def take_fresh(self) -> Call:
@@ -80,9 +80,6 @@ class _Tenants(Generic[Call]):
         if queue.begun or queue.fresh:
             self._tenants[tenant] = queue
         return call
-
-    def _with_begun(self) -> str:
-        return next(tenant for tenant, queue in self._tenants.items() if queue.begun)
 
     def all(self) -> Iterator[tuple[str, Call]]:
         for tenant, queue in self._tenants.items():
