@@ -16,8 +16,7 @@ from typing import Final, NamedTuple
 
 from anabranch import log_events as e
 from anabranch.agent import cleaning, deadlines, effects, fold
-from anabranch.agent.admission.held import Held
-from anabranch.agent.admission.room import Room
+from anabranch.agent.admission.room import Held, Room
 from anabranch.agent.alarms import Alarms
 from anabranch.agent.answered import REMEMBERED, Closing
 from anabranch.agent.cleaning import Cleaner

@@ -25,7 +25,7 @@ from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.about import about_record, place_of
 from anabranch.agent.admission import opening
-from anabranch.agent.admission.held import RUN_BYTES
+from anabranch.agent.admission.room import RUN_BYTES
 from anabranch.agent.admission.waiting import Waiting
 from anabranch.agent.owner import Owner
 from anabranch.agent.state import Nexts
