@@ -35,7 +35,7 @@ class Closing:
         self._answered = Answered()
 
     def close(self, run: Run) -> None:
-        """If it is answered: else it comes back when it is."""
+        """Let go of it, if it is answered; else this is called again when it is."""
         if run.ending is None or self._reach.is_unanswered(run):
             return
         life = (run.run_id, run.life)

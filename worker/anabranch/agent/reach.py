@@ -62,7 +62,7 @@ class Reach:
         return run_id in self.asked.values()
 
     def let_go(self) -> None:
-        """The notes that have been folded are kept for no more."""
+        """Nothing is held back any more for duplicates whose notes have been folded."""
         nexts = self._state.nexts
         self.asked = {asked: run_id for asked, run_id in self.asked.items() if asked[1] >= _of(nexts, asked[0])}
 

@@ -55,7 +55,9 @@ class Fate:
 
 @frozen()
 class Station:
-    """`worker_id` is unique to this process; `source` is what its events carry as `ce_source`."""
+    """See the module. `worker_id` is unique to this process, and its events carry it as `ce_source`. `heard` are those
+    who are told, by partition, what the broker has said of an event of ours.
+    """
 
     namespace: Namespace
     worker_id: str

@@ -179,10 +179,8 @@ class Thinker:
             trying.asked.add(lane.model)
             lane.retries.called(now)
 
-    def _settle(self, trying: Trying, usage: dict[str, Any] | None, verdict: Verdict) -> None:
+    def _settle(self, trying: Trying, grant: Grant, usage: dict[str, Any] | None, verdict: Verdict) -> None:
         """An attempt is over. Without `usage` nobody knows what it has used."""
-        if (grant := trying.grant) is None:
-            return
         lane, now = trying.lane, self._steady()
         self._attempts -= 1
         trying.grant = None
@@ -203,7 +201,7 @@ class Thinker:
         """The attempt that it may make is not made, or not yet."""
         if (grant := trying.grant) is not None:
             trying.lane.budget.withdrawn(grant.attempt, self._steady())
-            self._settle(trying, {}, "unknown")
+            self._settle(trying, grant, {}, "unknown")
 
     def _ended(self, trying: Trying, _: asyncio.Task[None]) -> None:
         self._withdraw(trying)  # what was cancelled before it asked
@@ -342,7 +340,7 @@ class Thinker:
         finally:
             self._meters.model_calls.count(lane.model, outcome)
             self._meters.model_duration.observe(self._steady() - trying.began[1], lane.model)
-            self._settle(trying, usage, verdict)
+            self._settle(trying, grant, usage, verdict)
             if job.on_end is not None:
                 job.on_end(context, outcome == "ok")
 
