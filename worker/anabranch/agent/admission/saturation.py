@@ -111,11 +111,13 @@ class Saturation:
         """Whether a request waits for a queue."""
         return bool(self._waiters)
 
-    async def until_kept_up(self, agent: AgentSpec, deadline_s: float, lane: Lane = "interactive") -> None:
+    async def until_kept_up(self, agent: AgentSpec, deadline_s: float, lane: Lane = "interactive") -> bool:
         """Wait until no queue of the agent's tools is too far behind for a run that has `deadline_s` seconds, which is
-        opened then.
+        opened then. Returns whether that took any time.
         """
+        has_waited = False
         while self._is_over(agent, deadline_s, lane):
+            has_waited = True
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
             self._watch()
@@ -125,6 +127,7 @@ class Saturation:
                 self._waiters.discard(waiter)
         for use in self._uses_of(agent):
             self._inflow(use.queue).opened += 1
+        return has_waited
 
     def _is_over(self, agent: AgentSpec, deadline_s: float, lane: Lane) -> bool:
         part = OF_LANE[lane]
