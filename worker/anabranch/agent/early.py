@@ -27,7 +27,7 @@ from anabranch.agent.effects import CallDue
 from anabranch.agent.fold import run_of
 from anabranch.agent.outbox import early_record
 from anabranch.agent.reply.blocks import Misfit
-from anabranch.agent.reply.listening import Piece
+from anabranch.agent.reply.pieces import Piece
 from anabranch.agent.reply.plan import BatchContext, planned_alone
 from anabranch.agent.reply.reply import RequestedCall, call_of
 from anabranch.agent.state import Life, Partition, Run

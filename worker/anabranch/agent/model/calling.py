@@ -22,7 +22,7 @@ from anabranch.agent.model.jobs import Job, Request
 from anabranch.agent.prompt.asking import to_request
 from anabranch.agent.prompt.offer import Offers
 from anabranch.agent.reply.hearing import Hearing
-from anabranch.agent.reply.listening import Piece
+from anabranch.agent.reply.pieces import Piece
 from anabranch.agent.reply.plan import BatchContext
 from anabranch.agent.reply.speaking import Outlet, Speech
 from anabranch.agent.state import Life, Run

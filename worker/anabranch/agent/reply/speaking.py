@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from anabranch.agent.outbox import stream_record
-from anabranch.agent.reply.listening import Piece
+from anabranch.agent.reply.pieces import Piece
 from anabranch.agent.reply.plan import BatchContext
 from anabranch.agent.reply.tokens import in_stream
 from anabranch.agent.state import Run

@@ -39,8 +39,8 @@ class _Call:
     partial: list[str] = field(default_factory=list)
 
 
-class Listening:
-    """One attempt's events, in their order; they have passed `reply.py`."""
+class Pieces:
+    """Those of one attempt. It is fed its events in their order, once they have passed `reply.py`."""
 
     def __init__(self) -> None:
         self._open: dict[int, _Call] = {}  # by block, those that are not complete
