@@ -167,27 +167,25 @@ class AgentWorker:
         await self._membership.revoked(lost)
 
     def records(self, place: Place, records: Sequence[Record]) -> None:
-        owner, admission = self._owners.get(place.partition), self._admissions.get(place.partition)
-        membership = self._membership
-        if owner is None or admission is None or membership.stopping or membership.is_taking_over:
+        if (owner := self._at_work(place.partition)) is None:
             return
+        admission = self._admissions[place.partition]
         if place.topic != self._log:
             if admission.feed(records, self._lanes[place.topic]):
                 self.subscription.pause(place)
-        elif self._misses(owner, records[0].offset):
-            self._membership.take_over_again()
-        else:
+        elif not self._takes_over_again(owner, records[0].offset):
             owner.fold(records)
             admission.folded()
 
     def position(self, place: Place, offset: int) -> None:
-        owner = self._owners.get(place.partition)
-        if self._membership.stopping or self._membership.is_taking_over or owner is None or place.topic != self._log:
-            return
-        if self._misses(owner, offset):
-            self._membership.take_over_again()
-        else:
+        owner = self._at_work(place.partition) if place.topic == self._log else None
+        if owner is not None and not self._takes_over_again(owner, offset):
             owner.caught_up(offset)
+
+    def _at_work(self, partition: int) -> Owner | None:
+        """Whoever takes what is read of a partition: nobody while partitions change hands."""
+        changes = self._membership.stopping or self._membership.is_taking_over
+        return None if changes else self._owners.get(partition)
 
     def known(self, place: Place) -> int:
         """Events of our own are folded at their acknowledgement: see `Owner.acknowledged`."""
@@ -202,7 +200,7 @@ class AgentWorker:
     def is_sated(self) -> bool:
         return False  # how much is admitted is said by pausing
 
-    def _misses(self, owner: Owner, offset: int) -> bool:
+    def _takes_over_again(self, owner: Owner, offset: int) -> bool:
         """Whether what is read next lies beyond what was folded: retention may have eaten what is in between.
 
         Markers of a transaction leave a gap as well, so the partition is taken over again, which looks where the
@@ -219,6 +217,7 @@ class AgentWorker:
             extra={"partition": owner.partition},
         )
         self._gaps[owner.partition] = position
+        self._membership.take_over_again()
         return True
 
     def _stop_admitting(self) -> None:
