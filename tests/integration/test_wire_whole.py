@@ -18,7 +18,7 @@ from tests.support.attempt import HELLO, asked, asked_each, streamed
 from tests.support.stream import Event, block, called, delta, end, json_of, said, sse, start
 from tests.support.wire import chunked, head, http
 
-from anabranch.agent.prompt.conversation import content_of
+from anabranch.agent.reply.content import content_of
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 

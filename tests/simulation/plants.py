@@ -199,7 +199,7 @@ def any_dispatch_wins(patch: Patch) -> None:
         folded(run, call, event, offset, at)
 
     patch.setattr(fold, "_fold_call", last_wins)
-    patch.setattr(Publisher, "_may_publish", lambda self, due, may_dispatch: True)
+    patch.setattr(Publisher, "_dispatched", lambda self, due, may_dispatch: True)
 
 
 @plant("at most once", "crashes", start=19)

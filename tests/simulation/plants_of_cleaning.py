@@ -97,7 +97,7 @@ def a_fold_goes_on_over_what_retention_has_eaten(patch: Patch) -> None:
     async def at_the_start(self: MemorySubscription, places: Any) -> dict[Place, int]:
         return dict.fromkeys(places, 0)
 
-    patch.setattr(AgentWorker, "_misses", lambda self, owner, offset: False)
+    patch.setattr(AgentWorker, "_takes_over_again", lambda self, owner, offset: False)
     patch.setattr(MemorySubscription, "begins", at_the_start)
 
 

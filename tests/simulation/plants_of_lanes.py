@@ -27,7 +27,7 @@ def a_cancel_is_of_open_runs_alone(patch: Patch) -> None:
     patch.setattr(fold, "_fold_cancel", forgetful)
 
 
-@plant("a fold from a commit agrees", "long lives", start=11)
+@plant("a fold from a commit agrees", "long lives", start=53)
 def a_cancel_that_waits_does_not_hold_low(patch: Patch) -> None:
     low = Reach.low
 

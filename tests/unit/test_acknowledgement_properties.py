@@ -79,13 +79,13 @@ def same_ids() -> Iterator[None]:
 
 def acts_on_all(owner: Owner) -> None:
     """The owner acts on every run of which it reads anything."""
-    folded = owner._needed.folded
+    account = owner.held.account
 
     def stirring(run: Run) -> None:
         run.stirred = owner.state.position - 1
-        folded(run)
+        account(run)
 
-    owner._needed.folded = stirring  # type: ignore[method-assign]
+    owner.held.account = stirring  # type: ignore[method-assign]
 
 
 def both_ways(drive: Callable[[Desk], Coroutine[Any, Any, None]]) -> None:

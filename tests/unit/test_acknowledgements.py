@@ -19,7 +19,7 @@ from tests.unit.test_fold_properties import whole
 
 from anabranch import log_events as e
 from anabranch.agent import fold
-from anabranch.agent.admission.held import RUN_BYTES
+from anabranch.agent.admission.room import RUN_BYTES
 from anabranch.agent.owner import HEADERS
 from anabranch.agent.state import Partition
 from anabranch.codec import decode

@@ -49,6 +49,13 @@ async def test_a_run_that_is_asked_for_for_ever_stays_as_small_as_it_is() -> Non
     assert desk.owner.commit(True) == Commit(desk.log.end, desk.log.end, 20)
 
 
+async def test_results_that_come_when_a_run_is_over_bring_nothing_of_it_back() -> None:
+    desk = Desk().begin().write(b.requested(), b.calls(b.planned(0), b.planned(1)), b.cancelled())
+    await desk.sent.ack()
+    desk.write(b.returned(0), b.returned(1))
+    assert list(desk.owner._needed) == [], "nobody would let go of it again"
+
+
 async def test_only_answered_runs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answered, "REMEMBERED", 2)
     desk = Desk().begin()

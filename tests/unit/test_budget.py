@@ -25,7 +25,7 @@ from anabranch.agent.model.budget import (
     limits_of,
     share_of,
 )
-from anabranch.agent.model.lanes import Lane, Lanes
+from anabranch.agent.model.lanes import Lanes, ModelLane
 from anabranch.agent.model.seam import Left, Quota
 from anabranch.config import AgentSettings, ModelLimits
 
@@ -241,7 +241,7 @@ def test_a_usage_that_no_call_can_have_counts_as_its_estimate_and_teaches_nothin
 
 
 def test_nonsense_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    lane: Lane[object] = Lanes[object]({}, AgentSettings(), lambda: None, lambda: 0.0).of("m")
+    lane: ModelLane[object] = Lanes[object]({}, AgentSettings(), lambda: None, lambda: 0.0).of("m")
     for _ in range(3):
         lane.settle(lane.budget.start(100, 10, 0.0), {"input_tokens": 999_999_999_999}, 0.0)
     assert [r.getMessage()[:33] for r in caplog.records] == ["the server of model 'm' says that"]

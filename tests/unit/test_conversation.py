@@ -1,6 +1,6 @@
 """The body of the next model call: what the provider insists on, and what must come back as it came.
 
-Responsible for: `agent/prompt/conversation.py`.
+Responsible for: `agent/prompt/conversation.py`, and `agent/reply/content.py`.
 Must never: open a connection.
 Called by: pytest.
 """
@@ -16,14 +16,9 @@ from tests.support import builders as b
 
 from anabranch import log_events as e
 from anabranch.agent.prompt.asking import to_request
-from anabranch.agent.prompt.conversation import (
-    content_of,
-    request_body,
-    without_blanks,
-    without_thinking,
-    without_thoughts,
-)
+from anabranch.agent.prompt.conversation import request_body
 from anabranch.agent.prompt.offer import HINT, Offer, Offers
+from anabranch.agent.reply.content import content_of, without_blanks, without_thinking, without_thoughts
 from anabranch.registry import Registry
 from anabranch.specs import ToolSpec
 

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from tests.support import builders as b
 from tests.support.desk import NAMESPACE, Desk
-from tests.unit.test_listening import block, call, ends, stop
+from tests.unit.test_pieces import block, call, ends, stop
 
 from anabranch import log_events as e
 from anabranch.agent import early

@@ -22,8 +22,9 @@ from tests.support.stream import Event, delta, end, json_of, start
 from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent import cleaning, snapshot
-from anabranch.agent.prompt.conversation import content_of, request_body
+from anabranch.agent.prompt.conversation import request_body
 from anabranch.agent.prompt.offer import Offer
+from anabranch.agent.reply.content import content_of
 from anabranch.agent.reply.plan import BatchContext, plan
 from anabranch.agent.reply.referring import content_ref_of, inputs_of, referring
 from anabranch.agent.reply.reply import BrokenReply, ProviderError, Reply, ReplyBuilder

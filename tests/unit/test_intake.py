@@ -18,7 +18,7 @@ from tests.unit.test_admission import admitting, good
 
 from anabranch import App
 from anabranch.agent.admission.admission import Admission
-from anabranch.agent.admission.held import RUN_BYTES
+from anabranch.agent.admission.room import RUN_BYTES
 from anabranch.agent.admission.waiting import BUFFER_BYTES
 from anabranch.config import AgentSettings, ToolSettings
 from anabranch.kafka.seam import Place

@@ -26,8 +26,9 @@ from anabranch.agent.answer import answer, brief_answer
 from anabranch.agent.large import REPLY_BYTES, Incomplete, Large, large_answer, needed
 from anabranch.agent.model.seam import Hopeless
 from anabranch.agent.prompt.asking import to_request
-from anabranch.agent.prompt.conversation import content_of, request_body
+from anabranch.agent.prompt.conversation import request_body
 from anabranch.agent.prompt.offer import Offer, Offers
+from anabranch.agent.reply.content import content_of
 from anabranch.agent.reply.referring import content_ref_of, inputs_of, referring
 from anabranch.agent.reply.reply import Reply, RequestedCall
 from anabranch.agent.state import Run

@@ -16,7 +16,7 @@ from tests.support.desk import NAMESPACE, Desk, Log, replies
 
 from anabranch import log_events as e
 from anabranch.agent import publishing
-from anabranch.agent.admission.held import RUN_BYTES
+from anabranch.agent.admission.room import RUN_BYTES
 from anabranch.agent.commit import Commit
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.state import Nexts, Run

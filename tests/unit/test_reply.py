@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from tests.support import builders as b
 from tests.support.stream import Event, block, called, end, json_of, said, start
 
-from anabranch.agent.prompt.conversation import content_of, request_body
+from anabranch.agent.prompt.conversation import request_body
 from anabranch.agent.prompt.offer import Offer
+from anabranch.agent.reply.content import content_of
 from anabranch.agent.reply.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
 
 EXACT = '{"price": 1.10, "id":12345678901234567890123,\n "s":"\\u00e9\\ud83d\\ude00"}'

@@ -299,6 +299,18 @@ async def test_requests_wait_in_their_order_while_the_queue_is_behind_and_their_
     assert desk.appended[0].opening.deadline == 20.0 + AgentLimits().deadline_s  # type: ignore[union-attr]
 
 
+async def test_who_has_waited_gets_the_agent_as_it_is_by_then() -> None:
+    desk = Desk(settings=AgentSettings(hold_after_s=HOLD_S)).begin()
+    tells(desk.registry, 31, at=desk.clock.now)
+    async with admitting(desk) as admission:
+        admission.feed([good(0)])
+        await asyncio.sleep(0.02)
+        desk.registry.add(agents=[b.agent(revision="later")])
+        tells(desk.registry, 0, at=desk.clock.now)
+        await until(lambda: len(desk.appended) == 1)
+    assert desk.appended[0].opening.revision == "later"  # type: ignore[union-attr]
+
+
 async def test_what_opens_no_run_waits_for_no_queue() -> None:
     desk = Desk().begin()
     tells(desk.registry, 100, at=desk.clock.now)

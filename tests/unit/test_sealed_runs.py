@@ -19,7 +19,7 @@ from obstore.store import MemoryStore
 from tests.support import builders as b
 from tests.support.desk import Desk
 from tests.support.sealing import Keys, opened, sealed, sealer, sealing
-from tests.unit import test_listening as listening
+from tests.unit import test_pieces as said
 
 from anabranch import log_events as e
 from anabranch import messages as m
@@ -30,8 +30,9 @@ from anabranch.agent.model.jobs import Job, Request
 from anabranch.agent.model.seam import Hopeless, Transient
 from anabranch.agent.model.thinking import Thinker
 from anabranch.agent.prompt.asking import to_request
-from anabranch.agent.prompt.conversation import content_of, request_body
+from anabranch.agent.prompt.conversation import request_body
 from anabranch.agent.prompt.offer import Offer, Offers
+from anabranch.agent.reply.content import content_of
 from anabranch.agent.reply.plan import BatchContext, plan
 from anabranch.agent.reply.reply import Reply, RequestedCall
 from anabranch.agent.reply.speaking import Said
@@ -356,7 +357,7 @@ async def test_a_call_that_begins_early_is_sealed_and_nobody_can_guess_by_its_id
     desk.registry.add([b.tool(read_only=True)], [agent])
     desk.begin().write(b.requested(opens=asked()))
     given = [replace(context(b.tool(read_only=True), sealed=is_sealed), agent=agent) for is_sealed in (True, False)]
-    for event in (*listening.call(0, f'{{"card":"{SECRET}"}}'), listening.ends("tool_use")):
+    for event in (*said.call(0, f'{{"card":"{SECRET}"}}'), said.ends("tool_use")):
         desk.jobs.due[0].on_event(given[0], event)  # type: ignore[misc]
     (record,) = desk.sent.to(desk.station.namespace.calls("q"))
     body = read(ToolCall, record.value)

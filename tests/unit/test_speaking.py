@@ -17,7 +17,7 @@ import pytest
 from tests.support import builders as b
 from tests.support.desk import NAMESPACE, Desk
 from tests.support.virtual import virtually
-from tests.unit.test_listening import block, call, ends, says, stop
+from tests.unit.test_pieces import block, call, ends, says, stop
 
 from anabranch import messages as m
 from anabranch.agent.model.jobs import Job

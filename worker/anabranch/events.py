@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.agent.answer import result_of, shown_content, unreadable
+from anabranch.agent.results import result_of, shown_content, unreadable
 from anabranch.agent.state import Result, Run
 from anabranch.fields import Content
 

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
 from anabranch.agent.reply.referring import content_ref_of, content_sealed_of
+from anabranch.agent.results import UNREADABLE, result_of, seconds_between, shown_content
 from anabranch.agent.state import Call, Run, Turn
-from anabranch.bodies import read, whole
-from anabranch.errors import WireError
-from anabranch.fields import SEALED, Content
-from anabranch.log_events import RequestNoted, ToolResult
+from anabranch.bodies import whole
+from anabranch.log_events import RequestNoted
 from anabranch.messages import CallCounts, RunError, RunResponse, Timing, TotalUsage
 
 _STOPS = {
@@ -153,65 +152,6 @@ def _text(call: Call) -> str:
         return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
-UNREADABLE = "the tool's worker sent a result that cannot be read"
-
-
-def result_of(body: bytes) -> ToolResult | None:
-    """A tool's result, or None if its worker sent something else."""
-    try:
-        return _result_in(body)
-    except WireError:
-        return None
-
-
-def unreadable(body: bytes) -> str:
-    """What is told in the place of a result that is none, and why it is none."""
-    try:
-        _result_in(body)
-    except WireError as error:
-        return f"{UNREADABLE}: {error}"
-    return UNREADABLE
-
-
-def _result_in(body: bytes) -> ToolResult:
-    result = read(ToolResult, body)
-    if not _one_of(result.content, result.content_ref, result.content_sealed):
-        raise WireError("it must have one of content, content_ref and content_sealed")
-    return result
-
-
-def _one_of(content: object, ref: object, sealed: object) -> bool:
-    return (content is not None) + (ref is not None) + (sealed is not None) == 1
-
-
-def _lies_here(body: bytes) -> bool:
-    """Whether a result begins with its content, as those of our workers do: then nothing stands in its place."""
-    return body.startswith(_WITH_CONTENT)
-
-
-_WITH_CONTENT: Final = (b'{"content":"', b'{"content":[')
-
-
-def result_ref_of(body: bytes) -> str | None:
-    """Where the content of a tool's result lies, if it is not in its body."""
-    told = result_of(body) if not _lies_here(body) and b'"content_ref"' in body else None
-    return told.content_ref if told is not None else None
-
-
-def result_elsewhere(body: bytes) -> str | None:
-    """What stands in the place of a tool's result, if it is not in its body: a reference, or a seal."""
-    is_named = not _lies_here(body) and (b'"content_ref"' in body or b'"content_sealed"' in body)
-    told = result_of(body) if is_named else None
-    return (told.content_ref or told.content_sealed) if told is not None else None
-
-
-def shown_content(result: ToolResult) -> Content:
-    """What people are shown of a result without a look into the store, or a key."""
-    if result.content is not None:
-        return result.content
-    return SEALED if result.content_ref is None else f"(in the store: {result.content_ref})"
-
-
 def _usage(run: Run) -> TotalUsage:
     used = run.usage
     return TotalUsage(
@@ -258,12 +198,3 @@ def _took(body: bytes) -> float:
         return seconds_between(told["started_at"], told["finished_at"])
     except (orjson.JSONDecodeError, KeyError, TypeError, OverflowError):
         return 0.0
-
-
-def seconds_between(started_at: float, finished_at: float) -> float:
-    """How long a call took by its worker's clock; 0 if that is no time that a call takes, or none that JSON has."""
-    seconds = float(finished_at - started_at)
-    return seconds if 0 <= seconds < _LONGEST_S else 0.0
-
-
-_LONGEST_S: Final = 1e9

@@ -15,7 +15,7 @@ from anabranch.agent.alarms import Alarms
 from anabranch.agent.needed import Needed
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.reach import Reach
-from anabranch.agent.state import Partition, Run
+from anabranch.agent.state import Life, Partition, Run
 from anabranch.bodies import dump
 
 REMEMBERED: Final = 2000
@@ -25,22 +25,17 @@ ANSWERED_BYTES: Final = 2_000
 REMEMBERED_BYTES: Final = 8 * 1024 * 1024
 """How much memory they may take: their requests and answers may be large."""
 
-Life = tuple[str, str]
-
 
 class Closing:
     """The end of a run: once it is answered, no more of it is kept than its answer, and of those not too many."""
 
-    def __init__(self, needed: Needed, reach: Reach, alarms: Alarms) -> None:
-        self._needed, self._reach, self._alarms = needed, reach, alarms
+    def __init__(self, state: Partition, needed: Needed, reach: Reach, publisher: Publisher, alarms: Alarms) -> None:
+        self._state, self._needed, self._reach = state, needed, reach
+        self._publisher, self._alarms = publisher, alarms
         self._answered = Answered()
 
-    def begin(self, state: Partition, publisher: Publisher) -> None:
-        """What is folded from here on, and who answers."""
-        self._state, self._publisher = state, publisher
-
     def close(self, run: Run) -> None:
-        """If it is answered: else it comes back when it is."""
+        """Let go of it, if it is answered; else this is called again when it is."""
         if run.ending is None or self._reach.is_unanswered(run):
             return
         life = (run.run_id, run.life)

@@ -99,10 +99,6 @@ class Cleaner:
         self.size = LogSize(max(1, settings.clean_bytes // FINE))
         self._cleaned = 0  # the log's size at the last cleaning
 
-    def committed(self, low: int) -> None:
-        """What lies below is of no interest any more."""
-        self.size.forget_before(low)
-
     def choose(
         self, runs: Iterable[Run], low: int, open_bytes: int, now: float, age_s: float
     ) -> tuple[list[Run], bool]:

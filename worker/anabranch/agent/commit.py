@@ -48,6 +48,24 @@ class Commit:
         return Committed(self.bulk_reached, f"1 {self.low} {self.next_bulk}")
 
 
+def taken_over(
+    log_place: Place,
+    lanes: Sequence[Place],
+    committed: Mapping[Place, Committed | None],
+    begins: Offsets,
+    ends: Offsets,
+) -> tuple[Commit | None, Nexts]:
+    """What counts of the commit that a partition is taken over with, if there is one, and the oldest requests that may
+    not have been taken up. `lanes` are the interactive and the bulk requests.
+    """
+    of_log, of_requests, of_bulk = (committed.get(place) for place in (log_place, *lanes))
+    known = read_commit(of_log, of_bulk)
+    if known is not None:
+        known = trusted(known, log_place, lanes, begins, ends)
+    told = of_requests, of_ours(of_log, of_bulk)
+    return known, Nexts(*(oldest(begins[at], ends[at], each) for at, each in zip(lanes, told, strict=True)))
+
+
 def of_ours(committed: Committed | None, bulk: Committed | None) -> Committed | None:
     """What stands with the bulk lane, unless it alone has no metadata: then somebody else has set it, and it counts for
     nothing.
@@ -62,19 +80,16 @@ def read_commit(committed: Committed | None, bulk: Committed | None = None) -> C
     """
     if committed is None:
         return None
-    _, done, next_request = _numbers(committed) or (1, 0, -1)
+    done, next_request = _numbers(committed) or (0, -1)
     next_bulk, reached = -1, 0
     if (bulk := of_ours(committed, bulk)) is not None:
-        _, low, next_bulk = _numbers(bulk) or (1, -1, -1)
+        low, next_bulk = _numbers(bulk) or (-1, -1)
         next_bulk, reached = next_bulk if low == committed.offset else -1, bulk.offset
     return Commit(committed.offset, done, next_request, next_bulk, reached)
 
 
 def trusted(commit: Commit, log_place: Place, lanes: Sequence[Place], begins: Offsets, ends: Offsets) -> Commit:
-    """What counts of a commit if topics are shorter than it says, which nothing but a loss of records makes them.
-
-    `lanes` are the interactive and the bulk requests.
-    """
+    """What counts of a commit if topics are shorter than it says, which nothing but a loss of records makes them."""
     (requests, bulk), end = lanes, ends[log_place]
     if commit.low <= end:
         for place, reached in (requests, commit.next_request), (bulk, max(commit.next_bulk, commit.bulk_reached)):
@@ -108,8 +123,9 @@ def oldest(begin: int, end: int, committed: Committed | None) -> int:
     return begin if committed is None or committed.offset > end else max(begin, committed.offset)
 
 
-def _numbers(committed: Committed) -> tuple[int, int, int] | None:
+def _numbers(committed: Committed) -> tuple[int, int] | None:
+    """Those behind the version, which is 1."""
     parts = committed.metadata.split()
     if len(parts) == 3 and parts[0] == "1" and parts[1].isdecimal() and parts[2].isdecimal():
-        return 1, int(parts[1]), int(parts[2])
+        return int(parts[1]), int(parts[2])
     return None

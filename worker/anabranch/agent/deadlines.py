@@ -7,22 +7,21 @@ rebuilt from the fold, never stored: `Owner` sets an alarm for each, and asks he
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from anabranch import log_events as e
-from anabranch.agent.state import Call, Run
+from anabranch.agent.state import Run
 
 _LATE: Final = 0.001
 """Seconds: the fold wants the broker's time to be past a deadline, not at it."""
 
 
 class Moment(NamedTuple):
-    """What a timer is for. `what` is "run", "call", "lost" or "model"; `subject` a call id, or the model's turn.
-
-    `hand_off` is the offset of the hand-off whose time it is.
+    """What a timer is for: the deadline of a run or a call, the end of a hand-off's time, of a call ("lost") or a model
+    call, or another look at the run. `subject` is a call id or the model's turn, `hand_off` the hand-off's offset.
     """
 
-    what: str
+    what: Literal["run", "call", "lost", "model", "again"]
     run_id: str
     life: str
     subject: str | int | None = None
@@ -66,12 +65,8 @@ def event_at(run: Run, moment: Moment) -> e.Event | None:
     if call is None or call.result is not None:
         return None
     if moment.what == "call":
-        return _expired(run, call)
+        reason = f"{call.planned.tool} had no result {call.planned.deadline_s:g} s after it was published"
+        return e.CallExpired(run.run_id, run.life, call.planned.call_id, reason)
     if call.hand_off is None or call.hand_off.offset != moment.hand_off:
         return None
     return e.CallLost(run.run_id, run.life, call.planned.call_id, call.hand_off.offset)
-
-
-def _expired(run: Run, call: Call) -> e.Event:
-    reason = f"{call.planned.tool} had no result {call.planned.deadline_s:g} s after it was published"
-    return e.CallExpired(run.run_id, run.life, call.planned.call_id, reason)

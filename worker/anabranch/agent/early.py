@@ -20,20 +20,18 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-import orjson
+from typing import Final
 
 from anabranch import log_events as e
 from anabranch.agent.effects import CallDue
 from anabranch.agent.fold import run_of
 from anabranch.agent.outbox import early_record
-from anabranch.agent.reply.listening import Piece
+from anabranch.agent.reply.blocks import Misfit
+from anabranch.agent.reply.pieces import Piece
 from anabranch.agent.reply.plan import BatchContext, planned_alone
-from anabranch.agent.reply.reply import RequestedCall
-from anabranch.agent.state import Partition, Run
+from anabranch.agent.reply.reply import RequestedCall, call_of
+from anabranch.agent.state import Life, Partition, Run
 from anabranch.agent.station import Station
-from anabranch.bodies import MAX_DEPTH, depth_of
 from anabranch.kafka.sent import Sent
 from anabranch.specs import ToolSpec
 
@@ -43,8 +41,6 @@ INPUT_BYTES: Final = 64 * 1024
 """Calls with longer arguments wait for their reply."""
 RESULT_BYTES: Final = 4 * 1024 * 1024
 """Of one partition: what comes back early beyond that is not kept, and the call is made again."""
-
-Life = tuple[str, str]
 
 
 @dataclass(slots=True, eq=False)
@@ -76,10 +72,10 @@ class Early:
     def begin(self, run: Run, context: BatchContext, piece: Piece) -> None:
         """A call is complete while its model speaks on: publish it, if it may begin now. `run` owes this turn."""
         call = requested(piece)
-        if (
-            call is None or call.tool_use_id in context.used or run.turn >= run.opening.limits.max_turns
-        ):  # what nobody will read is not run
+        if call is None or call.tool_use_id in context.used:
             return
+        if run.turn >= run.opening.limits.max_turns:
+            return  # what nobody will read is not run
         planned, spec = planned_alone(piece.call, call, context)
         if spec is None or planned.rejected is not None or not may_begin(spec):
             return
@@ -151,17 +147,13 @@ class Early:
 
 def requested(piece: Piece) -> RequestedCall | None:
     """The call that was streamed; None if there is something about it that only the whole reply can settle."""
-    tool_use_id, tool = piece.block.get("id"), piece.block.get("name")
-    if not isinstance(tool_use_id, str) or not isinstance(tool, str) or len(piece.text) > INPUT_BYTES:
+    if len(piece.text) > INPUT_BYTES:
         return None
     try:
-        orjson.loads(piece.text)  # strict, as the reply will be
-        given: Any = json.loads(piece.text)
-    except (ValueError, RecursionError):
+        call = call_of(piece.block, piece.text)
+    except Misfit:
         return None
-    if not isinstance(given, dict) or depth_of(given) > MAX_DEPTH:
-        return None
-    return RequestedCall(tool_use_id, tool, given)
+    return call if call.refused is None else None
 
 
 def may_begin(spec: ToolSpec) -> bool:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from anabranch import references
 from anabranch.agent import answer
 from anabranch.agent.model.seam import Hopeless
-from anabranch.agent.prompt.conversation import Found, content_of
+from anabranch.agent.reply.content import Found, content_of
 from anabranch.agent.reply.referring import Input, content_ref_of, content_sealed_of, referring, sealed_reply
 from anabranch.agent.reply.reply import Reply, RequestedCall
+from anabranch.agent.results import result_elsewhere
 from anabranch.agent.state import Run
 from anabranch.errors import Forgotten, InvalidRequest, StoreError
 from anabranch.in_hand import InHand
@@ -70,7 +71,8 @@ def needed(run: Run, left_out: int = 0) -> tuple[str, ...]:
         named.append(content_ref_of(turn.body))
         for call in turn.calls.values() if number >= left_out else ():
             if (result := call.result) is not None and result.body is not None:
-                named.append(answer.result_ref_of(result.body))
+                told = result_elsewhere(result.body)
+                named.append(told.content_ref if told is not None else None)
     return tuple(dict.fromkeys(name for name in named if name is not None)) if any(named) else ()
 
 
@@ -85,7 +87,7 @@ def sealed_in(run: Run, left_out: int = 0) -> Fields:
         for call in turn.calls.values():
             result = call.result
             if result is not None and result.body is not None:
-                told = answer.result_of(result.body) if number >= left_out else None
+                told = result_elsewhere(result.body) if number >= left_out else None
                 found += [("result", told.content_sealed)] if told is not None and told.content_sealed else []
             elif call.planned.rejected_sealed is not None:
                 found.append(("rejected", call.planned.rejected_sealed))
@@ -186,10 +188,7 @@ def is_for_the_store(store: Store, run: Run) -> bool:
     """Whether the answer has to be put into the store. What is sealed is there by now, as far as it is large."""
     if run.opening.request.messages_sealed is not None:
         return False
-    return is_in_pieces(run) or (store.takes(run.size) and store.takes(len(answer.answer(run))))
-
-
-def is_in_pieces(run: Run) -> bool:
-    """Whether the answer cannot be told from the fold alone: of several last replies some lie in the store."""
     last = answer.last_words(run)
-    return len(last) > 1 and any(content_ref_of(turn.body) for turn in last)
+    if len(last) > 1 and any(content_ref_of(turn.body) for turn in last):
+        return True  # in pieces: the fold alone does not tell it
+    return store.takes(run.size) and store.takes(len(answer.answer(run)))

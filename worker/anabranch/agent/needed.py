@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from anabranch.agent import effects
 from anabranch.agent.effects import CallDue, Publication
-from anabranch.agent.state import Run
+from anabranch.agent.state import Life, Run
 
-Life = tuple[str, str]
 Settled = Callable[[Publication], bool]
 
 
@@ -34,10 +33,6 @@ class Needed:
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self._runs.values())
-
-    def begin(self) -> None:
-        """What was settled was so for another publisher."""
-        self._settled.clear()
 
     def folded(self, run: Run) -> None:
         """It is needed, or is again, and may want something else than before."""

@@ -1,4 +1,6 @@
-"""The records of an owner's publications: tool calls and answers. PURE, but for what `Station` names."""
+"""The records that an owner publishes: tool calls, answers, and what is told to those who watch. PURE, but for what
+`Station` names.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from anabranch.agent.prompt.conversation import content_of
+from anabranch.agent.reply.content import content_of
 from anabranch.agent.reply.referring import Input, content_elsewhere, inputs_of
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.agent.station import Station
 from anabranch.agent.telemetry.traces import call_header
-from anabranch.bodies import whole
+from anabranch.bodies import dump, whole
 from anabranch.codec import Outgoing, cloud_event
 from anabranch.errors import SealError
 from anabranch.fields import lane_of
 from anabranch.log_events import PlannedCall
-from anabranch.messages import ReplyTo, ReplyTopic, ToolCall
+from anabranch.messages import ReplyTo, ReplyTopic, StreamDelta, ToolCall
 from anabranch.spans import HEADER as TRACE
 
 
@@ -91,9 +93,19 @@ def response_record(
     station: Station, run_id: str, reply_to: ReplyTo | None, body: bytes, trace: str | None = None
 ) -> Outgoing:
     """The record for `agent.responses`."""
-    partition = reply_to.partition if reply_to is not None else None
-    if partition is not None and partition >= station.response_partitions:
-        partition = None  # the topic is smaller than the client thought: it is found by its run id
-    topic = station.namespace.responses
+    topic, partition = station.namespace.responses, _inbox(station, reply_to)
     pairs = [(TRACE, trace)] if trace is not None else ()
     return cloud_event(topic, "run.response", station.worker_id, run_id, body, pairs, partition)
+
+
+def stream_record(station: Station, run: Run, delta: StreamDelta) -> Outgoing:
+    """The record for `agent.stream`."""
+    topic, partition = station.namespace.stream, _inbox(station, run.opening.request.reply_to)
+    return cloud_event(topic, "stream.delta", "anabranch", run.run_id, dump(delta), partition=partition)
+
+
+def _inbox(station: Station, reply_to: ReplyTo | None) -> int | None:
+    """The partition that a client reads; None: the run's id says, as where the topic is smaller than it thought."""
+    if reply_to is None or reply_to.partition >= station.response_partitions:
+        return None
+    return reply_to.partition

@@ -3,8 +3,8 @@
 Silent until it has folded up to the end that was captured when the partition was assigned; from there on it
 performs an effect if the fold still wants it, it is not in flight here, and every record of ours that could
 settle it has been read back. It decides nothing about a run: it appends, and the fold decides. `worker.py`
-feeds it; `admission.py` takes the requests up, `calling.py` makes the model calls, `handed_off.py` knows those of
-others, `publishing.py` publishes the rest, and `answered.py` lets go of what is over.
+feeds it; `agent/admission/admission.py` takes the requests up, `agent/model/calling.py` makes the model calls,
+`handed_off.py` knows those of others, `publishing.py` publishes the rest, and `answered.py` lets go of what is over.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Final, NamedTuple
 
 from anabranch import log_events as e
 from anabranch.agent import cleaning, deadlines, effects, fold
-from anabranch.agent.admission.held import Held
-from anabranch.agent.admission.room import Room
+from anabranch.agent.admission.room import Held, Room
 from anabranch.agent.alarms import Alarms
 from anabranch.agent.answered import REMEMBERED, Closing
 from anabranch.agent.cleaning import Cleaner
@@ -30,7 +29,7 @@ from anabranch.agent.needed import Needed
 from anabranch.agent.publishing import Publisher
 from anabranch.agent.reach import Reach
 from anabranch.agent.reading import event_in
-from anabranch.agent.state import Nexts, Partition, Run
+from anabranch.agent.state import Life, Nexts, Partition, Run
 from anabranch.agent.station import Station
 from anabranch.agent.telemetry.audience import Audience
 from anabranch.agent.telemetry.tally import waiting_call
@@ -43,8 +42,6 @@ log = logging.getLogger(__name__)
 AGAIN_S: Final = 1.0
 HEADERS: Final = 300
 """Bytes of a record beside its body, about."""
-
-Life = tuple[str, str]
 
 
 class _Acknowledged(NamedTuple):
@@ -76,15 +73,17 @@ class Owner:
         self.live = False
         self.on_link: Callable[[], None] = lambda: None  # hears of each event that takes a request up
         self._giving_up = False
+        self._first = Nexts()  # the oldest requests that may not have been taken up
         self._end = 0
         self._needed = Needed()
+        self._publisher = Publisher(partition, station, self.state)
         age_s, now = station.settings.snapshot_age_s, station.clockwork.now
-        self.reach = Reach(self._needed, age_s, now, hooks.commit_soon)
+        self.reach = Reach(self.state, self._needed, self._publisher.is_settled, age_s, now, hooks.commit_soon)
         self._alarms = Alarms(station.clockwork, self._ring)
         self._told: set[Moment] = set()  # what the broker has not acknowledged
         self._handed_off = HandedOff(station, self._alarms)
-        self._closing = Closing(self._needed, self.reach, self._alarms)
-        self._publisher = Publisher(partition, station, self.state, 0, self._closing.close)
+        self._closing = Closing(self.state, self._needed, self.reach, self._publisher, self._alarms)
+        self._publisher.on_settled = self._closing.close
         self._acked: dict[int, _Acknowledged] = {}  # events of ours that have not been read back
         self._cleaner = Cleaner(station.settings)
         self._said_again: Sent | None = None
@@ -96,23 +95,18 @@ class Owner:
     # --- assignment -----------------------------------------------------------------------------------------
 
     def begin(self, commit: Commit | None, log_begin: int, end: int, requests: Nexts) -> int:
-        """Fold anew, from the commit or the log's start; returns the offset to read from. `requests` are the oldest
-        that may not have been taken up.
+        """Before all else, and once: fold from the commit or the log's start. Returns the offset to read from;
+        `requests` are the oldest that may not have been taken up.
         """
         low = max(commit.low, log_begin) if commit is not None else log_begin
-        self.state = Partition(began=low, position=low)
+        self.state.began = self.state.position = low
         self._first = requests
         if commit is not None:
+            self._publisher.done = commit.done
             bulk = max(requests.bulk or 0, commit.bulk_reached, commit.next_bulk)
             self._first = Nexts(max(requests.interactive or 0, commit.next_request), bulk)
             if commit.low >= log_begin:  # else it was of a record that is gone: the log itself must tell
                 self.state.tell(*commit.nexts)
-        self._done = commit.done if commit is not None else 0
-        self._publisher = Publisher(self.partition, self._station, self.state, self._done, self._closing.close)
-        self._needed.begin()
-        self.reach.begin(self.state, self._publisher.is_settled)
-        self._closing.begin(self.state, self._publisher)
-        self._cleaner = Cleaner(self._station.settings)
         self._calls.begin()
         position = self.resume(end)
         self._audience.begin(end)
@@ -184,28 +178,26 @@ class Owner:
     # --- folding ----------------------------------------------------------------------------------------------
 
     def fold(self, records: Sequence[Record]) -> None:
-        """Fold what was read, then act on the runs that it spoke of."""
+        """Fold what was read, and what is known to follow it, then act on the runs that they spoke of."""
         touched: dict[Life, Run] = {}
-        station, partition, runs = self._station, self.partition, self.state.runs
+        station, partition, runs, done = self._station, self.partition, self.state.runs, self._publisher.done
         for record in records:
             if (offset := record.offset) >= self.state.position:
                 known = self._acked.pop(offset, None) if self._acked else None
-                event = event_in(record, station, partition, runs, self._done) if known is None else known.event
+                event = event_in(record, station, partition, runs, done) if known is None else known.event
                 self._fold_event(event, offset, record.timestamp / 1000, len(record.value or b""), touched)
-        self._fold_acknowledged(touched)
+        while self._acked and (known := self._acked.pop(self.state.position, None)) is not None:
+            self._fold_event(known.event, self.state.position, known.at, known.size, touched)
         self._act_on(touched)
 
     def acknowledged(self, event: e.Event, size: int, acked: Acked) -> None:
-        """The broker has an event of ours, of `size` bytes. If it is the very next to be read, it counts as read."""
+        """The broker has an event of ours, of `size` bytes. Once it is the very next to be read, it counts as read."""
         if not self.live or self._giving_up or acked.offset is None or acked.at_ms is None:
             return
-        if acked.offset == self.state.position:
-            touched: dict[Life, Run] = {}
-            self._fold_event(event, acked.offset, acked.at_ms / 1000, size, touched)
-            self._fold_acknowledged(touched)
-            self._act_on(touched)
-        elif acked.offset > self.state.position:
+        if acked.offset >= self.state.position:
             self._acked[acked.offset] = _Acknowledged(event, size, acked.at_ms / 1000)
+            if acked.offset == self.state.position:
+                self.fold(())
 
     def _act_on(self, touched: dict[Life, Run]) -> None:
         if self.reach.asked:
@@ -218,18 +210,15 @@ class Owner:
         else:
             self.caught_up(self.state.position)
 
-    def _fold_acknowledged(self, touched: dict[Life, Run]) -> None:
-        while self._acked and (known := self._acked.pop(self.state.position, None)) is not None:
-            self._fold_event(known.event, self.state.position, known.at, known.size, touched)
-
     def _fold_event(self, event: e.Event | None, offset: int, at: float, size: int, touched: dict[Life, Run]) -> None:
         """Fold it, tell whoever has to know, and note which runs are to be acted on then."""
         self._cleaner.size.add(offset, size + HEADERS)
+        if event is None:
+            fold.apply(self.state, None, offset, at)
+            return
         before = self.state.runs.get(getattr(event, "run_id", ""))
         waiting = waiting_call(before, event) if before is not None else None
         run = fold.apply(self.state, event, offset, at)
-        if event is None:
-            return
         self._audience.folded(event, run, waiting, offset, at, self.live)
         if self._publisher.early.speaking:
             self._publisher.early.read(event)
@@ -241,12 +230,12 @@ class Owner:
         if not is_result:
             self._heed(event, run, offset, touched)
         if run is not None:
-            self._needed.folded(run)
-            if run.parked:
-                self._parked.add((run.run_id, run.life))
             self.held.account(run)
-            if run.stirred >= offset or not is_result:  # else its siblings are waited for
+            if run.stirred >= offset or not is_result:  # else its siblings are waited for, or it is over
+                self._needed.folded(run)
                 touched[run.run_id, run.life] = run
+                if run.parked:
+                    self._parked.add((run.run_id, run.life))
 
     def _heed(self, event: e.Event, run: Run | None, offset: int, touched: dict[Life, Run]) -> None:
         """What its kind asks for."""
@@ -274,7 +263,7 @@ class Owner:
             log.critical("partition %d: %s", self.partition, defect, extra=self._about(event))
         self.state.defects.clear()
 
-    def _about(self, event: e.Event | None) -> dict[str, object]:
+    def _about(self, event: e.Event) -> dict[str, object]:
         """What a log record of it is about."""
         return {"partition": self.partition, "run_id": getattr(event, "run_id", None)}
 
@@ -379,7 +368,7 @@ class Owner:
         state = self.state
         state.began = max(state.began, low)
         self.reach.committed(low)
-        self._cleaner.committed(low)
+        self._cleaner.size.forget_before(low)
         state.spent = [spent for spent in state.spent if spent.opened >= low]
         if len(state.last) > 2 * len(state.runs) + REMEMBERED:
             state.last = {run_id: offset for run_id, offset in state.last.items() if offset >= state.began}

@@ -19,7 +19,7 @@ from anabranch.agent.early import Early
 from anabranch.agent.effects import AnswerDue, CallDue, NoteDue, Publication, wanted
 from anabranch.agent.large import is_for_the_store, large_answer
 from anabranch.agent.outbox import call_record, response_record
-from anabranch.agent.state import Partition, Run
+from anabranch.agent.state import Life, Partition, Run
 from anabranch.agent.station import Station
 from anabranch.agent.telemetry.traces import AgentTraces, answer_header
 from anabranch.bodies import dump
@@ -31,17 +31,16 @@ log = logging.getLogger(__name__)
 
 AGAIN_S: Final = 5.0
 
-Life = tuple[str, str]
-
 
 class Publisher:
-    """See the module. `on_settled` hears of each run one of whose publications has been acknowledged."""
+    """See the module. `done` is what an owner before us has told; `on_settled` hears of each run one of whose
+    publications has been acknowledged.
+    """
 
-    def __init__(
-        self, partition: int, station: Station, state: Partition, done: int, on_settled: Callable[[Run], None]
-    ) -> None:
-        self._partition, self._station, self._state, self._done = partition, station, state, done
-        self._on_settled = on_settled
+    def __init__(self, partition: int, station: Station, state: Partition) -> None:
+        self._partition, self._station, self._state = partition, station, state
+        self.done = 0
+        self.on_settled: Callable[[Run], None] = lambda run: None
         self._token = station.clockwork.new_id()  # of this process and takeover
         self._sending: dict[Publication, Sent] = {}
         self._acked: dict[Life, set[Publication]] = {}
@@ -57,7 +56,7 @@ class Publisher:
     def is_settled(self, due: Publication) -> bool:
         if not isinstance(due, NoteDue) and due in self._acked.get((due.run_id, due.life), ()):
             return True
-        if due.cause >= self._done and due.cause >= self._state.done:
+        if due.cause >= self.done and due.cause >= self._state.done:
             return False
         return not (isinstance(due, CallDue) and due.at_most_once)
 
@@ -104,7 +103,7 @@ class Publisher:
             return
         if isinstance(due, NoteDue) and due.cause not in self._state.notes:
             return
-        if isinstance(due, CallDue) and due.at_most_once and not self._may_publish(due, may_dispatch):
+        if isinstance(due, CallDue) and due.at_most_once and not self._dispatched(due, may_dispatch):
             return
         early = self.early.claim(due) if self.early.speaking and isinstance(due, CallDue) else None
         sent = early or self._sent(due)
@@ -146,8 +145,8 @@ class Publisher:
         self._station.saturation.published(queue)
         return self._station.send(record, due.at_most_once)
 
-    def _may_publish(self, due: CallDue, may_dispatch: bool) -> bool:
-        """At most once: only the token that the log has accepted, and only once."""
+    def _dispatched(self, due: CallDue, may_dispatch: bool) -> bool:
+        """At most once: the log is asked for it, and whether our token is the one that it has accepted is told once."""
         call = self._state.runs[due.run_id].call(due.call_id)
         if call is None or due.call_id in self._dispatching:
             return False
@@ -207,7 +206,7 @@ class Publisher:
         run = self._state.runs.get(due.run_id)
         if run is not None and run.life == due.life:
             self._settle(due)
-            self._on_settled(run)
+            self.on_settled(run)
         if self._shortened:
             self._shortened.pop(due, None)
 

@@ -3,7 +3,7 @@
 Low is the oldest event that is still needed, and done the oldest cause of a publication that is not settled. What a
 successor has to know holds low back before it is promised. Must never: commit, or change what was folded.
 `commit.py` says how a commit stands in the group's offsets, `needed.py` knows the runs. Called by: `owner.py`, of which
-each has one, and `admission.py` before it notes a duplicate.
+each has one, and `agent/admission/admission.py` before it notes a duplicate.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ class Reach:
     """See the module. `at` is when the event at the low that is committed was written, in epoch seconds."""
 
     def __init__(
-        self, needed: Needed, keep_s: float, now: Callable[[], float], commit_soon: Callable[[], None]
+        self,
+        state: Partition,
+        needed: Needed,
+        is_settled: Settled,
+        keep_s: float,
+        now: Callable[[], float],
+        commit_soon: Callable[[], None],
     ) -> None:
-        self._needed, self._keep_s, self._now, self._commit_soon = needed, keep_s, now, commit_soon
+        self._state, self._needed, self._is_settled = state, needed, is_settled
+        self._keep_s, self._now, self._commit_soon = keep_s, now, commit_soon
         # The requests that are being noted as duplicates, and their runs
         self.asked: dict[tuple[Lane, int], str] = {}
         self._highest = 0  # the highest low that may stand committed
         self._committed = asyncio.Event()
         self._next_at = self.at = math.inf
-
-    def begin(self, state: Partition, is_settled: Settled) -> None:
-        """What is folded from here on, and which publications are settled."""
-        self._state, self._is_settled, self._highest = state, is_settled, state.began
 
     # --- a run that is asked for again ---------------------------------------------------------------------------
 
@@ -59,7 +62,7 @@ class Reach:
         return run_id in self.asked.values()
 
     def let_go(self) -> None:
-        """The notes that have been folded are kept for no more."""
+        """Nothing is held back any more for duplicates whose notes have been folded."""
         nexts = self._state.nexts
         self.asked = {asked: run_id for asked, run_id in self.asked.items() if asked[1] >= _of(nexts, asked[0])}
 

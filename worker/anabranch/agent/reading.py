@@ -20,7 +20,6 @@ from anabranch.topics import partition_of
 
 log = logging.getLogger(__name__)
 
-
 Runs = Container[str | None]
 _UNHEARD: Final = (
     "; so its call has no result yet, and waits for its deadline: a result has ce_runid, ce_life and ce_callid as its "

@@ -16,6 +16,9 @@ from anabranch.log_events import Opening, PlannedCall, ReplyOutcome, RequestNote
 from anabranch.messages import ReplyTo, RunError, Status, Usage
 from anabranch.values import frozen
 
+Life = tuple[str, str]
+"""One life of a run, as whoever keeps something of it names it: the run's id, and `Run.life`."""
+
 
 class Nexts(NamedTuple):
     """Where something is among the requests of both lanes: which is the next; None: nothing read so far tells."""

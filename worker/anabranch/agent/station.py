@@ -13,7 +13,7 @@ from anabranch.about import about_record, place_of
 from anabranch.agent.admission.room import Room
 from anabranch.agent.admission.saturation import Saturation
 from anabranch.agent.model.thinking import Thinker
-from anabranch.agent.reply.plan import Place, by_key
+from anabranch.agent.reply.plan import Partitioner, by_key
 from anabranch.agent.telemetry.meters import AgentMeters
 from anabranch.agent.telemetry.traces import AgentTraces
 from anabranch.bodies import without_given
@@ -55,7 +55,9 @@ class Fate:
 
 @frozen()
 class Station:
-    """`worker_id` is unique to this process; `source` is what its events carry as `ce_source`."""
+    """See the module. `worker_id` is unique to this process, and its events carry it as `ce_source`. `heard` are those
+    who are told, by partition, what the broker has said of an event of ours.
+    """
 
     namespace: Namespace
     worker_id: str
@@ -69,7 +71,7 @@ class Station:
     saturation: Saturation
     partitions: int
     response_partitions: int
-    place: Place = by_key
+    place: Partitioner = by_key
     store: Store = NO_STORE
     sealing: Sealing = NO_SEALING
     signer: Signer = NO_SIGNER

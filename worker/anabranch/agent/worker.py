@@ -15,13 +15,12 @@ from functools import partial
 from typing import Final
 
 from anabranch.agent.admission.admission import Admission
-from anabranch.agent.commit import of_ours, oldest, read_commit, trusted
+from anabranch.agent.commit import taken_over
 from anabranch.agent.committing import Commits
 from anabranch.agent.deadlines import Moment
 from anabranch.agent.model.calling import ModelCalls
 from anabranch.agent.owner import Hooks, Owner
 from anabranch.agent.prompt.offer import Offers
-from anabranch.agent.state import Nexts
 from anabranch.agent.station import Station
 from anabranch.agent.telemetry.sampling import sample
 from anabranch.codec import Record
@@ -168,30 +167,25 @@ class AgentWorker:
         await self._membership.revoked(lost)
 
     def records(self, place: Place, records: Sequence[Record]) -> None:
-        owner, admission = self._owners.get(place.partition), self._admissions.get(place.partition)
-        membership = self._membership
-        if owner is None or admission is None or membership.stopping or membership.is_taking_over:
+        if (owner := self._at_work(place.partition)) is None:
             return
+        admission = self._admissions[place.partition]
         if place.topic != self._log:
-            waiting = admission.lanes[self._lanes[place.topic]]
-            if waiting.full:  # it does not keep up: one delivery that it takes up at once is no reason to pause
-                waiting.paused = True
+            if admission.feed(records, self._lanes[place.topic]):
                 self.subscription.pause(place)
-            waiting.feed(records)
-        elif self._misses(owner, records[0].offset):
-            self._membership.take_over_again()
-        else:
+        elif not self._takes_over_again(owner, records[0].offset):
             owner.fold(records)
             admission.folded()
 
     def position(self, place: Place, offset: int) -> None:
-        owner = self._owners.get(place.partition)
-        if self._membership.stopping or self._membership.is_taking_over or owner is None or place.topic != self._log:
-            return
-        if self._misses(owner, offset):
-            self._membership.take_over_again()
-        else:
+        owner = self._at_work(place.partition) if place.topic == self._log else None
+        if owner is not None and not self._takes_over_again(owner, offset):
             owner.caught_up(offset)
+
+    def _at_work(self, partition: int) -> Owner | None:
+        """Whoever takes what is read of a partition: nobody while partitions change hands."""
+        changes = self._membership.stopping or self._membership.is_taking_over
+        return None if changes else self._owners.get(partition)
 
     def known(self, place: Place) -> int:
         """Events of our own are folded at their acknowledgement: see `Owner.acknowledged`."""
@@ -206,7 +200,7 @@ class AgentWorker:
     def is_sated(self) -> bool:
         return False  # how much is admitted is said by pausing
 
-    def _misses(self, owner: Owner, offset: int) -> bool:
+    def _takes_over_again(self, owner: Owner, offset: int) -> bool:
         """Whether what is read next lies beyond what was folded: retention may have eaten what is in between.
 
         Markers of a transaction leave a gap as well, so the partition is taken over again, which looks where the
@@ -223,6 +217,7 @@ class AgentWorker:
             extra={"partition": owner.partition},
         )
         self._gaps[owner.partition] = position
+        self._membership.take_over_again()
         return True
 
     def _stop_admitting(self) -> None:
@@ -283,16 +278,12 @@ class AgentWorker:
         ends = self._ends = await self.subscription.ends(everything)
         begins = await self.subscription.begins(everything)
         for place, *lanes in zip(logs, requests, bulk, strict=True):
-            known = read_commit(committed.get(place), committed.get(lanes[1]))
-            if known is not None:
-                known = trusted(known, place, lanes, begins, ends)
+            known, requests_left = taken_over(place, lanes, committed, begins, ends)
             owner = self._owners.get(place.partition)
             if owner is None or not begins[place] <= owner.state.position <= ends[place]:  # it is a fold of another log
                 self._forget(place.partition)
                 owner = self._new_owner(place.partition)
-                taken_up = committed.get(lanes[0]), of_ours(committed.get(place), committed.get(lanes[1]))
-                firsts = Nexts(*(oldest(begins[at], ends[at], told) for at, told in zip(lanes, taken_up, strict=True)))
-                position = owner.begin(known, begins[place], ends[place], firsts)
+                position = owner.begin(known, begins[place], ends[place], requests_left)
             else:
                 position = owner.resume(ends[place])
                 owner.committed(known.low if known is not None else begins[place])

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from rich.text import Text
 
-from anabranch.agent.answer import result_of
+from anabranch.agent.results import result_of
 from anabranch.agent.state import Call, Run, Turn
 from anabranch.cli.attempts import Made, worth_telling
 from anabranch.cli.terminal import printable

@@ -25,7 +25,7 @@ from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.about import about_record, place_of
 from anabranch.agent.admission import opening
-from anabranch.agent.admission.held import RUN_BYTES
+from anabranch.agent.admission.room import RUN_BYTES
 from anabranch.agent.admission.waiting import Waiting
 from anabranch.agent.owner import Owner
 from anabranch.agent.state import Nexts
@@ -37,6 +37,7 @@ from anabranch.fields import LANES, Lane, is_name, life_of
 from anabranch.kafka.sent import Sent
 from anabranch.spans import HEADER as TRACE
 from anabranch.spans import valid
+from anabranch.specs import AgentSpec
 from anabranch.topics import partition_of
 from anabranch.values import frozen
 
@@ -92,8 +93,9 @@ class Admission:
         """Where the lanes are: by the fold, or by our own unread events."""
         return self._links[-1].reaches if self._links else self._owner.state.nexts
 
-    def feed(self, records: Sequence[Record], lane: Lane = "interactive") -> None:
-        self.lanes[lane].feed(records)
+    def feed(self, records: Sequence[Record], lane: Lane = "interactive") -> bool:
+        """What was read of a lane. Returns whether no more of it is to be read, until `read_on` is called."""
+        return self.lanes[lane].feed(records)
 
     def suspend(self) -> None:
         """What is buffered will be read again."""
@@ -230,11 +232,10 @@ class Admission:
                 what = {**about_record(record), "run_id": run_id}
                 log.warning("%s: it cancels run %s, so its input begins none", place_of(record), run_id, extra=what)
             return self._note(record, lane, run_id, "moved" if self._is_heard(record, lane, run_id) else "cancelled")
-        if not self._is_known(run_id):
-            await self._until_queues_keep_up(record, request, lane)
-        if self._is_known(run_id):
+        agent = None if self._is_known(run_id) else await self._until_queues_keep_up(record, request, lane)
+        if agent is None or self._is_known(run_id):
             return await self._duplicate(record, lane, run_id, request.reply_to)
-        return opening.event_of(self._station, record, lane, request, self._nexts)
+        return opening.event_of(self._station, record, lane, request, agent, self._nexts)
 
     def _is_heard(self, record: Record, lane: Lane, run_id: str) -> bool:
         """Whether the log has told this cancel with its place in both lanes: the runs that it means have ended, or
@@ -243,13 +244,15 @@ class Admission:
         known = self._owner.state.cancels.get(run_id)
         return known is not None and known.is_of(lane, record.offset) and None not in known.before
 
-    async def _until_queues_keep_up(self, record: Record, request: m.RunRequest, lane: Lane) -> None:
-        """What opens no run adds no calls: it waits for no queue and counts in none, so it is refused before."""
+    async def _until_queues_keep_up(self, record: Record, request: m.RunRequest, lane: Lane) -> AgentSpec:
+        """The request's agent. What opens no run adds no calls, and waits for no queue: it is refused before."""
         agent = opening.agent_of(self._station, request)
         if agent.tools:
             if len(record.value or b"") > opening.SURELY_FITS:
                 opening.written(self._station, record, request, agent)
-            await self._station.saturation.until_kept_up(agent, opening.time_s(request, agent), lane)
+            if await self._station.saturation.until_kept_up(agent, opening.time_s(request, agent), lane):
+                return opening.agent_of(self._station, request)  # it may be another revision by now
+        return agent
 
     def _is_known(self, run_id: str) -> bool:
         return run_id in self._owner.state.runs or run_id in self._opened

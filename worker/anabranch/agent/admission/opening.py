@@ -27,9 +27,11 @@ SURELY_FITS: Final = BODY_BYTES // 5
 """Bytes of a request that fits into the log however it is written there: 1e15 becomes 1000000000000000.0."""
 
 
-def event_of(station: Station, record: Record, lane: Lane, request: m.RunRequest, after: Nexts) -> e.RunRequested:
+def event_of(
+    station: Station, record: Record, lane: Lane, request: m.RunRequest, agent: AgentSpec, after: Nexts
+) -> e.RunRequested:
     """The event that opens the run, with everything decided that depends on configuration or a clock."""
-    opening, body = written(station, record, request, agent_of(station, request))
+    opening, body = written(station, record, request, agent)
     life = life_of(lane, record.offset)
     return e.RunRequested(
         request.run_id or "",

@@ -1,8 +1,8 @@
-"""How many bytes of open runs there may be, and which lane may take more of them.
+"""How many bytes of open runs there may be, about how many there are, and which lane may take more of them.
 
 A part is kept for the interactive lane, so that its runs are admitted however many of the bulk lane are open, and a
-smaller one for the bulk lane while its requests wait, so that it never starves. `Owner` and `Admission` count in it; it
-decides nothing about a run.
+smaller one for the bulk lane while its requests wait, so that it never starves. Must never: decide who gets room;
+`Admission` does, and counts what it opens, as `Owner` counts what is open.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final
 
-from anabranch.fields import Lane
+from anabranch.agent.state import Life, Run
+from anabranch.fields import Lane, lane_of
 
 KEPT: Final[dict[Lane, float]] = {"interactive": 1 / 4, "bulk": 1 / 16}
 """The part of the room that no other lane takes."""
+RUN_BYTES: Final = 12_000
+"""What an open run takes in memory beside its bodies, with three calls out, about: many small ones need room, too."""
 
 
 @dataclass(slots=True)
@@ -58,3 +61,46 @@ class Room:
         else:
             return self.used < self.limit
         return self.used + max(0.0, kept) < self.limit
+
+
+class Held:
+    """What the open runs of one partition take of its `room`; `open_bytes` are those of their bodies alone."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self._sizes: dict[Life, int] = {}
+        self.open_bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        return self.open_bytes + RUN_BYTES * len(self._sizes)
+
+    @property
+    def runs(self) -> int:
+        return len(self._sizes)
+
+    def account(self, run: Run) -> None:
+        """It may have grown, or ended."""
+        life, sizes = (run.run_id, run.life), self._sizes
+        before, beside = sizes.get(life), 0
+        if run.ending is None:
+            change = run.size - (before or 0)
+            if before is None:
+                beside = RUN_BYTES
+            elif not change:
+                return
+            sizes[life] = run.size
+        elif before is not None:
+            del sizes[life]
+            change, beside = -before, -RUN_BYTES
+        else:
+            return
+        self.open_bytes += change
+        self.room.change(change + beside, lane_of(run.life))
+
+    def clear(self) -> None:
+        """Give the room back."""
+        for life, size in self._sizes.items():
+            self.room.change(-(size + RUN_BYTES), lane_of(life[1]))
+        self._sizes.clear()
+        self.open_bytes = 0

@@ -5,8 +5,8 @@ use a tool of that queue stay in Kafka, where no deadline runs; below half of it
 opened goes on. Between two words of a queue's workers no more is put into it than `inflow.py` allows, for its age tells
 only afterwards that this was too much. It waits for the registry to change, for results to come in, or for the time at
 which a worker that told of old calls counts as dead: it never polls. A queue that no living worker serves holds nothing
-up: who starts workers by the length of a queue needs calls in it. `admission.py` asks, `publishing.py` and `owner.py`
-count.
+up: who starts workers by the length of a queue needs calls in it. `admission.py` asks; `agent/publishing.py`,
+`agent/early.py` and `agent/telemetry/audience.py` count.
 """
 
 from __future__ import annotations
@@ -111,11 +111,13 @@ class Saturation:
         """Whether a request waits for a queue."""
         return bool(self._waiters)
 
-    async def until_kept_up(self, agent: AgentSpec, deadline_s: float, lane: Lane = "interactive") -> None:
+    async def until_kept_up(self, agent: AgentSpec, deadline_s: float, lane: Lane = "interactive") -> bool:
         """Wait until no queue of the agent's tools is too far behind for a run that has `deadline_s` seconds, which is
-        opened then.
+        opened then. Returns whether that took any time.
         """
+        has_waited = False
         while self._is_over(agent, deadline_s, lane):
+            has_waited = True
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
             self._watch()
@@ -125,6 +127,7 @@ class Saturation:
                 self._waiters.discard(waiter)
         for use in self._uses_of(agent):
             self._inflow(use.queue).opened += 1
+        return has_waited
 
     def _is_over(self, agent: AgentSpec, deadline_s: float, lane: Lane) -> bool:
         part = OF_LANE[lane]
@@ -167,7 +170,7 @@ class Saturation:
         if (found := self._told.get(queue)) is None or self.now() - found.seen_at > DEAD_S:
             alive = [worker for worker in self._alive() if worker.queue == queue]
             seen_at = min((worker.seen_at for worker in alive), default=math.inf)
-            found = self._told[queue] = _Told(oldest_waiting_s(alive, queue), seen_at, bool(alive))
+            found = self._told[queue] = _Told(_oldest_waiting_s(alive), seen_at, bool(alive))
         return found
 
     def _look(self, threshold: Threshold, age_s: float) -> bool:
@@ -220,8 +223,7 @@ class Saturation:
         news = False
         for queue, inflow in self._inflows.items():
             workers = [worker for worker in alive if worker.queue == queue]
-            oldest_s = oldest_waiting_s(workers, queue)
-            news |= inflow.hear({worker.id: worker.seen_at for worker in workers}, oldest_s)
+            news |= inflow.hear({worker.id: worker.seen_at for worker in workers}, _oldest_waiting_s(workers))
         return news
 
     def _watch(self) -> None:
@@ -236,6 +238,6 @@ class Saturation:
             self._timer = asyncio.get_running_loop().call_later(after_s, self._look_again)
 
 
-def oldest_waiting_s(workers: Iterable[WorkerInfo], queue: str) -> float:
-    """How long the oldest call of a queue has waited, by what these workers say; 0 if none of them serves it."""
-    return max((worker.oldest_waiting_s for worker in workers if worker.queue == queue), default=0.0)
+def _oldest_waiting_s(workers: Iterable[WorkerInfo]) -> float:
+    """How long the oldest call of a queue has waited, by what its workers say; 0 if it has none."""
+    return max((worker.oldest_waiting_s for worker in workers), default=0.0)

@@ -47,11 +47,15 @@ class Waiting:
     def hungry(self) -> bool:
         return len(self.records) <= BUFFER // 2 and self.bytes <= BUFFER_BYTES // 2
 
-    def feed(self, records: Sequence[Record]) -> None:
+    def feed(self, records: Sequence[Record]) -> bool:
+        """Returns whether there were too many before: one delivery that is taken up at once is no reason to pause."""
+        if is_too_much := self.full:
+            self.paused = True
         self.records.extend(records)
         for record in records:
             self.bytes += len(record.value or b"")
         self.wake.set()
+        return is_too_much
 
     async def first(self) -> None:
         """Wait for one."""

@@ -2,7 +2,7 @@
 
 The SDK does transport, authentication, headers and errors. It does not retry (we do, under the run's deadline, in
 `thinking.py`), and it does not parse the stream: its repairs would turn a broken reply into a plausible
-one, so `reply.py` reads the raw events. Called by `Thinker`, and by nobody else.
+one, so `agent/reply/reply.py` reads the raw events. Called by `Thinker`, and by nobody else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from anthropic._models import FinalRequestOptions
 
 from anabranch.agent.model.allowance import left_of, retry_after_of
 from anabranch.agent.model.seam import Failure, Hopeless, OnEvent, OnLeft, Transient
-from anabranch.agent.prompt.conversation import without_thoughts
+from anabranch.agent.reply.content import without_thoughts
 from anabranch.agent.reply.reply import BrokenReply, ProviderError, Reply, ReplyBuilder, reply_of
 from anabranch.agent.reply.sse import Event, Events
 from anabranch.config import AnthropicSettings, is_http, without_secrets
@@ -79,7 +79,7 @@ class AnthropicModel:
             max_retries=0,
             timeout=anthropic.Timeout(None, connect=CONNECT_S),
             http_client=anthropic.DefaultAioHttpClient(limits=anthropic.DEFAULT_CONNECTION_LIMITS),
-            open_telemetry=False,  # each attempt has a span of ours (`traces.py`), with the same attributes
+            open_telemetry=False,  # each attempt has a span of ours, with the same attributes
         )
         async with client:
             yield cls(client, silence_s)

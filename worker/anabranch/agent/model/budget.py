@@ -1,6 +1,6 @@
 """When the next call of a model may start: its limits a minute, what the provider says of them, and its refusals.
 
-PURE: the time is given, in seconds of one clock, and nothing waits here; `thinking.py` asks and sets the timers.
+PURE: the time is given, in seconds of one clock, and nothing waits here; `lanes.py` asks and sets the timers.
 
 - **A pace, not a sum.** A share of a limit is spent evenly: what is not used is kept for `BURST_S`, and for one call.
   So no window of a minute holds more than the limit, that remainder (0.4 %) and two or three calls a worker: the one

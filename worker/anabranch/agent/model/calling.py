@@ -22,10 +22,10 @@ from anabranch.agent.model.jobs import Job, Request
 from anabranch.agent.prompt.asking import to_request
 from anabranch.agent.prompt.offer import Offers
 from anabranch.agent.reply.hearing import Hearing
-from anabranch.agent.reply.listening import Piece
+from anabranch.agent.reply.pieces import Piece
 from anabranch.agent.reply.plan import BatchContext
 from anabranch.agent.reply.speaking import Outlet, Speech
-from anabranch.agent.state import Run
+from anabranch.agent.state import Life, Run
 from anabranch.agent.station import Station
 from anabranch.fields import lane_of
 from anabranch.kafka.sent import Sent
@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 MARGIN: Final = 0.1
 """The part of a hand-off's time that the giver leaves unused: clocks and networks are not perfect."""
-
-Life = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -133,9 +131,7 @@ class ModelCalls:
         """It was folded, whoever wrote it, and `run` is as it left it."""
         life = (event.run_id, event.life)
         if type(event) is e.ModelReplied and run is not None and _is_surplus(run, event):
-            why = "another reply of the turn came first"
-            paid = e.ModelDiscarded(*life, event.turn, event.attempt, event.usage, why, event.model, event.tried)
-            self._surplus.setdefault(life, []).append(paid)
+            self._surplus.setdefault(life, []).append(_unused(event, "another reply of the turn came first"))
         unread = self._unread.get(life)
         if unread is not None and unread.attempt == event.attempt:
             del self._unread[life]
@@ -219,13 +215,19 @@ class ModelCalls:
         log.error("run %s: %s could not be appended: %s", life[0], type(event).__name__, error, extra=what)
         if isinstance(event, e.ModelReplied):
             why = f"the reply could not be written to the log: {error}"
-            paid = e.ModelDiscarded(*life, event.turn, event.attempt, event.usage, why, event.model, event.tried)
-            self._append(life, paid)
+            self._append(life, _unused(event, why))
             self._append(life, self._failure(life, event.turn, why))
 
     def _failure(self, life: Life, turn: int, message: str) -> e.ModelFailed:
         attempt = self._station.clockwork.new_id()
         return e.ModelFailed(life[0], life[1], turn, attempt, m.RunError("internal", message))
+
+
+def _unused(reply: e.ModelReplied, why: str) -> e.ModelDiscarded:
+    """A reply that was paid for, and does not count."""
+    return e.ModelDiscarded(
+        reply.run_id, reply.life, reply.turn, reply.attempt, reply.usage, why, reply.model, reply.tried
+    )
 
 
 def _is_surplus(run: Run, event: e.ModelReplied) -> bool:

@@ -1,7 +1,7 @@
 """A model call, from when it is due until it is answered: values that `Thinker` works with, and nothing else.
 
-`asking.py` makes requests of runs, `calling.py` jobs of what is due; `Thinker` tries them, and `outcomes.py` says what
-came of it. Must never: decide anything, or wait.
+`agent/prompt/asking.py` makes requests of runs, `calling.py` jobs of what is due; `Thinker` tries them, and
+`outcomes.py` says what came of it. Must never: decide anything, or wait.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from anabranch import log_events as e
 from anabranch.agent.large import Incomplete
 from anabranch.agent.model.breaker import Pass
 from anabranch.agent.model.budget import Attempt
-from anabranch.agent.model.lanes import Lane
+from anabranch.agent.model.lanes import ModelLane
 from anabranch.agent.model.retrying import Tries
-from anabranch.agent.prompt.conversation import Found
 from anabranch.agent.prompt.fitting import Fitting
+from anabranch.agent.reply.content import Found
 from anabranch.agent.reply.plan import BatchContext
 from anabranch.clockwork import steady_time
-from anabranch.fields import Lane as By
+from anabranch.fields import Lane
 from anabranch.values import frozen
 
 
@@ -53,7 +53,7 @@ class Job:
     append: Callable[[e.Event], None]
     on_event: Callable[[BatchContext, dict[str, Any]], None] | None
     due_at: float = field(default_factory=steady_time)
-    lane: By = "interactive"
+    lane: Lane = "interactive"
     fallback: str | None = None
     on_end: Callable[[BatchContext, bool], None] | None = None
 
@@ -74,11 +74,11 @@ class Trying:
     """A call that has begun. `grant` is None between two of its attempts, while `granted` is to give the next."""
 
     job: Job
-    lane: Lane[Job | Trying]
+    lane: ModelLane[Call]
     request: Request
-    grant: Grant | None
     untold: Tries
     context: BatchContext  # of the attempt that is out, or was last
+    grant: Grant | None = None
     found: Found = field(default_factory=dict)
     granted: asyncio.Future[None] | None = None
     body_for: str = ""  # the model that the request's body is for
@@ -94,3 +94,7 @@ class Trying:
     def foreign(self) -> str | None:
         """The model that is asked, unless it is the agent's own."""
         return None if self.lane.model == self.job.model else self.lane.model
+
+
+Call = Job | Trying
+"""What waits for its turn in a lane: a call that has not begun, or one that is made again."""

@@ -22,7 +22,7 @@ from anabranch.agent.model.budget import MINUTE_S, Attempt, Budget, limits_of, s
 from anabranch.agent.model.line import Line
 from anabranch.agent.model.retrying import RetryBudget
 from anabranch.config import AgentSettings, ModelLimits
-from anabranch.fields import Lane as By
+from anabranch.fields import Lane
 from anabranch.wording import counted
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ Call = TypeVar("Call")
 
 
 @dataclass(slots=True, eq=False)
-class Lane(Generic[Call]):
+class ModelLane(Generic[Call]):
     """The calls of one model, under the limit `name`. `begun` run, or wait to be tried again; `kept` are those of them
     that wait for the retry budget, each with its tenant and the lane that its run came by.
     """
@@ -49,7 +49,7 @@ class Lane(Generic[Call]):
     breaker: Breaker
     retries: RetryBudget
     begun: int = 0
-    kept: deque[tuple[str, Call, By]] = field(default_factory=deque)
+    kept: deque[tuple[str, Call, Lane]] = field(default_factory=deque)
     held_since: float | None = None
     disbelieved: bool = False
     said_at: float = -math.inf
@@ -79,11 +79,11 @@ class Lane(Generic[Call]):
         """How long nobody may ask the model, whoever it is: its breaker is open, or the provider wants a pause."""
         return max(self.breaker.opens_at(now), self.budget.paused_until) - now
 
-    def all_waiting(self) -> list[tuple[str, Call, By]]:
+    def all_waiting(self) -> list[tuple[str, Call, Lane]]:
         """Each with its tenant and the lane that its run came by."""
         return [*self.line.all(), *self.kept]
 
-    def remove(self, tenant: str, call: Call, by: By) -> None:
+    def remove(self, tenant: str, call: Call, by: Lane) -> None:
         """It does not wait here any more, if it did."""
         self.line.remove(tenant, call, by)
         if (entry := (tenant, call, by)) in self.kept:
@@ -108,7 +108,7 @@ class Lanes(Generic[Call]):
     ) -> None:
         self._limits, self._settings, self._wake, self._steady = limits, settings, wake, steady
         self._ceiling = settings.model_concurrency
-        self._lanes: dict[str, Lane[Call]] = {}
+        self._lanes: dict[str, ModelLane[Call]] = {}
         self._budgets: dict[str, Budget] = {}
         self._owned: frozenset[int] = frozenset()
         self._share = 0.0
@@ -124,10 +124,10 @@ class Lanes(Generic[Call]):
         return {name: number for name, number in counted.items() if number}
 
     @property
-    def all(self) -> Collection[Lane[Call]]:
+    def all(self) -> Collection[ModelLane[Call]]:
         return self._lanes.values()
 
-    def of(self, model: str) -> Lane[Call]:
+    def of(self, model: str) -> ModelLane[Call]:
         """Calls go there that ask `model`. Models that share a limit share its budget, and nothing else."""
         if (known := self._lanes.get(model)) is not None:
             return known
@@ -144,7 +144,7 @@ class Lanes(Generic[Call]):
         )
         retries = RetryBudget(settings.model_retry_ratio, settings.model_retries_per_minute / MINUTE_S)
         line = Line[Call](settings.interactive_weight)
-        lane = self._lanes[model] = Lane(model, name, budget, line, Breaker(rules), retries)
+        lane = self._lanes[model] = ModelLane(model, name, budget, line, Breaker(rules), retries)
         return lane
 
     def drop_fresh(self) -> None:
@@ -179,7 +179,7 @@ class Lanes(Generic[Call]):
 
     # --- who is next ------------------------------------------------------------------------------------------------
 
-    def next(self, now: float) -> tuple[Lane[Call], Call] | None:
+    def next(self, now: float) -> tuple[ModelLane[Call], Call] | None:
         """A call that may start now, and is to. The lanes take turns, and in each its tenants."""
         for model, lane in self._lanes.items():
             if lane.kept:
@@ -190,7 +190,7 @@ class Lanes(Generic[Call]):
                 return lane, call
         return None
 
-    def _next_of(self, lane: Lane[Call], now: float) -> Call | None:
+    def _next_of(self, lane: ModelLane[Call], now: float) -> Call | None:
         if not len(line := lane.line):
             return None
         if lane.begun < self._ceiling and lane.opens_at(now) <= now:
@@ -220,7 +220,7 @@ class Lanes(Generic[Call]):
         self._timer = asyncio.get_running_loop().call_at(soon, self._wake) if soon < math.inf else None
 
 
-def _say_who_waits(lane: Lane[Call], opens: float, now: float) -> None:
+def _say_who_waits(lane: ModelLane[Call], opens: float, now: float) -> None:
     """Once it has lasted, or will."""
     lane.held_since = now if lane.held_since is None else lane.held_since
     lasts = max(now - lane.held_since, opens - now if opens < math.inf else 0.0)
@@ -230,7 +230,7 @@ def _say_who_waits(lane: Lane[Call], opens: float, now: float) -> None:
         log.info("model %s: %s: %s", lane.model, waiting, _held_by(lane, now))
 
 
-def _held_by(lane: Lane[Call], now: float) -> str:
+def _held_by(lane: ModelLane[Call], now: float) -> str:
     opens = lane.breaker.opens_at(now)
     if opens <= now:
         return lane.budget.held_by(now)

@@ -2,7 +2,7 @@
 order. PURE.
 
 A call that has begun and is made again goes before those of its tenant that have not, unless it is to find out whether
-the model works again: one run that the model always fails on would hold all others up. `Thinker` asks; nothing waits
+the model works again: one run that the model always fails on would hold all others up. `lanes.py` asks; nothing waits
 here.
 """
 
@@ -62,7 +62,7 @@ class _Tenants(Generic[Call]):
             del self._tenants[tenant]
 
     def take(self, only_begun: bool) -> Call:
-        tenant = self._with_begun() if only_begun else next(iter(self._tenants))
+        tenant = next(tenant for tenant, queue in self._tenants.items() if queue.begun or not only_begun)
         return self._taken(tenant, fresh=not self._tenants[tenant].begun)
 
     def take_fresh(self) -> Call:
@@ -80,9 +80,6 @@ class _Tenants(Generic[Call]):
         if queue.begun or queue.fresh:
             self._tenants[tenant] = queue
         return call
-
-    def _with_begun(self) -> str:
-        return next(tenant for tenant, queue in self._tenants.items() if queue.begun)
 
     def all(self) -> Iterator[tuple[str, Call]]:
         for tenant, queue in self._tenants.items():

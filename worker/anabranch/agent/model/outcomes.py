@@ -158,14 +158,10 @@ class Outcomes:
         if (odd := odd_in(raw)) is not None and model not in self._odd:
             self._odd.add(model)
             log.warning("the server of model %r says %s: no whole number of tokens. It is not said again", model, odd)
-        if usage.input_tokens:
-            tokens.add(usage.input_tokens, model, "input")
-        if usage.output_tokens:
-            tokens.add(usage.output_tokens, model, "output")
-        if usage.cache_read_input_tokens:
-            tokens.add(usage.cache_read_input_tokens, model, "cache_read")
-        if usage.cache_creation_input_tokens:
-            tokens.add(usage.cache_creation_input_tokens, model, "cache_creation")
+        cached = ("cache_read", usage.cache_read_input_tokens), ("cache_creation", usage.cache_creation_input_tokens)
+        for kind, number in (("input", usage.input_tokens), ("output", usage.output_tokens), *cached):
+            if number:
+                tokens.add(number, model, kind)
         if usage.cost_usd is not None:
             self._meters.cost.add(usage.cost_usd, model)
             self._meters.agent_cost.add(usage.cost_usd, agent.name)

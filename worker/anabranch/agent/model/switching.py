@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from anabranch.agent.model.jobs import Job, Trying
-from anabranch.agent.model.lanes import Lane, Lanes
+from anabranch.agent.model.jobs import Call, Job, Trying
+from anabranch.agent.model.lanes import Lanes, ModelLane
 from anabranch.agent.telemetry.meters import AgentMeters
 from anabranch.config import AgentSettings
 
 Why = Literal["breaker", "tries", "wait"]
 """Why the other model is asked: this one's breaker is open, it failed so many times, or it cannot be had soon."""
-Call = Job | Trying
 
 
 class Switching:
@@ -27,7 +26,7 @@ class Switching:
     ) -> None:
         self._lanes, self._settings, self._meters, self._steady = lanes, settings, meters, steady
 
-    def first(self, job: Job) -> Lane[Call]:
+    def first(self, job: Job) -> ModelLane[Call]:
         """Where a new call waits."""
         lane = self._lanes.of(job.model)
         if job.fallback is None:
@@ -37,14 +36,14 @@ class Switching:
             return other
         return lane
 
-    def away(self, lane: Lane[Call]) -> Why | None:
+    def away(self, lane: ModelLane[Call]) -> Why | None:
         """Why nobody should wait for this model, if so."""
         now = self._steady()
         if lane.breaker.opens_at(now) > now:
             return "breaker"
         return "wait" if lane.away_for(now) > self._settings.model_fallback_wait_s else None
 
-    def _other(self, job: Job, lane: Lane[Call]) -> Lane[Call] | None:
+    def _other(self, job: Job, lane: ModelLane[Call]) -> ModelLane[Call] | None:
         """The lane of the other model that the job may ask, if that one can be had."""
         if (model := job.other_than(lane.model)) is None:
             return None
@@ -61,7 +60,7 @@ class Switching:
         trying.lane, trying.in_a_row = other, 0
         return True
 
-    def turn_who_waits(self, lane: Lane[Call]) -> None:
+    def turn_who_waits(self, lane: ModelLane[Call]) -> None:
         """The model is away for a while: who may ask another one does."""
         if (why := self.away(lane)) is None:
             return

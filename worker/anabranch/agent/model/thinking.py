@@ -21,8 +21,8 @@ from anabranch import log_events as e
 from anabranch.about import TOPIC
 from anabranch.agent.large import Incomplete, Large
 from anabranch.agent.model.breaker import Verdict
-from anabranch.agent.model.jobs import Grant, Job, Request, Trying
-from anabranch.agent.model.lanes import Lane, Lanes
+from anabranch.agent.model.jobs import Call, Grant, Job, Trying
+from anabranch.agent.model.lanes import Lanes, ModelLane
 from anabranch.agent.model.outcomes import Outcomes, usage_in
 from anabranch.agent.model.retrying import RULES, Tries, pause_s
 from anabranch.agent.model.seam import Hopeless, Model, Transient
@@ -69,7 +69,7 @@ class Thinker:
         self._large = Large(store, clockwork.now, sealing)
         self._outcomes = Outcomes(prices, self._meters, self._large, clockwork)
         self._steady = clockwork.steady
-        self._lanes: Lanes[Job | Trying] = Lanes(limits, settings, self._wake_up, self._steady)
+        self._lanes: Lanes[Call] = Lanes(limits, settings, self._wake_up, self._steady)
         self._switching = Switching(self._lanes, settings, self._meters, self._steady)
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._begun: dict[Job, Trying] = {}
@@ -84,7 +84,7 @@ class Thinker:
         return len(self._running)
 
     @property
-    def lanes(self) -> Collection[Lane[Job | Trying]]:
+    def lanes(self) -> Collection[ModelLane[Call]]:
         """What waits and runs, by the limit's name."""
         return self._lanes.all
 
@@ -148,42 +148,39 @@ class Thinker:
             if isinstance(call, Job):
                 self._begin(lane, call, tasks)
             elif call.granted is not None and not call.granted.done():
-                call.grant = self._grant(lane, call.request, now)
-                self._asks(call, lane, now)
+                self._grant(call, now)
                 call.granted.set_result(None)
             now = self._steady()
         self._lanes.watch(now)
 
-    def _begin(self, lane: Lane[Job | Trying], job: Job, tasks: asyncio.TaskGroup) -> None:
+    def _begin(self, lane: ModelLane[Call], job: Job, tasks: asyncio.TaskGroup) -> None:
         request = job.prepare()
         if request is None:
             return
         now = self._steady()
-        grant = self._grant(lane, request, now)
-        trying = Trying(job, lane, request, grant, Tries(now), request.context, body_for=job.model)
-        self._asks(trying, lane, now)
+        trying = Trying(job, lane, request, Tries(now), request.context, body_for=job.model)
+        self._grant(trying, now)
         self._meters.model_wait.observe(now - job.due_at, lane.model)
         lane.begun += 1
         self._begun[job] = trying
         task = self._running[job] = tasks.create_task(self._think(trying), name="model call")
         task.add_done_callback(partial(self._ended, trying))
 
-    def _asks(self, trying: Trying, lane: Lane[Job | Trying], now: float) -> None:
-        if lane.model not in trying.asked:
-            trying.asked.add(lane.model)
-            lane.retries.called(now)
-
-    def _grant(self, lane: Lane[Job | Trying], request: Request, now: float) -> Grant:
+    def _grant(self, trying: Trying, now: float) -> None:
+        """It may make an attempt, of the model in whose lane it is."""
+        lane, request = trying.lane, trying.request
         self._attempts += 1
         size = len(request.body)
         if request.incomplete is not None:
             size += request.incomplete.size
-        return Grant(lane.budget.start(size, request.context.agent.max_tokens, now), lane.breaker.sent(now))
+        attempt = lane.budget.start(size, request.context.agent.max_tokens, now)
+        trying.grant = Grant(attempt, lane.breaker.sent(now))
+        if lane.model not in trying.asked:
+            trying.asked.add(lane.model)
+            lane.retries.called(now)
 
-    def _settle(self, trying: Trying, usage: dict[str, Any] | None, verdict: Verdict) -> None:
+    def _settle(self, trying: Trying, grant: Grant, usage: dict[str, Any] | None, verdict: Verdict) -> None:
         """An attempt is over. Without `usage` nobody knows what it has used."""
-        if (grant := trying.grant) is None:
-            return
         lane, now = trying.lane, self._steady()
         self._attempts -= 1
         trying.grant = None
@@ -204,7 +201,7 @@ class Thinker:
         """The attempt that it may make is not made, or not yet."""
         if (grant := trying.grant) is not None:
             trying.lane.budget.withdrawn(grant.attempt, self._steady())
-            self._settle(trying, {}, "unknown")
+            self._settle(trying, grant, {}, "unknown")
 
     def _ended(self, trying: Trying, _: asyncio.Task[None]) -> None:
         self._withdraw(trying)  # what was cancelled before it asked
@@ -308,8 +305,9 @@ class Thinker:
 
     async def _asked(self, trying: Trying, context: BatchContext) -> Reply:
         """One attempt, and what it tells of the model and its limits; of one that may not be made, nothing."""
-        body = self._fitted(trying.request, context)
-        lane, grant, job = trying.lane, trying.grant, trying.job
+        body, lane, grant, job = trying.request.body, trying.lane, trying.grant, trying.job
+        if (fitting := trying.request.fitting) is not None:  # what the money and the context that are left allow
+            body = fitting.fitted(body, context.agent.model, self._clockwork.now())
         assert grant is not None, "an attempt is granted before it is made"
         budget, attempt = lane.budget, grant.attempt
         usage: dict[str, Any] | None = None
@@ -342,14 +340,9 @@ class Thinker:
         finally:
             self._meters.model_calls.count(lane.model, outcome)
             self._meters.model_duration.observe(self._steady() - trying.began[1], lane.model)
-            self._settle(trying, usage, verdict)
+            self._settle(trying, grant, usage, verdict)
             if job.on_end is not None:
                 job.on_end(context, outcome == "ok")
-
-    def _fitted(self, request: Request, context: BatchContext) -> bytes:
-        """What the money and the context that are left allow. Raises `Hopeless`."""
-        body, fitting, now = request.body, request.fitting, self._clockwork.now()
-        return body if fitting is None else fitting.fitted(body, context.agent.model, now)
 
     # --- between two attempts ------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""From a run to its next model call, and from what the model says to the record for those who watch. PURE."""
+"""From a run to its next model call. PURE."""
 
 from __future__ import annotations
 
@@ -12,18 +12,14 @@ from anabranch.agent.prompt.conversation import request_body
 from anabranch.agent.prompt.dropping import dropped
 from anabranch.agent.prompt.fitting import Fitting, is_bounded
 from anabranch.agent.prompt.offer import Offers
-from anabranch.agent.reply.plan import BatchContext, Place, by_key
+from anabranch.agent.reply.plan import BatchContext, Partitioner, by_key
 from anabranch.agent.state import Run
-from anabranch.bodies import dump
-from anabranch.codec import Outgoing, cloud_event
 from anabranch.errors import AnabranchError
-from anabranch.messages import StreamDelta
 from anabranch.prices import Price
-from anabranch.topics import Namespace
 
 
 def to_request(
-    run: Run, offers: Offers, place: Place = by_key, prices: Mapping[str, Price] = MappingProxyType({})
+    run: Run, offers: Offers, place: Partitioner = by_key, prices: Mapping[str, Price] = MappingProxyType({})
 ) -> Request:
     """The model call that `run` owes. Raises if the registry no longer has the run's revision."""
     asked, revision, deadline = run.opening.request, run.opening.revision, run.opening.deadline
@@ -57,10 +53,3 @@ def _ids_of(run: Run) -> list[str]:
         for call in turn.calls.values():
             found.append(call.planned.tool_use_id)
     return found
-
-
-def stream_record(namespace: Namespace, run: Run, delta: StreamDelta, partitions: int) -> Outgoing:
-    """The record for `agent.stream`, in the partition that the client of this run reads, if there is one like that."""
-    reply_to = run.opening.request.reply_to
-    partition = reply_to.partition if reply_to is not None and reply_to.partition < partitions else None
-    return cloud_event(namespace.stream, "stream.delta", "anabranch", run.run_id, dump(delta), partition=partition)

@@ -7,21 +7,19 @@ then nothing. Replies go back as the bytes that they came as; a result is read h
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
-from anabranch.agent.answer import UNREADABLE, last_words, result_of, unreadable
+from anabranch.agent.answer import last_words
 from anabranch.agent.prompt.caching import MARKS, Breakpoints, Kept, is_worth, marked
 from anabranch.agent.prompt.dropping import Dropped, dropped, is_small, words_for
 from anabranch.agent.prompt.offer import Kind, Offer
 from anabranch.agent.prompt.programmatic import called_by_code, container_of
-from anabranch.agent.reply.referring import content_elsewhere
-from anabranch.agent.reply.reply import CONTENT
-from anabranch.agent.reply.verbatim import items, members, written
+from anabranch.agent.reply.content import NOTHING, Found, content_of, without_blanks, without_thinking
+from anabranch.agent.results import UNREADABLE, result_of, unreadable
 from anabranch.agent.state import Call, Result, Run, Turn
 from anabranch.bodies import MAX_DEPTH, depth_of, read, refuse_messages
 from anabranch.errors import InvalidRequest, WireError
@@ -30,20 +28,11 @@ from anabranch.log_events import ToolResult
 from anabranch.messages import RunRequest
 from anabranch.result_blocks import is_taken
 
-_THINKING = ("thinking", "redacted_thinking")
-_BLANK: Final = re.compile(rb'"text"\s*:\s*"(?: |\\[fnrt]|\\u[0-9a-fA-F]{4})*"')
-"""Where a text may have nothing in it."""
 
-
-Found = Mapping[str, bytes]
-"""What was fetched from the store and opened, by what stands in its place: all that `agent.large.needed` names."""
-_NOTHING: Final[Found] = {}
-
-
-def request_body(run: Run, offer: Offer, found: Found = _NOTHING, model: str | None = None) -> bytes:
+def request_body(run: Run, offer: Offer, found: Found = NOTHING, model: str | None = None) -> bytes:
     """The JSON of `POST /v1/messages` for the turn that the run owes, as a stream; for `model`, or the agent's own.
 
-    `betas`, if there are any, come first: `anthropic_model.py` makes a header of them.
+    `betas`, if there are any, come first: `agent/model/anthropic_model.py` makes a header of them.
     Raises `InvalidRequest` if the messages that the request refers to cannot be any.
     """
     request, agent = run.opening.request, offer.agent
@@ -144,66 +133,6 @@ def _messages_in(data: bytes, where: str) -> list[dict[str, Any]]:
     if depth_of(messages) > MAX_DEPTH:
         raise InvalidRequest(f"{where} nests deeper than {MAX_DEPTH} levels")
     return messages
-
-
-def content_of(body: bytes, found: Found = _NOTHING) -> bytes:
-    """The content of a reply, as the bytes of a JSON list."""
-    if (elsewhere := content_elsewhere(body)) is not None:
-        return found[elsewhere]
-    at = body.find(CONTENT)
-    if at >= 0 and body.endswith(b"]}") and _is_whole(body[:at] + b"}"):
-        return body[at + len(CONTENT) - 1 : -1]
-    return members(body.decode())["content"].encode()
-
-
-def without_blanks(content: bytes) -> bytes:
-    """A list of blocks without texts that say nothing: the provider gives such, and refuses to get them back. See
-    https://github.com/anthropics/anthropic-sdk-python/issues/461.
-    """
-    if _BLANK.search(content) is None:
-        return content
-    blocks = list(items(content.decode()))
-    kept = [block for block in blocks if not _is_blank(json.loads(block))]
-    return f"[{','.join(kept)}]".encode() if len(kept) < len(blocks) else content
-
-
-def _is_blank(block: Any) -> bool:
-    return isinstance(block, dict) and block.get("type") == "text" and not str(block.get("text")).strip()
-
-
-def without_thinking(content: bytes) -> bytes:
-    """A list of blocks without those that think; the others stay the bytes that they are."""
-    if b"thinking" not in content:
-        return content
-    kept = [block for block in items(content.decode()) if not _thinks(json.loads(block))]
-    return f"[{','.join(kept)}]".encode()
-
-
-def _thinks(block: Any) -> bool:
-    return isinstance(block, dict) and block.get("type") in _THINKING
-
-
-def without_thoughts(body: bytes) -> bytes:
-    """A request without anything that was thought; the rest stays the bytes that it is."""
-    fields = members(body.decode())
-    kept = [message for message in map(_without_thoughts, items(fields["messages"])) if message is not None]
-    return written({**fields, "messages": f"[{','.join(kept)}]"}).encode()
-
-
-def _without_thoughts(message: str) -> str | None:
-    """None if it was all thinking."""
-    fields = members(message)
-    content = without_thinking(fields["content"].encode()).decode() if fields["content"][0] == "[" else ""
-    return None if content == "[]" else written({**fields, "content": content}) if content else message
-
-
-def _is_whole(head: bytes) -> bool:
-    """Whether the mark was the message's own, and not one inside something."""
-    try:
-        orjson.loads(head)
-    except orjson.JSONDecodeError:
-        return False
-    return True
 
 
 def _joined(lists: list[bytes]) -> bytes:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from anabranch.agent.answer import result_elsewhere
 from anabranch.agent.prompt.estimate import Size, counted, size_of
+from anabranch.agent.results import result_elsewhere
 from anabranch.agent.state import Call, Result, Run, Turn
 from anabranch.security.sealing import size_of as size_behind
 from anabranch.specs import AgentSpec
@@ -80,8 +80,8 @@ def _size_of(result: Result) -> Size:
     """Of what a tool said, wherever that lies; what the fold says in its stead is nothing."""
     if result.body is None:
         return Size(0)
-    elsewhere = result_elsewhere(result.body)
-    return size_of(result.body) if elsewhere is None else Size(size_behind(elsewhere))
+    told = result_elsewhere(result.body)
+    return size_of(result.body) if told is None else Size(size_behind(told.content_ref or told.content_sealed or ""))
 
 
 def _is_small(size: Size) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from anabranch.agent.reply.reply import CONTENT
+from anabranch.agent.reply.content import head_of
 from anabranch.agent.state import Run, Turn
 from anabranch.messages import Usage
 
@@ -99,9 +99,8 @@ def _last_iteration(turn: Turn) -> Usage:
     """What the reply was charged for, but for the provider's own tools: their loop reads the prompt again and again."""
     if b'"iterations"' not in turn.body[:_HEAD]:
         return turn.usage
-    head, mark, _ = turn.body.partition(CONTENT)
     try:
-        iterations = orjson.loads(head + b"}" if mark else turn.body)["usage"]["iterations"]
+        iterations = orjson.loads(head_of(turn.body))["usage"]["iterations"]
         last = [each for each in iterations if each.get("type") == "message"][-1]
         return Usage(*(int(last.get(name) or 0) for name in _COUNTED))
     except (orjson.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError):

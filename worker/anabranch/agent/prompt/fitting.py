@@ -3,7 +3,7 @@
 A call's input is counted or estimated (`estimate.py`), and priced as it will probably be: what the provider had in its
 cache a moment ago is read from there. What is left of `max_cost_usd` then buys so many tokens of a reply, and no more
 are asked for; if that is too few to be of use, the run ends without the call. What was paid for and thrown away is
-spent. `asking.py` makes one for each call, `thinking.py` asks it before each attempt and tells it what that cost.
+spent. `asking.py` makes one for each call, and `Thinker` asks it before each attempt and tells it what that cost.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Offer:
     def __init__(self, agent: AgentSpec, tools: Sequence[ToolSpec]) -> None:
         self.agent = agent
         self.container: Final[Json] = agent.options.get("container")
-        self._told, self._direct = offered(agent, tools), direct(agent, tools)
+        self._told, self._direct = offered(agent, tools), direct(tools)
         self._points = breakpoints(agent, (), goes_on=bool(self._told))
         self._heads: dict[Kind, bytes] = {}
 

@@ -2,8 +2,8 @@
 
 The provider runs the code, and stops it at each call; the calls come and are served like any other. What it insists on
 then is kept here: the container's id in the next request, and no cache breakpoint on the results of such calls. See
-https://platform.claude.com/docs/en/agents-and-tools/tool-use/programmatic-tool-calling. Called by `conversation.py`,
-and by admission, which refuses what the provider would.
+https://platform.claude.com/docs/en/agents-and-tools/tool-use/programmatic-tool-calling. Called by `offer.py` and
+`conversation.py`, and by admission, which refuses what the provider would.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from anabranch.agent.reply.reply import CONTENT
+from anabranch.agent.reply.content import head_of
 from anabranch.agent.reply.verbatim import members
 from anabranch.agent.state import Run
 from anabranch.declarations.callers import DIRECT, callers_of, is_direct
@@ -35,7 +35,7 @@ def offered(agent: AgentSpec, tools: Iterable[ToolSpec]) -> list[dict[str, Json]
     return told
 
 
-def direct(agent: AgentSpec, tools: Iterable[ToolSpec]) -> set[str]:
+def direct(tools: Iterable[ToolSpec]) -> set[str]:
     """The names of the tools that the model may call outside of code."""
     return {tool.name for tool in tools if is_direct(tool)}
 
@@ -69,10 +69,9 @@ def container_of(run: Run, given: Json, said: Callable[[], list[bytes]]) -> Json
 
 def _container(body: bytes) -> dict[str, Any] | None:
     """What a reply says of its container. Only what stands before the content is read: the field stands there."""
-    end = body.find(CONTENT)
-    if body.find(b'"container"', 0, end if end >= 0 else None) < 0:
+    head = head_of(body)
+    if b'"container"' not in head:
         return None
-    head = body if end < 0 else body[:end] + b"}"
     try:
         found = orjson.loads(members(head.decode()).get("container", "null"))
     except (ValueError, TypeError, IndexError):

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from anabranch.agent.reply.listening import Listening, Piece
+from anabranch.agent.reply.pieces import Piece, Pieces
 from anabranch.agent.reply.plan import BatchContext
 from anabranch.agent.reply.speaking import Speech
 
@@ -27,7 +27,7 @@ class Hearing:
 
     def __init__(self, speech: Speech | None, begin: Begin | None) -> None:
         self._speech, self._begin = speech, begin
-        self._attempt, self._listening = "", Listening()
+        self._attempt, self._pieces = "", Pieces()
         self._deaf = self._has_begun = False
 
     def event(self, context: BatchContext, event: dict[str, Any]) -> None:
@@ -36,8 +36,8 @@ class Hearing:
             return
         try:
             if context.attempt != self._attempt:
-                self._attempt, self._listening = context.attempt, Listening()
-            for piece in self._listening.feed(event):
+                self._attempt, self._pieces = context.attempt, Pieces()
+            for piece in self._pieces.feed(event):
                 if self._speech is not None:
                     self._speech.hear(context, piece)
                 if piece.kind == "tool_input" and self._begin is not None:

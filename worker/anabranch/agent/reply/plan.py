@@ -43,7 +43,7 @@ DETAILED = 1000
 """Of arguments of more values than this one mistake is told, not the first five: a model may get 200,000 wrong."""
 
 
-Place = Callable[[ToolSpec, str, str | None, bool], int | None]
+Partitioner = Callable[[ToolSpec, str, str | None, bool], int | None]
 """Which partition of its queue a call of this tool, with this key, for this tenant goes to (None: the key decides); the
 last one says whether that may be asked again for the same call.
 """
@@ -66,7 +66,7 @@ class BatchContext:
     agent: AgentSpec
     parallel: bool
     tool: Callable[[str], ToolSpec | None]
-    place: Place = by_key
+    place: Partitioner = by_key
     tenant: str | None = None
     trace: str | None = None
     used: frozenset[str] = frozenset()
@@ -249,27 +249,21 @@ def _no_retrieval(uri: str) -> Any:
     raise ValueError(f"{uri} is outside the schema, and is not fetched")
 
 
-class _Validators:
-    """Compiled schemas, by the identity of their registered spec."""
-
-    def __init__(self) -> None:
-        self._compiled: dict[str, tuple[ToolSpec, Any]] = {}
-
-    def of(self, spec: ToolSpec) -> Any:
-        known = self._compiled.get(spec.name)
-        if known is None or known[0] is not spec:
-            known = (spec, jsonschema_rs.validator_for(spec.input_schema, retriever=_no_retrieval))
-            self._compiled[spec.name] = known
-        return known[1]
+_compiled: dict[str, tuple[ToolSpec, Any]] = {}
+"""Schemas by their tool's name, each of the spec that was registered last."""
 
 
-_validators = _Validators()
+def _validator_of(spec: ToolSpec) -> Any:
+    known = _compiled.get(spec.name)
+    if known is None or known[0] is not spec:
+        known = _compiled[spec.name] = spec, jsonschema_rs.validator_for(spec.input_schema, retriever=_no_retrieval)
+    return known[1]
 
 
 def unfit(spec: ToolSpec, arguments: dict[str, Any]) -> str | None:
     """Why `arguments` do not fit the tool's schema, or None."""
     try:
-        validator = _validators.of(spec)
+        validator = _validator_of(spec)
         if validator.is_valid(arguments):  # the common case, and much the quicker question
             return None
         if _has_more_than(DETAILED, arguments):

@@ -2,7 +2,7 @@
 
 Text, signatures and inputs are kept exactly as they came: a tool's input is the very JSON text that was
 streamed. Nothing is repaired. What breaks off, or contradicts itself, is a `BrokenReply`: it is discarded
-whole, and no call of it is ever run. `anthropic_model.py` feeds it; `plan.py` reads what comes out.
+whole, and no call of it is ever run. `agent/model/anthropic_model.py` feeds it; `plan.py` reads what comes out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 
 from anabranch.agent.reply.blocks import Block, Misfit, Whole, text_of
-from anabranch.agent.reply.verbatim import items, member, members, written
+from anabranch.agent.reply.verbatim import is_json, items, member, members, written
 from anabranch.bodies import MAX_DEPTH, depth_of
 from anabranch.fields import Json
 from anabranch.log_events import ReplyOutcome
@@ -22,8 +22,6 @@ from anabranch.values import frozen
 FINAL = frozenset({"end_turn", "stop_sequence"})
 NAME_CHARACTERS: Final = 200
 """How long a name the provider takes back. A model that goes astray calls a whole command a tool."""
-CONTENT: Final = b',"content":['
-"""How the content of a reply begins, which is the last of its fields: what stands before it is read without it."""
 
 
 class BrokenReply(Exception):
@@ -95,15 +93,10 @@ class ReplyBuilder:
                 raise Misfit("an event of the stream has no type")
             self._halved = self._halved or halved
             self._take(event, text)
-        except Misfit as error:
-            self._broken = BrokenReply(error.reason, self.usage, error.curable)
-        except orjson.JSONDecodeError as error:
-            self._broken = BrokenReply(f"an event of the stream is not JSON: {error}", self.usage)
-        except _MISSHAPEN as error:
-            self._broken = BrokenReply(f"an event of the stream has the wrong shape: {error!r}", self.usage)
-        else:
-            return _showable(event) if halved else event
-        raise self._broken from None
+        except _UNUSABLE as error:
+            self._broken = _broken_by("an event of the stream", error, self.usage)
+            raise self._broken from None
+        return _showable(event) if halved else event
 
     def count(self, data: str | bytes) -> None:
         """Take only the usage of an event, and whether it is the last: a broken reply costs what it says to its end."""
@@ -112,7 +105,7 @@ class ReplyBuilder:
             self.stopped = self.stopped or event["type"] == "message_stop"
             if event["type"] == "message_delta":
                 self.usage.update(_said(event.get("usage")))
-        except (orjson.JSONDecodeError, *_MISSHAPEN):
+        except _UNUSABLE:
             return  # it is broken as it is
 
     def _take(self, event: dict[str, Any], text: str) -> None:
@@ -194,13 +187,11 @@ class ReplyBuilder:
                 raise Misfit("the stream ended in the middle of a block")
             blocks = [block.whole() for block in self._blocks]
             reply = _reply(_Head(head, self._stop, self.usage, self._usage), blocks)
-            if self._halved and not _is_json(reply.body):
+            if self._halved and not is_json(reply.body):
                 raise Misfit("the reply holds half of a surrogate pair, which no text can")
             return reply
-        except Misfit as error:
-            raise BrokenReply(error.reason, self.usage, error.curable) from None
-        except _MISSHAPEN as error:
-            raise BrokenReply(f"the reply has the wrong shape: {error!r}", self.usage) from None
+        except _UNUSABLE as error:
+            raise _broken_by("the reply", error, self.usage) from None
 
 
 def reply_of(document: str | bytes) -> Reply:
@@ -221,15 +212,19 @@ def reply_of(document: str | bytes) -> Reply:
         blocks = [Block(block, text).whole() for block, text in zip(content, texts, strict=True)]
         told = _written_usage(fields["usage"]) if usage else {}
         return _reply(_Head(fields, None if stop is None else text_of(stop), usage, told), blocks)
-    except Misfit as error:
-        raise BrokenReply(error.reason, usage, error.curable) from None
-    except orjson.JSONDecodeError as error:
-        raise BrokenReply(f"the reply is not JSON: {error}") from None
-    except _MISSHAPEN as error:
-        raise BrokenReply(f"the reply has the wrong shape: {error!r}", usage) from None
+    except _UNUSABLE as error:
+        raise _broken_by("the reply", error, usage) from None
 
 
-_MISSHAPEN = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
+_UNUSABLE: Final = (Misfit, KeyError, TypeError, AttributeError, ValueError, RecursionError)
+"""What comes of what is no reply: most of it of a wrong shape, wherever that is seen."""
+
+
+def _broken_by(what: str, error: Exception, usage: dict[str, Any]) -> BrokenReply:
+    if isinstance(error, Misfit):
+        return BrokenReply(error.reason, usage, error.curable)
+    why = f"is not JSON: {error}" if isinstance(error, orjson.JSONDecodeError) else f"has the wrong shape: {error!r}"
+    return BrokenReply(f"{what} {why}", usage)
 
 
 def _event(text: str) -> tuple[dict[str, Any], bool]:
@@ -281,10 +276,10 @@ def _reply(head: _Head, blocks: list[Whole]) -> Reply:
     for block in blocks:
         type_, text = block.start.get("type"), block.text
         if type_ == "tool_use":
-            call = _call(block.start, block.input)
+            call = call_of(block.start, block.input)
             calls.append(call)
             text = text if call.refused is None else block.without_input()
-        elif block.input is not None and not _is_json(block.input):
+        elif block.input is not None and not is_json(block.input):
             raise Misfit(f"the input of a {type_} block is not JSON")
         content.append(text)
     _distinct(calls)
@@ -292,7 +287,8 @@ def _reply(head: _Head, blocks: list[Whole]) -> Reply:
     return Reply(outcome, head.stop, _body(head, content), tuple(calls) if outcome == "calls" else (), head.usage)
 
 
-def _call(block: dict[str, Any], raw: str | None) -> RequestedCall:
+def call_of(block: dict[str, Any], raw: str | None) -> RequestedCall:
+    """The call of a `tool_use` block, with an input that was written so. Raises `Misfit`: the reply cannot be used."""
     tool_use_id, tool = block.get("id"), block.get("name")
     if not isinstance(tool_use_id, str) or not tool_use_id or not isinstance(tool, str):
         raise Misfit("a tool_use block has no id or no name")
@@ -310,14 +306,6 @@ def _call(block: dict[str, Any], raw: str | None) -> RequestedCall:
     if depth_of(value) > MAX_DEPTH:
         return RequestedCall(tool_use_id, tool, {}, f"the arguments nest deeper than {MAX_DEPTH} levels")
     return RequestedCall(tool_use_id, tool, value)
-
-
-def _is_json(raw: str | bytes) -> bool:
-    try:
-        orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return False
-    return True
 
 
 def _distinct(calls: list[RequestedCall]) -> None:
@@ -339,7 +327,7 @@ def _outcome(stop: str | None, calls: list[RequestedCall]) -> ReplyOutcome:
 
 
 def _body(head: _Head, content: list[str]) -> bytes:
-    """The message in JSON, every field of it. Content comes last, so that it can be cut out without being read; the
+    """The message in JSON, every field of it. Content comes last, so that it can be cut out (`content.py`); the
     type comes first, so that no field of a provider's is taken for one of ours.
     """
     type_ = {"type": head.fields.get("type", '"message"')}

@@ -3,7 +3,7 @@
 Responsible for few records: one at once, then at most one piece of text every `EVERY_S`, and the next only when the
 last is acknowledged; what comes meanwhile is merged into it. Must never hold up a model call, or take more memory than
 `WAITING_BYTES` for it: what Kafka does not take in time is dropped, which the numbers show to whoever listens.
-`calling.py` says what is heard and when an attempt is over.
+`hearing.py` says what is heard and when an attempt is over.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from anabranch.agent.prompt.asking import stream_record
-from anabranch.agent.reply.listening import Piece
+from anabranch.agent.outbox import stream_record
+from anabranch.agent.reply.pieces import Piece
 from anabranch.agent.reply.plan import BatchContext
 from anabranch.agent.reply.tokens import in_stream
 from anabranch.agent.state import Run
@@ -54,8 +54,7 @@ class Outlet:
         if self._steady() < self._held_until:
             self.dropped("Kafka has just refused a record")
             return None
-        station = self._station
-        return station.send(stream_record(station.namespace, run, delta, station.response_partitions))
+        return self._station.send(stream_record(self._station, run, delta))
 
     def failed(self, error: BaseException) -> None:
         self._held_until = self._steady() + HOLD_S

@@ -1,7 +1,7 @@
 """Server-sent events, from the pieces of bytes as they came. PURE.
 
 A piece may hold many events, a part of one, or the half of a character or of a line's end; what a stream begins
-without a blank line behind it is no event. Called by `anthropic_model.py` for the stream of a reply.
+without a blank line behind it is no event. Called by `agent/model/anthropic_model.py` for the stream of a reply.
 Source: the HTML standard, "Interpreting an event stream".
 """
 

@@ -83,6 +83,15 @@ def with_member(text: str, name: str, new: str, value: dict[str, Any]) -> str:
     return written({**members(text), name: new})
 
 
+def is_json(text: str | bytes) -> bool:
+    """Whether it is any JSON at all."""
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
 def _inside(text: str, bracket: str) -> int:
     at = _skip(text, 0)
     if text[at : at + 1] != bracket:

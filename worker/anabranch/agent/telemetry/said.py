@@ -7,11 +7,10 @@ of any other kind only its name is told. Called by: `traces.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import orjson
 
-Json = Any
+from anabranch.fields import Json
 
 
 def messages_of(request: bytes) -> str | None:

@@ -1,7 +1,6 @@
 """Counts what a partition's log says of runs and calls: each event once, by whoever is its live owner then.
 
-It reads the fold and changes nothing but the meters. An event below `begins` was folded by somebody else before. Called
-by: `audience.py`, for each event.
+It reads the fold and changes nothing but the meters. Called by: `audience.py`, for each event that is ours to tell.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from anabranch.registry import Registry
 _RESULTS: Final = frozenset({e.ToolReturned, e.CallExpired, e.CallLost})
 
 
-def waiting_call(run: Run, event: e.Event | None) -> Call | None:
+def waiting_call(run: Run, event: e.Event) -> Call | None:
     """Before the fold: the call of `run` that this event may give its result."""
     if type(event) not in _RESULTS:
         return None
@@ -31,12 +30,9 @@ class Tally:
 
     def __init__(self, meters: AgentMeters, registry: Registry) -> None:
         self._meters, self._registry = meters, registry
-        self.begins = 0
 
     def folded(self, run: Run | None, event: e.Event, waiting: Call | None, offset: int, at: float) -> None:
         """After the fold of the event at `offset`, with the broker's time `at`."""
-        if offset < self.begins:
-            return
         if waiting is not None:
             self._call(waiting, event, at)
         elif type(event) is e.ModelReplied:

@@ -23,12 +23,11 @@ HELD: Final = 5000
 
 
 class Telling:
-    """See the module. Below `begins` somebody else was the owner."""
+    """See the module."""
 
     def __init__(self, partition: int, traces: AgentTraces, registry: Registry) -> None:
         self._partition, self._traces, self._registry = partition, traces, registry
         self._held: deque[Span] = deque(maxlen=HELD)
-        self.begins = 0
 
     def live(self) -> None:
         """The predecessor's log has been read."""
@@ -38,9 +37,8 @@ class Telling:
                 self._traces.emit(span)
         self._held.clear()
 
-    def folded(self, run: Run | None, event: e.Event | None, offset: int, at: float) -> None:
-        """After the fold of the event at `offset`, with the broker's time `at`."""
-        silent = offset < self.begins
+    def folded(self, run: Run | None, event: e.Event, offset: int, at: float, silent: bool) -> None:
+        """After the fold of the event at `offset`, with the broker's time `at`; `silent`: it was a predecessor's."""
         match event:
             case e.PartitionReleased():
                 self._held.clear()
@@ -51,7 +49,7 @@ class Telling:
         if run is not None and run.trace is not None and run.stirred == offset:
             self._stirred(run, event, offset, silent)
 
-    def _stirred(self, run: Run, event: e.Event | None, offset: int, silent: bool) -> None:
+    def _stirred(self, run: Run, event: e.Event, offset: int, silent: bool) -> None:
         """Something of the run has begun or ended here."""
         if (trace := sampled(run.trace)) is None:
             return

@@ -2,7 +2,7 @@
 
 Responsible for: what a span is called, what it says, and its id, which follows from the run, so that whoever tells of
 it tells of the same one. Must never: decide anything, or be asked where tracing is off (None). `telling.py` says when
-a run's spans are over, `thinking.py` makes those of model calls, `publishing.py` those of publications.
+a run's spans are over, `Thinker` when those of model calls are, `agent/publishing.py` when those of publications.
 
     invoke_agent A                 a run, from its request to its end; below the client's span, if it has one
       wait <ns>.agent.requests     until it was admitted

@@ -1,6 +1,6 @@
 """What is heard of a model's stream, and when a call in it is complete.
 
-Responsible for: `agent/reply/listening.py`. Must never: build a reply (test_reply).
+Responsible for: `agent/reply/pieces.py`. Must never: build a reply (test_reply).
 Called by: pytest.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from anabranch.agent.reply.listening import Listening
+from anabranch.agent.reply.pieces import Pieces
 
 
 def block(index: int, kind: str = "tool_use", **fields: Any) -> dict[str, Any]:
@@ -38,8 +38,8 @@ def call(index: int, arguments: str) -> list[dict[str, Any]]:
 
 
 def heard(*events: dict[str, Any]) -> list[tuple[str, int, str]]:
-    listening = Listening()
-    return [(piece.kind, piece.index, piece.text) for event in events for piece in listening.feed(event)]
+    found = Pieces()
+    return [(piece.kind, piece.index, piece.text) for event in events for piece in found.feed(event)]
 
 
 def test_text_and_thinking_are_heard_as_they_come() -> None:
@@ -75,9 +75,9 @@ def test_an_input_that_came_with_the_start_is_that() -> None:
 
 
 def test_calls_are_counted_apart_from_other_blocks() -> None:
-    listening = Listening()
+    found = Pieces()
     events = [block(0, "text"), stop(0), *call(1, "{}"), block(2, "server_tool_use"), stop(2), *call(3, "{}")]
-    pieces = [piece for event in [*events, ends("tool_use")] for piece in listening.feed(event)]
+    pieces = [piece for event in [*events, ends("tool_use")] for piece in found.feed(event)]
     assert [(piece.index, piece.call) for piece in pieces if piece.kind == "tool_input"] == [(1, 0), (3, 1)]
 
 

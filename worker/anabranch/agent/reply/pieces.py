@@ -2,7 +2,7 @@
 
 A call is *complete* when a later block has started, or when the message says that it stops for its calls: a block's own
 stop proves nothing, for a reply that was cut off closes its last block too. `reply.py` alone decides what the whole
-reply is; whoever uses a piece before that must be ready for a reply in which it does not stand. Called by `calling.py`.
+reply is; whoever uses a piece before that must be ready for a reply in which it does not stand. Called by `hearing.py`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class _Call:
     partial: list[str] = field(default_factory=list)
 
 
-class Listening:
-    """One attempt's events, in their order; they have passed `reply.py`."""
+class Pieces:
+    """Those of one attempt. It is fed its events in their order, once they have passed `reply.py`."""
 
     def __init__(self) -> None:
         self._open: dict[int, _Call] = {}  # by block, those that are not complete
