@@ -82,14 +82,20 @@ class Outbox:
 
 @dataclass
 class Jobs:
-    """In the place of a thinker: `due` are the model calls that were submitted and not cancelled."""
+    """In the place of a thinker: `due` are the model calls that were submitted and not cancelled, and `begun` those
+    that a test has begun.
+    """
 
     due: list[Job] = field(default_factory=list)
     cancelled: list[Job] = field(default_factory=list)
     used: dict[Job, e.ModelDiscarded] = field(default_factory=dict)
+    begun: set[Job] = field(default_factory=set)
 
     def submit(self, job: Job) -> None:
         self.due.append(job)
+
+    def has_begun(self, job: Job) -> bool:
+        return job in self.begun
 
     def spent(self, job: Job) -> e.ModelDiscarded | None:
         return self.used.get(job)

@@ -26,6 +26,7 @@ def prepared(desk: Desk) -> tuple[Job, Request]:
     (job,) = desk.jobs.due
     request = job.prepare()
     assert request is not None
+    desk.jobs.begun.add(job)
     return job, request
 
 

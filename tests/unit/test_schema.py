@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
+import tracemalloc
 from typing import Annotated, Any, Literal, Optional
 
 import jsonschema_rs
@@ -201,6 +202,25 @@ def test_a_long_value_is_shown_in_part() -> None:
     with pytest.raises(ArgumentsError) as caught:
         read(one).arguments.bind({"x": "9" * 10_000 + "!"})
     assert len(str(caught.value)) < 500
+
+
+def test_a_hundred_thousand_mistakes_take_little_more_memory_than_the_first() -> None:
+    """What was given is not told of so many: as objects, each with that, they took seconds."""
+
+    def add(items: list[int]) -> None: ...
+
+    bind, given = read(add).arguments.bind, ["x"] * 100_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArgumentsError) as caught:
+            bind({"items": given})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20_000_000
+    first, *lines = str(caught.value).splitlines()[1:]
+    assert first == "- items.0: Input should be a valid integer, unable to parse string as an integer"
+    assert (len(lines), lines[-1]) == (20, "- and 99980 more")
 
 
 # --- docstrings ------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from obstore.store import MemoryStore
 from anabranch import references
 from anabranch.config import StoreSettings
 from anabranch.environment import load, shown
-from anabranch.errors import ConfigError, StoreError, StoreUnavailable
+from anabranch.errors import ConfigError, ObjectLost, StoreError, StoreUnavailable
 from anabranch.store import NO_STORE, Store, opened
 from anabranch.topics import Namespace
 
@@ -133,6 +133,32 @@ class Metered:
         found = await self.objects.get_async(path)
         self.read += 1
         return found
+
+
+async def test_a_folder_that_is_gone_is_waited_for_and_nothing_in_it_counts_as_lost(tmp_path: Path) -> None:
+    """As when it is unmounted: the path of the mount is there, and nothing in it."""
+    root = tmp_path / "mount ü"
+    store = store_in(root)
+    await store.put(DATA, None, 5.0)
+    await store.check()
+    root.rename(tmp_path / "elsewhere")
+    root.mkdir()
+    for attempt in (store.get(NAME, None, 0.0), store.put(b"more", None, 0.0)):
+        with pytest.raises(StoreUnavailable, match=r"the folder .*mount ü/t is gone, .*: mount it again"):
+            await attempt
+    assert not list(root.iterdir()), "nothing is put where nobody looks for it"
+    root.rmdir()
+    (tmp_path / "elsewhere").rename(root)
+    assert await store.get(NAME, None, 0.0) == DATA
+
+
+@pytest.mark.parametrize("code", ["NoSuchBucket", "ContainerNotFound"])
+async def test_a_bucket_that_is_gone_is_waited_for_and_nothing_in_it_counts_as_lost(code: str) -> None:
+    gone = FileNotFoundError(f"Object at location t/x not found: 404 Not Found: <Error><Code>{code}</Code></Error>")
+    with pytest.raises(StoreUnavailable, match=code):
+        await in_memory(objects=Metered(gone)).get(NAME, None, 0.0)
+    with pytest.raises(ObjectLost):
+        await in_memory().get(NAME, f"{code}", 0.0)
 
 
 async def test_an_object_of_another_size_is_not_even_read() -> None:

@@ -23,6 +23,8 @@ from anabranch.config import ModelLimits, StoreSettings
 from anabranch.in_hand import AT_ONCE
 from anabranch.store import Store
 
+FAR = f"sha256:{'0' * 64};1"
+
 
 class Slow(Store):
     """Has everything, after a while."""
@@ -52,7 +54,7 @@ def test_a_call_that_waits_for_the_store_takes_no_place_at_all() -> None:
     async def arrange(desk: Desk) -> None:
         desk.submit("refused")
         for number in range(2):
-            desk.thinker.submit(lacking(desk.job(f"far{number}"), f"sha256:{'0' * 64};1"))
+            desk.thinker.submit(lacking(desk.job(f"far{number}"), FAR))
         await asyncio.sleep(1)
         desk.submit("other", model="other")
 
@@ -63,6 +65,48 @@ def test_a_call_that_waits_for_the_store_takes_no_place_at_all() -> None:
     assert 500 <= began["far0"] < 502
     assert 500 <= began["far1"] < 502
     assert [type(event) for event in desk.events] == [e.ModelReplied] * 4
+
+
+def test_calls_that_wait_for_the_store_keep_their_model_from_no_other_call() -> None:
+    """Two places, and seven calls that lack something: some of them wait for the store, which takes 500 s for each."""
+    model, most = Script(), list[int]()
+
+    async def arrange(desk: Desk) -> None:
+        for number in range(7):
+            desk.thinker.submit(lacking(desk.job(f"far{number}", deadline=3000.0), FAR))
+        await asyncio.sleep(5)
+        desk.submit("near")
+        await asyncio.sleep(5)
+        most.append(desk.thinker.running)
+        desk.submit("nearer")
+
+    desk = thought(model, arrange, store=Slow(500.0))
+    began = at(model)
+    assert (began["near"], began["nearer"]) == (5, 10)
+    assert most[0] <= 2 * SETTINGS.model_concurrency, "each of them has a task, and asks the store"
+    assert 500 <= began["far0"] < 510
+    assert len(began) == 9, "the others have their turn"
+    assert [type(event) for event in desk.events] == [e.ModelReplied] * 9
+    assert all(lane.begun == lane.late == lane.waiting == 0 for lane in desk.thinker.lanes)
+
+
+def test_a_call_that_was_set_aside_can_be_cancelled_and_does_not_begin_in_a_worker_that_stops() -> None:
+    model, running = Script(), list[list[bool]]()
+
+    async def arrange(desk: Desk) -> None:
+        jobs = [lacking(desk.job(f"far{number}"), FAR) for number in range(7)]
+        for job in jobs:
+            desk.thinker.submit(job)
+        await asyncio.sleep(5)
+        running.append([desk.thinker.has_begun(job) for job in jobs])
+        desk.thinker.cancel(jobs[6])
+        assert desk.thinker.waiting == {"m": 7 - sum(running[0]) - 1}
+        desk.thinker.stop()
+        assert desk.thinker.waiting == {}
+
+    thought(model, arrange, store=Slow(500.0))
+    assert not running[0][6]
+    assert len(model.asked) == sum(running[0]) < 6
 
 
 LARGE = f"sha256:{'0' * 64};{AT_ONCE - 1}"
@@ -152,7 +196,7 @@ def test_a_call_that_gave_its_place_back_has_used_nothing_of_the_models_limit() 
 
     def arrange(desk: Desk) -> None:
         desk.thinker.own(frozenset({0}), 1)
-        desk.thinker.submit(lacking(desk.job("far"), f"sha256:{'0' * 64};1"))
+        desk.thinker.submit(lacking(desk.job("far"), FAR))
         desk.submit("near")
 
     thought(model, arrange, limits={"m": ModelLimits(requests_per_minute=1)}, store=Slow(300.0))
@@ -166,7 +210,7 @@ def test_a_call_that_had_to_wait_for_the_store_is_not_made_after_its_deadline() 
 
     def arrange(desk: Desk) -> None:
         desk.submit("refused")
-        desk.thinker.submit(lacking(desk.job("far", deadline=100.0), f"sha256:{'0' * 64};1"))
+        desk.thinker.submit(lacking(desk.job("far", deadline=100.0), FAR))
 
     desk = thought(model, arrange, store=Slow(50.0))
     assert [name for name, _ in model.asked] == ["refused", "refused"]

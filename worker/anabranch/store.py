@@ -14,8 +14,9 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
@@ -46,14 +47,19 @@ _URL: Final = re.compile(r"(https?://)(?:[^\s/?'\"]*@)?([^\s/?'\")]+)[^\s'\")]*"
 _NOISE: Final = re.compile(r"/[0-9a-f]{64}(?:#\d+)?|<\?xml[^>]*\?>|\?[^\s'\"]*")
 _ANSWER: Final = re.compile(r"<Error\b[^>]*>.*", re.DOTALL)
 _TOLD: Final = re.compile(r"<(Code|Message|Details)>.*?</\1>", re.DOTALL)
+_NO_BUCKET: Final = ("<Code>NoSuchBucket</Code>", "<Code>ContainerNotFound</Code>")
+"""What S3 and Google's storage, and Azure, answer if there is no such bucket: of an object that says nothing."""
 _PROBE: Final = b'"anabranch was here"'
 
 
 class Store:
-    """The objects of one namespace. `objects` is one of obstore's stores; None: no store is set."""
+    """The objects of one namespace. `objects` is one of obstore's stores; None: no store is set. `folder` is where it
+    keeps them, if that is a folder.
+    """
 
-    def __init__(self, objects: Any, namespace: str, settings: StoreSettings) -> None:
+    def __init__(self, objects: Any, namespace: str, settings: StoreSettings, folder: Path | None = None) -> None:
         self._objects, self._namespace, self._settings = objects, namespace, settings
+        self._folder, self._is_checked = folder, False
 
     @property
     def is_set(self) -> bool:
@@ -140,6 +146,7 @@ class Store:
         except StoreError as error:
             where = without_secrets(self._settings.store or "")
             raise ConfigError(f"the store {where} (ANABRANCH_STORE) cannot be used: {error}") from None
+        self._is_checked = True
 
     def _path(self, reference: str, tenant: str | None) -> str:
         """Nothing in it can lead elsewhere: a namespace and a tenant have no slash, and no tenant stands alone."""
@@ -147,17 +154,30 @@ class Store:
         return f"{self._namespace}/{whose}/{references.read(reference).digest}"
 
     async def _put(self, path: str, data: bytes) -> None:
+        await self._see_folder()
         await self._objects.put_async(path, data)
 
     async def _get(self, path: str, size: int) -> bytes | None:
         """The object, or None if there is none; one of another size is not read."""
         try:
             found = await self._objects.get_async(path)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if any(code in str(error) for code in _NO_BUCKET):
+                raise
+            await self._see_folder()
             return None
         if found.meta["size"] != size:
             return b""
         return bytes(await found.bytes_async())
+
+    async def _see_folder(self) -> None:
+        """Raises `OSError` if the folder was there when it was checked, and is gone: nobody else would find what is put
+        there now, and whoever mounts it again finds all that seems to be lost.
+        """
+        if self._folder is not None and self._is_checked and not await asyncio.to_thread(self._folder.is_dir):
+            raise OSError(
+                f"the folder {self._folder} is gone, which was there: mount it again, or restart if it is a new one"
+            )
 
 
 NO_STORE: Final = Store(None, "", StoreSettings())
@@ -165,8 +185,11 @@ NO_STORE: Final = Store(None, "", StoreSettings())
 
 def opened(settings: StoreSettings, namespace: Namespace) -> Store:
     """The store of the settings, or one that refuses. Raises `ConfigError` for a URL that is none of ours."""
-    objects = objects_at(settings.store, "ANABRANCH_STORE") if settings.store is not None else None
-    return Store(objects, namespace.name, settings)
+    if settings.store is None:
+        return Store(None, namespace.name, settings)
+    objects, parts = objects_at(settings.store, "ANABRANCH_STORE"), urlsplit(settings.store)
+    folder = Path(unquote(parts.path), namespace.name) if parts.scheme == "file" else None
+    return Store(objects, namespace.name, settings, folder)
 
 
 def objects_at(url: str, variable: str) -> Any:

@@ -35,6 +35,9 @@ PROPERTY_PATTERN: Final = r"[a-zA-Z0-9_.-]{1,64}"
 _GIVEN_CHARACTERS: Final = 200
 _SAID_CHARACTERS: Final = 500
 _MISTAKES: Final = 20
+_MANY: Final = 1000
+"""Of more mistakes than these it is not said what was given: a hundred thousand, each with that, take seconds."""
+_JSON: Final = json.JSONDecoder()
 
 
 class ArgumentsError(AnabranchError):
@@ -56,10 +59,9 @@ class Arguments:
         except PydanticSerializationError as error:
             raise ArgumentsError(f"the input of {self.tool} cannot be read as JSON: {error}") from error
         except ValidationError as error:
-            wrong = error.errors(include_url=False, include_context=False)
-            lines = [f"the input of {self.tool} does not fit its schema:", *map(self._explain, wrong[:_MISTAKES])]
-            if len(wrong) > _MISTAKES:
-                lines.append(f"- and {len(wrong) - _MISTAKES} more")
+            lines = [f"the input of {self.tool} does not fit its schema:", *map(self._explain, _first_of(error))]
+            if (count := error.error_count()) > _MISTAKES:
+                lines.append(f"- and {count - _MISTAKES} more")
             raise ArgumentsError("\n".join(lines)) from error
         return {name: getattr(bound, field) for name, field in self.fields.items()}
 
@@ -67,10 +69,10 @@ class Arguments:
         where = _cut(".".join(str(step) for step in wrong["loc"]) or "input", _GIVEN_CHARACTERS)
         if wrong["type"] == "missing":
             return f"- {where}: missing"
-        given = f"(given: {_given(wrong['input'])})"
+        given = f" (given: {_given(wrong['input'])})" if "input" in wrong else ""
         if wrong["type"] == "extra_forbidden" and len(wrong["loc"]) == 1:
-            return f"- {where}: no such argument; there are: {', '.join(self.fields) or 'none'} {given}"
-        return f"- {where}: {_cut(wrong['msg'], _SAID_CHARACTERS)} {given}"
+            return f"- {where}: no such argument; there are: {', '.join(self.fields) or 'none'}{given}"
+        return f"- {where}: {_cut(wrong['msg'], _SAID_CHARACTERS)}{given}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +285,19 @@ def _check_defaults(schema: dict[str, Json]) -> None:
 
 
 # --- small things ---------------------------------------------------------------------------------------
+
+
+def _first_of(error: ValidationError) -> list[ErrorDetails]:
+    """The first mistakes. Pydantic tells all or none, and makes each one a dictionary unless they become one text."""
+    if error.error_count() <= _MANY:
+        return error.errors(include_url=False, include_context=False)[:_MISTAKES]
+    written = error.json(include_url=False, include_context=False, include_input=False)
+    first, at = list[ErrorDetails](), 1
+    while len(first) < _MISTAKES:
+        wrong, end = _JSON.raw_decode(written, at)
+        first.append(wrong)
+        at = end + 1
+    return first
 
 
 def _given(value: object) -> str:

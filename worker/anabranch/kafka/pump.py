@@ -43,6 +43,8 @@ HEARTBEATS = 4
 AT_ONCE = 500
 """Records in one delivery: taking in more would keep the loop from all else for too long. Who is told to pause by one
 has no more than this, and a fetch, beyond its bounds."""
+TURN_S = 0.1
+"""After so long no more is delivered before all else has had its turn: what is compressed takes time to unpack."""
 AT_LEISURE = 3
 """How many times as long as a delivery took the next one waits, if the listener has enough to do."""
 LEISURE_S = 0.5
@@ -153,7 +155,9 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
         if not self.alive:
             return
         left, began = AT_ONCE, time.monotonic()
-        while left > 0 and not self._stopped.is_set() and (taken := self._fetching.take(left)) is not None:
+        while left > 0 and time.monotonic() - began < TURN_S and not self._stopped.is_set():
+            if (taken := self._fetching.take(left)) is None:
+                break
             place, records = taken
             left -= len(records)
             begun = self._begun.get(place)
@@ -206,7 +210,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aio
 
     def pause(self, place: Place) -> None:
         if self._is_ours(place):
-            self._consumer.pause(TopicPartition(*place))
+            self._fetching.pause(place)
 
     def resume(self, place: Place) -> None:
         if self._is_ours(place):

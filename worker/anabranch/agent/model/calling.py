@@ -41,7 +41,6 @@ MARGIN: Final = 0.1
 class _Call:
     turn: int
     job: Job
-    started: bool = False
     ends: asyncio.TimerHandle | None = None  # once it was handed off: the last one says for how long
 
 
@@ -122,7 +121,7 @@ class ModelCalls:
     def cut_short_by(self, event: e.RunExpired) -> e.RunExpired:
         """The event with what the call in flight has used: it is the last that counts of the run."""
         known = self._calls.get((event.run_id, event.life))
-        spent = self._station.thinker.spent(known.job) if known is not None and known.started else None
+        spent = self._station.thinker.spent(known.job) if known is not None else None
         if spent is None:
             return event
         return replace(event, attempt=spent.attempt, usage=spent.usage, model=spent.model, tried=spent.tried)
@@ -149,7 +148,8 @@ class ModelCalls:
 
         What has not begun is dropped. Each call ends a margin before its time, unless the partition has come back.
         """
-        for life in [life for life, call in self._calls.items() if not call.started]:
+        thinker = self._station.thinker
+        for life in [life for life, call in self._calls.items() if not thinker.has_begun(call.job)]:
             self.drop(life)
         held = [(life, call.turn) for life, call in self._calls.items()]
         held += [(life, unread.turn) for life, unread in self._unread.items() if not unread.acked]
@@ -189,12 +189,10 @@ class ModelCalls:
             self._calls.pop(life, None)
             return None
         try:
-            request = to_request(run, self._offers, self._station.place, self._station.prices)
+            return to_request(run, self._offers, self._station.place, self._station.prices)
         except Exception as error:  # noqa: BLE001 - whatever it was, only this run may suffer
             self._append(life, self._failure(life, turn, f"the model call could not be prepared: {error}"))
             return None
-        self._calls[life].started = True
-        return request
 
     def _append(self, life: Life, event: e.Event) -> None:
         """A reply counts when it is read back; until then the call is not made again."""

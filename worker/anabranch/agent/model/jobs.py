@@ -81,6 +81,7 @@ class Trying:
     grant: Grant | None = None
     found: Found = field(default_factory=dict)
     granted: asyncio.Future[None] | None = None
+    is_late: bool = False  # it waits for what it is made of, and has no place meanwhile
     body_for: str = ""  # the model that the request's body is for
     asked: set[str] = field(default_factory=set)  # models
     tries: int = 0

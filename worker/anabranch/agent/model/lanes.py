@@ -39,7 +39,8 @@ Call = TypeVar("Call")
 @dataclass(slots=True, eq=False)
 class ModelLane(Generic[Call]):
     """The calls of one model, under the limit `name`. `begun` run, or wait to be tried again; `kept` are those of them
-    that wait for the retry budget, each with its tenant and the lane that its run came by.
+    that wait for the retry budget, each with its tenant and the lane that its run came by. `late` have begun too, and
+    wait for what they are made of, in nobody's way; what lacks something as well is set `aside` if these are too many.
     """
 
     model: str
@@ -49,7 +50,9 @@ class ModelLane(Generic[Call]):
     breaker: Breaker
     retries: RetryBudget
     begun: int = 0
+    late: int = 0
     kept: deque[tuple[str, Call, Lane]] = field(default_factory=deque)
+    aside: deque[tuple[str, Call, Lane]] = field(default_factory=deque)
     held_since: float | None = None
     disbelieved: bool = False
     said_at: float = -math.inf
@@ -68,7 +71,7 @@ class ModelLane(Generic[Call]):
 
     @property
     def waiting(self) -> int:
-        return len(self.line) + len(self.kept)
+        return len(self.line) + len(self.kept) + len(self.aside)
 
     def opens_at(self, now: float, again: bool = False) -> float:
         """When the next call may start; see `Budget.opens_at`."""
@@ -80,14 +83,15 @@ class ModelLane(Generic[Call]):
         return max(self.breaker.opens_at(now), self.budget.paused_until) - now
 
     def all_waiting(self) -> list[tuple[str, Call, Lane]]:
-        """Each with its tenant and the lane that its run came by."""
+        """Those that wait for the model, each with its tenant and the lane that its run came by."""
         return [*self.line.all(), *self.kept]
 
     def remove(self, tenant: str, call: Call, by: Lane) -> None:
         """It does not wait here any more, if it did."""
         self.line.remove(tenant, call, by)
-        if (entry := (tenant, call, by)) in self.kept:
-            self.kept.remove(entry)
+        for others in (self.kept, self.aside):
+            if (entry := (tenant, call, by)) in others:
+                others.remove(entry)
 
     def let_retries_go(self, now: float) -> None:
         """Those that the retry budget allows for wait for their turn from now on."""
@@ -151,6 +155,21 @@ class Lanes(Generic[Call]):
         """What has not begun shall not begin."""
         for lane in self._lanes.values():
             lane.line.drop_fresh()
+            lane.aside.clear()
+
+    # --- what waits for what it is made of -------------------------------------------------------------------------
+
+    @property
+    def has_many_late(self) -> bool:
+        """Whether as many calls wait for what they are made of as may be made at once: each has a task, and asks."""
+        return sum(lane.late for lane in self._lanes.values()) >= self._ceiling
+
+    def take_back(self) -> None:
+        """Of what was set aside, let so many wait for their turn as may lack something."""
+        room = self._ceiling - sum(lane.late for lane in self._lanes.values())
+        for lane in self._lanes.values():
+            for _ in range(min(room, len(lane.aside))):
+                lane.line.add(*lane.aside.popleft())
 
     # --- our share --------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ from anabranch import log_events as e
 from anabranch.about import TOPIC
 from anabranch.agent.large import Incomplete, Large
 from anabranch.agent.model.breaker import Verdict
-from anabranch.agent.model.jobs import Call, Grant, Job, Trying
+from anabranch.agent.model.granting import Grants
+from anabranch.agent.model.jobs import Call, Job, Trying
 from anabranch.agent.model.lanes import Lanes, ModelLane
 from anabranch.agent.model.outcomes import Outcomes, usage_in
 from anabranch.agent.model.retrying import RULES, Tries, pause_s
@@ -71,9 +72,9 @@ class Thinker:
         self._steady = clockwork.steady
         self._lanes: Lanes[Call] = Lanes(limits, settings, self._wake_up, self._steady)
         self._switching = Switching(self._lanes, settings, self._meters, self._steady)
+        self._grants = Grants(self._switching, self._meters, self._steady, self._wake_up)
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._begun: dict[Job, Trying] = {}
-        self._attempts = 0
         self._wake = asyncio.Event()
         self._stopped = False
         self.own, self.disown = self._lanes.own, self._lanes.disown
@@ -107,6 +108,10 @@ class Thinker:
             models = [job.model] if job.fallback is None else [job.model, job.fallback]
             for model in models:  # the first is "" if nobody knows the run's agent
                 self._lanes.of(model).remove(job.tenant, job, job.lane)
+
+    def has_begun(self, job: Job) -> bool:
+        """Whether it is being made, and no longer waits in a line."""
+        return job in self._running
 
     def spent(self, job: Job) -> e.ModelDiscarded | None:
         """What its attempt would be told to have used if it ended now, if anything."""
@@ -143,12 +148,13 @@ class Thinker:
 
     def _start_what_fits(self, tasks: asyncio.TaskGroup) -> None:
         now = self._steady()
-        while self._attempts < self._settings.model_concurrency and (found := self._lanes.next(now)) is not None:
+        self._lanes.take_back()
+        while self._grants.out < self._settings.model_concurrency and (found := self._lanes.next(now)) is not None:
             lane, call = found
             if isinstance(call, Job):
                 self._begin(lane, call, tasks)
             elif call.granted is not None and not call.granted.done():
-                self._grant(call, now)
+                self._grants.give(call, now)
                 call.granted.set_result(None)
             now = self._steady()
         self._lanes.watch(now)
@@ -157,54 +163,20 @@ class Thinker:
         request = job.prepare()
         if request is None:
             return
+        if request.incomplete is not None and self._lanes.has_many_late:
+            lane.aside.append((job.tenant, job, job.lane))
+            return
         now = self._steady()
         trying = Trying(job, lane, request, Tries(now), request.context, body_for=job.model)
-        self._grant(trying, now)
+        self._grants.give(trying, now)
         self._meters.model_wait.observe(now - job.due_at, lane.model)
         lane.begun += 1
         self._begun[job] = trying
         task = self._running[job] = tasks.create_task(self._think(trying), name="model call")
         task.add_done_callback(partial(self._ended, trying))
 
-    def _grant(self, trying: Trying, now: float) -> None:
-        """It may make an attempt, of the model in whose lane it is."""
-        lane, request = trying.lane, trying.request
-        self._attempts += 1
-        size = len(request.body)
-        if request.incomplete is not None:
-            size += request.incomplete.size
-        attempt = lane.budget.start(size, request.context.agent.max_tokens, now)
-        trying.grant = Grant(attempt, lane.breaker.sent(now))
-        if lane.model not in trying.asked:
-            trying.asked.add(lane.model)
-            lane.retries.called(now)
-
-    def _settle(self, trying: Trying, grant: Grant, usage: dict[str, Any] | None, verdict: Verdict) -> None:
-        """An attempt is over. Without `usage` nobody knows what it has used."""
-        lane, now = trying.lane, self._steady()
-        self._attempts -= 1
-        trying.grant = None
-        lane.settle(grant.attempt, usage, now)
-        if verdict == "well":
-            lane.retries.replied(now)
-        closed = lane.breaker.state(now) == "closed"
-        if lane.breaker.ended(grant.passed, verdict, now):
-            self._meters.model_breaker_opened.count(lane.model)
-            again_s = lane.breaker.opens_at(now) - now
-            log.warning("model %s fails too often to be asked: one call finds out in %.0f s", lane.model, again_s)
-            self._switching.turn_who_waits(lane)
-        elif not closed and lane.breaker.state(now) == "closed":
-            log.info("model %s is asked again", lane.model)
-        self._wake_up()
-
-    def _withdraw(self, trying: Trying) -> None:
-        """The attempt that it may make is not made, or not yet."""
-        if (grant := trying.grant) is not None:
-            trying.lane.budget.withdrawn(grant.attempt, self._steady())
-            self._settle(trying, grant, {}, "unknown")
-
     def _ended(self, trying: Trying, _: asyncio.Task[None]) -> None:
-        self._withdraw(trying)  # what was cancelled before it asked
+        self._grants.withdraw(trying)  # what was cancelled before it asked
         del self._running[trying.job], self._begun[trying.job]
         trying.lane.begun -= 1
         self._wake_up()
@@ -240,13 +212,14 @@ class Thinker:
 
     async def _completed(self, trying: Trying, incomplete: Incomplete, patience_s: float) -> e.Event | None:
         """One attempt, with what it lacks; None if it cannot be made yet. Who waits for the store, or for memory, must
-        not keep the model from others: what is not had soon costs the place in line. And who waits for a model must not
-        keep memory from others: nothing of it is there between two attempts, nor for long before one.
+        not keep the model from others: what is not had soon costs the place. And who waits for a model must not keep
+        memory from others: nothing of it is there between two attempts, nor for long before one.
         """
-        late = asyncio.get_running_loop().call_later(patience_s, self._withdraw, trying)
+        late = asyncio.get_running_loop().call_later(patience_s, self._grants.leave, trying)
         try:
             async with self._large.completed(incomplete, trying.request.deadline) as (found, sealer):
                 late.cancel()
+                self._grants.come_back(trying)
                 if trying.grant is None and not await self._granted_within(trying, patience_s):
                     return None
                 request = trying.request
@@ -255,6 +228,7 @@ class Thinker:
                 return await self._attempt(trying)
         finally:
             late.cancel()
+            self._grants.come_back(trying)
             trying.found, trying.request = {}, replace(trying.request, body=b"", incomplete=incomplete)
 
     async def _attempt(self, trying: Trying) -> e.Event:
@@ -340,7 +314,7 @@ class Thinker:
         finally:
             self._meters.model_calls.count(lane.model, outcome)
             self._meters.model_duration.observe(self._steady() - trying.began[1], lane.model)
-            self._settle(trying, grant, usage, verdict)
+            self._grants.settle(trying, grant, usage, verdict)
             if job.on_end is not None:
                 job.on_end(context, outcome == "ok")
 

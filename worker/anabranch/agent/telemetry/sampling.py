@@ -38,7 +38,7 @@ def _sample_model(station: Station) -> None:
     meters, now = station.meters, station.clockwork.steady()
     begun: Counter[str] = Counter()
     for lane in station.thinker.lanes:
-        begun[lane.name] += lane.begun
+        begun[lane.name] += lane.begun + lane.late
         meters.model_limit_ratio.set(lane.budget.open_part, lane.name)
         meters.model_breaker.set(_STATES[lane.breaker.state(now)], lane.model)
         meters.model_retry_budget.set(lane.retries.left(now), lane.model)

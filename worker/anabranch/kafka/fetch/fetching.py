@@ -30,6 +30,7 @@ from aiokafka.errors import (
 
 from anabranch.kafka.fetch.asking import REST_S, Asking
 from anabranch.kafka.fetch.reading import Reading
+from anabranch.kafka.fetch.unpacking import LARGEST
 from anabranch.kafka.fetch.wire import Answer, Bounds
 from anabranch.kafka.link import Link, linked
 from anabranch.kafka.seam import Place
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 EACH: Final = 50
 """How many records of a place are taken before it is the next one's turn."""
+UNPACKED: Final = 2 * LARGEST
+"""Bytes of large batches that all places together hold unpacked."""
 LOOK_S: Final = 0.1
 """How often `look` and `check` are to be called."""
 SILENT_S: Final = 15.0
@@ -158,6 +161,11 @@ class Fetching:
             reading.forget()
             self._soon()
 
+    def pause(self, place: Place) -> None:
+        self._consumer.pause(TopicPartition(*place))
+        if (reading := self._readings.get(place)) is not None:
+            reading.let_go()
+
     def resume(self, place: Place) -> None:
         self._consumer.resume(TopicPartition(*place))
         if self._is_assigned() and (reading := self._readings.get(place)) is not None:
@@ -190,7 +198,9 @@ class Fetching:
         if assignment is not self._assignment:
             self._assignment = assignment
             states = {} if assignment is None else assignment._tp_state
-            self._readings = {Place(*where): Reading(Place(*where), state) for where, state in states.items()}
+            self._readings = {
+                Place(*where): Reading(Place(*where), state, self._has_room) for where, state in states.items()
+            }
             self._ready.clear()
             self._barred.clear()
             self._led_anew(None)
@@ -312,6 +322,10 @@ class Fetching:
                 return reading.place, records
         self._ask()
         return None
+
+    def _has_room(self, size: int) -> bool:
+        """Whether one of the places may hold so much unpacked, beside what the others hold."""
+        return sum(reading.held for reading in self._readings.values()) + size <= UNPACKED
 
     def _go_on(self, reading: Reading) -> None:
         """Take more of it, unless it is of a former assignment."""

@@ -10,33 +10,37 @@ from __future__ import annotations
 
 import logging
 import time
-from itertools import islice
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.errors import CorruptRecordException, KafkaError, RecordTooLargeError
 from aiokafka.structs import ConsumerRecord
 
-from anabranch.kafka.fetch.unpacking import Batches, Damaged
+from anabranch.kafka.fetch.unpacking import LIGHT, Batches, Damaged
 from anabranch.kafka.fetch.wire import Bounds, Part
 from anabranch.kafka.seam import Place
 
 log = logging.getLogger(__name__)
 
+TAKEN: Final = 1024 * 1024
+"""How many bytes of values are taken of a place before it is the next one's turn, and it may be paused."""
+
 
 class Reading:
     """See the module. `state` is aiokafka's. Until `barred_until` is 0 again, something is the matter with it. When it
-    `is_heavy`, what was taken last was unpacked to so much that others have their turn before more is.
+    `is_heavy`, what comes next unpacks to so much that others have their turn before; `has_room` says whether so many
+    bytes more may be held unpacked.
     """
 
     __slots__ = (
-        "_asked", "_asker", "_at", "_offset", "_records",
+        "_asked", "_asker", "_at", "_has_room", "_offset", "_records",
         "barred_until", "is_heavy", "is_ready", "is_warned", "leader", "place", "state", "was_reset",
     )  # fmt: skip
 
-    def __init__(self, place: Place, state: Any) -> None:
-        self.place, self.state = place, state
+    def __init__(self, place: Place, state: Any, has_room: Callable[[int], bool]) -> None:
+        self.place, self.state, self._has_room = place, state, has_room
         self.leader: int | None = None
         self.barred_until = 0.0
         self.is_ready = self.is_warned = self.is_heavy = self.was_reset = False
@@ -48,6 +52,11 @@ class Reading:
     def is_fetched(self) -> bool:
         """Whether there is something to be taken, now or once it is no longer paused."""
         return self._records is not None
+
+    @property
+    def held(self) -> int:
+        """Bytes that are unpacked, of a batch that is being taken."""
+        return 0 if self._records is None else int(self._records.held)
 
     @property
     def is_wanted(self) -> bool:
@@ -62,8 +71,19 @@ class Reading:
 
     def forget(self) -> None:
         """Nothing counts of what was fetched, or is on its way: it was sought, perhaps to where it was before."""
-        self._asker = self._records = None
+        self._asker = None
+        self._drop()
         self.was_reset = False
+
+    def let_go(self) -> None:
+        """It is paused: what has unpacked to much is fetched anew once it goes on."""
+        if self.held > LIGHT:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._records is not None:
+            self._records.end()
+            self._records = None
 
     @property
     def asked(self) -> int:
@@ -82,8 +102,8 @@ class Reading:
         self.is_warned = False
         if not part.records:
             return
-        records = Batches(part.records)
-        if not records.has_next():
+        records = Batches(part.records, self._has_room)
+        if not records.go_on():
             at, most = self._offset, bounds.partition_bytes
             raise RecordTooLargeError(f"the record at {at} of {self.place} is larger than a fetch may be: {most} bytes")
         where = TopicPartition(*self.place)
@@ -91,7 +111,8 @@ class Reading:
         self._records = _Records(where, records, part.aborted, self._offset, None, None, False, bounds.isolation_level)
 
     def take(self, most: int) -> list[Any]:
-        """The next records, `most` of them at most; the position is behind them. None while it is paused.
+        """The next records, `most` of them at most, and not much more than `TAKEN`; the position is behind them. None
+        while it is paused.
 
         Raises `Damaged`. What has no records, like the end of a transaction, moves the position too.
         """
@@ -99,14 +120,19 @@ class Reading:
         if records is None or state._paused:
             return []
         if state._position != self._at:
-            self._records = None
+            self._drop()
             return []
-        taken = list(islice(records, most))
-        self._at = records.next_fetch_offset
-        if len(taken) < most:
+        taken, size = [], 0
+        for record in records:
+            taken.append(record)
+            size += record.serialized_value_size
+            if size >= TAKEN or len(taken) == most:
+                break
+        else:
             self.is_heavy = records.goes_on()
             if not self.is_heavy:
                 self._records = None
+        self._at = records.next_fetch_offset
         state.consumed_to(self._at)
         return taken
 
@@ -130,6 +156,14 @@ class _Records(PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
             if self._records.last is None:
                 raise
             return self._in_place_of(self._records.last, error)
+
+    @property
+    def held(self) -> int:
+        return self._records.held
+
+    def end(self) -> None:
+        """Its iterator leads back to it: without this, what is unpacked would stay until Python looks for such."""
+        self._records_iterator = None
 
     def goes_on(self) -> bool:
         """Whether there is more, that was not to be unpacked at once with what came before."""

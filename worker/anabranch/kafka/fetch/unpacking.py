@@ -2,7 +2,8 @@
 
 A broker stores whatever it can read through, so whoever may write to a topic could end each of its readers in turn. A
 batch that unpacks to more than `LARGEST` is `Unreadable`, and so little is unpacked that this is certain. One that is
-`Damaged` is not what was written: it may be read when it is fetched again.
+`Damaged` is not what was written: it may be read when it is fetched again. What a reader's places hold that is unpacked
+has a bound that they share: clients that compress may well send batches of twenty times what a fetch may bring.
 
 Responsible for: what aiokafka's `PartitionRecords` takes batches from. Must never: look into a record. Called by:
 `reading.py`.
@@ -14,7 +15,7 @@ import mmap
 from collections.abc import Callable
 from struct import Struct
 from struct import error as StructError
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import cramjam
 from aiokafka.errors import CorruptRecordException
@@ -23,6 +24,8 @@ from aiokafka.record.memory_records import MemoryRecords
 LARGEST: Final = 32 * 1024 * 1024
 """What a batch may unpack to: topics take 1 MB, and text becomes a twentieth. So much is unpacked at once, too, about:
 a fetch may have hundreds of such batches."""
+LIGHT: Final = 1024 * 1024
+"""What unpacks to more is held by few places at a time, and by none that is paused: there may be a hundred of them."""
 
 _LENGTH: Final = Struct(">i")
 _LENGTH_AT, _MAGIC_AT, _ATTRIBUTES_AT, _RECORDS_AT = 8, 16, 22, 61
@@ -48,47 +51,74 @@ class Unreadable(ValueError):
     """A batch that is as it was written, and of which no record can be had."""
 
 
+class Next(NamedTuple):
+    """The batch that comes next: where it ends, what it unpacks to, and why it cannot be, if so."""
+
+    end: int
+    size: int
+    unreadable: str | None
+
+
 class Batches:
-    """See the module. `last` is the batch that was given last; `unpacked` counts what was unpacked since `go_on`."""
+    """See the module. `last` is the batch that was given last, `held` what is unpacked of it; `unpacked` counts what
+    was unpacked since `go_on`. `has_room` says whether so many bytes more may be held, and is asked from `LIGHT` on.
+    """
 
-    __slots__ = ("_at", "_raw", "_records", "last", "unpacked")
+    __slots__ = ("_at", "_has_room", "_next", "_raw", "_records", "held", "last", "unpacked")
 
-    def __init__(self, raw: bytes) -> None:
-        self._raw, self._records = raw, MemoryRecords(raw)
-        self._at = self.unpacked = 0
+    def __init__(self, raw: bytes, has_room: Callable[[int], bool] = lambda size: True) -> None:
+        self._raw, self._records, self._has_room = raw, MemoryRecords(raw), has_room
+        self._at = self.unpacked = self.held = 0
+        self._next: Next | None = None
         self.last: Any = None
 
     def has_next(self) -> bool:
-        """Whether there is a batch that may be unpacked now."""
-        return self.unpacked < LARGEST and bool(self._records.has_next())
+        """Whether there is a batch that may be unpacked now. The one before it has been read."""
+        self.held = 0
+        if self.unpacked >= LARGEST or not self._records.has_next():
+            return False
+        comes = self._look()
+        return comes.size <= LIGHT or comes.unreadable is not None or self._has_room(comes.size)
 
     def go_on(self) -> bool:
-        """Whether there are batches that `has_next` has kept back: it does no longer."""
-        was_full, self.unpacked = self.unpacked >= LARGEST, 0
-        return was_full and bool(self._records.has_next())
+        """Whether there are batches that `has_next` has kept back: it may no longer."""
+        self.unpacked = 0
+        return bool(self._records.has_next())
 
     def next_batch(self) -> Any:
         """Raises `Damaged`, or `Unreadable`: what comes behind it can be read."""
-        self.last = None
-        batch, raw, at = self._records.next_batch(), self._raw, self._at
-        self._at += _BEHIND_LENGTH + _LENGTH.unpack_from(raw, at + _LENGTH_AT)[0]
+        self.last, comes = None, self._look()
+        batch = self._records.next_batch()
+        self._at, self._next = comes.end, None
         if not batch.validate_crc():
             raise Damaged("its checksum is of something else")
         self.last = batch
-        if raw[at + _MAGIC_AT] >= _NEWEST and (codec := raw[at + _ATTRIBUTES_AT] & _CODEC):
-            self.unpacked += self._size(codec, memoryview(raw)[at + _RECORDS_AT : self._at])
+        self.unpacked += min(comes.size, LARGEST)
+        if comes.unreadable is not None:
+            raise Unreadable(comes.unreadable)
+        self.held = comes.size
         return batch
 
-    def _size(self, codec: int, packed: memoryview) -> int:
-        """What it unpacks to; 0 with a codec that aiokafka does not know either."""
-        try:
-            size = _snappy_size(packed) if codec == _SNAPPY else _stream_size(codec, packed)
-        except (cramjam.DecompressionError, StructError, ValueError) as error:
-            raise Unreadable(f"what was compressed cannot be unpacked: {error}") from None
-        if size > LARGEST:
-            self.unpacked += LARGEST
-            raise Unreadable(f"{len(packed)} bytes, compressed, unpack to more than {LARGEST}")
-        return size
+    def _look(self) -> Next:
+        if self._next is None:
+            raw, at = self._raw, self._at
+            end = at + _BEHIND_LENGTH + _LENGTH.unpack_from(raw, at + _LENGTH_AT)[0]
+            codec = raw[at + _ATTRIBUTES_AT] & _CODEC if raw[at + _MAGIC_AT] >= _NEWEST else 0
+            self._next = (
+                _looked_at(codec, memoryview(raw)[at + _RECORDS_AT : end], end) if codec else Next(end, 0, None)
+            )
+        return self._next
+
+
+def _looked_at(codec: int, packed: memoryview, end: int) -> Next:
+    """Of a codec that aiokafka does not know either the size is 0."""
+    try:
+        size = _snappy_size(packed) if codec == _SNAPPY else _stream_size(codec, packed)
+    except (cramjam.DecompressionError, StructError, ValueError) as error:
+        return Next(end, 0, f"what was compressed cannot be unpacked: {error}")
+    if size > LARGEST:
+        return Next(end, size, f"{len(packed)} bytes, compressed, unpack to more than {LARGEST}")
+    return Next(end, size, None)
 
 
 def _stream_size(codec: int, packed: memoryview) -> int:
