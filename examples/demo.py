@@ -26,13 +26,14 @@ import click  # noqa: E402
 from examples.demo_processes import Children  # noqa: E402
 from examples.shop_data import make_database  # noqa: E402
 
-from anabranch.cli import frame, portrait  # noqa: E402
-from anabranch.cli.enrich import Outcome, Source, enrich_file, print_outcome  # noqa: E402
-from anabranch.cli.enrichment import Order, Stop  # noqa: E402
+from anabranch.cli import frame  # noqa: E402
+from anabranch.cli.commands.enrich import Outcome, Source, enrich_file, print_outcome  # noqa: E402
+from anabranch.cli.enriching.enrichment import Order, Stop  # noqa: E402
+from anabranch.cli.enriching.outfile import OutFile  # noqa: E402
+from anabranch.cli.enriching.records import Recipe, Template  # noqa: E402
 from anabranch.cli.loglines import log_to_stderr  # noqa: E402
-from anabranch.cli.logs import RunLog  # noqa: E402
-from anabranch.cli.outfile import OutFile  # noqa: E402
-from anabranch.cli.records import Recipe, Template  # noqa: E402
+from anabranch.cli.picture import portrait  # noqa: E402
+from anabranch.cli.picture.logs import RunLog  # noqa: E402
 from anabranch.client import Client  # noqa: E402
 from anabranch.config import Settings  # noqa: E402
 from anabranch.errors import AnabranchError, ConfigError  # noqa: E402

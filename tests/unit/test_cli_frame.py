@@ -21,7 +21,8 @@ from rich.console import Console
 from tests.support import builders as b
 from tests.support.desk import Desk
 
-from anabranch.cli import anabranch, deadletters, dev, frame, runs
+from anabranch.cli import anabranch, frame
+from anabranch.cli.commands import deadletters, dev, runs
 from anabranch.deadletters import KEPT
 from anabranch.environment import sources
 from anabranch.errors import AnabranchError, BrokerError, ConfigError

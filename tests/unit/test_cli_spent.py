@@ -1,6 +1,6 @@
 """What was used adds up to what was paid for: once each, whoever it is of, in bounded memory.
 
-Responsible for: `cli/spent.py`.
+Responsible for: `cli/picture/spent.py`.
 Must never: open a connection.
 Called by: pytest.
 """
@@ -15,7 +15,7 @@ from tests.support import builders as b
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.cli.spent import UNKNOWN, By, Ledger, Row, by_turn, lines
+from anabranch.cli.picture.spent import UNKNOWN, By, Ledger, Row, by_turn, lines
 
 USED = m.Usage(10, 2, 30, 4, 0.5)
 

@@ -17,8 +17,9 @@ from tests.support import builders as b
 
 from anabranch import messages as m
 from anabranch.agent.state import Run
-from anabranch.cli import frame, portrait, steps
+from anabranch.cli import frame
 from anabranch.cli.loglines import JsonLine, OneLine
+from anabranch.cli.picture import portrait, steps
 from anabranch.cli.terminal import printable, printable_json
 from anabranch.events import RunEvent
 

@@ -3,7 +3,7 @@
 The statuses: 0 for success, 1 for a failure that is explained on stderr, 2 for wrong usage, 130 after Ctrl-C.
 A command returns its status, or None for 0, and raises an `AnabranchError` for what the user can mend. Results go
 to stdout and nothing else does; messages and logs go to stderr. Must never import anything slow at its head:
-`anabranch --help` comes through here. Called by every file of this folder.
+`anabranch --help` comes through here. Called by every command.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ INTERRUPTED: Final = 130
 
 
 class Lazy(NamedTuple):
-    """A command that is imported when it is used: `target` is module:attribute, `help` its line in the list."""
+    """A command that is imported when it is used: `target` is module:attribute in `commands/`, `help` its line in the
+    list.
+    """
 
     name: str
     target: str
@@ -76,7 +78,7 @@ class Commands(click.Group):
         if lazy is None:
             return super().get_command(ctx, name)
         module, _, attribute = lazy.target.partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        command: click.Command = getattr(importlib.import_module(f"anabranch.cli.commands.{module}"), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,7 +1,7 @@
 """Reads all of a topic for a command, and says on a terminal how far it is, if that takes its time.
 
 A log of a week takes minutes. Must never: say a word where stderr is no terminal, or fold what it reads. Called by
-`logs.py`, `usage.py` and `deadletters.py`.
+`picture/logs.py`, and by the commands `usage` and `dlq`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`anabranch runs list|show|watch|cancel|replay`: what the log says of runs.
 
-Responsible for the command lines and their tables; reading is `logs.py`, pictures are `portrait.py`, words are
-`steps.py`. Only `cancel` writes, through the client.
+Responsible for the command lines and their tables; what they show is of `picture/`: reading is `logs.py`, the picture
+`portrait.py`, words are `steps.py`. Only `cancel` writes, through the client.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from anabranch.errors import AnabranchError
 
 if TYPE_CHECKING:
     from anabranch.agent.state import Run
-    from anabranch.cli.attempts import Made
-    from anabranch.cli.logs import RunLog, Summary
-    from anabranch.cli.sealed import Told
+    from anabranch.cli.picture.attempts import Made
+    from anabranch.cli.picture.logs import RunLog, Summary
+    from anabranch.cli.picture.sealed import Told
 
 STATUSES = ("running", "parked", "completed", "failed", "cancelled", "expired")
 
@@ -51,8 +51,8 @@ def list_runs(common: frame.Frame, status: str | None, agent: str | None, limit:
 
 async def _newest(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> tuple[list[Summary], int]:
     """The newest, and how many more there are."""
-    from anabranch.cli.logs import fold_all, summary_of
-    from anabranch.cli.portrait import status_of
+    from anabranch.cli.picture.logs import fold_all, summary_of
+    from anabranch.cli.picture.portrait import status_of
 
     newest: list[tuple[float, str, Summary]] = []
     left_out = 0
@@ -70,8 +70,8 @@ async def _newest(common: frame.Frame, status: str | None, agent: str | None, li
 
 
 def _cells(run: Summary) -> tuple[object, ...]:
-    from anabranch.cli.portrait import status_text
-    from anabranch.cli.tally import span
+    from anabranch.cli.enriching.tally import span
+    from anabranch.cli.picture.portrait import status_text
 
     took = span((run.ended_at if run.ended_at is not None else max(time.time(), run.opened_at)) - run.opened_at)
     calls = f"{run.calls} ({run.failed_calls} failed)" if run.failed_calls else run.calls
@@ -97,7 +97,7 @@ def show(common: frame.Frame, run_id: str) -> None:
 
     Where the model was asked more than once, each attempt: which model, how long, what it cost, why it came to nothing.
     """
-    from anabranch.cli import portrait
+    from anabranch.cli.picture import portrait
 
     (run, made, told), now = frame.run_async(_read(common, run_id)), time.time()
     if common.as_json:
@@ -116,8 +116,8 @@ PLAIN_WIDTH = 100
 
 async def _read(common: frame.Frame, run_id: str) -> tuple[Run, list[Made], Told | None]:
     """The run, the attempts of its model calls, and what it was told, if it has ended and is sealed."""
-    from anabranch.cli.logs import RunLog, not_found
-    from anabranch.cli.sealed import told
+    from anabranch.cli.picture.logs import RunLog, not_found
+    from anabranch.cli.picture.sealed import told
 
     broker, namespace = common.broker(), common.namespace()
     async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
@@ -132,7 +132,7 @@ async def _read(common: frame.Frame, run_id: str) -> tuple[Run, list[Made], Told
 
 
 async def _waits(common: frame.Frame, log: RunLog) -> bool:
-    from anabranch.cli.logs import is_waiting
+    from anabranch.cli.picture.logs import is_waiting
 
     return await is_waiting(common.broker(), common.namespace(), log)
 
@@ -147,10 +147,10 @@ def watch(common: frame.Frame, run_id: str) -> int:
 
 
 async def _watch(common: frame.Frame, run_id: str) -> str:
-    from anabranch.cli.logs import RunLog, not_found
-    from anabranch.cli.portrait import status_of
-    from anabranch.cli.sealed import seals, told
-    from anabranch.cli.watching import Watch
+    from anabranch.cli.picture.logs import RunLog, not_found
+    from anabranch.cli.picture.portrait import status_of
+    from anabranch.cli.picture.sealed import seals, told
+    from anabranch.cli.picture.watching import Watch
 
     broker, namespace = common.broker(), common.namespace()
     async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier(), seals(common)) as log:
@@ -179,7 +179,7 @@ def cancel(common: frame.Frame, run_id: str, reason: str) -> None:
 
 
 async def _cancel(common: frame.Frame, run_id: str, reason: str) -> None:
-    from anabranch.cli.logs import RunLog, not_found
+    from anabranch.cli.picture.logs import RunLog, not_found
 
     broker, namespace = common.broker(), common.namespace()
     async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
@@ -223,9 +223,9 @@ def replay(common: frame.Frame, run_id: str) -> None:
 
 
 async def _replay(common: frame.Frame, run_id: str) -> None:
-    from anabranch.cli import portrait
-    from anabranch.cli.logs import RunLog, not_found
-    from anabranch.cli.steps import concerns, facts, replayed
+    from anabranch.cli.picture import portrait
+    from anabranch.cli.picture.logs import RunLog, not_found
+    from anabranch.cli.picture.steps import concerns, facts, replayed
 
     broker, namespace, console = common.broker(), common.namespace(), frame.stdout()
     async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:

@@ -47,7 +47,7 @@ def dev(common: frame.Frame, reference: str, port: int | None, script: str | Non
 
     Needs the extra anabranch[dev-broker]. All records are gone when it ends.
     """
-    from anabranch.cli.worker import serve
+    from anabranch.cli.commands.worker import serve
 
     app = common.app(reference)
     assert app is not None, "the argument is required"

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from anabranch.agent.state import Run
-from anabranch.cli.attempts import Attempts, Made
+from anabranch.cli.picture.attempts import Attempts, Made
 from anabranch.cli.reading import POLL_S, whole
 from anabranch.client_seals import ClientSeals
 from anabranch.codec import header

@@ -20,8 +20,8 @@ from anabranch.fields import LANES, Lane, is_name
 from anabranch.messages import RunResponse
 
 if TYPE_CHECKING:
-    from anabranch.cli.logs import RunLog
-    from anabranch.cli.watching import Watch
+    from anabranch.cli.picture.logs import RunLog
+    from anabranch.cli.picture.watching import Watch
     from anabranch.kafka.seam import Start
 
 LINGER_S: Final = 2.0
@@ -99,9 +99,9 @@ def _stdin() -> str:
 
 
 async def _run(common: frame.Frame, asked: Asked, quiet: bool) -> RunResponse:
-    from anabranch.cli.logs import RunLog
-    from anabranch.cli.sealed import seals
-    from anabranch.cli.watching import Watch
+    from anabranch.cli.picture.logs import RunLog
+    from anabranch.cli.picture.sealed import seals
+    from anabranch.cli.picture.watching import Watch
 
     broker, namespace, console = common.broker(), common.namespace(), frame.stderr()
     start: Start = "begin" if asked.known else "end"
@@ -146,7 +146,7 @@ def _print(common: frame.Frame, response: RunResponse) -> None:
     if response.status == "completed":
         frame.print_answer(response.output or "")
         return
-    from anabranch.cli.portrait import error_text
+    from anabranch.cli.picture.portrait import error_text
 
     frame.stderr().print(error_text(response))
     for block in response.content or []:

@@ -18,7 +18,7 @@ from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.state import Run
 from anabranch.bodies import lean
-from anabranch.cli.tally import span
+from anabranch.cli.enriching.tally import span
 from anabranch.cli.terminal import printable
 
 SURPLUS = "surplus"

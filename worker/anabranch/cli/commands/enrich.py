@@ -1,7 +1,7 @@
 """`anabranch enrich`: one run for each record of a file.
 
 Responsible for: the command line of it, opening what is read and written, and what is said at the end. The work is
-done by `enrichment.py`. Must never read a whole file. Called by the command line, and `enrich_file` by the
+done by `enriching/enrichment.py`. Must never read a whole file. Called by the command line, and `enrich_file` by the
 demonstration.
 """
 
@@ -20,11 +20,11 @@ import click
 from rich.console import Console
 
 from anabranch.cli import frame
-from anabranch.cli import records as r
-from anabranch.cli.enrichment import Enrichment, Order, Screen, Stop, Submitter, at_hand, waited_for
-from anabranch.cli.outfile import OutFile
-from anabranch.cli.progress import print_summary, screen_for
-from anabranch.cli.tally import Tally, as_json
+from anabranch.cli.enriching import records as r
+from anabranch.cli.enriching.enrichment import Enrichment, Order, Screen, Stop, Submitter, at_hand, waited_for
+from anabranch.cli.enriching.outfile import OutFile
+from anabranch.cli.enriching.progress import print_summary, screen_for
+from anabranch.cli.enriching.tally import Tally, as_json
 from anabranch.errors import AnabranchError
 from anabranch.fields import LANES, Lane, is_name
 from anabranch.wording import counted

@@ -15,14 +15,14 @@ from rich.text import Text
 from anabranch.agent.answer import response
 from anabranch.agent.state import Run
 from anabranch.bodies import lean
-from anabranch.cli import spent
-from anabranch.cli.attempts import Made
-from anabranch.cli.attempts import as_json as attempts_json
-from anabranch.cli.attempts import lines as lines_of
-from anabranch.cli.sealed import Told
-from anabranch.cli.tally import span
+from anabranch.cli.enriching.tally import span
+from anabranch.cli.picture import spent
+from anabranch.cli.picture.attempts import Made
+from anabranch.cli.picture.attempts import as_json as attempts_json
+from anabranch.cli.picture.attempts import lines as lines_of
+from anabranch.cli.picture.sealed import Told
+from anabranch.cli.picture.waterfall import Row, draw, legend, waterfall
 from anabranch.cli.terminal import printable
-from anabranch.cli.waterfall import Row, draw, legend, waterfall
 from anabranch.fields import lane_of
 from anabranch.messages import RunResponse, Usage
 from anabranch.wording import counted

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from anabranch.agent.answer import result_of
 from anabranch.agent.state import Call, Run, Turn
-from anabranch.cli.attempts import Made, worth_telling
+from anabranch.cli.picture.attempts import Made, worth_telling
 from anabranch.cli.terminal import printable
 
 # "out": published and not back yet; only its result will tell how much of that it waited.
