@@ -94,6 +94,11 @@ class Usage:
     cache_creation_input_tokens: Annotated[int, says("Tokens written to the cache")] = 0
     cost_usd: Annotated[float | None, says("Dollars; null: nobody knows, for a model has no price")] = 0.0
 
+    @property
+    def prompt_tokens(self) -> int:
+        """All that were read: at full price, from the cache, or into it."""
+        return self.input_tokens + self.cache_read_input_tokens + self.cache_creation_input_tokens
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.input_tokens + other.input_tokens,
@@ -117,14 +122,9 @@ class RunError:
 
 
 @frozen()
-class TotalUsage:
+class TotalUsage(Usage):
     """Over all turns; `discarded` counts, in the same fields, what was paid for and thrown away."""
 
-    input_tokens: Annotated[int, says("Tokens read at full price")] = 0
-    output_tokens: Annotated[int, says("Tokens written")] = 0
-    cache_read_input_tokens: Annotated[int, says("Tokens read from the cache")] = 0
-    cache_creation_input_tokens: Annotated[int, says("Tokens written to the cache")] = 0
-    cost_usd: Annotated[float | None, says("Dollars; null: nobody knows, for a model has no price")] = 0.0
     discarded: Annotated[Usage, says("What was paid for and thrown away")] = field(default_factory=Usage)
 
 

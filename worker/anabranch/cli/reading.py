@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from anabranch.cli import frame
+from anabranch.cli import output
 from anabranch.codec import Record
 from anabranch.kafka.seam import Broker, Place, Reader
 
@@ -27,7 +27,7 @@ async def whole(broker: Broker, topic: str) -> AsyncIterator[Record]:
     places = [Place(topic, number) for number in range(await broker.partitions(topic))]
     async with broker.reader(places, "begin") as reader:
         ends = await reader.ends()
-        with HowFar(topic, reader, ends, frame.stderr()) as far:
+        with HowFar(topic, reader, ends, output.stderr()) as far:
             while any(reader.position(place) < ends[place] for place in places):
                 for record in await reader.read(POLL_S):
                     yield record

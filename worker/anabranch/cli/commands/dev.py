@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import frame, output
 from anabranch.config import without_secrets
 from anabranch.errors import BrokerError, ConfigError, DefinitionError
 from anabranch.wording import counted
@@ -60,7 +60,7 @@ def dev(common: frame.Frame, reference: str, port: int | None, script: str | Non
     work = _Dev(app, common, port, script)
     abandoned = frame.run_async(serve(work.run, common.settings.worker.drain_s))
     if abandoned:
-        frame.say(f"{counted(abandoned, 'call')} did not finish in time, and went with the broker")
+        output.say(f"{counted(abandoned, 'call')} did not finish in time, and went with the broker")
     return 0
 
 

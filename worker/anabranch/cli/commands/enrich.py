@@ -19,7 +19,7 @@ from typing import IO, Any, Final, Literal
 import click
 from rich.console import Console
 
-from anabranch.cli import frame
+from anabranch.cli import frame, output
 from anabranch.cli.enriching import records as r
 from anabranch.cli.enriching.enrichment import Enrichment, Order, Screen, Stop, Submitter, at_hand, waited_for
 from anabranch.cli.enriching.outfile import OutFile
@@ -215,9 +215,9 @@ def enrich(
     wanted = source_of(source, kind)
     outcome = frame.run_async(_enrich(common, wanted, recipe, out_path, order, quiet))
     if common.as_json:
-        frame.print_json(as_json(outcome.tally, outcome.wall_s))
+        output.print_json(as_json(outcome.tally, outcome.wall_s))
     elif not quiet:
-        print_outcome(frame.stderr(), outcome, wanted, out_path, "the same command")
+        print_outcome(output.stderr(), outcome, wanted, out_path, "the same command")
     return outcome.status
 
 
@@ -226,7 +226,7 @@ async def _enrich(
 ) -> Outcome:
     client: Any = common.client()
     async with client, Stop().on_signals() as stop:
-        return await enrich_file(source, recipe, out_path, order, client, frame.stderr(), stop, quiet)
+        return await enrich_file(source, recipe, out_path, order, client, output.stderr(), stop, quiet)
 
 
 def _check(agent: str, tenant: str | None) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import frame, output
 from anabranch.errors import AnabranchError
 from anabranch.fields import LANES, Lane, is_name
 from anabranch.messages import RunResponse
@@ -84,7 +84,7 @@ def run(
     if text == "-":
         text = _stdin()
     chosen = run_id or f"run-{secrets.token_hex(10)}"
-    stream = not quiet and (frame.stderr().is_terminal or thinking if stream is None else stream)
+    stream = not quiet and (output.stderr().is_terminal or thinking if stream is None else stream)
     asked = Asked(agent, text, chosen, run_id is not None, tenant, deadline, max_turns, lane, stream, thinking)
     response = frame.run_async(_run(common, asked, quiet))
     _print(common, response)
@@ -103,7 +103,7 @@ async def _run(common: frame.Frame, asked: Asked, quiet: bool) -> RunResponse:
     from anabranch.cli.picture.sealed import seals
     from anabranch.cli.picture.watching import Watch
 
-    broker, namespace, console = common.broker(), common.namespace(), frame.stderr()
+    broker, namespace, console = common.broker(), common.namespace(), output.stderr()
     start: Start = "begin" if asked.known else "end"
     async with (
         common.client() as client,
@@ -125,7 +125,7 @@ async def _run(common: frame.Frame, asked: Asked, quiet: bool) -> RunResponse:
             await watch.until(lambda: submitted.done)
             response = await submitted
         except asyncio.CancelledError:
-            frame.say(f"The run goes on: anabranch runs watch {asked.run_id}")
+            output.say(f"The run goes on: anabranch runs watch {asked.run_id}")
             raise
         await _see_the_end(log, watch)
         watch.finish(answer=False)
@@ -141,14 +141,14 @@ async def _see_the_end(log: RunLog, watch: Watch) -> None:
 
 def _print(common: frame.Frame, response: RunResponse) -> None:
     if common.as_json:
-        frame.print_json(response)
+        output.print_json(response)
         return
     if response.status == "completed":
-        frame.print_answer(response.output or "")
+        output.print_answer(response.output or "")
         return
     from anabranch.cli.picture.portrait import error_text
 
-    frame.stderr().print(error_text(response))
+    output.stderr().print(error_text(response))
     for block in response.content or []:
         if block.get("type") == "text":
-            frame.print_answer(block.get("text") or "")
+            output.print_answer(block.get("text") or "")

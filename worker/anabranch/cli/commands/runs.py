@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import figures, frame, output
 from anabranch.errors import AnabranchError
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def list_runs(common: frame.Frame, status: str | None, agent: str | None, limit:
     """List runs, the newest first. Reads the whole log of the namespace."""
     found, left_out = frame.run_async(_newest(common, status, agent, limit))
     if common.as_json:
-        frame.print_json(found)
+        output.print_json(found)
     else:
         columns = ("run", "agent", "status", "admitted", ">took", ">turns", ">calls")
         which = " like that" if status or agent else ""
-        frame.print_table(columns, map(_cells, found), empty=f"no runs{which} in namespace {common.namespace().name}")
-    frame.say_left_out(left_out, "run")
+        output.print_table(columns, map(_cells, found), empty=f"no runs{which} in namespace {common.namespace().name}")
+    output.say_left_out(left_out, "run")
 
 
 async def _newest(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> tuple[list[Summary], int]:
@@ -70,7 +70,7 @@ async def _newest(common: frame.Frame, status: str | None, agent: str | None, li
 
 
 def _cells(run: Summary) -> tuple[object, ...]:
-    from anabranch.cli.enriching.tally import span
+    from anabranch.cli.figures import span
     from anabranch.cli.picture.portrait import status_text
 
     took = span((run.ended_at if run.ended_at is not None else max(time.time(), run.opened_at)) - run.opened_at)
@@ -79,7 +79,7 @@ def _cells(run: Summary) -> tuple[object, ...]:
         run.run_id,
         run.agent,
         status_text(run.status),
-        frame.moment(run.opened_at, brief=True),
+        figures.moment(run.opened_at, brief=True),
         took,
         run.turns,
         calls,
@@ -101,11 +101,11 @@ def show(common: frame.Frame, run_id: str) -> None:
 
     (run, made, told), now = frame.run_async(_read(common, run_id)), time.time()
     if common.as_json:
-        frame.print_json(portrait.as_json(run, now, made, told))
+        output.print_json(portrait.as_json(run, now, made, told))
         if told is not None and told.hidden is not None:
-            frame.say(f"the response is not all there: {told.hidden}")
+            output.say(f"the response is not all there: {told.hidden}")
         return
-    console = frame.stdout()
+    console = output.stdout()
     width = console.width if console.is_terminal else PLAIN_WIDTH
     console.print(portrait.whole(run, now, width, made, told=told))
 
@@ -154,7 +154,7 @@ async def _watch(common: frame.Frame, run_id: str) -> str:
 
     broker, namespace = common.broker(), common.namespace()
     async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier(), seals(common)) as log:
-        console = frame.stdout()
+        console = output.stdout()
         watch = Watch(log, console)
         await watch.catch_up()
         if log.run is None and not await _waits(common, log):
@@ -193,7 +193,7 @@ async def _cancel(common: frame.Frame, run_id: str, reason: str) -> None:
         run = await log.catch_up()
         if run is not None and run.ending is not None and run.ending.status != "cancelled":
             _refuse_ended(run)
-        frame.say(cancelled(run_id, run))
+        output.say(cancelled(run_id, run))
 
 
 def cancelled(run_id: str, run: Run | None) -> str:
@@ -207,7 +207,7 @@ def cancelled(run_id: str, run: Run | None) -> str:
 
 def _refuse_ended(run: Run) -> None:
     if run.ending is not None:
-        ago = frame.ago(time.time() - run.ending.at)
+        ago = figures.ago(time.time() - run.ending.at)
         raise AnabranchError(f"run {run.run_id!r} has ended already: {run.ending.status}, {ago} ago")
 
 
@@ -227,7 +227,7 @@ async def _replay(common: frame.Frame, run_id: str) -> None:
     from anabranch.cli.picture.logs import RunLog, not_found
     from anabranch.cli.picture.steps import concerns, facts, replayed
 
-    broker, namespace, console = common.broker(), common.namespace(), frame.stdout()
+    broker, namespace, console = common.broker(), common.namespace(), output.stdout()
     async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
         before, zero = None, 0.0
         async for event in log.to_end():
@@ -235,7 +235,7 @@ async def _replay(common: frame.Frame, run_id: str) -> None:
                 continue
             if not zero:
                 zero = event.at
-                console.print(f"{log.place.topic}, partition {log.place.partition}, from {frame.moment(zero)}")
+                console.print(f"{log.place.topic}, partition {log.place.partition}, from {figures.moment(zero)}")
             after = facts(log.run)
             for line in replayed(event, before, after, log.run, zero):
                 console.print(line)

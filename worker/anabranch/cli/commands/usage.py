@@ -1,6 +1,6 @@
 """`anabranch usage`: what was used and paid for, by agent, tenant or model.
 
-Responsible for the command line, its table and the reading; `picture/spent.py` counts. It reads the log once, and
+Responsible for the command line, its table and the reading; `spent.py` counts. It reads the log once, and
 writes nothing. Memory is bounded, however long the log is.
 """
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import frame, output
 from anabranch.wording import counted
 
 if TYPE_CHECKING:
-    from anabranch.cli.picture.spent import By, Ledger, Row
+    from anabranch.cli.spent import By, Ledger, Row
 
 
 @click.command()
@@ -33,17 +33,17 @@ def usage(common: frame.Frame, by: str, since: str | None) -> None:
     begins = time.time() - duration(since) if since is not None else 0.0
     rows = frame.run_async(_counted(common, by, begins)).rows
     if common.as_json:
-        frame.print_json([{by: row.name, **_figures(row)} for row in rows])
+        output.print_json([{by: row.name, **_figures(row)} for row in rows])
         return
     columns = (by, ">runs", ">replies", ">tokens in", ">cached", ">out", ">thrown away", ">cost")
     when = f" in the last {since}" if since is not None else ""
     empty = f"nothing was used in namespace {common.namespace().name}{when}"
-    frame.print_table(columns, map(_cells, rows), empty=empty)
+    output.print_table(columns, map(_cells, rows), empty=empty)
 
 
 async def _counted(common: frame.Frame, by: str, since: float) -> Ledger:
-    from anabranch.cli.picture.spent import Ledger
     from anabranch.cli.reading import whole
+    from anabranch.cli.spent import Ledger
     from anabranch.errors import WireError
 
     broker, namespace, signer = common.broker(), common.namespace(), common.verifier()
@@ -59,7 +59,7 @@ async def _counted(common: frame.Frame, by: str, since: float) -> Ledger:
 
 async def _rows_by(common: frame.Frame, by: str) -> By:
     """The registry tells which model an agent's revision has, where the reply does not say that it was another."""
-    from anabranch.cli.picture.spent import UNKNOWN
+    from anabranch.cli.spent import UNKNOWN
     from anabranch.registry import snapshot
 
     if by == "agent":
@@ -80,7 +80,7 @@ def _figures(row: Row) -> dict[str, Any]:
 
 
 def _cells(row: Row) -> tuple[object, ...]:
-    from anabranch.cli.picture.spent import dollars
+    from anabranch.cli.figures import dollars
 
     cached = f"{100 * row.cache_read_input_tokens / row.prompt:.0f} %" if row.prompt else "-"
     lost = f"{row.thrown_away:,} ({dollars(row.thrown_away_usd)})" if row.thrown_away else "-"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import frame, output
 from anabranch.wording import counted
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _app(common: frame.Frame, reference: str) -> App:
 def _ended(abandoned: int, what: str, then: str) -> int:
     """A drain that ran out of time is no failure. `then` says what becomes of each call that it left behind."""
     if abandoned:
-        frame.say(f"{counted(abandoned, what)} did not finish in time; of each: {then}")
+        output.say(f"{counted(abandoned, what)} did not finish in time; of each: {then}")
     return 0
 
 

@@ -173,7 +173,7 @@ def summary_of(run: Run, status: str) -> Summary:
         len(run.turns),
         len(calls),
         sum(call.failed for call in calls),
-        used.input_tokens + used.cache_read_input_tokens + used.cache_creation_input_tokens,
+        used.prompt_tokens,
         used.output_tokens,
         request.tenant,
     )

@@ -14,7 +14,7 @@ from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.answer import result_of, seconds_between, shown_content, unreadable
 from anabranch.agent.state import Call, Run
-from anabranch.cli.enriching.tally import span
+from anabranch.cli.figures import span
 from anabranch.cli.terminal import printable
 from anabranch.events import RunEvent
 from anabranch.fields import Content
