@@ -88,8 +88,7 @@ class RunLog:
         """Each of the next events, or none after `timeout_s`; meanwhile `run` is as that event left it."""
         for record in await self._reader.read(timeout_s):
             for event in self.view.take([record]):
-                self.last_at = max(self.last_at, event.at)
-                self.attempts.take(event.event, event.run)
+                self._note(event)
                 yield event
 
     def listen(self) -> None:
@@ -105,9 +104,12 @@ class RunLog:
             return
         async for event in self._following.read(timeout_s):
             if isinstance(event, RunEvent):
-                self.last_at = max(self.last_at, event.at)
-                self.attempts.take(event.event, event.run)
+                self._note(event)
             yield event
+
+    def _note(self, event: RunEvent) -> None:
+        self.last_at = max(self.last_at, event.at)
+        self.attempts.take(event.event, event.run)
 
     @property
     def saying(self) -> Sequence[Block]:
