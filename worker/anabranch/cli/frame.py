@@ -112,19 +112,23 @@ class Frame:
             settings = replace(settings, worker=replace(settings.worker, namespace=self.namespace_option))
         return settings
 
-    def app(self, reference: str | None = None) -> App | None:
-        """The App at `reference`, or that of --app; None if neither is given. Raises `AppNotFound`."""
+    def app(self, reference: str) -> App:
+        """The App at `reference`. Raises `AppNotFound`."""
         from anabranch.declarations.loading import load_app
 
-        reference = reference or self.app_option
-        return load_app(reference) if reference is not None else None
+        return load_app(reference)
+
+    @property
+    def named_app(self) -> App | None:
+        """The App of --app, if that is given. Raises `AppNotFound`."""
+        return self.app(self.app_option) if self.app_option is not None else None
 
     def namespace(self, app: App | None = None) -> Namespace:
         """The one that is set, or that of `app` or --app. Raises `ConfigError` if there is none."""
         from anabranch.topics import Namespace
 
         name = self.settings.worker.namespace
-        if name is None and (app := app or self.app()) is not None:
+        if name is None and (app := app or self.named_app) is not None:
             name = app.namespace
         if name is None:
             raise ConfigError("no namespace: give --namespace NAME or --app APP, or set ANABRANCH_NAMESPACE")
@@ -152,7 +156,7 @@ class Frame:
         """The keys of the settings, or of --app, and the store; without keys none is opened."""
         from anabranch.security.sealing import NO_SEALING, opened
 
-        app, settings = self.app(), self.settings.sealing
+        app, settings = self.named_app, self.settings.sealing
         keys = app.keys if app is not None else None
         if keys is None and settings.keys is None:
             return NO_SEALING
@@ -164,7 +168,7 @@ class Frame:
 
         settings = self.settings
         worker = replace(settings.worker, namespace=self.namespace().name)
-        return Client.for_app(self.app(), settings=replace(settings, worker=worker), broker=self.broker())
+        return Client.for_app(self.named_app, settings=replace(settings, worker=worker), broker=self.broker())
 
 
 _CONFIG = click.option(
@@ -217,6 +221,19 @@ def _warn_of_misspelt() -> None:
 
     for variable, meant in misspelt(os.environ).items():
         log.warning("%s is no setting and has no effect: did you mean %s?", variable, meant)
+
+
+class Name(click.ParamType[str]):
+    """What can be the id of a run, or the name of an agent or a tenant."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from anabranch.fields import NAME_SAID, is_name
+
+        if not is_name(value):
+            self.fail(f"{value!r} is none: {NAME_SAID}", param, ctx)
+        return value
 
 
 class Duration(click.ParamType[str]):

@@ -6,7 +6,6 @@ partition it was found in; it must never send anything but what came, or to a to
 
 from __future__ import annotations
 
-import heapq
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -148,14 +147,12 @@ async def _letters(broker: Broker, namespace: Namespace) -> AsyncIterator[Letter
 
 async def _newest(broker: Broker, namespace: Namespace, limit: int) -> tuple[list[Letter], int]:
     """The newest, and how many more there are."""
-    kept: list[tuple[float, int, Letter]] = []
-    count = 0
+    from anabranch.cli.reading import Newest
+
+    newest = Newest[Letter](limit)
     async for letter in _letters(broker, namespace):
-        count += 1
-        heapq.heappush(kept, (letter.at, count, letter))
-        if len(kept) > limit:
-            heapq.heappop(kept)
-    return [letter for _, _, letter in sorted(kept, key=lambda entry: entry[:2])], count - len(kept)
+        newest.take(letter.at, letter)
+    return newest.first_to_last(), newest.left_out
 
 
 async def _find(broker: Broker, namespace: Namespace, origin: str) -> Letter:

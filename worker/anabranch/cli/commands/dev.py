@@ -50,7 +50,6 @@ def dev(common: frame.Frame, reference: str, port: int | None, script: str | Non
     from anabranch.cli.commands.worker import serve
 
     app = common.app(reference)
-    assert app is not None, "the argument is required"
     app.check()
     if not app.agents and not app.tools:
         raise DefinitionError(f"App {app.name!r} has neither agents nor tools: there is nothing to run")

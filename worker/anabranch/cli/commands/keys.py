@@ -12,7 +12,6 @@ import click
 
 from anabranch.cli import frame, output
 from anabranch.errors import AnabranchError, ConfigError
-from anabranch.fields import is_name
 
 if TYPE_CHECKING:
     from anabranch.keys import StoredKeys
@@ -36,17 +35,16 @@ def list_keys(common: frame.Frame) -> None:
 
 
 @keys.command()
-@click.argument("tenant", metavar="TENANT")
+@click.argument("tenant", metavar="TENANT", type=frame.Name())
 @frame.options(app=True)
 def make(common: frame.Frame, tenant: str) -> None:
     """Make a key for TENANT, where those who need it cannot make one themselves."""
-    _refuse_no_name(tenant)
     made = frame.run_async(_keys(common).make(tenant))
     output.say(f"tenant {tenant} has a key" if made else f"tenant {tenant} has a key already, or is forgotten")
 
 
 @keys.command()
-@click.argument("tenant", metavar="TENANT")
+@click.argument("tenant", metavar="TENANT", type=frame.Name())
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @frame.options(app=True)
 def forget(common: frame.Frame, tenant: str, yes: bool) -> None:
@@ -54,7 +52,6 @@ def forget(common: frame.Frame, tenant: str, yes: bool) -> None:
 
     Within a minute no worker and no client has it any more: its runs end as `forgotten`, and new ones are refused.
     """
-    _refuse_no_name(tenant)
     found = _keys(common)
     tenants = {each.tenant: each.forgotten for each in frame.run_async(found.tenants())}
     if tenants.get(tenant):
@@ -75,8 +72,3 @@ def _keys(common: frame.Frame) -> StoredKeys:
     if found is None:
         raise ConfigError("no keys are set: ANABRANCH_KEYS names where they are (docs/security.md)")
     return found
-
-
-def _refuse_no_name(tenant: str) -> None:
-    if not is_name(tenant):
-        raise click.UsageError(f"TENANT {tenant!r}: 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-'")

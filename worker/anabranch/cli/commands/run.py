@@ -16,7 +16,7 @@ import click
 
 from anabranch.cli import frame, output
 from anabranch.errors import AnabranchError
-from anabranch.fields import LANES, Lane, is_name
+from anabranch.fields import LANES, Lane
 from anabranch.messages import RunResponse
 
 if TYPE_CHECKING:
@@ -45,12 +45,15 @@ class Asked:
 
 
 @click.command("run")
-@click.argument("agent")
+@click.argument("agent", type=frame.Name())
 @click.argument("text", metavar="INPUT")
 @click.option(
-    "--run-id", metavar="ID", help="Of your choice: an open run of this id is joined, one that has ended answers again."
+    "--run-id",
+    type=frame.Name(),
+    metavar="ID",
+    help="Of your choice: an open run of this id is joined, one that has ended answers again.",
 )
-@click.option("--tenant", metavar="NAME", help="On whose behalf, for fairness and limits.")
+@click.option("--tenant", type=frame.Name(), metavar="NAME", help="On whose behalf, for fairness and limits.")
 @click.option("--deadline", type=frame.Duration(), metavar="DURATION", help="Such as 90s or 10m.")
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Fewer than the agent may take.")
 @click.option("--lane", type=click.Choice(LANES), default="interactive", show_default=True, help="bulk gives way.")
@@ -78,9 +81,6 @@ def run(
     Shows each turn and each call with its time on stderr. Exits 1 unless the run completed. --json prints the whole
     response. Ctrl-C stops watching; the run goes on.
     """
-    for option, value in (("--run-id", run_id), ("--tenant", tenant), ("AGENT", agent)):
-        if value is not None and not is_name(value):
-            raise click.UsageError(f"{option} {value!r}: 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-'")
     if text == "-":
         text = _stdin()
     chosen = run_id or f"run-{secrets.token_hex(10)}"

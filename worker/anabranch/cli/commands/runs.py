@@ -6,8 +6,8 @@ Responsible for the command lines and their tables; what they show is of `pictur
 
 from __future__ import annotations
 
-import heapq
 import time
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 import click
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anabranch.cli.picture.attempts import Made
     from anabranch.cli.picture.logs import RunLog, Summary
     from anabranch.cli.picture.sealed import Told
+    from anabranch.client_seals import ClientSeals
 
 STATUSES = ("running", "parked", "completed", "failed", "cancelled", "expired")
 
@@ -51,22 +52,16 @@ def list_runs(common: frame.Frame, status: str | None, agent: str | None, limit:
 
 async def _newest(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> tuple[list[Summary], int]:
     """The newest, and how many more there are."""
-    from anabranch.cli.picture.logs import fold_all, summary_of
+    from anabranch.cli.picture.logs import Summary, fold_all, summary_of
     from anabranch.cli.picture.portrait import status_of
+    from anabranch.cli.reading import Newest
 
-    newest: list[tuple[float, str, Summary]] = []
-    left_out = 0
+    newest = Newest[Summary](limit)
     async for run in fold_all(common.broker(), common.namespace(), common.verifier()):
         is_in = status_of(run)
-        if status not in (None, is_in) or agent not in (None, run.opening.request.agent):
-            continue
-        entry = (run.opened_at, f"{run.run_id} {run.life}", summary_of(run, is_in))
-        if len(newest) < limit:
-            heapq.heappush(newest, entry)
-        else:
-            heapq.heappushpop(newest, entry)
-            left_out += 1
-    return [summary for *_, summary in sorted(newest, key=lambda entry: entry[:2], reverse=True)], left_out
+        if status in (None, is_in) and agent in (None, run.opening.request.agent):
+            newest.take(run.opened_at, summary_of(run, is_in), f"{run.run_id} {run.life}")
+    return newest.first_to_last()[::-1], newest.left_out
 
 
 def _cells(run: Summary) -> tuple[object, ...]:
@@ -116,19 +111,24 @@ PLAIN_WIDTH = 100
 
 async def _read(common: frame.Frame, run_id: str) -> tuple[Run, list[Made], Told | None]:
     """The run, the attempts of its model calls, and what it was told, if it has ended and is sealed."""
-    from anabranch.cli.picture.logs import RunLog, not_found
+    from anabranch.cli.picture.logs import not_found
     from anabranch.cli.picture.sealed import told
 
-    broker, namespace = common.broker(), common.namespace()
-    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
+    async with _log_of(common, run_id) as log:
         run = await log.catch_up()
         if run is None:
             if await _waits(common, log):
                 raise AnabranchError(
                     f"run {run_id!r} waits to be admitted: `anabranch runs watch {run_id}` waits for it"
                 )
-            raise not_found(namespace, log)
+            raise not_found(common.namespace(), log)
     return run, log.made, await told(common, run)
+
+
+def _log_of(common: frame.Frame, run_id: str, seals: ClientSeals | None = None) -> AbstractAsyncContextManager[RunLog]:
+    from anabranch.cli.picture.logs import RunLog
+
+    return RunLog.opened(common.broker(), common.namespace(), run_id, "begin", common.verifier(), seals)
 
 
 async def _waits(common: frame.Frame, log: RunLog) -> bool:
@@ -147,22 +147,21 @@ def watch(common: frame.Frame, run_id: str) -> int:
 
 
 async def _watch(common: frame.Frame, run_id: str) -> str:
-    from anabranch.cli.picture.logs import RunLog, not_found
+    from anabranch.cli.picture.logs import not_found
     from anabranch.cli.picture.portrait import status_of
     from anabranch.cli.picture.sealed import seals, told
     from anabranch.cli.picture.watching import Watch
 
-    broker, namespace = common.broker(), common.namespace()
-    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier(), seals(common)) as log:
+    async with _log_of(common, run_id, seals(common)) as log:
         console = output.stdout()
         watch = Watch(log, console)
         await watch.catch_up()
         if log.run is None and not await _waits(common, log):
-            raise not_found(namespace, log)
+            raise not_found(common.namespace(), log)
         await watch.until(lambda: log.note is not None)
         watch.finish(answer=True, told=await told(common, log.run) if log.run is not None else None)
         if log.run is None:
-            raise not_found(namespace, log)
+            raise not_found(common.namespace(), log)
         return status_of(log.run)
 
 
@@ -179,13 +178,12 @@ def cancel(common: frame.Frame, run_id: str, reason: str) -> None:
 
 
 async def _cancel(common: frame.Frame, run_id: str, reason: str) -> None:
-    from anabranch.cli.picture.logs import RunLog, not_found
+    from anabranch.cli.picture.logs import not_found
 
-    broker, namespace = common.broker(), common.namespace()
-    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
+    async with _log_of(common, run_id) as log:
         run = await log.catch_up()
         if run is None and not await _waits(common, log):
-            raise not_found(namespace, log)
+            raise not_found(common.namespace(), log)
         if run is not None:
             _refuse_ended(run)
         async with common.client() as client:
@@ -224,11 +222,11 @@ def replay(common: frame.Frame, run_id: str) -> None:
 
 async def _replay(common: frame.Frame, run_id: str) -> None:
     from anabranch.cli.picture import portrait
-    from anabranch.cli.picture.logs import RunLog, not_found
+    from anabranch.cli.picture.logs import not_found
     from anabranch.cli.picture.steps import concerns, facts, replayed
 
-    broker, namespace, console = common.broker(), common.namespace(), output.stdout()
-    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
+    console = output.stdout()
+    async with _log_of(common, run_id) as log:
         before, zero = None, 0.0
         async for event in log.to_end():
             if not concerns(event.event, run_id):
@@ -241,7 +239,7 @@ async def _replay(common: frame.Frame, run_id: str) -> None:
                 console.print(line)
             before = after
         if log.run is None:
-            raise not_found(namespace, log)
+            raise not_found(common.namespace(), log)
         console.print()
         width = console.width if console.is_terminal else PLAIN_WIDTH
         console.print(portrait.whole(log.run, time.time(), width, log.made))

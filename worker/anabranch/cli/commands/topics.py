@@ -80,7 +80,6 @@ def acls(common: frame.Frame, reference: str, queues: tuple[str, ...], **princip
     from anabranch.security.access import ROLES, command, grants
 
     app = common.app(reference)
-    assert app is not None, "the argument is required"
     if unknown := set(queues) - set(app.queues()):
         raise click.BadParameter(f"APP has no queue {sorted(unknown)[0]!r}; it has {', '.join(app.queues())}")
     namespace, where = common.namespace(app), common.settings.kafka.bootstrap
@@ -99,7 +98,6 @@ def acls(common: frame.Frame, reference: str, queues: tuple[str, ...], **princip
 
 def _specs(common: frame.Frame, reference: str) -> list[TopicSpec]:
     app = common.app(reference)
-    assert app is not None, "the argument is required"
     return common.namespace(app).specs(app.queues(), common.settings.kafka.partitions)
 
 

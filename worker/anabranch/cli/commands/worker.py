@@ -26,7 +26,6 @@ from anabranch.cli import frame, output
 from anabranch.wording import counted
 
 if TYPE_CHECKING:
-    from anabranch.app import App
     from anabranch.runtime import Shutdown
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def agent(common: frame.Frame, reference: str) -> int:
     """Run the agents of APP: read requests, call the model, send tool calls out, answer."""
     from anabranch.agent_role import serve_agent
 
-    app, settings = _app(common, reference), common.settings
+    app, settings = common.app(reference), common.settings
     log.info("agent worker of namespace %s at %s", common.namespace(app).name, settings.kafka.bootstrap)
     serving = serve(lambda shutdown: serve_agent(app, settings, shutdown), settings.worker.drain_s)
     return _ended(frame.run_async(serving), "model call", "another worker makes it again")
@@ -67,18 +66,12 @@ def tool(common: frame.Frame, reference: str, queue: str) -> int:
     """Run the tools of APP that are in one queue. It needs no key for the model."""
     from anabranch.tool_role import serve_tools
 
-    app, settings = _app(common, reference), common.settings
+    app, settings = common.app(reference), common.settings
     where = common.namespace(app).name, settings.kafka.bootstrap
     log.info("tool worker of queue %s of namespace %s at %s", queue, *where)
     serving = serve(lambda shutdown: serve_tools(app, queue, settings, shutdown), settings.worker.drain_s)
     again = "another worker executes it again, or ends it as unknown if its tool is at most once"
     return _ended(frame.run_async(serving), "tool call", again)
-
-
-def _app(common: frame.Frame, reference: str) -> App:
-    app = common.app(reference)
-    assert app is not None, "the argument is required"
-    return app
 
 
 def _ended(abandoned: int, what: str, then: str) -> int:
