@@ -53,7 +53,8 @@ from anabranch.wording import counted
 log = logging.getLogger(__name__)
 
 CONNECT_S: Final = 15.0
-"""How long the first connection may take."""
+QUIET_S: Final = 2.0
+"""How long the first connection may take, and after how long it is told of: whoever waits is to know for whom."""
 ANSWER_S: Final = 10.0
 """How long one broker is waited for: there is time to ask another."""
 DEADLINE_S: Final = 30.0
@@ -92,6 +93,8 @@ class Admin:
         self._client: Any = None  # `Any`, because most methods of the client have no types
 
     async def __aenter__(self) -> Self:
+        where, say_so = self._settings.bootstrap, "Kafka at %s has not answered for %g s: still trying"
+        silence = asyncio.get_running_loop().call_later(QUIET_S, log.warning, say_so, where, QUIET_S)
         try:
             self._client = AIOKafkaAdminClient(**self._arguments, request_timeout_ms=int(ANSWER_S * 1000))
             Silent(self._client._client).leave_who_is_late()
@@ -103,6 +106,8 @@ class Admin:
         except BaseException:
             await self._close()
             raise
+        finally:
+            silence.cancel()
         return self
 
     async def __aexit__(
