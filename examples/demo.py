@@ -26,13 +26,14 @@ import click  # noqa: E402
 from examples.demo_processes import Children  # noqa: E402
 from examples.shop_data import make_database  # noqa: E402
 
-from anabranch.cli import frame, portrait  # noqa: E402
-from anabranch.cli.enrich import Outcome, Source, enrich_file, print_outcome  # noqa: E402
-from anabranch.cli.enrichment import Order, Stop  # noqa: E402
+from anabranch.cli import frame, output  # noqa: E402
+from anabranch.cli.commands.enrich import Outcome, Source, enrich_file, print_outcome  # noqa: E402
+from anabranch.cli.enriching.enrichment import Order, Stop  # noqa: E402
+from anabranch.cli.enriching.outfile import OutFile  # noqa: E402
+from anabranch.cli.enriching.records import Recipe, Template  # noqa: E402
 from anabranch.cli.loglines import log_to_stderr  # noqa: E402
-from anabranch.cli.logs import RunLog  # noqa: E402
-from anabranch.cli.outfile import OutFile  # noqa: E402
-from anabranch.cli.records import Recipe, Template  # noqa: E402
+from anabranch.cli.picture import portrait  # noqa: E402
+from anabranch.cli.picture.logs import RunLog  # noqa: E402
 from anabranch.client import Client  # noqa: E402
 from anabranch.config import Settings  # noqa: E402
 from anabranch.errors import AnabranchError, ConfigError  # noqa: E402
@@ -90,7 +91,7 @@ def demo(model: str, records: int | None, concurrency: int | None, build: Path) 
     plan = Plan(model, records, wanted, build.absolute())
     if plan.is_real:
         _check_key()
-        frame.say(f"This calls {model} with your key, about {3 * (records or 200)} times: it costs money.")
+        output.say(f"This calls {model} with your key, about {3 * (records or 200)} times: it costs money.")
     return frame.run_async(_guarded(plan))
 
 
@@ -129,7 +130,7 @@ async def _demo(plan: Plan, stop: Stop, busy: asyncio.Event) -> int:
         client = await stack.enter_async_context(Client(NAMESPACE, broker.kafka))
         busy.set()
         order = Order("analyst", plan.concurrency, drain_s=DRAIN_S)
-        console = frame.stderr()
+        console = output.stderr()
         work = enrich_file(source, plan.recipe, plan.out, order, client, console, stop)
         outcome = await broker.guard(work)
         print_outcome(console, outcome, source, _near(plan.out), AGAIN)
@@ -159,13 +160,13 @@ def _start_afresh_if_complete(plan: Plan, source: Source) -> None:
     except AnabranchError:
         there = None  # of another model, or not ours
     if there is not None and there < (source.count() or 0):
-        frame.say(
+        output.say(
             f"Going on with {_near(plan.out)}: {counted(there, 'record is', 'records are')} there." if there else ""
         )
         return
     before = plan.out.with_suffix(".before.jsonl")
     plan.out.replace(before)
-    frame.say(f"The answers of last time are now in {_near(before)}.")
+    output.say(f"The answers of last time are now in {_near(before)}.")
 
 
 # --- the processes ------------------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ async def _start(plan: Plan, stack: AsyncExitStack) -> Guarded:
             "ANTHROPIC_API_KEY": "none-needed",
         }
     await _start_workers(children, env)
-    frame.say("Waiting until the workers have joined their groups: this broker takes 5 seconds for that.")
+    output.say("Waiting until the workers have joined their groups: this broker takes 5 seconds for that.")
     await guarded.guard(_until_ready(kafka))
     return guarded
 
@@ -276,7 +277,7 @@ async def _until_ready(broker: Broker) -> None:
 
 async def _show_one(plan: Plan, broker: Broker) -> None:
     """The waterfall of the run whose answer stands last."""
-    console = frame.stderr()
+    console = output.stderr()
     async with RunLog.opened(broker, NAMESPACE, _last_run_id(plan.out), "begin") as log:
         run = await log.catch_up()
     if run is not None:
@@ -294,7 +295,7 @@ def _last_run_id(out: Path) -> str:
 
 def _last_words(plan: Plan, outcome: Outcome) -> int:
     if not outcome.stopped:
-        frame.say(
+        output.say(
             f"""
 The answers  {_near(plan.out)}
 The code     examples/shop.py: four tools and an agent
@@ -307,7 +308,7 @@ Try next     .venv/bin/anabranch dev examples/shop.py --script examples/shop_mod
 
 
 def _tell(name: str, text: str) -> None:
-    frame.say(f"  {name:<13} {text}")
+    output.say(f"  {name:<13} {text}")
 
 
 def _near(path: Path) -> Path:

@@ -18,7 +18,7 @@ import yaml
 from tests.support.chart import CHART, MINIMAL, Values, container, environment, pods, render, value_sets
 
 from anabranch import config
-from anabranch.cli.worker import GRACE_S
+from anabranch.cli.commands.worker import GRACE_S
 from anabranch.environment import _PREFIXES, load
 from anabranch.topics import Namespace
 

@@ -23,7 +23,7 @@ from tests.support.commands import parsed
 from tests.support.instruments import COMPOSE, module_folder, promtool, run
 from tests.support.kafka_sources import kafka_version
 
-from anabranch.cli.worker import GRACE_S
+from anabranch.cli.commands.worker import GRACE_S
 from anabranch.declarations.loading import load_app
 from anabranch.environment import load
 

@@ -14,8 +14,8 @@ from tests.support.fleet import fleet, settings_for
 from tests.support.wait import until
 
 from anabranch import App
-from anabranch.cli.attempts import Made
-from anabranch.cli.logs import RunLog
+from anabranch.cli.picture.attempts import Made
+from anabranch.cli.picture.logs import RunLog
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.prices import Price
 from anabranch.testing import Answer, Reply, prompt_of, text, thinking, tool_use, turn_of

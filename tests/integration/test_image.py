@@ -138,7 +138,7 @@ def by_docker(folder: Path) -> str:
     subprocess.run(["docker", "build", "--quiet", "--tag", tag, str(ROOT)], check=True, capture_output=True)
     try:
         restricted = ["docker", "run", "--rm", "--read-only", "--cap-drop=ALL", "--network=none"]
-        loaded = [*restricted, "--entrypoint=python", tag, "-v", "-c", "import anabranch.cli.worker"]
+        loaded = [*restricted, "--entrypoint=python", tag, "-v", "-c", "import anabranch.cli.commands.worker"]
         assert not re.search(
             r"code object from /.*\.py$",
             subprocess.run(loaded, check=True, capture_output=True, text=True).stderr,

@@ -1,6 +1,6 @@
 """What the commands show of an answer that is not in the log: fetched where the store is, or why it was not.
 
-Responsible for: `cli/sealed.py` and what `cli/portrait.py` makes of it. Must never: open a connection.
+Responsible for: `cli/picture/sealed.py` and what `cli/picture/portrait.py` makes of it. Must never: open a connection.
 Called by: pytest.
 """
 
@@ -21,8 +21,8 @@ from anabranch import references
 from anabranch.agent.reply.referring import referring
 from anabranch.agent.state import Run
 from anabranch.cli.frame import Frame
-from anabranch.cli.portrait import words_in
-from anabranch.cli.sealed import Told, told
+from anabranch.cli.picture.portrait import words_in
+from anabranch.cli.picture.sealed import Told, told
 from anabranch.config import StoreSettings
 from anabranch.errors import ConfigError
 from anabranch.messages import RunError

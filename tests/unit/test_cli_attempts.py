@@ -11,10 +11,10 @@ from tests.unit.test_cli_waterfall import T0, Log, spans
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.cli import portrait
-from anabranch.cli.attempts import Attempts, Made
-from anabranch.cli.steps import facts, told
-from anabranch.cli.waterfall import draw, waterfall
+from anabranch.cli.picture import portrait
+from anabranch.cli.picture.attempts import Attempts, Made
+from anabranch.cli.picture.steps import facts, told
+from anabranch.cli.picture.waterfall import draw, waterfall
 
 BUSY = e.Tried("sonnet", T0 + 0.5, 0.1, "overload", "529: Overloaded")
 CUT = e.Tried("sonnet", T0 + 1.0, 2.0, "broken", "the stream ended in the middle of the reply")

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from tests.support.wait import until
 
-from anabranch.cli.enrichment import Enrichment, Order, Stop, at_hand, waited_for
-from anabranch.cli.outfile import OutFile, line_of
-from anabranch.cli.records import BadLine, Recipe, Record, Template, jobs
-from anabranch.cli.tally import Tally
+from anabranch.cli.enriching.enrichment import Enrichment, Order, Stop, at_hand, waited_for
+from anabranch.cli.enriching.outfile import OutFile, line_of
+from anabranch.cli.enriching.records import BadLine, Recipe, Record, Template, jobs
+from anabranch.cli.enriching.tally import Tally
 from anabranch.errors import (
     AnabranchError,
     BrokerError,

@@ -21,7 +21,8 @@ from rich.console import Console
 from tests.support import builders as b
 from tests.support.desk import Desk
 
-from anabranch.cli import anabranch, deadletters, dev, frame, runs
+from anabranch.cli import anabranch, figures, frame, output
+from anabranch.cli.commands import deadletters, dev, runs
 from anabranch.deadletters import KEPT
 from anabranch.environment import sources
 from anabranch.errors import AnabranchError, BrokerError, ConfigError
@@ -111,7 +112,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], io.StringIO]:
     def of_width(width: int) -> io.StringIO:
         file = io.StringIO()
         console = Console(file=file, width=width, force_terminal=True, color_system=None)
-        monkeypatch.setattr(frame, "stdout", lambda: console)
+        monkeypatch.setattr(output, "stdout", lambda: console)
         return file
 
     return of_width
@@ -124,7 +125,7 @@ def test_what_names_a_row_is_kept_whole_if_that_leaves_room_to_the_rest(
     columns, row = ("origin", "time", ">size", "reason"), (origin, "2026-01-01 00:00:00Z", "123456 B", reason)
     for width, whole in ((60, False), (61, True), (80, True)):
         file = terminal(width)
-        frame.print_table(columns, [row])
+        output.print_table(columns, [row])
         shown = file.getvalue()
         assert (origin in shown) is whole
         assert shown.count("read") == 9, "nothing is left out"
@@ -136,29 +137,29 @@ def test_where_no_column_has_room_each_cell_has_a_line(
 ) -> None:
     columns, rows = ("run", "status", ">took", ">turns"), [("r1", "ok\x1b[2J", "1 s", 2), ("r2", "failed", "2 s", 9)]
     file = terminal(35)
-    frame.print_table(columns, rows)
+    output.print_table(columns, rows)
     lines = [line.split() for line in file.getvalue().splitlines()]
     one = [["run", "r1"], ["status", "ok?[2J"], ["took", "1", "s"], ["turns", "2"]]
     assert lines == [*one, [], ["run", "r2"], ["status", "failed"], ["took", "2", "s"], ["turns", "9"]]
     file = terminal(36)
-    frame.print_table(columns, rows)
+    output.print_table(columns, rows)
     assert "─" in file.getvalue(), "there it is a table"
     terminal(20)
-    frame.print_table(columns, [], empty="none")
+    output.print_table(columns, [], empty="none")
     assert capsys.readouterr().err == "none\n"
 
 
 def test_lines_that_go_into_a_file_end_where_their_words_do(capsys: pytest.CaptureFixture[str]) -> None:
-    frame.print_table(("run", "why"), [("r1", "short"), ("r2", "long " * 50 + "x")])
+    output.print_table(("run", "why"), [("r1", "short"), ("r2", "long " * 50 + "x")])
     lines = capsys.readouterr().out.splitlines()
     assert [line.rstrip() for line in lines] == lines
     assert len(lines) == 3
 
 
 def test_a_list_says_that_there_is_more(capsys: pytest.CaptureFixture[str]) -> None:
-    frame.say_left_out(0, "run")
-    frame.say_left_out(1, "run")
-    frame.say_left_out(5, "dead letter")
+    output.say_left_out(0, "run")
+    output.say_left_out(1, "run")
+    output.say_left_out(5, "dead letter")
     said = capsys.readouterr().err.splitlines()
     assert said == [
         "(1 older run not shown: --limit N shows more)",
@@ -239,16 +240,16 @@ def test_a_command_that_only_opens_seals_needs_no_store_where_there_are_no_keys(
     ("seconds", "text"), [(-1, "0 s"), (3, "3 s"), (89, "89 s"), (600, "10 min"), (7200, "2 h"), (864_000, "10 d")]
 )
 def test_a_duration_is_short(seconds: float, text: str) -> None:
-    assert frame.ago(seconds) == text
+    assert figures.ago(seconds) == text
 
 
 def test_a_time_is_the_users_own_and_todays_has_no_date(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "Etc/GMT-2")
         time.tzset()
-        assert frame.moment(0.0) == frame.moment(0.0, brief=True) == "1970-01-01 02:00:00"
+        assert figures.moment(0.0) == figures.moment(0.0, brief=True) == "1970-01-01 02:00:00"
         now = time.time()
-        assert frame.moment(now).endswith(f" {frame.moment(now, brief=True)}")
+        assert figures.moment(now).endswith(f" {figures.moment(now, brief=True)}")
     time.tzset()
 
 

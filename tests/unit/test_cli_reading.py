@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from anabranch.cli.reading import HowFar
+from anabranch.cli.reading import HowFar, Newest
 from anabranch.codec import Record
 from anabranch.kafka.seam import Place
 
@@ -58,3 +58,10 @@ def test_an_empty_topic_is_nothing_to_wait_for() -> None:
 def test_it_says_nothing_where_nobody_looks_or_what_does_not_take_long() -> None:
     assert said(At(20, 10, 0), 80, 10, 0, terminal=False) == ""
     assert said(At(20, 10, 0), 80, 10, 0, quiet_s=3600.0) == ""
+
+
+def test_the_newest_are_kept_and_the_others_counted() -> None:
+    newest = Newest[str](3)
+    for at, what, name in ((2.0, "c", "y"), (1.0, "a", ""), (2.0, "b", "x"), (3.0, "d", ""), (3.0, "e", "")):
+        newest.take(at, what, name)
+    assert (newest.first_to_last(), newest.left_out) == (["c", "d", "e"], 2)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from anabranch.cli.records import (
+from anabranch.cli.enriching.records import (
     CELL_BYTES,
     BadLine,
     Job,

@@ -1,6 +1,6 @@
 """What `anabranch tools` says of the limits in force, and `anabranch workers` of those that are dead.
 
-Responsible for: the rows of `cli/registered.py`. Must never: need a broker. Called by: pytest.
+Responsible for: the rows of `cli/commands/registered.py`. Must never: need a broker. Called by: pytest.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from anabranch.cli import anabranch, frame, registered
-from anabranch.cli.registered import _tool
+from anabranch.cli import anabranch, frame
+from anabranch.cli.commands import registered
+from anabranch.cli.commands.registered import _tool
 from anabranch.registry import Registry
 from anabranch.specs import LimitSpec, ToolSpec, WorkerInfo
 

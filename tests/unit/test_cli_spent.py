@@ -15,7 +15,7 @@ from tests.support import builders as b
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.cli.spent import UNKNOWN, By, Ledger, Row, by_turn, lines
+from anabranch.cli.spent import UNKNOWN, By, Ledger, Row
 
 USED = m.Usage(10, 2, 30, 4, 0.5)
 
@@ -113,18 +113,3 @@ def test_what_cannot_be_read_is_nobodys() -> None:
     ledger.take(broken)
     ledger.take(b.record(b.replied(usage=USED), 1))
     assert [row.name for row in ledger.rows] == [UNKNOWN]
-
-
-def test_a_run_is_told_by_turn() -> None:
-    run = b.run_after(
-        b.discarded(usage=USED), b.calls(usage=USED), b.returned(), b.replied(turn=2, usage=m.Usage(5, 6))
-    )
-    assert by_turn(run) == [("turn 1", USED), ("turn 2", m.Usage(5, 6)), ("thrown away", USED)]
-    head, first, second, lost = (" ".join(line.plain.split()) for line in lines(run))
-    assert head == "tokens in cached out cost"
-    assert (first, second) == ("turn 1 44 30 2 $0.5000", "turn 2 5 - 6 $0.0000")
-    assert lost == "thrown away 44 30 2 $0.5000"
-
-
-def test_nothing_is_said_of_nothing() -> None:
-    assert list(lines(b.run_after())) == []

@@ -8,7 +8,7 @@ import pytest
 from tests.support import builders as b
 
 from anabranch.agent.state import Result
-from anabranch.cli.steps import told
+from anabranch.cli.picture.steps import told
 from anabranch.events import CallResult
 
 UNREADABLE = b'{"content":"x","started_at":"noon"}'

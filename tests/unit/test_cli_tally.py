@@ -1,6 +1,6 @@
 """What the summary of an enrichment says of its runs: what is not known is never told as nothing.
 
-Responsible for: `cli/tally.py`.
+Responsible for: `cli/enriching/tally.py`.
 Must never: run an enrichment.
 Called by: pytest.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from anabranch.cli.tally import Tally, facts
+from anabranch.cli.enriching.tally import Tally, facts
 from anabranch.messages import RunError, RunResponse, TotalUsage, Usage
 
 

@@ -17,8 +17,9 @@ from tests.support import builders as b
 
 from anabranch import messages as m
 from anabranch.agent.state import Run
-from anabranch.cli import frame, portrait, steps
+from anabranch.cli import output
 from anabranch.cli.loglines import JsonLine, OneLine
+from anabranch.cli.picture import portrait, steps
 from anabranch.cli.terminal import printable, printable_json
 from anabranch.events import RunEvent
 
@@ -71,9 +72,9 @@ def test_a_run_is_shown_and_replayed_without_obeying_it(event: Any) -> None:
 
 
 def test_messages_and_tables_and_json_obey_nobody(capsys: pytest.CaptureFixture[str]) -> None:
-    frame.say(EVIL)
-    frame.print_table(("name",), [(EVIL,)])
-    frame.print_json({"x": EVIL})
+    output.say(EVIL)
+    output.print_table(("name",), [(EVIL,)])
+    output.print_json({"x": EVIL})
     told = capsys.readouterr()
     assert is_harmless(told.out + told.err)
     assert "abc" in told.err
@@ -84,7 +85,7 @@ def test_an_answer_is_made_printable_on_a_terminal_alone(terminal: bool, monkeyp
     file = io.StringIO()
     file.isatty = lambda: terminal  # type: ignore[method-assign]
     monkeypatch.setattr("sys.stdout", file)
-    frame.print_answer("a\x9bb\u200dc")
+    output.print_answer("a\x9bb\u200dc")
     assert file.getvalue() == ("a?b\u200dc\n" if terminal else "a\x9bb\u200dc\n")
 
 

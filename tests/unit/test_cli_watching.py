@@ -14,8 +14,8 @@ from tests.support import builders as b
 
 from anabranch import log_events as e
 from anabranch import messages as m
-from anabranch.cli.logs import RunLog
-from anabranch.cli.watching import Watch
+from anabranch.cli.picture.logs import RunLog
+from anabranch.cli.picture.watching import Watch
 from anabranch.codec import Record
 from anabranch.kafka.seam import Place
 

@@ -15,9 +15,9 @@ from anabranch.agent import fold
 from anabranch.agent.answer import response
 from anabranch.agent.reply.referring import referring
 from anabranch.agent.state import Partition, Run
-from anabranch.cli import portrait
-from anabranch.cli.steps import changes, facts, named, told
-from anabranch.cli.waterfall import Bar, Row, Waterfall, clamped, draw, legend, waterfall
+from anabranch.cli.picture import portrait
+from anabranch.cli.picture.steps import changes, facts, named, told
+from anabranch.cli.picture.waterfall import Bar, Row, Waterfall, clamped, draw, legend, waterfall
 
 T0 = 1_000_000.0
 

@@ -1,6 +1,7 @@
 """A worker that cannot go on says so at once, and its process ends, even if what it has cancelled does not.
 
-Responsible for: `tasks.Group`, `alongside`, what the tool role makes of them, and the deadline of `cli/worker.py`.
+Responsible for: `tasks.Group`, `alongside`, what the tool role makes of them, and the deadline of
+`cli/commands/worker.py`.
 Must never: start a process (tests/acceptance/test_cli_workers). Called by: pytest.
 """
 
@@ -23,7 +24,7 @@ from tests.support.wait import until
 from anabranch import App, agent_role
 from anabranch.agent.model.seam import Model
 from anabranch.agent_role import serve_agent
-from anabranch.cli import worker as module
+from anabranch.cli.commands import worker as module
 from anabranch.cli.frame import run_async
 from anabranch.codec import Outgoing
 from anabranch.errors import Forbidden

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from tests.support.described import read
 
 from anabranch import DefinitionError
@@ -36,6 +37,10 @@ def sentinel(x: Any = object()) -> None: ...  # noqa: B008
 def endless(x: float = float("inf")) -> None: ...
 def unicode(größe: int) -> None: ...
 def pattern(x: Annotated[str, Field(pattern="(")]) -> None: ...
+def text_for_number(x: int = "7") -> None: ...  # type: ignore[assignment]
+def number_for_some(x: str | dt.date | None = 7) -> None: ...  # type: ignore[assignment]
+def none_of_them(x: Literal["a", "b"] = "c") -> None: ...  # type: ignore[assignment]
+def described_number(x: Annotated[bool, Field(description="d")] = 1) -> None: ...  # type: ignore[assignment]
 def field_default(x: int = Field(ge=1)) -> None: ...
 def class_variable(x: ClassVar[int]) -> None: ...  # type: ignore[misc]
 def more_than_text(x: Annotated[str, Field(gt=3)] | None = None) -> None: ...
@@ -56,6 +61,10 @@ def patterned(x: Annotated[list[int], Field(pattern="a")]) -> None: ...
         (nowhere, "'Missing'.*TYPE_CHECKING"),
         (sentinel, "default.*'x' cannot be written as JSON"),
         (endless, "default inf.*'x'"),
+        (text_for_number, "default '7' of the parameter 'x' is not of its type, int: change one"),
+        (number_for_some, "default 7 of the parameter 'x' is not of its type"),
+        (none_of_them, "default 'c' of the parameter 'x' is not of its type"),
+        (described_number, "default 1 of the parameter 'x' is not of its type"),
         (unicode, "'größe' must be named"),
         (pattern, "'x'.*unclosed group"),
         (
@@ -73,6 +82,22 @@ def test_what_the_model_cannot_be_told_is_refused_with_the_parameters_name(
 ) -> None:
     with pytest.raises(DefinitionError, match=told):
         read(function)
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+def short(x: Annotated[str, Field(min_length=1)] = "") -> None: ...
+def of_an_enumeration(x: Colour = Colour.RED, y: Colour = "red") -> None: ...  # type: ignore[assignment]
+def wider(x: float = 1, y: int | None = 2, z: Any = "z") -> None: ...
+def parsed(x: Annotated[int, BeforeValidator(int), WithJsonSchema({"type": "string"})] = 7) -> None: ...
+
+
+@pytest.mark.parametrize("function", [short, of_an_enumeration, wider, parsed])
+def test_a_default_of_the_type_is_taken_as_it_is(function: Callable[..., Any]) -> None:
+    """Also one that no model could give: it may mean that nothing was given."""
+    read(function)
 
 
 @pytest.mark.parametrize("hint", [ClassVar[int], Annotated[ClassVar[int], "note"]])

@@ -13,7 +13,7 @@ from typing import cast
 
 from anabranch.bodies import dump
 from anabranch.errors import InvalidRequest, WireError
-from anabranch.fields import LANES, Json, Lane, is_name
+from anabranch.fields import LANES, NAME_SAID, Json, Lane, is_name
 from anabranch.messages import RunRequest
 from anabranch.units import UnitError, duration
 
@@ -53,9 +53,7 @@ def lane(name: Lane) -> Lane:
 def a_run(run_id: str) -> str:
     """The id of a run."""
     if not isinstance(cast(object, run_id), str) or not is_name(run_id):
-        raise InvalidRequest(
-            f"run_id: {run_id!r} must be the id of a run, 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':', '-'"
-        )
+        raise InvalidRequest(f"run_id: {run_id!r} must be the id of a run, {NAME_SAID}")
     return run_id
 
 

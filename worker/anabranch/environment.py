@@ -132,7 +132,7 @@ def _read_secrets(data: dict[str, Any]) -> None:
     for section, kind in _sections():
         table = data.get(section, {})
         for name in [item.name for item in fields(kind) if item.metadata.get("secret") and item.name + _FILE in table]:
-            variable, file = _PREFIXES[section] + name.upper(), table.pop(name + _FILE)
+            variable, file = _variable(section, name), table.pop(name + _FILE)
             if name in table:
                 raise ConfigError(f"both {variable} and {variable}_FILE are set: take one of them away")
             table[name] = _secret(variable + "_FILE", file)

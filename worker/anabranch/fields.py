@@ -12,6 +12,7 @@ from pydantic import Field
 
 NAME_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+NAME_SAID: Final = "1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-'"
 _NAME = re.compile(NAME_PATTERN, re.ASCII)
 REFERENCE_PATTERN = r"^sha256:[0-9a-f]{64};[0-9]{1,12}$"
 Reference = Annotated[str, Field(pattern=REFERENCE_PATTERN)]

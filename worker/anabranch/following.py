@@ -80,7 +80,7 @@ class Ears:
             raise self._refused
         if self._following is None:
             return await self._log.read(timeout_s), []
-        self._reading = self._reading or asyncio.create_task(self._read(timeout_s), name="log")
+        self._reading = self._reading or asyncio.create_task(self._log.read(timeout_s), name="log")
         self._listening = self._listening or asyncio.create_task(self._batches.get(), name="stream")
         await asyncio.wait({self._reading, self._listening}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         heard: list[m.StreamDelta] = []
@@ -91,9 +91,6 @@ class Ears:
             reading, self._reading = self._reading, None
             records = reading.result()
         return records, heard
-
-    async def _read(self, timeout_s: float) -> Sequence[Record]:
-        return await self._log.read(timeout_s)
 
     async def _follow(self, reply_to: m.ReplyTo | None, since: float) -> None:
         try:
@@ -186,16 +183,17 @@ class Meaning:
         self._turns, self._results, self._over = 0, 0, False
 
     def of(self, event: RunEvent, opened: Blocks | None = None) -> RunEvent:
-        run, base = event.run, (event.type, event.at, event.offset, event.event, event.run)
+        run, said, base = event.run, event.event, (event.type, event.at, event.offset, event.event, event.run)
         if run is None:
-            return Answer(*base, _rejected(event.event)) if _is_rejection(event.event) else event
+            if isinstance(said, e.RequestNoted) and said.code == "rejected":
+                return Answer(*base, m.RunResponse(said.run_id, None, None, "failed", error=said.error))
+            return event
         turns, results, over = len(run.turns), _results(run), not run.open
         is_new = run.life != self._life
         before = (0, 0, False) if is_new else (self._turns, self._results, self._over)
         self._life, self._turns, self._results, self._over = run.life, turns, results, over
         if over and not before[2]:
             return Answer(*base, response(run))
-        said = event.event
         if isinstance(said, e.ModelReplied) and turns > before[0]:
             return Turn(*base, said.turn, said.usage, said.body, said.plan, opened)
         if isinstance(said, e.ToolReturned | e.CallExpired | e.CallLost) and results > before[1]:
@@ -214,13 +212,3 @@ def _of_call(base: tuple[str, float, int, e.Event, Run | None], run: Run, call_i
         return None
     planned, result = call.planned, call.result
     return CallResult(*base, turn.number, call_id, planned.tool_use_id, planned.tool, result.outcome, result)
-
-
-def _is_rejection(event: e.Event) -> bool:
-    return isinstance(event, e.RequestNoted) and event.code == "rejected"
-
-
-def _rejected(event: e.Event) -> m.RunResponse:
-    error = event.error if isinstance(event, e.RequestNoted) else None
-    run_id = event.run_id if isinstance(event, e.RequestNoted) else ""
-    return m.RunResponse(run_id, None, None, "failed", error=error)

@@ -94,6 +94,11 @@ class Usage:
     cache_creation_input_tokens: Annotated[int, says("Tokens written to the cache")] = 0
     cost_usd: Annotated[float | None, says("Dollars; null: nobody knows, for a model has no price")] = 0.0
 
+    @property
+    def prompt_tokens(self) -> int:
+        """All that were read: at full price, from the cache, or into it."""
+        return self.input_tokens + self.cache_read_input_tokens + self.cache_creation_input_tokens
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.input_tokens + other.input_tokens,

@@ -17,19 +17,19 @@ import click
 from anabranch.cli import frame
 
 _COMMANDS = (
-    frame.Lazy("dev", "anabranch.cli.dev:dev", "Broker, agents and tools in one process."),
-    frame.Lazy("worker", "anabranch.cli.worker:worker", "Run one role: agent or tool."),
-    frame.Lazy("topics", "anabranch.cli.topics:topics", "Compare the topics with what an App needs; create and alter."),
-    frame.Lazy("run", "anabranch.cli.run:run", "Submit one run, watch its steps, print its answer."),
-    frame.Lazy("enrich", "anabranch.cli.enrich:enrich", "One run for each record of a JSONL or CSV file."),
-    frame.Lazy("runs", "anabranch.cli.runs:runs", "List, show, watch, cancel and replay runs."),
-    frame.Lazy("usage", "anabranch.cli.usage:usage", "Tokens and dollars by agent, tenant or model."),
-    frame.Lazy("agents", "anabranch.cli.registered:agents", "The agents that are registered."),
-    frame.Lazy("tools", "anabranch.cli.registered:tools", "The tools that are registered."),
-    frame.Lazy("workers", "anabranch.cli.registered:workers", "The workers, and whether they are alive."),
-    frame.Lazy("dlq", "anabranch.cli.deadletters:dlq", "Look at dead letters, and replay them."),
-    frame.Lazy("keys", "anabranch.cli.keys:keys", "The tenants' keys: list and make them, forget a tenant."),
-    frame.Lazy("config", "anabranch.cli.config:config", "The settings in force, secrets masked."),
+    frame.Lazy("dev", "dev:dev", "Broker, agents and tools in one process."),
+    frame.Lazy("worker", "worker:worker", "Run one role: agent or tool."),
+    frame.Lazy("topics", "topics:topics", "Compare the topics with what an App needs; create and alter."),
+    frame.Lazy("run", "run:run", "Submit one run, watch its steps, print its answer."),
+    frame.Lazy("enrich", "enrich:enrich", "One run for each record of a JSONL or CSV file."),
+    frame.Lazy("runs", "runs:runs", "List, show, watch, cancel and replay runs."),
+    frame.Lazy("usage", "usage:usage", "Tokens and dollars by agent, tenant or model."),
+    frame.Lazy("agents", "registered:agents", "The agents that are registered."),
+    frame.Lazy("tools", "registered:tools", "The tools that are registered."),
+    frame.Lazy("workers", "registered:workers", "The workers, and whether they are alive."),
+    frame.Lazy("dlq", "deadletters:dlq", "Look at dead letters, and replay them."),
+    frame.Lazy("keys", "keys:keys", "The tenants' keys: list and make them, forget a tenant."),
+    frame.Lazy("config", "config:config", "The settings in force, secrets masked."),
 )
 
 

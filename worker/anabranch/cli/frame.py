@@ -1,9 +1,9 @@
-"""What all commands have in common: options, settings, output, exit statuses.
+"""What all commands have in common: options, settings, exit statuses, and how one is run.
 
 The statuses: 0 for success, 1 for a failure that is explained on stderr, 2 for wrong usage, 130 after Ctrl-C.
-A command returns its status, or None for 0, and raises an `AnabranchError` for what the user can mend. Results go
-to stdout and nothing else does; messages and logs go to stderr. Must never import anything slow at its head:
-`anabranch --help` comes through here. Called by every file of this folder.
+A command returns its status, or None for 0, and raises an `AnabranchError` for what the user can mend. What it prints
+goes through `output.py`. Must never import anything slow at its head: `anabranch --help` comes through here. Called by
+every command.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cached_property, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
@@ -25,14 +24,10 @@ import click
 from anabranch.cli.ending import Unwaited, cancel_others, is_anything_left, to_its_end
 from anabranch.cli.failures import explain
 from anabranch.cli.loglines import log_to_stderr
-from anabranch.cli.terminal import printable, printable_json
 from anabranch.errors import ConfigError
 from anabranch.security.redaction import Redaction
-from anabranch.wording import counted
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from anabranch.app import App
     from anabranch.client import Client
     from anabranch.config import Settings
@@ -54,7 +49,9 @@ INTERRUPTED: Final = 130
 
 
 class Lazy(NamedTuple):
-    """A command that is imported when it is used: `target` is module:attribute, `help` its line in the list."""
+    """A command that is imported when it is used: `target` is module:attribute in `commands/`, `help` its line in the
+    list.
+    """
 
     name: str
     target: str
@@ -76,7 +73,7 @@ class Commands(click.Group):
         if lazy is None:
             return super().get_command(ctx, name)
         module, _, attribute = lazy.target.partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        command: click.Command = getattr(importlib.import_module(f"anabranch.cli.commands.{module}"), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -115,19 +112,23 @@ class Frame:
             settings = replace(settings, worker=replace(settings.worker, namespace=self.namespace_option))
         return settings
 
-    def app(self, reference: str | None = None) -> App | None:
-        """The App at `reference`, or that of --app; None if neither is given. Raises `AppNotFound`."""
+    def app(self, reference: str) -> App:
+        """The App at `reference`. Raises `AppNotFound`."""
         from anabranch.declarations.loading import load_app
 
-        reference = reference or self.app_option
-        return load_app(reference) if reference is not None else None
+        return load_app(reference)
+
+    @property
+    def named_app(self) -> App | None:
+        """The App of --app, if that is given. Raises `AppNotFound`."""
+        return self.app(self.app_option) if self.app_option is not None else None
 
     def namespace(self, app: App | None = None) -> Namespace:
         """The one that is set, or that of `app` or --app. Raises `ConfigError` if there is none."""
         from anabranch.topics import Namespace
 
         name = self.settings.worker.namespace
-        if name is None and (app := app or self.app()) is not None:
+        if name is None and (app := app or self.named_app) is not None:
             name = app.namespace
         if name is None:
             raise ConfigError("no namespace: give --namespace NAME or --app APP, or set ANABRANCH_NAMESPACE")
@@ -155,7 +156,7 @@ class Frame:
         """The keys of the settings, or of --app, and the store; without keys none is opened."""
         from anabranch.security.sealing import NO_SEALING, opened
 
-        app, settings = self.app(), self.settings.sealing
+        app, settings = self.named_app, self.settings.sealing
         keys = app.keys if app is not None else None
         if keys is None and settings.keys is None:
             return NO_SEALING
@@ -167,7 +168,7 @@ class Frame:
 
         settings = self.settings
         worker = replace(settings.worker, namespace=self.namespace().name)
-        return Client.for_app(self.app(), settings=replace(settings, worker=worker), broker=self.broker())
+        return Client.for_app(self.named_app, settings=replace(settings, worker=worker), broker=self.broker())
 
 
 _CONFIG = click.option(
@@ -222,6 +223,19 @@ def _warn_of_misspelt() -> None:
         log.warning("%s is no setting and has no effect: did you mean %s?", variable, meant)
 
 
+class Name(click.ParamType[str]):
+    """What can be the id of a run, or the name of an agent or a tenant."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from anabranch.fields import NAME_SAID, is_name
+
+        if not is_name(value):
+            self.fail(f"{value!r} is none: {NAME_SAID}", param, ctx)
+        return value
+
+
 class Duration(click.ParamType[str]):
     """Such as 90s or 10m, as it was written. Nothing and less are no time to do anything in."""
 
@@ -237,103 +251,6 @@ class Duration(click.ParamType[str]):
         if seconds <= 0:
             self.fail(f"{value!r} leaves no time at all", param, ctx)
         return value
-
-
-# --- output -----------------------------------------------------------------------------------------------------
-
-
-def stdout() -> Console:
-    """For results. Colours and boxes on a terminal alone; elsewhere no line is wrapped or cut."""
-    return _console(sys.stdout)
-
-
-def stderr() -> Console:
-    """For messages, progress and whatever else is not the result."""
-    return _console(sys.stderr)
-
-
-def _console(file: Any) -> Console:
-    from rich.console import Console
-
-    width = None if file.isatty() else 100_000
-    return Console(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=not file.isatty())
-
-
-LEAST: Final = 9
-"""Columns of a terminal that each further column of a table has at least, its margin included."""
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
-    """A table on stdout. A cell is a rich `Text`, or anything else: then its text, made printable.
-
-    A column whose name begins with ">" is right-justified. The first, which names the row and is what people copy, is
-    kept whole if that leaves some room to the others; where no column has room, each cell has a line. Without rows,
-    `empty` goes to stderr.
-    """
-    from rich import box
-    from rich.table import Table
-
-    from anabranch.cli.narrow import cell, upright
-
-    console, lines = stdout(), list(rows)
-    if not lines:
-        return say(empty)
-    if console.width < LEAST * len(columns):
-        return console.print(upright([column.removeprefix(">") for column in columns], lines))
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, header_style="bold")
-    rest = console.width - max(len(str(line[0])) for line in lines)
-    for number, column in enumerate(columns):
-        right, name = column.startswith(">"), column.removeprefix(">")
-        whole = number == 0 and rest >= LEAST * (len(columns) - 1)
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=whole)
-    for line in lines:
-        table.add_row(*map(cell, line))
-    if console.is_terminal:
-        return console.print(table)
-    with console.capture() as written:
-        console.print(table)
-    return click.echo("\n".join(line.rstrip() for line in written.get().splitlines()))
-
-
-def print_json(value: Any) -> None:
-    """Any plain value or dataclass as JSON on stdout; a list is one array."""
-    import orjson
-
-    flags = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
-    sys.stdout.write(printable_json(orjson.dumps(value, default=str, option=flags).decode()))
-
-
-def print_answer(text: str) -> None:
-    """What a run said, on stdout: as it is, but on a terminal made printable."""
-    click.echo(printable(text) if sys.stdout.isatty() else text)
-
-
-def say(message: str) -> None:
-    """A message for the user, on stderr."""
-    if message:
-        click.echo(printable(message), err=True)
-
-
-def say_left_out(many: int, what: str) -> None:
-    """That a list shows the newest alone, if there are others."""
-    if many:
-        say(f"({counted(many, f'older {what}')} not shown: --limit N shows more)")
-
-
-def ago(seconds: float) -> str:
-    """A duration in at most two figures and a unit: `3 s`, `12 min`, `5 h`, `3 d`."""
-    seconds = max(0.0, seconds)
-    for limit, unit, size in ((90.0, "s", 1), (5400.0, "min", 60), (129_600.0, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
-
-
-def moment(at: float, *, brief: bool = False) -> str:
-    """Epoch seconds in the user's time zone; `brief` leaves out today's date."""
-    when = datetime.fromtimestamp(at, UTC).astimezone()
-    today = datetime.now(UTC).astimezone().date()
-    return when.strftime("%H:%M:%S" if brief and when.date() == today else "%Y-%m-%d %H:%M:%S")
 
 
 # --- running ----------------------------------------------------------------------------------------------------

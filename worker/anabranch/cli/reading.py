@@ -1,21 +1,24 @@
 """Reads all of a topic for a command, and says on a terminal how far it is, if that takes its time.
 
 A log of a week takes minutes. Must never: say a word where stderr is no terminal, or fold what it reads. Called by
-`logs.py`, `usage.py` and `deadletters.py`.
+`picture/logs.py`, and by the commands `usage` and `dlq`.
 """
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from anabranch.cli import frame
+from anabranch.cli import output
 from anabranch.codec import Record
 from anabranch.kafka.seam import Broker, Place, Reader
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+T = TypeVar("T")
 
 POLL_S: Final = 0.5
 QUIET_S: Final = 1.0
@@ -27,11 +30,33 @@ async def whole(broker: Broker, topic: str) -> AsyncIterator[Record]:
     places = [Place(topic, number) for number in range(await broker.partitions(topic))]
     async with broker.reader(places, "begin") as reader:
         ends = await reader.ends()
-        with HowFar(topic, reader, ends, frame.stderr()) as far:
+        with HowFar(topic, reader, ends, output.stderr()) as far:
             while any(reader.position(place) < ends[place] for place in places):
                 for record in await reader.read(POLL_S):
                     yield record
                 far.tell()
+
+
+class Newest(Generic[T]):
+    """Keeps the newest `limit` of what it is given; `left_out` are the others."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._taken = limit, 0
+        self._kept: list[tuple[float, str, int, T]] = []
+
+    def take(self, at: float, what: T, name: str = "") -> None:
+        """Of two at the same time the one counts as newer whose name is behind the other's, or that is given later."""
+        self._taken += 1
+        heapq.heappush(self._kept, (at, name, self._taken, what))
+        if len(self._kept) > self._limit:
+            heapq.heappop(self._kept)
+
+    @property
+    def left_out(self) -> int:
+        return self._taken - len(self._kept)
+
+    def first_to_last(self) -> list[T]:
+        return [what for *_, what in sorted(self._kept, key=lambda entry: entry[:3])]
 
 
 class HowFar:

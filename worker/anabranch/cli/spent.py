@@ -1,23 +1,19 @@
-"""What runs have used, and what that cost: of a whole log by agent, tenant or model, and of one run by turn. PURE.
+"""What the runs of a log have used, and what that cost, by agent, tenant or model. PURE.
 
 Of a log's records the headers are read, and of those that open a run who asked for it. What is remembered of runs is
-bounded: of one that was forgotten, or was opened before the log begins, nobody knows whose it is. Called by `usage`,
-and by `portrait` for one run.
+bounded: of one that was forgotten, or was opened before the log begins, nobody knows whose it is. Called by `usage`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import orjson
-from rich.text import Text
 
-from anabranch.agent.state import Run
 from anabranch.codec import Record, header
-from anabranch.messages import Usage
 
 UNKNOWN: Final = "(unknown)"
 KEPT: Final = 100_000
@@ -165,30 +161,3 @@ def _usage_in(record: Record) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return used if isinstance(used, dict) else None
-
-
-# --- one run ------------------------------------------------------------------------------------------------------
-
-
-def by_turn(run: Run) -> list[tuple[str, Usage]]:
-    """What each reply used, and what was thrown away."""
-    rows = [(f"turn {turn.number}", turn.usage) for turn in run.turns]
-    return [*rows, ("thrown away", run.discarded)] if run.discards else rows
-
-
-def lines(run: Run) -> Iterator[Text]:
-    """The usage by turn, as a table; nothing where nothing was used."""
-    rows = [(name, used) for name, used in by_turn(run) if used != Usage()]
-    if not rows:
-        return
-    yield Text(f"{'':<12}{'tokens in':>12}{'cached':>12}{'out':>10}{'cost':>12}", "dim")
-    for name, used in rows:
-        read = used.input_tokens + used.cache_read_input_tokens + used.cache_creation_input_tokens
-        cached = f"{used.cache_read_input_tokens:,}" if used.cache_read_input_tokens else "-"
-        line = f"{name:<12}{read:>12,}{cached:>12}{used.output_tokens:>10,}{dollars(used.cost_usd):>12}"
-        yield Text(line, "red" if name == "thrown away" else "")
-
-
-def dollars(cost: float | None) -> str:
-    """A cost for people."""
-    return "unknown" if cost is None else f"${cost:,.4f}"

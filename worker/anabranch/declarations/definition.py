@@ -284,11 +284,8 @@ def revision_of(spec: AgentSpec) -> str:
     """16 hex digits that stand for all of an agent but its revision."""
     rest = asdict(spec)
     del rest["revision"]
-    for late in (
-        "fallback",
-        "early_start",
-        "server_tools",
-    ):  # they came later, and an agent without one is what it was before
+    # They came later, and an agent without one is what it was before.
+    for late in ("fallback", "early_start", "server_tools"):
         if not rest[late]:
             del rest[late]
     return hashlib.sha256(orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

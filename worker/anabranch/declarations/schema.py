@@ -264,6 +264,8 @@ def _build(tool: str, fields: dict[str, tuple[Any, Any]]) -> tuple[type[BaseMode
     schema.setdefault("properties", {})
     _check_defaults(schema)
     check_schema(schema)
+    for hint, field in fields.values():
+        _check_type_of_default(hint, field, schema)
     return model, schema
 
 
@@ -282,6 +284,31 @@ def _check_defaults(schema: dict[str, Json]) -> None:
             json.dumps(field.get("default"), allow_nan=False)
         except ValueError as error:
             raise _Unserialisable(str(error)) from error
+
+
+def _check_type_of_default(hint: Any, field: FieldInfo, schema: Mapping[str, Json]) -> None:
+    """Refuse `days: int = "7"`, which the function would be called with, whatever its type says.
+
+    What breaks a constraint alone may be meant, and of a type with a validator nobody knows what it is made of.
+    """
+    extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    if type(field.default) not in (str, int, float, bool) or not all(isinstance(each, FieldInfo) for each in extras):
+        return
+    name = str(field.alias)
+    wanted = {**schema["properties"][name], "$defs": schema.get("$defs", {})}
+    for error in jsonschema_rs.validator_for(wanted).iter_errors(field.default):
+        if _is_of_another_type(error):
+            raise DefinitionError(
+                f"the default {field.default!r} of the parameter {name!r} is not of its type, "
+                f"{inspect.formatannotation(hint)}: change one of the two"
+            )
+
+
+def _is_of_another_type(error: jsonschema_rs.ValidationError) -> bool:
+    branches = getattr(error.kind, "context", None)
+    if branches is not None:
+        return all(any(map(_is_of_another_type, branch)) for branch in branches)
+    return error.kind.name in ("type", "enum", "const")
 
 
 # --- small things ---------------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ from anabranch.wording import counted
 log = logging.getLogger(__name__)
 
 CONNECT_S: Final = 15.0
-"""How long the first connection may take."""
+QUIET_S: Final = 2.0
+"""How long the first connection may take, and after how long it is told of: whoever waits is to know for whom."""
 ANSWER_S: Final = 10.0
 """How long one broker is waited for: there is time to ask another."""
 DEADLINE_S: Final = 30.0
@@ -97,6 +98,8 @@ class Admin:
                 log.warning("the connections for administration were not closed within %g s", STOP_S)
 
     async def _start(self) -> None:
+        where, say_so = self._settings.bootstrap, "Kafka at %s has not answered for %g s: still trying"
+        silence = asyncio.get_running_loop().call_later(QUIET_S, log.warning, say_so, where, QUIET_S)
         try:
             self._client = AIOKafkaAdminClient(**self._arguments, request_timeout_ms=int(ANSWER_S * 1000))
             Silent(self._client._client).leave_who_is_late()
@@ -104,6 +107,8 @@ class Admin:
                 await self._client.start()
         except (KafkaError, OSError, TimeoutError, ValueError) as error:
             raise await unreachable(self._arguments, error) from error
+        finally:
+            silence.cancel()
 
     async def partitions(self, topic: str) -> int:
         """How many partitions `topic` has. Raises `TopicsError` if there is no such topic."""

@@ -24,8 +24,6 @@ class RateLimits:
 
     A period that is not a minute is for tests in a hurry: replies still name the limit of a minute.
 
-    A period that is not a minute is for tests in a hurry: replies still name the limit of a minute.
-
     Raises:
         DefinitionError: a limit or the period is not above 0.
     """

@@ -92,7 +92,7 @@ def counted(turn: Turn) -> Known:
     """The conversation up to and with this reply."""
     used = _last_iteration(turn)
     cached = used.cache_read_input_tokens + used.cache_creation_input_tokens
-    return Known(used.input_tokens + cached + used.output_tokens, cached)
+    return Known(used.prompt_tokens + used.output_tokens, cached)
 
 
 def _last_iteration(turn: Turn) -> Usage:

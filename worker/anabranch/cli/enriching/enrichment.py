@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from anabranch.cli.outfile import OutFile, key_of, line_of, new_order
-from anabranch.cli.records import BadLine, Job, Try, again
-from anabranch.cli.tally import Tally
+from anabranch.cli.enriching.outfile import OutFile, key_of, line_of, new_order
+from anabranch.cli.enriching.records import BadLine, Job, Try, again
+from anabranch.cli.enriching.tally import Tally
 from anabranch.errors import InvalidRequest, ObjectLost, SealError, StoreError, StoreUnavailable, TooLarge
 from anabranch.fields import Lane
 from anabranch.messages import RunError, RunResponse

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column, Table
 from rich.text import Text
 
-from anabranch.cli import tally as t
-from anabranch.cli.tally import Tally
+from anabranch.cli.enriching import tally as t
+from anabranch.cli.enriching.tally import Tally
 from anabranch.cli.terminal import printable
 
 LINE_EVERY_S: Final = 3.0

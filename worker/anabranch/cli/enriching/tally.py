@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from anabranch.cli.figures import dollars, span
 from anabranch.messages import RunResponse
 from anabranch.wording import counted
 
@@ -68,7 +69,7 @@ class Tally:
         self.calls += calls.total
         self.failed_calls += calls.failed
         self.widest = max(self.widest, calls.widest)
-        self.input_tokens += usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens
+        self.input_tokens += usage.prompt_tokens
         self.output_tokens += usage.output_tokens
         self.cost_usd += (usage.cost_usd or 0.0) + (usage.discarded.cost_usd or 0.0)
         self.unpriced += usage.cost_usd is None or usage.discarded.cost_usd is None
@@ -96,17 +97,6 @@ def left(tally: Tally, pace: float) -> float | None:
     if tally.total is None or pace <= 0:
         return None
     return max(0, tally.total - tally.over) / pace
-
-
-def span(seconds: float) -> str:
-    """A duration for people: `0.41 s`, `12.3 s`, `4 min 05 s`, `2 h 10 min`."""
-    if seconds < 10:
-        return f"{seconds:.2f} s"
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds) // 60} min {int(seconds) % 60:02} s"
-    return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60:02} min"
 
 
 def line(tally: Tally, pace: float) -> str:
@@ -142,7 +132,7 @@ def _cost(tally: Tally) -> str:
     if not tally.cost_usd:
         return "unknown"
     beside = f", and of {counted(tally.unpriced, 'run')} it is not known" if tally.unpriced else ""
-    return f"${tally.cost_usd:,.4f}{beside}"
+    return f"{dollars(tally.cost_usd)}{beside}"
 
 
 def _why(errors: dict[str, int]) -> str:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from anabranch.agent.state import Run
-from anabranch.cli.attempts import Attempts, Made
+from anabranch.cli.picture.attempts import Attempts, Made
 from anabranch.cli.reading import POLL_S, whole
 from anabranch.client_seals import ClientSeals
 from anabranch.codec import header
@@ -88,8 +88,7 @@ class RunLog:
         """Each of the next events, or none after `timeout_s`; meanwhile `run` is as that event left it."""
         for record in await self._reader.read(timeout_s):
             for event in self.view.take([record]):
-                self.last_at = max(self.last_at, event.at)
-                self.attempts.take(event.event, event.run)
+                self._note(event)
                 yield event
 
     def listen(self) -> None:
@@ -105,9 +104,12 @@ class RunLog:
             return
         async for event in self._following.read(timeout_s):
             if isinstance(event, RunEvent):
-                self.last_at = max(self.last_at, event.at)
-                self.attempts.take(event.event, event.run)
+                self._note(event)
             yield event
+
+    def _note(self, event: RunEvent) -> None:
+        self.last_at = max(self.last_at, event.at)
+        self.attempts.take(event.event, event.run)
 
     @property
     def saying(self) -> Sequence[Block]:
@@ -173,7 +175,7 @@ def summary_of(run: Run, status: str) -> Summary:
         len(run.turns),
         len(calls),
         sum(call.failed for call in calls),
-        used.input_tokens + used.cache_read_input_tokens + used.cache_creation_input_tokens,
+        used.prompt_tokens,
         used.output_tokens,
         request.tenant,
     )

@@ -19,7 +19,7 @@ from typing import IO, Final
 import orjson
 
 from anabranch.bodies import lean
-from anabranch.cli.records import Try, read_run_id
+from anabranch.cli.enriching.records import Try, read_run_id
 from anabranch.errors import AnabranchError
 from anabranch.fields import Json
 from anabranch.messages import RunResponse

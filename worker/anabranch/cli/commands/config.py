@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import frame, output
 
 
 @click.command()
@@ -18,7 +18,7 @@ def config(common: frame.Frame) -> None:
 
     values = shown(common.settings)
     if common.as_json:
-        frame.print_json(values)
+        output.print_json(values)
         return
     origins = _origins(common)
     rows = [
@@ -26,7 +26,7 @@ def config(common: frame.Frame) -> None:
         for section, table in values.items()
         for name, value in table.items()
     ]
-    frame.print_table(("setting", "value", "from"), rows)
+    output.print_table(("setting", "value", "from"), rows)
 
 
 def _origins(common: frame.Frame) -> dict[tuple[str, str], str]:

@@ -6,7 +6,6 @@ partition it was found in; it must never send anything but what came, or to a to
 
 from __future__ import annotations
 
-import heapq
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import figures, frame, output
 from anabranch.cli.terminal import printable
 from anabranch.errors import AnabranchError
 from anabranch.wording import counted
@@ -54,16 +53,16 @@ def dlq() -> None:
 def list_letters(common: frame.Frame, limit: int) -> None:
     """List dead letters, the oldest first."""
     letters, left_out = frame.run_async(_newest(common.broker(), common.namespace(), limit))
-    frame.say_left_out(left_out, "dead letter")
+    output.say_left_out(left_out, "dead letter")
     if common.as_json:
-        frame.print_json([_plain(letter) for letter in letters])
+        output.print_json([_plain(letter) for letter in letters])
         return
     rows = [
-        (letter.origin, frame.moment(letter.at, brief=True), _key(letter), f"{letter.size} B", letter.reason)
+        (letter.origin, figures.moment(letter.at, brief=True), _key(letter), f"{letter.size} B", letter.reason)
         for letter in letters
     ]
     empty = f"no dead letters in namespace {common.namespace().name}"
-    frame.print_table(("origin", "time", "key", ">size", "reason"), rows, empty=empty)
+    output.print_table(("origin", "time", "key", ">size", "reason"), rows, empty=empty)
 
 
 @dlq.command()
@@ -73,9 +72,9 @@ def show(common: frame.Frame, origin: str) -> None:
     """Print one dead letter: why it is here, its headers and its value. ORIGIN is topic/partition/offset."""
     letter = frame.run_async(_find(common.broker(), common.namespace(), origin))
     if common.as_json:
-        frame.print_json({**_plain(letter), "value": _text(letter.value)})
+        output.print_json({**_plain(letter), "value": _text(letter.value)})
         return
-    lines = {"origin": letter.origin, "reason": letter.reason, "time": frame.moment(letter.at), "key": _key(letter)}
+    lines = {"origin": letter.origin, "reason": letter.reason, "time": figures.moment(letter.at), "key": _key(letter)}
     headers = {name: _text(value) for name, value in letter.headers}
     width = max(map(len, [*lines, *headers]))
     for name, text in [*lines.items(), *headers.items()]:
@@ -148,14 +147,12 @@ async def _letters(broker: Broker, namespace: Namespace) -> AsyncIterator[Letter
 
 async def _newest(broker: Broker, namespace: Namespace, limit: int) -> tuple[list[Letter], int]:
     """The newest, and how many more there are."""
-    kept: list[tuple[float, int, Letter]] = []
-    count = 0
+    from anabranch.cli.reading import Newest
+
+    newest = Newest[Letter](limit)
     async for letter in _letters(broker, namespace):
-        count += 1
-        heapq.heappush(kept, (letter.at, count, letter))
-        if len(kept) > limit:
-            heapq.heappop(kept)
-    return [letter for _, _, letter in sorted(kept, key=lambda entry: entry[:2])], count - len(kept)
+        newest.take(letter.at, letter)
+    return newest.first_to_last(), newest.left_out
 
 
 async def _find(broker: Broker, namespace: Namespace, origin: str) -> Letter:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import frame, output
 from anabranch.errors import AnabranchError, ConfigError
-from anabranch.fields import is_name
 
 if TYPE_CHECKING:
     from anabranch.keys import StoredKeys
@@ -29,24 +28,23 @@ def list_keys(common: frame.Frame) -> None:
     """List the tenants that have a key, and those that are forgotten."""
     found = frame.run_async(_keys(common).tenants())
     if common.as_json:
-        frame.print_json([{"tenant": each.tenant, "forgotten": each.forgotten} for each in found])
+        output.print_json([{"tenant": each.tenant, "forgotten": each.forgotten} for each in found])
         return
     rows = [(each.tenant or "(without a tenant)", "forgotten" if each.forgotten else "has a key") for each in found]
-    frame.print_table(("tenant", "state"), rows, empty=f"no tenant of {common.namespace().name} has a key")
+    output.print_table(("tenant", "state"), rows, empty=f"no tenant of {common.namespace().name} has a key")
 
 
 @keys.command()
-@click.argument("tenant", metavar="TENANT")
+@click.argument("tenant", metavar="TENANT", type=frame.Name())
 @frame.options(app=True)
 def make(common: frame.Frame, tenant: str) -> None:
     """Make a key for TENANT, where those who need it cannot make one themselves."""
-    _refuse_no_name(tenant)
     made = frame.run_async(_keys(common).make(tenant))
-    frame.say(f"tenant {tenant} has a key" if made else f"tenant {tenant} has a key already, or is forgotten")
+    output.say(f"tenant {tenant} has a key" if made else f"tenant {tenant} has a key already, or is forgotten")
 
 
 @keys.command()
-@click.argument("tenant", metavar="TENANT")
+@click.argument("tenant", metavar="TENANT", type=frame.Name())
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @frame.options(app=True)
 def forget(common: frame.Frame, tenant: str, yes: bool) -> None:
@@ -54,18 +52,17 @@ def forget(common: frame.Frame, tenant: str, yes: bool) -> None:
 
     Within a minute no worker and no client has it any more: its runs end as `forgotten`, and new ones are refused.
     """
-    _refuse_no_name(tenant)
     found = _keys(common)
     tenants = {each.tenant: each.forgotten for each in frame.run_async(found.tenants())}
     if tenants.get(tenant):
-        frame.say(f"tenant {tenant} is forgotten already")
+        output.say(f"tenant {tenant} is forgotten already")
         return
     if tenant not in tenants:
         raise AnabranchError(f"tenant {tenant!r} has no key in namespace {common.namespace().name}")
     if not yes and not click.confirm(f"Delete the key of tenant {tenant} for ever?", err=True):
         raise AnabranchError(f"the key of tenant {tenant} is not deleted")
     frame.run_async(found.forget(tenant))
-    frame.say(f"tenant {tenant} is forgotten")
+    output.say(f"tenant {tenant} is forgotten")
 
 
 def _keys(common: frame.Frame) -> StoredKeys:
@@ -75,8 +72,3 @@ def _keys(common: frame.Frame) -> StoredKeys:
     if found is None:
         raise ConfigError("no keys are set: ANABRANCH_KEYS names where they are (docs/security.md)")
     return found
-
-
-def _refuse_no_name(tenant: str) -> None:
-    if not is_name(tenant):
-        raise click.UsageError(f"TENANT {tenant!r}: 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-'")

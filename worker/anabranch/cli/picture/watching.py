@@ -17,10 +17,10 @@ from rich.live import Live
 from rich.text import Text as Line
 
 from anabranch.agent.answer import response
-from anabranch.cli import portrait
-from anabranch.cli.logs import RunLog
-from anabranch.cli.sealed import Told
-from anabranch.cli.steps import changes, facts, named, told
+from anabranch.cli.picture import portrait
+from anabranch.cli.picture.logs import RunLog
+from anabranch.cli.picture.sealed import Told
+from anabranch.cli.picture.steps import changes, facts, named, told
 from anabranch.cli.terminal import printable
 from anabranch.events import CallStarted, Discarded, Event, RunEvent, Spoken, Text
 from anabranch.spoken import Block

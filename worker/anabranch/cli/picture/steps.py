@@ -14,7 +14,7 @@ from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.results import result_of, seconds_between, shown_content, unreadable
 from anabranch.agent.state import Call, Run
-from anabranch.cli.tally import span
+from anabranch.cli.figures import span
 from anabranch.cli.terminal import printable
 from anabranch.events import RunEvent
 from anabranch.fields import Content
@@ -109,11 +109,11 @@ def _reply(event: e.ModelReplied) -> str:
     names = [call.tool for call in event.plan]
     if not names:
         return {"final": "its answer", "pause": "it pauses", "calls": "no calls"}.get(event.outcome, "it stopped")
-    counted = [f"{name} ×{names.count(name)}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
+    called = [f"{name} ×{names.count(name)}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
     refused = [
         f"; {call.tool} is not run: {excerpt(call.rejected)}" for call in event.plan if call.rejected is not None
     ]
-    return f"{len(names)} call{'' if len(names) == 1 else 's'}: {', '.join(counted)}{''.join(dict.fromkeys(refused))}"
+    return f"{counted(len(names), 'call')}: {', '.join(called)}{''.join(dict.fromkeys(refused))}"
 
 
 def _told_of_calls(event: e.Event) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import frame, output
 
 if TYPE_CHECKING:
     from anabranch.kafka.seam import Lack
@@ -31,7 +31,7 @@ def check(common: frame.Frame, reference: str) -> int:
     specs = _specs(common, reference)
     lacks = frame.run_async(common.broker().lacks(specs))
     if common.as_json:
-        frame.print_json(lacks)
+        output.print_json(lacks)
     elif lacks:
         _show(lacks)
     else:
@@ -51,7 +51,7 @@ def apply(common: frame.Frame, reference: str) -> int:
 
     done, lacks = frame.run_async(applied())
     if common.as_json:
-        frame.print_json({"done": done, "lacks": lacks})
+        output.print_json({"done": done, "lacks": lacks})
         return _status(lacks)
     for line in done:
         click.echo(line)
@@ -80,7 +80,6 @@ def acls(common: frame.Frame, reference: str, queues: tuple[str, ...], **princip
     from anabranch.security.access import ROLES, command, grants
 
     app = common.app(reference)
-    assert app is not None, "the argument is required"
     if unknown := set(queues) - set(app.queues()):
         raise click.BadParameter(f"APP has no queue {sorted(unknown)[0]!r}; it has {', '.join(app.queues())}")
     namespace, where = common.namespace(app), common.settings.kafka.bootstrap
@@ -88,7 +87,7 @@ def acls(common: frame.Frame, reference: str, queues: tuple[str, ...], **princip
     needed = {role: grants(role, namespace, queues or app.queues()) for role in given}
     if common.as_json:
         rows = [{"role": role, "principal": given[role], **asdict(grant)} for role in needed for grant in needed[role]]
-        frame.print_json(rows)
+        output.print_json(rows)
         return 0
     for role, of_role in needed.items():
         click.echo(f"# {role}: {ROLES[role]}")
@@ -99,13 +98,12 @@ def acls(common: frame.Frame, reference: str, queues: tuple[str, ...], **princip
 
 def _specs(common: frame.Frame, reference: str) -> list[TopicSpec]:
     app = common.app(reference)
-    assert app is not None, "the argument is required"
     return common.namespace(app).specs(app.queues(), common.settings.kafka.partitions)
 
 
 def _show(lacks: list[Lack]) -> None:
     rows = [(lack.topic, "danger" if lack.dangerous else "note", lack.message) for lack in lacks]
-    frame.print_table(("topic", "", "what differs"), rows)
+    output.print_table(("topic", "", "what differs"), rows)
 
 
 def _status(lacks: list[Lack]) -> int:

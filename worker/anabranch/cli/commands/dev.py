@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import frame, output
 from anabranch.config import without_secrets
 from anabranch.errors import BrokerError, ConfigError, DefinitionError
 from anabranch.wording import counted
@@ -47,10 +47,9 @@ def dev(common: frame.Frame, reference: str, port: int | None, script: str | Non
 
     Needs the extra anabranch[dev-broker]. All records are gone when it ends.
     """
-    from anabranch.cli.worker import serve
+    from anabranch.cli.commands.worker import serve
 
     app = common.app(reference)
-    assert app is not None, "the argument is required"
     app.check()
     if not app.agents and not app.tools:
         raise DefinitionError(f"App {app.name!r} has neither agents nor tools: there is nothing to run")
@@ -60,7 +59,7 @@ def dev(common: frame.Frame, reference: str, port: int | None, script: str | Non
     work = _Dev(app, common, port, script)
     abandoned = frame.run_async(serve(work.run, common.settings.worker.drain_s))
     if abandoned:
-        frame.say(f"{counted(abandoned, 'call')} did not finish in time, and went with the broker")
+        output.say(f"{counted(abandoned, 'call')} did not finish in time, and went with the broker")
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import figures, frame, output
 from anabranch.wording import counted
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ def agents(common: frame.Frame) -> None:
     """List the agents that are registered, each in its newest revision."""
     found = sorted(_read(common).agents.values(), key=lambda agent: agent.name)
     if common.as_json:
-        frame.print_json(found)
+        output.print_json(found)
         return
     columns = ("agent", "model", "tools", ">turns", ">deadline", "revision")
-    frame.print_table(columns, map(_agent, found), empty=_nothing(common, "agent", "anabranch worker agent APP"))
+    output.print_table(columns, map(_agent, found), empty=_nothing(common, "agent", "anabranch worker agent APP"))
 
 
 @click.command()
@@ -39,11 +39,11 @@ def tools(common: frame.Frame) -> None:
     registry = _read(common)
     found = sorted(registry.tools.values(), key=lambda tool: (tool.queue, tool.name))
     if common.as_json:
-        frame.print_json([{**asdict(tool), "limit_in_force": registry.limits.get(tool.limit or "")} for tool in found])
+        output.print_json([{**asdict(tool), "limit_in_force": registry.limits.get(tool.limit or "")} for tool in found])
         return
     columns = ("tool", "queue", ">timeout", "delivery", "limit", "description")
     rows = [_tool(tool, registry.limits.get(tool.limit or "")) for tool in found]
-    frame.print_table(columns, rows, empty=_nothing(common, "tool", "anabranch worker tool APP --queue Q"))
+    output.print_table(columns, rows, empty=_nothing(common, "tool", "anabranch worker tool APP --queue Q"))
 
 
 @click.command()
@@ -55,13 +55,13 @@ def workers(common: frame.Frame) -> None:
     now = time.time()
     found = _in_order(_read(common).workers.values(), now)
     if common.as_json:
-        frame.print_json([{**asdict(worker), "alive": is_alive(worker, now)} for worker in found])
+        output.print_json([{**asdict(worker), "alive": is_alive(worker, now)} for worker in found])
         return
     columns = ("worker", "role", "queue", "state", ">running", ">oldest waiting", ">up for", "version")
     rows = [_worker(worker, now) for worker in found if now - worker.seen_at <= BURIED_S]
-    frame.print_table(columns, rows, empty=_nothing(common, "living worker", "anabranch worker agent APP"))
+    output.print_table(columns, rows, empty=_nothing(common, "living worker", "anabranch worker agent APP"))
     if others := len(found) - len(rows):
-        frame.say(f"({counted(others, 'worker')} dead for more than a day not shown: --json names all)")
+        output.say(f"({counted(others, 'worker')} dead for more than a day not shown: --json names all)")
 
 
 def _in_order(workers: Iterable[WorkerInfo], now: float) -> list[WorkerInfo]:
@@ -115,7 +115,7 @@ def _worker(worker: WorkerInfo, now: float) -> tuple[object, ...]:
     if is_alive(worker, now):
         state = Text("alive", style="green")
     else:
-        state = Text(f"dead, seen {frame.ago(now - worker.seen_at)} ago", style="red")
+        state = Text(f"dead, seen {figures.ago(now - worker.seen_at)} ago", style="red")
     waiting = f"{worker.oldest_waiting_s:.1f} s" if worker.oldest_waiting_s else "-"
-    up = frame.ago(worker.seen_at - worker.started_at)
+    up = figures.ago(worker.seen_at - worker.started_at)
     return worker.id, worker.role, worker.queue or "-", state, worker.running, waiting, up, worker.version

@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import frame, output
 from anabranch.tasks import asked_by_signals
 from anabranch.wording import counted
 
 if TYPE_CHECKING:
-    from anabranch.app import App
     from anabranch.runtime import Shutdown
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def agent(common: frame.Frame, reference: str) -> int:
     """Run the agents of APP: read requests, call the model, send tool calls out, answer."""
     from anabranch.agent_role import serve_agent
 
-    app, settings = _app(common, reference), common.settings
+    app, settings = common.app(reference), common.settings
     log.info("agent worker of namespace %s at %s", common.namespace(app).name, settings.kafka.bootstrap)
     serving = serve(lambda shutdown: serve_agent(app, settings, shutdown), settings.worker.drain_s)
     return _ended(frame.run_async(serving), "model call", "another worker makes it again")
@@ -68,7 +67,7 @@ def tool(common: frame.Frame, reference: str, queue: str) -> int:
     """Run the tools of APP that are in one queue. It needs no key for the model."""
     from anabranch.tool_role import serve_tools
 
-    app, settings = _app(common, reference), common.settings
+    app, settings = common.app(reference), common.settings
     where = common.namespace(app).name, settings.kafka.bootstrap
     log.info("tool worker of queue %s of namespace %s at %s", queue, *where)
     serving = serve(lambda shutdown: serve_tools(app, queue, settings, shutdown), settings.worker.drain_s)
@@ -76,16 +75,10 @@ def tool(common: frame.Frame, reference: str, queue: str) -> int:
     return _ended(frame.run_async(serving), "tool call", again)
 
 
-def _app(common: frame.Frame, reference: str) -> App:
-    app = common.app(reference)
-    assert app is not None, "the argument is required"
-    return app
-
-
 def _ended(abandoned: int, what: str, then: str) -> int:
     """A drain that ran out of time is no failure. `then` says what becomes of each call that it left behind."""
     if abandoned:
-        frame.say(f"{counted(abandoned, what)} did not finish in time; of each: {then}")
+        output.say(f"{counted(abandoned, what)} did not finish in time; of each: {then}")
     return 0
 
 

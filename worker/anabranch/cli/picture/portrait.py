@@ -15,16 +15,16 @@ from rich.text import Text
 from anabranch.agent.answer import response
 from anabranch.agent.state import Run
 from anabranch.bodies import lean
-from anabranch.cli import spent
-from anabranch.cli.attempts import Made
-from anabranch.cli.attempts import as_json as attempts_json
-from anabranch.cli.attempts import lines as lines_of
-from anabranch.cli.sealed import Told
-from anabranch.cli.tally import span
+from anabranch.cli.figures import cost, span, tokens
+from anabranch.cli.picture import bill
+from anabranch.cli.picture.attempts import Made
+from anabranch.cli.picture.attempts import as_json as attempts_json
+from anabranch.cli.picture.attempts import lines as lines_of
+from anabranch.cli.picture.sealed import Told
+from anabranch.cli.picture.waterfall import Row, draw, legend, waterfall
 from anabranch.cli.terminal import printable
-from anabranch.cli.waterfall import Row, draw, legend, waterfall
 from anabranch.fields import lane_of
-from anabranch.messages import RunResponse, Usage
+from anabranch.messages import RunResponse
 from anabranch.wording import counted
 
 STATUS_STYLES = {"completed": "bold green", "failed": "bold red", "expired": "bold red", "cancelled": "bold yellow"}
@@ -68,7 +68,9 @@ def whole(
     is that, as far as it can be opened.
     """
     picture = waterfall(run, now, attempts)
-    lines = [head(run), Text(), *draw(picture, width), Text(), legend(picture), *_spent(run), *_facts(run, now)]
+    used = list(bill.lines(run, width))
+    lines = [head(run), Text(), *draw(picture, width), Text(), legend(picture)]
+    lines += [Text(), *used, Text(), *_facts(run, now)] if used else _facts(run, now)
     if made := list(lines_of(attempts)):
         lines += [Text(), Text("attempts of the model", "bold"), *made]
     if run.parked:
@@ -79,11 +81,6 @@ def whole(
     if answer and told is not None and (words := words_in(told)) is not None:
         lines += [Text(), Text(printable(words))]
     return Group(*lines)
-
-
-def _spent(run: Run) -> list[Text]:
-    found = list(spent.lines(run))
-    return [Text(), *found, Text()] if found else []
 
 
 def words_in(told: Told) -> str | None:
@@ -108,25 +105,19 @@ def _facts(run: Run, now: float) -> Iterator[Text]:
     calls = [call for turn in run.turns for call in turn.calls.values()]
     failed = sum(call.failed for call in calls)
     wall = (run.ending.at if run.ending is not None else now) - run.opened_at
-    used = run.usage
-    read = used.input_tokens + used.cache_read_input_tokens + used.cache_creation_input_tokens
     parts = [counted(len(run.turns), "turn"), counted(len(calls), "call")]
     parts += [f"{failed} failed"] if failed else []
-    parts += [f"{read:,} tokens in, {used.output_tokens:,} out"]
-    parts += _thrown_away(run.discarded)
-    cost = (used + run.discarded).cost_usd
-    parts += [f"${cost:.4f}"] if cost else ["cost unknown"] if cost is None else []
+    parts += [tokens(run.usage)]
+    lost, both = run.discarded, run.usage + run.discarded
+    if lost.prompt_tokens or lost.output_tokens:
+        parts += [f"{lost.prompt_tokens:,} in, {lost.output_tokens:,} out thrown away"]
+    parts += [cost(both)] if both.cost_usd != 0 else []
     parts += [f"{span(max(0.0, wall))} in all"]
     parts += ["bulk lane"] if lane_of(run.life) == "bulk" else []
     if run.ending is not None and calls:
         timing = response(run).timing
         parts += [f"{span(timing.model_s + timing.tools_sequential_s)} one after another"]
     yield Text(" · ".join(parts))
-
-
-def _thrown_away(usage: Usage) -> list[str]:
-    read = usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens
-    return [f"{read:,} in, {usage.output_tokens:,} out thrown away"] if read or usage.output_tokens else []
 
 
 def as_json(run: Run, now: float, attempts: Sequence[Made] = (), told: Told | None = None) -> dict[str, Any]:
@@ -148,7 +139,7 @@ def as_json(run: Run, now: float, attempts: Sequence[Made] = (), told: Told | No
         "attempts": attempts_json(attempts, zero),
         "usage": {**lean(run.usage), "discarded": lean(run.discarded)},
         "response": lean(told.response if told is not None else response(run)) if run.ending is not None else None,
-        "usage_by_turn": [{"name": name, **asdict(used)} for name, used in spent.by_turn(run)],
+        "usage_by_turn": [{"name": name, **asdict(used)} for name, used in bill.by_turn(run)],
     }
 
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import frame, output
 from anabranch.errors import AnabranchError
-from anabranch.fields import LANES, Lane, is_name
+from anabranch.fields import LANES, Lane
 from anabranch.messages import RunResponse
 
 if TYPE_CHECKING:
-    from anabranch.cli.logs import RunLog
-    from anabranch.cli.watching import Watch
+    from anabranch.cli.picture.logs import RunLog
+    from anabranch.cli.picture.watching import Watch
     from anabranch.kafka.seam import Start
 
 LINGER_S: Final = 2.0
@@ -45,12 +45,15 @@ class Asked:
 
 
 @click.command("run")
-@click.argument("agent")
+@click.argument("agent", type=frame.Name())
 @click.argument("text", metavar="INPUT")
 @click.option(
-    "--run-id", metavar="ID", help="Of your choice: an open run of this id is joined, one that has ended answers again."
+    "--run-id",
+    type=frame.Name(),
+    metavar="ID",
+    help="Of your choice: an open run of this id is joined, one that has ended answers again.",
 )
-@click.option("--tenant", metavar="NAME", help="On whose behalf, for fairness and limits.")
+@click.option("--tenant", type=frame.Name(), metavar="NAME", help="On whose behalf, for fairness and limits.")
 @click.option("--deadline", type=frame.Duration(), metavar="DURATION", help="Such as 90s or 10m.")
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Fewer than the agent may take.")
 @click.option("--lane", type=click.Choice(LANES), default="interactive", show_default=True, help="bulk gives way.")
@@ -78,13 +81,10 @@ def run(
     Shows each turn and each call with its time on stderr. Exits 1 unless the run completed. --json prints the whole
     response. Ctrl-C stops watching; the run goes on.
     """
-    for option, value in (("--run-id", run_id), ("--tenant", tenant), ("AGENT", agent)):
-        if value is not None and not is_name(value):
-            raise click.UsageError(f"{option} {value!r}: 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-'")
     if text == "-":
         text = _stdin()
     chosen = run_id or f"run-{secrets.token_hex(10)}"
-    stream = not quiet and (frame.stderr().is_terminal or thinking if stream is None else stream)
+    stream = not quiet and (output.stderr().is_terminal or thinking if stream is None else stream)
     asked = Asked(agent, text, chosen, run_id is not None, tenant, deadline, max_turns, lane, stream, thinking)
     response = frame.run_async(_run(common, asked, quiet))
     _print(common, response)
@@ -99,11 +99,11 @@ def _stdin() -> str:
 
 
 async def _run(common: frame.Frame, asked: Asked, quiet: bool) -> RunResponse:
-    from anabranch.cli.logs import RunLog
-    from anabranch.cli.sealed import seals
-    from anabranch.cli.watching import Watch
+    from anabranch.cli.picture.logs import RunLog
+    from anabranch.cli.picture.sealed import seals
+    from anabranch.cli.picture.watching import Watch
 
-    broker, namespace, console = common.broker(), common.namespace(), frame.stderr()
+    broker, namespace, console = common.broker(), common.namespace(), output.stderr()
     start: Start = "begin" if asked.known else "end"
     async with (
         common.client() as client,
@@ -125,7 +125,7 @@ async def _run(common: frame.Frame, asked: Asked, quiet: bool) -> RunResponse:
             await watch.until(lambda: submitted.done)
             response = await submitted
         except asyncio.CancelledError:
-            frame.say(f"The run goes on: anabranch runs watch {asked.run_id}")
+            output.say(f"The run goes on: anabranch runs watch {asked.run_id}")
             raise
         await _see_the_end(log, watch)
         watch.finish(answer=False)
@@ -141,14 +141,14 @@ async def _see_the_end(log: RunLog, watch: Watch) -> None:
 
 def _print(common: frame.Frame, response: RunResponse) -> None:
     if common.as_json:
-        frame.print_json(response)
+        output.print_json(response)
         return
     if response.status == "completed":
-        frame.print_answer(response.output or "")
+        output.print_answer(response.output or "")
         return
-    from anabranch.cli.portrait import error_text
+    from anabranch.cli.picture.portrait import error_text
 
-    frame.stderr().print(error_text(response))
+    output.stderr().print(error_text(response))
     for block in response.content or []:
         if block.get("type") == "text":
-            frame.print_answer(block.get("text") or "")
+            output.print_answer(block.get("text") or "")

@@ -18,7 +18,7 @@ from anabranch import log_events as e
 from anabranch import messages as m
 from anabranch.agent.state import Run
 from anabranch.bodies import lean
-from anabranch.cli.tally import span
+from anabranch.cli.figures import cost, span, tokens
 from anabranch.cli.terminal import printable
 
 SURPLUS = "surplus"
@@ -129,10 +129,8 @@ def _bill(made: Made) -> str:
     used = made.usage
     if used is None or used == m.Usage():
         return ""
-    read = used.input_tokens + used.cache_read_input_tokens + used.cache_creation_input_tokens
-    cost = "cost unknown" if used.cost_usd is None else f"${used.cost_usd:.4f}"
     late = "" if made.is_counted else ", told when the run was over: not in its usage"
-    return f"  ({read:,} tokens in, {used.output_tokens:,} out, {cost}{late})"
+    return f"  ({tokens(used)}, {cost(used)}{late})"
 
 
 def as_json(attempts: Sequence[Made], zero: float) -> list[dict[str, Any]]:

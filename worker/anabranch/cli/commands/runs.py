@@ -1,25 +1,26 @@
 """`anabranch runs list|show|watch|cancel|replay`: what the log says of runs.
 
-Responsible for the command lines and their tables; reading is `logs.py`, pictures are `portrait.py`, words are
-`steps.py`. Only `cancel` writes, through the client.
+Responsible for the command lines and their tables; what they show is of `picture/`: reading is `logs.py`, the picture
+`portrait.py`, words are `steps.py`. Only `cancel` writes, through the client.
 """
 
 from __future__ import annotations
 
-import heapq
 import time
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import figures, frame, output
 from anabranch.errors import AnabranchError
 
 if TYPE_CHECKING:
     from anabranch.agent.state import Run
-    from anabranch.cli.attempts import Made
-    from anabranch.cli.logs import RunLog, Summary
-    from anabranch.cli.sealed import Told
+    from anabranch.cli.picture.attempts import Made
+    from anabranch.cli.picture.logs import RunLog, Summary
+    from anabranch.cli.picture.sealed import Told
+    from anabranch.client_seals import ClientSeals
 
 STATUSES = ("running", "parked", "completed", "failed", "cancelled", "expired")
 
@@ -41,37 +42,31 @@ def list_runs(common: frame.Frame, status: str | None, agent: str | None, limit:
     """List runs, the newest first. Reads the whole log of the namespace."""
     found, left_out = frame.run_async(_newest(common, status, agent, limit))
     if common.as_json:
-        frame.print_json(found)
+        output.print_json(found)
     else:
         columns = ("run", "agent", "status", "admitted", ">took", ">turns", ">calls")
         which = " like that" if status or agent else ""
-        frame.print_table(columns, map(_cells, found), empty=f"no runs{which} in namespace {common.namespace().name}")
-    frame.say_left_out(left_out, "run")
+        output.print_table(columns, map(_cells, found), empty=f"no runs{which} in namespace {common.namespace().name}")
+    output.say_left_out(left_out, "run")
 
 
 async def _newest(common: frame.Frame, status: str | None, agent: str | None, limit: int) -> tuple[list[Summary], int]:
     """The newest, and how many more there are."""
-    from anabranch.cli.logs import fold_all, summary_of
-    from anabranch.cli.portrait import status_of
+    from anabranch.cli.picture.logs import Summary, fold_all, summary_of
+    from anabranch.cli.picture.portrait import status_of
+    from anabranch.cli.reading import Newest
 
-    newest: list[tuple[float, str, Summary]] = []
-    left_out = 0
+    newest = Newest[Summary](limit)
     async for run in fold_all(common.broker(), common.namespace(), common.verifier()):
         is_in = status_of(run)
-        if status not in (None, is_in) or agent not in (None, run.opening.request.agent):
-            continue
-        entry = (run.opened_at, f"{run.run_id} {run.life}", summary_of(run, is_in))
-        if len(newest) < limit:
-            heapq.heappush(newest, entry)
-        else:
-            heapq.heappushpop(newest, entry)
-            left_out += 1
-    return [summary for *_, summary in sorted(newest, key=lambda entry: entry[:2], reverse=True)], left_out
+        if status in (None, is_in) and agent in (None, run.opening.request.agent):
+            newest.take(run.opened_at, summary_of(run, is_in), f"{run.run_id} {run.life}")
+    return newest.first_to_last()[::-1], newest.left_out
 
 
 def _cells(run: Summary) -> tuple[object, ...]:
-    from anabranch.cli.portrait import status_text
-    from anabranch.cli.tally import span
+    from anabranch.cli.figures import span
+    from anabranch.cli.picture.portrait import status_text
 
     took = span((run.ended_at if run.ended_at is not None else max(time.time(), run.opened_at)) - run.opened_at)
     calls = f"{run.calls} ({run.failed_calls} failed)" if run.failed_calls else run.calls
@@ -79,7 +74,7 @@ def _cells(run: Summary) -> tuple[object, ...]:
         run.run_id,
         run.agent,
         status_text(run.status),
-        frame.moment(run.opened_at, brief=True),
+        figures.moment(run.opened_at, brief=True),
         took,
         run.turns,
         calls,
@@ -97,15 +92,15 @@ def show(common: frame.Frame, run_id: str) -> None:
 
     Where the model was asked more than once, each attempt: which model, how long, what it cost, why it came to nothing.
     """
-    from anabranch.cli import portrait
+    from anabranch.cli.picture import portrait
 
     (run, made, told), now = frame.run_async(_read(common, run_id)), time.time()
     if common.as_json:
-        frame.print_json(portrait.as_json(run, now, made, told))
+        output.print_json(portrait.as_json(run, now, made, told))
         if told is not None and told.hidden is not None:
-            frame.say(f"the response is not all there: {told.hidden}")
+            output.say(f"the response is not all there: {told.hidden}")
         return
-    console = frame.stdout()
+    console = output.stdout()
     width = console.width if console.is_terminal else PLAIN_WIDTH
     console.print(portrait.whole(run, now, width, made, told=told))
 
@@ -116,23 +111,28 @@ PLAIN_WIDTH = 100
 
 async def _read(common: frame.Frame, run_id: str) -> tuple[Run, list[Made], Told | None]:
     """The run, the attempts of its model calls, and what it was told, if it has ended and is sealed."""
-    from anabranch.cli.logs import RunLog, not_found
-    from anabranch.cli.sealed import told
+    from anabranch.cli.picture.logs import not_found
+    from anabranch.cli.picture.sealed import told
 
-    broker, namespace = common.broker(), common.namespace()
-    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
+    async with _log_of(common, run_id) as log:
         run = await log.catch_up()
         if run is None:
             if await _waits(common, log):
                 raise AnabranchError(
                     f"run {run_id!r} waits to be admitted: `anabranch runs watch {run_id}` waits for it"
                 )
-            raise not_found(namespace, log)
+            raise not_found(common.namespace(), log)
     return run, log.made, await told(common, run)
 
 
+def _log_of(common: frame.Frame, run_id: str, seals: ClientSeals | None = None) -> AbstractAsyncContextManager[RunLog]:
+    from anabranch.cli.picture.logs import RunLog
+
+    return RunLog.opened(common.broker(), common.namespace(), run_id, "begin", common.verifier(), seals)
+
+
 async def _waits(common: frame.Frame, log: RunLog) -> bool:
-    from anabranch.cli.logs import is_waiting
+    from anabranch.cli.picture.logs import is_waiting
 
     return await is_waiting(common.broker(), common.namespace(), log)
 
@@ -147,22 +147,21 @@ def watch(common: frame.Frame, run_id: str) -> int:
 
 
 async def _watch(common: frame.Frame, run_id: str) -> str:
-    from anabranch.cli.logs import RunLog, not_found
-    from anabranch.cli.portrait import status_of
-    from anabranch.cli.sealed import seals, told
-    from anabranch.cli.watching import Watch
+    from anabranch.cli.picture.logs import not_found
+    from anabranch.cli.picture.portrait import status_of
+    from anabranch.cli.picture.sealed import seals, told
+    from anabranch.cli.picture.watching import Watch
 
-    broker, namespace = common.broker(), common.namespace()
-    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier(), seals(common)) as log:
-        console = frame.stdout()
+    async with _log_of(common, run_id, seals(common)) as log:
+        console = output.stdout()
         watch = Watch(log, console)
         await watch.catch_up()
         if log.run is None and not await _waits(common, log):
-            raise not_found(namespace, log)
+            raise not_found(common.namespace(), log)
         await watch.until(lambda: log.note is not None)
         watch.finish(answer=True, told=await told(common, log.run) if log.run is not None else None)
         if log.run is None:
-            raise not_found(namespace, log)
+            raise not_found(common.namespace(), log)
         return status_of(log.run)
 
 
@@ -179,13 +178,12 @@ def cancel(common: frame.Frame, run_id: str, reason: str) -> None:
 
 
 async def _cancel(common: frame.Frame, run_id: str, reason: str) -> None:
-    from anabranch.cli.logs import RunLog, not_found
+    from anabranch.cli.picture.logs import not_found
 
-    broker, namespace = common.broker(), common.namespace()
-    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
+    async with _log_of(common, run_id) as log:
         run = await log.catch_up()
         if run is None and not await _waits(common, log):
-            raise not_found(namespace, log)
+            raise not_found(common.namespace(), log)
         if run is not None:
             _refuse_ended(run)
         async with common.client() as client:
@@ -193,7 +191,7 @@ async def _cancel(common: frame.Frame, run_id: str, reason: str) -> None:
         run = await log.catch_up()
         if run is not None and run.ending is not None and run.ending.status != "cancelled":
             _refuse_ended(run)
-        frame.say(cancelled(run_id, run))
+        output.say(cancelled(run_id, run))
 
 
 def cancelled(run_id: str, run: Run | None) -> str:
@@ -207,7 +205,7 @@ def cancelled(run_id: str, run: Run | None) -> str:
 
 def _refuse_ended(run: Run) -> None:
     if run.ending is not None:
-        ago = frame.ago(time.time() - run.ending.at)
+        ago = figures.ago(time.time() - run.ending.at)
         raise AnabranchError(f"run {run.run_id!r} has ended already: {run.ending.status}, {ago} ago")
 
 
@@ -223,25 +221,25 @@ def replay(common: frame.Frame, run_id: str) -> None:
 
 
 async def _replay(common: frame.Frame, run_id: str) -> None:
-    from anabranch.cli import portrait
-    from anabranch.cli.logs import RunLog, not_found
-    from anabranch.cli.steps import concerns, facts, replayed
+    from anabranch.cli.picture import portrait
+    from anabranch.cli.picture.logs import not_found
+    from anabranch.cli.picture.steps import concerns, facts, replayed
 
-    broker, namespace, console = common.broker(), common.namespace(), frame.stdout()
-    async with RunLog.opened(broker, namespace, run_id, "begin", common.verifier()) as log:
+    console = output.stdout()
+    async with _log_of(common, run_id) as log:
         before, zero = None, 0.0
         async for event in log.to_end():
             if not concerns(event.event, run_id):
                 continue
             if not zero:
                 zero = event.at
-                console.print(f"{log.place.topic}, partition {log.place.partition}, from {frame.moment(zero)}")
+                console.print(f"{log.place.topic}, partition {log.place.partition}, from {figures.moment(zero)}")
             after = facts(log.run)
             for line in replayed(event, before, after, log.run, zero):
                 console.print(line)
             before = after
         if log.run is None:
-            raise not_found(namespace, log)
+            raise not_found(common.namespace(), log)
         console.print()
         width = console.width if console.is_terminal else PLAIN_WIDTH
         console.print(portrait.whole(log.run, time.time(), width, log.made))

@@ -1,7 +1,7 @@
 """`anabranch usage`: what was used and paid for, by agent, tenant or model.
 
-Responsible for the command line, its table and the reading; `spent.py` counts. It reads the log once, and writes
-nothing. Memory is bounded, however long the log is.
+Responsible for the command line, its table and the reading; `spent.py` counts. It reads the log once, and
+writes nothing. Memory is bounded, however long the log is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anabranch.cli import frame
+from anabranch.cli import frame, output
 from anabranch.wording import counted
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ def usage(common: frame.Frame, by: str, since: str | None) -> None:
     begins = time.time() - duration(since) if since is not None else 0.0
     rows = frame.run_async(_counted(common, by, begins)).rows
     if common.as_json:
-        frame.print_json([{by: row.name, **_figures(row)} for row in rows])
+        output.print_json([{by: row.name, **_figures(row)} for row in rows])
         return
     columns = (by, ">runs", ">replies", ">tokens in", ">cached", ">out", ">thrown away", ">cost")
     when = f" in the last {since}" if since is not None else ""
     empty = f"nothing was used in namespace {common.namespace().name}{when}"
-    frame.print_table(columns, map(_cells, rows), empty=empty)
+    output.print_table(columns, map(_cells, rows), empty=empty)
 
 
 async def _counted(common: frame.Frame, by: str, since: float) -> Ledger:
@@ -80,7 +80,7 @@ def _figures(row: Row) -> dict[str, Any]:
 
 
 def _cells(row: Row) -> tuple[object, ...]:
-    from anabranch.cli.spent import dollars
+    from anabranch.cli.figures import dollars
 
     cached = f"{100 * row.cache_read_input_tokens / row.prompt:.0f} %" if row.prompt else "-"
     lost = f"{row.thrown_away:,} ({dollars(row.thrown_away_usd)})" if row.thrown_away else "-"

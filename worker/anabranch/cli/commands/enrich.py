@@ -1,7 +1,7 @@
 """`anabranch enrich`: one run for each record of a file.
 
 Responsible for: the command line of it, opening what is read and written, and what is said at the end. The work is
-done by `enrichment.py`. Must never read a whole file. Called by the command line, and `enrich_file` by the
+done by `enriching/enrichment.py`. Must never read a whole file. Called by the command line, and `enrich_file` by the
 demonstration.
 """
 
@@ -19,20 +19,21 @@ from typing import IO, Any, Final, Literal
 import click
 from rich.console import Console
 
-from anabranch.cli import frame
-from anabranch.cli import records as r
-from anabranch.cli.enrichment import Enrichment, Order, Screen, Stop, Submitter, at_hand, waited_for
-from anabranch.cli.outfile import OutFile
-from anabranch.cli.progress import print_summary, screen_for
-from anabranch.cli.tally import Tally, as_json
+from anabranch.cli import frame, output
+from anabranch.cli.enriching import records as r
+from anabranch.cli.enriching.enrichment import Enrichment, Order, Screen, Stop, Submitter, at_hand, waited_for
+from anabranch.cli.enriching.outfile import OutFile
+from anabranch.cli.enriching.progress import print_summary, screen_for
+from anabranch.cli.enriching.tally import Tally, as_json
 from anabranch.errors import AnabranchError
-from anabranch.fields import LANES, Lane, is_name
+from anabranch.fields import LANES, Lane
 from anabranch.wording import counted
 
 HINT_S: Final = 15
 """After how many seconds without any answer the user is asked whether there are workers."""
 Format = Literal["jsonl", "csv"]
 STDIN = "-"
+_BY_SUFFIX: Final[dict[str, Format]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +70,12 @@ class Source:
             raise AnabranchError(f"cannot read {self.path}: {error.strerror}") from None
 
 
-def source_of(path: str, kind: str | None) -> Source:
+def source_of(path: str, kind: Format | None) -> Source:
     """The source with its format, by its suffix unless given. Raises `click.UsageError` if neither says it."""
-    suffix = Path(path).suffix.lower()
-    by_suffix: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
-    if kind is None and path == STDIN:
-        return Source(path, "jsonl")
-    if kind is None and suffix not in by_suffix:
+    found = kind or ("jsonl" if path == STDIN else _BY_SUFFIX.get(Path(path).suffix.lower()))
+    if found is None:
         raise click.UsageError(f"{path} ends in neither .jsonl nor .csv: give --format")
-    return Source(path, "csv" if kind == "csv" or (kind is None and by_suffix[suffix] == "csv") else "jsonl")
+    return Source(path, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +173,7 @@ value of that field instead of the line, so that lines can be added or moved."""
 
 @click.command("enrich", help=_HELP)
 @click.argument("source", metavar="IN")
-@click.option("--agent", required=True, metavar="NAME", help="The agent that is run.")
+@click.option("--agent", type=frame.Name(), required=True, metavar="NAME", help="The agent that is run.")
 @click.option("--out", "out_path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSONL file.")
 @click.option("--template", metavar="TEXT", help="The prompt, with {fields} of the record.")
 @click.option(
@@ -186,7 +184,7 @@ value of that field instead of the line, so that lines can be added or moved."""
 @click.option("--ordered", is_flag=True, help="Keep the order of IN in OUT.")
 @click.option("--id-field", metavar="FIELD", help="The field that names a record, instead of its line.")
 @click.option("--format", "kind", type=click.Choice(["jsonl", "csv"]), help="Of IN, if its name does not say it.")
-@click.option("--tenant", metavar="NAME", help="On whose behalf, for fairness and limits.")
+@click.option("--tenant", type=frame.Name(), metavar="NAME", help="On whose behalf, for fairness and limits.")
 @click.option("--deadline", type=frame.Duration(), metavar="DURATION", help="Of each run, such as 90s or 10m.")
 @click.option("--lane", type=click.Choice(LANES), default="bulk", show_default=True, help="bulk gives way to others.")
 @click.option("--quiet", is_flag=True, help="No progress, no summary.")
@@ -201,13 +199,12 @@ def enrich(
     concurrency: int,
     ordered: bool,
     id_field: str | None,
-    kind: str | None,
+    kind: Format | None,
     tenant: str | None,
     deadline: str | None,
     lane: Lane,
     quiet: bool,
 ) -> int:
-    _check(agent, tenant)
     if str(out_path) == STDIN:
         raise click.UsageError("--out is a file, not stdout: what stands in it is not run again")
     recipe = r.Recipe(common.namespace().name, agent, _template(template, template_file), id_field)
@@ -215,9 +212,9 @@ def enrich(
     wanted = source_of(source, kind)
     outcome = frame.run_async(_enrich(common, wanted, recipe, out_path, order, quiet))
     if common.as_json:
-        frame.print_json(as_json(outcome.tally, outcome.wall_s))
+        output.print_json(as_json(outcome.tally, outcome.wall_s))
     elif not quiet:
-        print_outcome(frame.stderr(), outcome, wanted, out_path, "the same command")
+        print_outcome(output.stderr(), outcome, wanted, out_path, "the same command")
     return outcome.status
 
 
@@ -226,14 +223,7 @@ async def _enrich(
 ) -> Outcome:
     client: Any = common.client()
     async with client, Stop().on_signals() as stop:
-        return await enrich_file(source, recipe, out_path, order, client, frame.stderr(), stop, quiet)
-
-
-def _check(agent: str, tenant: str | None) -> None:
-    """Once, rather than for each record."""
-    for option, value in (("--agent", agent), ("--tenant", tenant)):
-        if value is not None and not is_name(value):
-            raise click.UsageError(f"{option} {value!r}: 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-'")
+        return await enrich_file(source, recipe, out_path, order, client, output.stderr(), stop, quiet)
 
 
 def _template(text: str | None, file: Path | None) -> r.Template:

@@ -16,8 +16,9 @@ from rich.text import Text
 
 from anabranch.agent.results import result_of
 from anabranch.agent.state import Call, Run, Turn
-from anabranch.cli.attempts import Made, worth_telling
+from anabranch.cli.picture.attempts import Made, worth_telling
 from anabranch.cli.terminal import printable
+from anabranch.wording import counted
 
 # "out": published and not back yet; only its result will tell how much of that it waited.
 Phase = Literal["admission", "model", "out", "wait", "run", "return"]
@@ -112,9 +113,7 @@ def _failed_at_the_model(run: Run) -> bool:
 
 def _model_row(turn: Turn, start: float, end: float) -> Row:
     count = len(turn.calls)
-    note = (
-        f"{count} calls" if count > 1 else "1 call" if count else {"final": "answers"}.get(turn.outcome, turn.outcome)
-    )
+    note = counted(count, "call") if count else {"final": "answers"}.get(turn.outcome, turn.outcome)
     return Row(f"turn {turn.number}", "ok", (_bar("model", start, end),), note)
 
 

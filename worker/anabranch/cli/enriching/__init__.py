@@ -1,0 +1,1 @@
+"""What `anabranch enrich` does: records read, asked about, counted and shown, and their answers written."""
