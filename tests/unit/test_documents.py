@@ -20,9 +20,10 @@ import click
 import pytest
 from tests.support.commands import parsed
 
-from anabranch import environment, events
+from anabranch import __all__, environment, errors, events
 from anabranch.agent.telemetry.meters import AgentMeters
 from anabranch.cli import anabranch as program
+from anabranch.client import Client, Run
 from anabranch.config import Settings
 from anabranch.tools.meters import ToolMeters
 from anabranch.watch import Build
@@ -118,6 +119,13 @@ def test_what_the_readme_imports_and_matches_is_there() -> None:
                 matched += 1
                 assert set(node.kwd_attrs) <= set(dir(getattr(events, node.cls.id)))
     assert matched > 3
+
+
+def test_errors_that_the_client_is_said_to_raise_can_be_imported_by_its_users() -> None:
+    said = " ".join(method.__doc__ or "" for kind in (Client, Run) for method in vars(kind).values())
+    named = set(re.findall(r"`([A-Z]\w+)`", said)) & set(vars(errors))
+
+    assert {"StoreError", "Forbidden", "RunFailed"} <= named <= set(__all__)
 
 
 # --- settings -----------------------------------------------------------------------------------------------------
