@@ -25,6 +25,7 @@ from anabranch.agent.telemetry.meters import AgentMeters
 from anabranch.cli import anabranch as program
 from anabranch.client import Client, Run
 from anabranch.config import Settings
+from anabranch.declarations.declared import Declared, RemoteOptions
 from anabranch.tools.meters import ToolMeters
 from anabranch.watch import Build
 
@@ -126,6 +127,17 @@ def test_errors_that_the_client_is_said_to_raise_can_be_imported_by_its_users() 
     named = set(re.findall(r"`([A-Z]\w+)`", said)) & set(vars(errors))
 
     assert {"StoreError", "Forbidden", "RunFailed"} <= named <= set(__all__)
+
+
+def test_the_page_on_tools_has_every_keyword_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)`( \*)? \| `(.+?)` \|", (DOCS / "tools.md").read_text(), flags=re.MULTILINE)
+
+    assert {name: ast.literal_eval(default) for name, _, default in rows} == vars_of(Declared())
+    assert {name for name, marked, _ in rows if not marked} == RemoteOptions.__annotations__.keys() | {"queue"}
+
+
+def vars_of(declared: Declared) -> dict[str, Any]:
+    return {item.name: getattr(declared, item.name) for item in fields(declared)}
 
 
 # --- settings -----------------------------------------------------------------------------------------------------
