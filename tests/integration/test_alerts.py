@@ -128,16 +128,6 @@ def test_an_entry_says_how_to_see_it_what_it_means_and_what_to_do(name: str) -> 
         assert part in text, f"{name} lacks {part}"
 
 
-def test_settings_in_the_runbook_exist() -> None:
-    from anabranch.config import Settings
-    from anabranch.environment import _PREFIXES, shown
-
-    known = {_PREFIXES[section] + name.upper() for section, items in shown(Settings()).items() if section in _PREFIXES
-             for name in items}  # fmt: skip
-
-    assert set(re.findall(r"\bANABRANCH_[A-Z_]+\b", RUNBOOK.read_text())) <= known
-
-
 def test_the_chart_ships_the_alerts_as_they_are_but_for_what_its_values_say() -> None:
     rule = render(value_sets()["everything"]).one("PrometheusRule")
     shipped = {item["alert"]: item for group in rule["spec"]["groups"] for item in group["rules"]}

@@ -1,7 +1,7 @@
 """Our commands as documents and services write them, parsed by the command line itself, and not run.
 
 Responsible for: that a command which somebody will copy exists, with the options that it is given. Must never: run it.
-Called by: tests of the runbook and of compose.yaml.
+Called by: tests of the documents and of compose.yaml.
 """
 
 from __future__ import annotations

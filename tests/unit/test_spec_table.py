@@ -17,7 +17,7 @@ def places() -> Iterator[tuple[str, str]]:
     for line in TABLE.splitlines():
         file = None
         for quoted in re.findall(r"`([^`]+)`", re.sub(r"\(`[^)]*\)", "", line)):
-            if re.fullmatch(r"(agent|tools|kafka)/\w+\.py", quoted):
+            if quoted.endswith(".py"):
                 file = quoted
             elif file is not None:
                 yield file, quoted.split("(")[0].rpartition(".")[2]

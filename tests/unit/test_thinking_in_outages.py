@@ -71,6 +71,19 @@ def test_a_wrong_request_opens_no_breaker(code: str) -> None:
     assert desk.thinker._meters.model_breaker_opened.copied() == {}
 
 
+def test_a_model_that_rejects_requests_is_warned_of_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    def arrange(desk: Desk) -> None:
+        desk.submit(50, fallback=None)
+        asyncio.get_running_loop().call_later(100.0, desk.submit, 5, None)
+
+    thought(Provider(own=lambda at: Hopeless("model_rejected", "401: invalid key 'k'")), arrange)
+
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 2
+    assert all(record.getMessage().endswith("the model own rejects its request: 401") for record in warned)
+    assert {record.__dict__["content"] for record in warned} == {"401: invalid key 'k'"}
+
+
 def test_retries_cannot_storm() -> None:
     """Nine of ten calls fail; the breaker is out of the way. What is tried again is a part of what is asked first."""
     chance = random.Random(1)

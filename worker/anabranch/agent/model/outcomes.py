@@ -35,7 +35,7 @@ from anabranch.wording import counted
 log = logging.getLogger(__name__)
 
 WARN_AGAIN_S: Final = 60.0
-"""How often the log warns of a run whose model keeps failing."""
+"""How often the log warns of a run whose model keeps failing, and of a model that rejects requests."""
 
 
 def usage_in(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,6 +52,7 @@ class Outcomes:
         self._prices, self._meters, self._large, self._clockwork = prices, meters, large, clockwork
         self._known: dict[str, Price | None] = {}  # by model, as far as one was asked for
         self._odd = set[str]()  # the models of which an odd usage was told
+        self._rejected: dict[str, float] = {}  # when it was told last of a model that it rejects requests
 
     async def replied(self, trying: Trying, context: BatchContext, reply: Reply) -> e.ModelReplied:
         """The reply with its plan. What was read is paid for, whatever becomes of it; raises `Hopeless` if the log does
@@ -136,6 +137,17 @@ class Outcomes:
         else:
             log.debug("run %s: the model is tried again in %.1f s: %s", run_id, pause_s, reason)
 
+    def rejected(self, trying: Trying, error: Hopeless) -> None:
+        """Tell the worker's log, once a minute for each model: with a wrong key it rejects all that it is asked."""
+        model, context, now = trying.lane.model, trying.request.context, self._clockwork.steady()
+        if now - self._rejected.get(model, -WARN_AGAIN_S) >= WARN_AGAIN_S:
+            self._rejected[model] = now
+            kind, _, _ = error.message.partition(":")  # what follows may quote the request
+            said = error.message if context.sealer is None else None
+            log.warning(
+                "run %s: the model %s rejects its request: %s", context.run_id, model, kind, extra={"content": said}
+            )
+
     def so_far(self, trying: Trying) -> e.ModelDiscarded:
         """The attempt that is out as if it came to nothing now. It is not counted: that comes when it does."""
         context, why = trying.context, "the run's deadline has passed"
@@ -178,3 +190,8 @@ class Outcomes:
 
 def _is_cut(request: Request) -> bool:
     return request.fitting is not None and request.fitting.cut is not None
+
+
+def too_late(trying: Trying, why: str) -> Hopeless:
+    tries = counted(trying.tries, "try", "tries")
+    return Hopeless("model_unavailable", f"the model cannot be had before the run's deadline, after {tries}: {why}")

@@ -24,7 +24,7 @@ from anabranch.agent.model.breaker import Verdict
 from anabranch.agent.model.granting import Grants
 from anabranch.agent.model.jobs import Call, Job, Trying
 from anabranch.agent.model.lanes import Lanes, ModelLane
-from anabranch.agent.model.outcomes import Outcomes, usage_in
+from anabranch.agent.model.outcomes import Outcomes, too_late, usage_in
 from anabranch.agent.model.retrying import RULES, Tries, pause_s
 from anabranch.agent.model.seam import Hopeless, Model, Transient
 from anabranch.agent.model.switching import Switching
@@ -310,6 +310,7 @@ class Thinker:
             raise
         except Hopeless as error:
             usage, outcome, verdict = error.usage or {}, "rejected", "there"
+            self._outcomes.rejected(trying, error)
             raise
         finally:
             self._meters.model_calls.count(lane.model, outcome)
@@ -330,7 +331,7 @@ class Thinker:
             is_new = trying.lane.model not in trying.asked
             pause = 0.0 if is_new else pause_s(error, trying.tries, left, self._settings, chance)
         if pause is None:
-            raise _too_late(trying, error.reason)
+            raise too_late(trying, error.reason)
         self._outcomes.waits(trying, pause, error.reason)
         await asyncio.sleep(pause)
         self._meters.model_retries.count(trying.lane.model, error.failure)
@@ -359,11 +360,6 @@ class Thinker:
                 await granted
             self._meters.model_wait.observe(self._steady() - since, trying.lane.model)
         except TimeoutError:
-            raise _too_late(trying, why) from None
+            raise too_late(trying, why) from None
         finally:
             trying.lane.remove(job.tenant, trying, job.lane)
-
-
-def _too_late(trying: Trying, why: str) -> Hopeless:
-    tries = counted(trying.tries, "try", "tries")
-    return Hopeless("model_unavailable", f"the model cannot be had before the run's deadline, after {tries}: {why}")
