@@ -25,8 +25,8 @@ class Meter:
         self.pacer, self.at, self.order = pacer, list[float](), list[int]()
         self.left_s: Callable[[int], float] = lambda order: math.inf
 
-    async def call(self, order: int, takes_s: float = 0.0, lane: Lane = "interactive") -> None:
-        joined = self.pacer.join(order, takes_s, lambda: self.left_s(order), lane=lane)
+    async def call(self, order: int, takes_s: float = 0.0, lane: Lane = "interactive", behind: int = 0) -> None:
+        joined = self.pacer.join(order, takes_s, lambda: self.left_s(order), lane=lane, behind=behind)
         async with self.pacer.inside(joined) as turn:
             if turn.granted:
                 await turn.start()

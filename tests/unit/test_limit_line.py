@@ -6,14 +6,16 @@ Called by: pytest.
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.pacing import Meter, most_in_a_second, pacer
-from tests.support.virtual import virtually
+from tests.support.virtual import now, virtually
 
 from anabranch.fields import Lane
+from anabranch.limit_line import Line, Turn
 
 LINES = st.lists(st.sampled_from(["interactive", "bulk"]), min_size=1, max_size=40)
 
@@ -62,6 +64,76 @@ def test_who_gives_up_keeps_those_who_would_have_been_next(lanes: list[Lane], fo
     stay, after = virtually(run)
     whole = started(lanes).order
     assert stay == after == whole[10 : 10 + len(stay)]
+
+
+def order_with(behind: int, lane: Lane, joins_s: float = 0.05, others: int = 6) -> list[int]:
+    """What becomes of calls 1, 2, ... of the bulk lane, and of 0, which joins a little later, and so far behind."""
+
+    async def run() -> list[int]:
+        meter = Meter(pacer(10.0))
+        calls = [asyncio.create_task(meter.call(order, lane="bulk")) for order in range(1, others + 1)]
+        await asyncio.sleep(joins_s)
+        await asyncio.gather(meter.call(0, lane=lane, behind=behind), *calls)
+        return meter.order
+
+    return virtually(run)
+
+
+@pytest.mark.parametrize("lane", ["interactive", "bulk"])
+def test_who_stands_behind_others_lets_so_many_of_any_lane_go_first(lane: Lane) -> None:
+    assert order_with(0, lane) == [1, 0, 2, 3, 4, 5, 6]
+    assert order_with(3, lane) == [1, 2, 3, 4, 0, 5, 6]
+    assert order_with(50, lane) == [1, 2, 3, 4, 5, 6, 0], "nobody else waits"
+
+
+def test_who_stands_behind_others_lets_those_go_first_that_come_while_nobody_may_start() -> None:
+    async def run() -> list[int]:
+        meter = Meter(pacer(10.0))
+        meter.pacer.pause(60.0)
+        calls = [asyncio.create_task(meter.call(0, behind=8))]
+        await asyncio.sleep(30.0)
+        calls += [asyncio.create_task(meter.call(order)) for order in range(1, 4)]
+        await asyncio.gather(*calls)
+        return meter.order
+
+    assert virtually(run) == [1, 2, 3, 0]
+
+
+def test_who_stands_behind_others_and_is_not_wanted_any_more_leaves_the_line_in_time() -> None:
+    async def run() -> list[float]:
+        meter = Meter(pacer(10.0))
+        meter.pacer.pause(60.0)
+        meter.left_s = lambda order: 30.0 - now()
+        await meter.call(0, behind=8)
+        return [now(), *meter.at]
+
+    assert virtually(run) == [pytest.approx(30.0, abs=0.2)]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["interactive", "bulk"]), st.sampled_from([0, 0, 1, 5])), max_size=20))
+def test_what_is_said_of_the_next_turns_comes_true(calls: list[tuple[Lane, int]]) -> None:
+    """Of some that stay when a home is given up, too: they are those, and no others."""
+
+    def come(line: Line) -> list[Turn]:
+        came = []
+        while (first := line.first()) is not None:
+            line.pop(first)
+            came.append(first)
+        return came
+
+    async def run() -> None:
+        whole, part, paced = Line(4), Line(4), pacer(1.0)
+        for order, (lane, behind) in enumerate(calls):
+            turn = Turn(order, 0.0, lambda: math.inf, paced, lane=lane)
+            whole.add(turn, behind)
+            part.add(turn, behind)
+        foretold = list(whole.in_turn())
+        assert len(foretold) == len(calls)
+        part.keep(foretold[:10])
+        assert come(whole) == foretold
+        assert set(come(part)) == set(foretold[:10])
+
+    virtually(run)
 
 
 def test_who_joins_and_is_next_at_once_waits_for_no_timer_of_the_other_lane() -> None:

@@ -164,6 +164,17 @@ async def test_a_pause_sends_the_call_back_to_the_front_of_the_line() -> None:
     assert api.started == [0, 1, 1, 1, 2, 3]
 
 
+async def test_a_call_that_is_refused_for_ever_lets_more_and_more_others_go_first() -> None:
+    api = Api("100/s")
+    api.answers[0] = [RateLimited(after=0.005) for _ in range(1000)]
+    async with ToolBench(api.app).running() as bench:
+        await bench.assign()
+        bench.deliver(*(ask(offset) for offset in range(20)))
+        await until(lambda: results(bench) == list(range(1, 20)), what="all others have results")
+    assert api.started[:13] == [0, 0, 0, 1, 0, 2, 3, 0, 4, 5, 6, 7, 0]
+    assert api.started[: api.started.index(19)].count(0) <= 7
+
+
 async def test_a_call_that_waits_for_the_end_of_a_pause_is_given_back() -> None:
     api = Api("5/s")
     api.answers[0] = [RateLimited(after=60)]

@@ -110,14 +110,15 @@ class Pacer:
         left_s: Callable[[], float],
         then: Callable[[], None] | None = None,
         lane: Lane = "interactive",
+        behind: int = 0,
     ) -> Turn:
-        """Stand in the line. Raises `ShareLost`."""
+        """Stand in the line, `behind` so many others. Raises `ShareLost`."""
         if self._closed_at is not None:
             raise ShareLost
         if not self._line and self._due < (now := self._loop.time()):  # only while somebody waits can it be late
             self._due, self._owed = now, 0.0
         turn = Turn(order, lasts_s, left_s, self, then, lane)
-        self._line.add(turn)
+        self._line.add(turn, behind)
         if self._line.first() is turn:  # else whoever is first knows already when it may start
             self.go_on()
         return turn

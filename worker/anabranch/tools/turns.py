@@ -1,8 +1,10 @@
 """The turns of one call whose tool has a limit: before each try it waits in the line of its home, then for a slot.
 
 While it waits it holds neither a place of the limit nor a slot of the worker, and counts as not begun, so that a
-rebalance gives it back instead of handing it off. `serving.py` lets it in for the first time; the executor passes it
-before each try.
+rebalance gives it back instead of handing it off. What the API refuses goes back to the front of the line: it would
+refuse the next one, too. But it may be that one call alone which it will never take, so that others go first from the
+third time in a row on: one, then two, four and so on. `serving.py` lets it in for the first time; the executor passes
+it before each try.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from anabranch.app import RateLimited, Retryable, Tool
 from anabranch.limit_line import Turn
@@ -20,6 +22,10 @@ from anabranch.tools.slots import Slots, in_line_of
 
 if TYPE_CHECKING:
     from anabranch.tools.serving import Job
+
+
+REFUSALS: Final = 15
+"""How many in a row are counted: then 4,096 others go first, and more do not wait in the line of a home."""
 
 
 class Paced:
@@ -32,6 +38,8 @@ class Paced:
         self._inside = AsyncExitStack()
         self._turn: Turn | None = None
         self._joined: Turn | None = None
+        self._refused = 0  # times in a row
+        self._behind = 0  # how many go first the next time
 
     def join(self, then: Callable[[], None]) -> None:
         """Stand in the line already, while the call has no task; `then` makes one. Raises `ShareLost`."""
@@ -50,9 +58,10 @@ class Paced:
                 turn.pacer.leave(turn)
 
     def _join(self, then: Callable[[], None] | None = None) -> Turn:
-        job = self._job
+        job, behind, self._behind = self._job, self._behind, 0
         pacer = self._shares.pacer(self._limit, job.call.tenant, job.record.partition)
-        return pacer.join(job.offset, self._tool.spec.timeout_s, self._left_s, then, job.call.lane or "interactive")
+        lasts_s, lane = self._tool.spec.timeout_s, job.call.lane or "interactive"
+        return pacer.join(job.offset, lasts_s, self._left_s, then, lane, behind)
 
     async def enter(self) -> None:
         """Wait for the turn. Raises `ShareLost`."""
@@ -76,11 +85,19 @@ class Paced:
             raise TimeoutError
         try:
             yield
-        except (Retryable, RateLimited, Paused):
+        except (Retryable, RateLimited, Paused) as error:
             self._job.begun = False  # until its next try it waits
+            self._note(error)
             raise
         finally:
             await self.leave()
+
+    def _note(self, error: Retryable | RateLimited | Paused) -> None:
+        if isinstance(error, RateLimited):
+            self._refused = min(self._refused + 1, REFUSALS)
+            self._behind = 2**self._refused // 8
+        elif isinstance(error, Retryable):
+            self._refused = 0
 
     async def start(self) -> None:
         assert self._turn is not None, "inside of a try"
