@@ -74,7 +74,7 @@ async def traffic(cluster: Cluster, namespace: str) -> AsyncIterator[Traffic]:
         await going.goes_on(WELL_S)
         await going.commits(WELL_S)
         await going.end(WELL_S)
-        going.check(await read_until(cluster.bootstrap, topic, lambda there: len(there) >= going.written))
+        going.check(await read_until(cluster.bootstrap, topic, going.is_all))
 
 
 async def test_leaders_that_move_die_and_come_back_cost_nothing(cluster: Cluster, namespace: str, seed: int) -> None:
@@ -194,7 +194,7 @@ async def test_a_partition_without_a_leader_is_waited_for_at_leisure(
         rates = {name: count / took for name, count in asked.items()}
         await going.goes_on(WELL_S)
         await going.end(WELL_S)
-        going.check(await read_until(cluster.bootstrap, topic, lambda there: len(there) >= going.written))
+        going.check(await read_until(cluster.bootstrap, topic, going.is_all))
     assert took > 0.5, "else this measures nothing"
     assert max(rates.values(), default=0) < 60, f"a second, of an appender, a member and a reader: {rates}"
     assert cpu < took / 2, f"busy for {cpu:.1f} of {took:.1f} s: {rates}"

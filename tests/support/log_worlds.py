@@ -18,6 +18,7 @@ from anabranch.codec import Outgoing, Record
 from anabranch.config import KafkaSettings
 from anabranch.kafka.connect import KafkaBroker
 from anabranch.kafka.memory.cluster import MemoryBroker, MemorySubscription
+from anabranch.kafka.meters import RoleMeters
 from anabranch.kafka.pump import KafkaSubscription
 from anabranch.kafka.seam import Broker, Place, Subscription
 from anabranch.kafka.sent import Acked
@@ -62,10 +63,11 @@ class KafkaWorld:
 
     def __init__(self, bootstrap: str, namespace: str) -> None:
         self.namespace = namespace
+        self.meters = RoleMeters()
         self._settings = KafkaSettings(bootstrap=bootstrap, session_timeout_s=6.0)
 
     def broker(self) -> Broker:
-        return KafkaBroker(self._settings)
+        return KafkaBroker(self._settings, self.meters)
 
     async def expel(self, subscription: Subscription) -> None:
         assert isinstance(subscription, KafkaSubscription)
