@@ -9,6 +9,7 @@ import asyncio
 
 import pytest
 from tests.support.bench import PLACE, Group, ToolBench, call
+from tests.support.virtual import virtually
 from tests.support.wait import until
 
 from anabranch import App, Limit
@@ -158,22 +159,26 @@ async def test_a_call_is_given_up_before_its_key_is_free_for_others(bookings: Bo
 OTHER_KEYS = [call(n, "book", {"account": n, "number": n}, key=f"key-{n}") for n in range(60)]
 
 
-async def test_calls_in_the_line_of_a_limit_that_stay_start_here() -> None:
-    """Else nobody makes them before the time of their hand-off is over."""
-    bookings = Bookings(Limit("bank", "50/s"))
-    async with ToolBench(bookings.app).running() as bench:
-        await bench.assign()
-        bench.deliver(*OTHER_KEYS)
-        await until(lambda: bookings.begun, what="the first have started")
-        await bench.revoke()
-        at = bench.group.stands[PLACE]
-        finished = at.offset + len(marks.read(at.offset, at.metadata).finished)
-        assert finished > 30, "nobody reads these again"
-        await until(lambda: len(bookings.begun) >= finished, what="they have started")
-        for number in bookings.begun:
-            bookings.end(number)
-        await until(lambda: bench.worker.running == 0, what="they are over")
-    assert bookings.begun == list(range(finished))
+def test_calls_in_the_line_of_a_limit_that_stay_start_here() -> None:
+    """Else nobody makes them before the end of their hand-off. In virtual time, for whoever is late is sent back."""
+
+    async def run() -> None:
+        bookings = Bookings(Limit("bank", "50/s"))
+        async with ToolBench(bookings.app).running() as bench:
+            await bench.assign()
+            bench.deliver(*OTHER_KEYS)
+            await until(lambda: bookings.begun, what="the first have started")
+            await bench.revoke()
+            at = bench.group.stands[PLACE]
+            finished = at.offset + len(marks.read(at.offset, at.metadata).finished)
+            assert finished > 30, "nobody reads these again"
+            await until(lambda: len(bookings.begun) >= finished, what="they have started")
+            for number in bookings.begun:
+                bookings.end(number)
+            await until(lambda: bench.worker.running == 0, what="they are over")
+        assert bookings.begun == list(range(finished))
+
+    virtually(run)
 
 
 async def no_commit() -> None:
